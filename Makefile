@@ -1,0 +1,27 @@
+# `make demo` and `make test` install what they need (once) on a Debian 12 machine, as root.
+
+PYTHON := .venv/bin/python
+READY  := .venv/.ready
+
+.PHONY: demo test bench lint clean
+
+demo: $(READY)
+	$(PYTHON) -m vconfs demo
+
+test: lint
+	$(PYTHON) -m pytest
+
+bench: $(READY)
+	$(PYTHON) -m benchmarks
+
+lint: $(READY)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+$(READY): scripts/bootstrap pyproject.toml
+	scripts/bootstrap
+	touch $@
+
+clean:
+	rm -rf .venv .cache

@@ -1,0 +1,1 @@
+"""The commands: they parse arguments and wire the layers together, nothing else."""

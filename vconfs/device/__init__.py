@@ -1,0 +1,1 @@
+"""How the guest end reaches a device: one module for each kind of DEVICE url."""

@@ -1,0 +1,1 @@
+"""A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations."""

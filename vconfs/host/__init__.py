@@ -1,0 +1,1 @@
+"""The host end: ports joined to chardevs."""

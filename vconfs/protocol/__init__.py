@@ -1,0 +1,1 @@
+"""Wire formats and state machines: no I/O, no trio, no clock."""

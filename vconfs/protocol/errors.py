@@ -1,0 +1,13 @@
+"""Whose fault it was: the two errors that every protocol module raises."""
+
+
+class ProtocolError(Exception):
+    """A rule of a wire protocol was broken."""
+
+
+class LocalProtocolError(ProtocolError):
+    """Our own caller asked for something that the protocol does not allow."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer sent something that the protocol does not allow."""
