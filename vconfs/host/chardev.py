@@ -1,0 +1,95 @@
+"""What a chardev is: the far side of a port of the host end.
+
+A chardev joins one port to something outside: a socket, a pty, a program. It is *connected* or
+not, and that is what the guest learns by PORT_OPEN. It runs as one task of the host's nursery.
+Kinds of chardev are found by entry point (group `vconfs.chardevs`), so that another package can
+add one; ours come by the same door.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Protocol, Self
+
+import trio
+
+from vconfs.protocol.events import Buffer
+
+
+class ChardevError(Exception):
+    """A chardev cannot start; the message is one line that names the thing and the way out."""
+
+
+class PortSide(Protocol):
+    """A port, as its chardev sees it."""
+
+    id: int
+    name: bytes
+
+    #: Where to hand the guest's data without a task in between: called with each piece, it says
+    #: how many bytes it took; the rest is queued for `receive`. The piece is good for that call.
+    sink: Callable[[memoryview], int] | None
+    #: Where to get data for the guest without a task in between: called with the number of bytes
+    #: that can be sent now, it gives at most so many, or none.
+    source: Callable[[int], Buffer] | None
+
+    @property
+    def guest_connected(self) -> bool:
+        """Whether the guest has the port open."""
+
+    def connect(self) -> None:
+        """Tell the guest that somebody is there."""
+
+    def disconnect(self) -> None:
+        """Tell the guest that nobody is there; unread data from the guest stays if the port caches."""
+
+    async def wait_guest(self, connected: bool) -> None:
+        """Wait until the guest has the port open, or has it closed."""
+
+    async def receive(self, size: int = 1 << 16) -> bytes:
+        """Wait for bytes from the guest and give at most `size` of them, never none."""
+
+    async def receive_message(self) -> bytes:
+        """Wait for one whole write request of the guest and give its bytes."""
+
+    async def send(self, data: Buffer) -> None:
+        """Send all of `data` to the guest, waiting while it throttles us or has no buffers."""
+
+    def send_nowait(self, data: Buffer) -> int:
+        """Send what the guest takes at once: the number of bytes, 0 if it takes none now."""
+
+
+class Chardev(ABC):
+    """The far side of one port."""
+
+    #: Whether it wants guest data by whole write requests (`PortSide.receive_message`).
+    keeps_boundaries = False
+
+    @classmethod
+    @abstractmethod
+    def parse(cls, argument: str) -> Self:
+        """Make one of what stands behind the colon of KIND:ARGUMENT; ValueError says what is wrong."""
+
+    @abstractmethod
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve `port` until cancelled; `started` is called when others can connect.
+
+        Raises ChardevError when it cannot start.
+        """
+
+
+def parse_chardev(text: str) -> Chardev:
+    """Make a chardev of KIND[:ARGUMENT]; ValueError names the unknown kind or the bad argument."""
+    kind, _, argument = text.partition(":")
+    found = entry_points(group="vconfs.chardevs", name=kind)
+    if not found:
+        known = ", ".join(sorted(point.name for point in entry_points(group="vconfs.chardevs")))
+        raise ValueError(f"unknown chardev {kind!r}: it is one of {known}")
+    factory = next(iter(found)).load()
+    chardev = factory.parse(argument)
+    assert isinstance(chardev, Chardev)
+    return chardev

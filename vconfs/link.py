@@ -1,0 +1,73 @@
+"""What lies between the two ends: buffers of numbered queues, carried in order both ways.
+
+A link is all that an end knows of the way to the other one, be it virtqueues in shared memory or
+a byte stream. The same interface serves the guest end and the host end. Nothing here waits: the
+link tells its owner when buffers have come (`received`) or can go (`room`), and the owner then
+takes or sends as much as it likes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+from vconfs.protocol.events import Buffer
+
+
+class LinkOwner(Protocol):
+    """The end that uses a link; called by it, and free to call it back."""
+
+    def received(self, queue: int) -> None:
+        """Buffers have come on `queue`: see `Link.receive`."""
+
+    def room(self, queue: int) -> None:
+        """Buffers can be sent on `queue` again."""
+
+    def config_changed(self) -> None:
+        """The config space may have changed (never called on the host end)."""
+
+    def lost(self, reason: str) -> None:
+        """The link is gone for good: the peer left, or broke a rule."""
+
+
+class Link(ABC):
+    """One way to the other end, for one connection's lifetime.
+
+    `features` are the negotiated feature bits. After the owner was told `lost`, nothing comes
+    and nothing can be sent, but calling is still harmless.
+    """
+
+    features: int
+    owner: LinkOwner
+
+    @property
+    @abstractmethod
+    def config(self) -> bytes:
+        """The device's config space as it is now."""
+
+    @abstractmethod
+    def room_for(self, queue: int, header_size: int) -> int:
+        """How many bytes of data fit now into the free buffers of `queue`, headers apart."""
+
+    @abstractmethod
+    def capacity(self, queue: int) -> int:
+        """How many bytes, header included, the next buffer of `queue` holds; 0: there is none."""
+
+    @abstractmethod
+    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+        """Fill the next buffer of `queue`; it goes out with the next `flush`.
+
+        The caller has seen that `capacity` is enough.
+        """
+
+    @abstractmethod
+    def receive(self, queue: int) -> memoryview | None:
+        """Give the next buffer that came on `queue`: a view that is good until its `done`."""
+
+    @abstractmethod
+    def done(self, queue: int) -> None:
+        """Give back the oldest buffer received on `queue`; effective with the next `flush`."""
+
+    @abstractmethod
+    def flush(self, queue: int) -> None:
+        """Let the other end see everything sent or given back on `queue`, and notify it."""

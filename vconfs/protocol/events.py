@@ -1,0 +1,164 @@
+"""What either end of a console protocol tells its owner: one frozen class for each thing.
+
+Both dialects give these same events, so that nobody above them asks which one is spoken.
+`id` is always the port's number on its device.
+"""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from attrs import frozen
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+
+@frozen
+class PortAdded:
+    """The host has a port with this id."""
+
+    id: int
+
+
+@frozen
+class PortRemoved:
+    """The host has taken this port away."""
+
+    id: int
+
+
+@frozen
+class PortReady:
+    """The guest has taken up a port (virtio1 PORT_READY), or failed to."""
+
+    id: int
+    ready: bool
+
+
+@frozen
+class PortOpened:
+    """The other side opened (connected) its end of the port, or closed it."""
+
+    id: int
+    opened: bool
+
+
+@frozen
+class PortNamed:
+    """The port's name, without the trailing NUL that some hosts send; empty: it has none."""
+
+    id: int
+    name: bytes
+
+
+@frozen
+class NameAsked:
+    """The guest asks for the port's name (v8)."""
+
+    id: int
+
+
+@frozen
+class NameStale:
+    """The port's name may have changed: the guest should ask again (v8)."""
+
+    id: int
+
+
+@frozen
+class ConsolePort:
+    """This port is a console."""
+
+    id: int
+
+
+@frozen
+class CacheSet:
+    """Whether data that nobody has read survives a close of the port."""
+
+    id: int
+    cache: bool
+
+
+@frozen
+class Throttled:
+    """The other side wants no more data on this port, or wants it again."""
+
+    id: int
+    throttled: bool
+
+
+@frozen
+class LimitSet:
+    """How many unread bytes the guest may hold for this port before it throttles the host."""
+
+    id: int
+    limit: int
+
+
+@frozen
+class Resized:
+    """The size of the console on this port, in characters."""
+
+    id: int
+    cols: int
+    rows: int
+
+
+@frozen
+class DeviceReady:
+    """The guest's driver is up (virtio1 DEVICE_READY), or gave up."""
+
+    ready: bool
+
+
+@frozen
+class Data:
+    """Bytes for a port.
+
+    `data` is a view of the received buffer: use or copy it before the buffer goes back.
+    `size` is the length of the whole write request in its first buffer and 0 in the others;
+    None where the dialect does not tell (virtio1).
+    """
+
+    id: int
+    data: memoryview
+    size: int | None = None
+
+
+@frozen
+class Ignored:
+    """Something that the peer may not send; it changes nothing but a count.
+
+    `id` is the port it was about, None where that cannot be told.
+    """
+
+    id: int | None
+    reason: str
+
+
+Event: TypeAlias = (
+    PortAdded
+    | PortRemoved
+    | PortReady
+    | PortOpened
+    | PortNamed
+    | NameAsked
+    | NameStale
+    | ConsolePort
+    | CacheSet
+    | Throttled
+    | LimitSet
+    | Resized
+    | DeviceReady
+    | Data
+    | Ignored
+)
+
+
+@frozen
+class Message:
+    """One buffer that an end wants sent: the queue it goes to, and its bytes."""
+
+    queue: int
+    data: bytes

@@ -1,0 +1,300 @@
+"""The seed's dialect, spoken by both ends ("v8 patch": the kernel patch of October 2009).
+
+Theory of operation
+-------------------
+All ports share two queues: 0 carries buffers from the host to the guest (input), 1 from the
+guest to the host (output). With MULTIPORT every buffer starts with a header; if its INTERNAL
+flag is set, a control packet follows, else data:
+
+    header   u32 id, u32 flags, u32 size      flags bit 0: INTERNAL
+    control  u16 event, u16 value             then the name, for PORT_NAME
+
+The config space (u16 cols, u16 rows, u32 nr_active_ports) says which ports there are: 0 up to
+nr_active_ports - 1. A config change with a larger number adds ports, with the same number it
+means that port 0's name may be another, with a smaller one it takes the last ports away.
+
+Without MULTIPORT there are no headers and no control packets: one port, 0, which is a console
+and whose other side counts as open.
+
+An end here has no inputs but the bytes it is given and no outputs but what its methods return.
+`receive` makes one event of one buffer; what the peer may not send becomes `Ignored`, never an
+exception, because a bad buffer of one port must not stop the others. A method for each thing to
+send returns a `Message`, or None where this peer would not understand it.
+
+Two things that consoles need have no message in the seed: taking a port away that is not the
+last, and a size for each console. Where both ends offer feature bit 23 (PORT_EVENTS, ours) they
+have: events 6 PORT_ADD, 7 PORT_REMOVE and 8 RESIZE (u16 cols, u16 rows follow).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from enum import IntEnum
+from typing import ClassVar, Final, TypeAlias
+
+from vconfs.protocol.errors import LocalProtocolError
+from vconfs.protocol.events import (
+    CacheSet,
+    ConsolePort,
+    Data,
+    Event,
+    Ignored,
+    LimitSet,
+    Message,
+    NameAsked,
+    NameStale,
+    PortAdded,
+    PortNamed,
+    PortOpened,
+    PortRemoved,
+    Resized,
+    Throttled,
+)
+
+F_SIZE: Final = 1 << 0
+F_MULTIPORT: Final = 1 << 1
+F_PORT_EVENTS: Final = 1 << 23
+FEATURES: Final = F_SIZE | F_MULTIPORT | F_PORT_EVENTS
+
+INPUT: Final = 0
+OUTPUT: Final = 1
+QUEUES: Final = 2
+
+INTERNAL: Final = 1
+
+HEADER: Final = struct.Struct("<III")
+CONTROL: Final = struct.Struct("<HH")
+CONFIG: Final = struct.Struct("<HHI")
+SIZE: Final = struct.Struct("<HH")
+_HEADER_CONTROL: Final = struct.Struct("<IIIHH")
+
+#: The longest name: what fits into one page beside header and control packet.
+NAME_MAX: Final = 4096 - HEADER.size - CONTROL.size
+#: More ports than this are not believed; the standard's own bound for ids is its queue count.
+PORTS_MAX: Final = 1 << 15
+#: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
+LIMIT_UNIT: Final = 1 << 20
+
+
+#: Control event -> what to make of (id, value, payload).
+_Handlers: TypeAlias = Mapping[int, Callable[[int, int, memoryview], Event]]
+
+
+class ControlEvent(IntEnum):
+    """The `event` of a control packet."""
+
+    PORT_OPEN = 0
+    PORT_NAME = 1
+    CONSOLE_PORT = 2
+    CACHE_BUFFERS = 3
+    THROTTLE_PORT = 4
+    BUFFER_LIMIT = 5
+    PORT_ADD = 6
+    PORT_REMOVE = 7
+    RESIZE = 8
+
+
+class _End:
+    """What both ends share: the framing of buffers, and the messages that go both ways."""
+
+    #: The queue that this end sends on.
+    sends_on: int
+    #: Back-pressure on a port is a THROTTLE_PORT message, and the buffers are everybody's.
+    throttles = True
+
+    def __init__(self, features: int) -> None:
+        self.features = features
+        self.multiport = bool(features & F_MULTIPORT)
+        #: Bytes in front of the data of every buffer.
+        self.header_size = HEADER.size if self.multiport else 0
+        self._extended = self.multiport and bool(features & F_PORT_EVENTS)
+
+    @property
+    def queues(self) -> int:
+        """How many virtqueues this end uses."""
+        return QUEUES
+
+    def data_queue(self, id: int) -> int:
+        """The queue on which data of a port is sent: the same one for all."""
+        return self.sends_on
+
+    def data_header(self, id: int, size: int) -> bytes:
+        """What stands in front of data; `size` is the whole request's length, then 0."""
+        return HEADER.pack(id, 0, size) if self.multiport else b""
+
+    def port_open(self, id: int, opened: bool) -> Message | None:
+        """Say that our side of the port was opened, or closed."""
+        return self._control(id, ControlEvent.PORT_OPEN, opened)
+
+    def throttle(self, id: int, on: bool) -> Message | None:
+        """Ask the peer to stop sending on this port, or to go on."""
+        return self._control(id, ControlEvent.THROTTLE_PORT, on)
+
+    def receive(self, queue: int, buffer: memoryview) -> Event:
+        """Make an event of one buffer that came in on `queue`."""
+        if not self.multiport:
+            return Data(0, buffer)
+        if len(buffer) < HEADER.size:
+            return Ignored(None, f"a buffer of {len(buffer)} bytes has no whole header")
+        id, flags, size = HEADER.unpack_from(buffer)
+        if not flags & INTERNAL:
+            return Data(id, buffer[HEADER.size :], size)
+        packet = buffer[HEADER.size :]
+        if len(packet) < CONTROL.size:
+            return Ignored(id, f"a control packet of {len(packet)} bytes is too short")
+        event, value = CONTROL.unpack_from(packet)
+        handler = self._handlers.get(event)
+        if handler is None or (event > ControlEvent.BUFFER_LIMIT and not self._extended):
+            return Ignored(id, f"unknown control event {event}")
+        return handler(id, value, packet[CONTROL.size :])
+
+    _handlers: ClassVar[_Handlers]
+
+    def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
+        if not self.multiport:
+            return None
+        size = CONTROL.size + len(payload)
+        head = _HEADER_CONTROL.pack(id, INTERNAL, size, event, value)
+        return Message(self.sends_on, head + payload)
+
+    def _extension(self, id: int, event: int, payload: bytes = b"") -> Message | None:
+        return self._control(id, event, 1, payload) if self._extended else None
+
+
+def _named(id: int, value: int, payload: memoryview) -> Event:
+    name = bytes(payload)
+    if len(name) > NAME_MAX + 1:
+        return Ignored(id, f"a name of {len(name)} bytes is longer than {NAME_MAX}")
+    return PortNamed(id, name.removesuffix(b"\0"))
+
+
+def _resized(id: int, value: int, payload: memoryview) -> Event:
+    if len(payload) < SIZE.size:
+        return Ignored(id, f"a RESIZE with {len(payload)} bytes of size is too short")
+    cols, rows = SIZE.unpack_from(payload)
+    return Resized(id, cols, rows)
+
+
+def _opened(id: int, value: int, payload: memoryview) -> Event:
+    return PortOpened(id, bool(value))
+
+
+def _throttled(id: int, value: int, payload: memoryview) -> Event:
+    return Throttled(id, bool(value))
+
+
+def _console(id: int, value: int, payload: memoryview) -> Event:
+    return ConsolePort(id) if value else Ignored(id, "CONSOLE_PORT with value 0")
+
+
+class GuestEnd(_End):
+    """The driver's end of the dialect.
+
+    `features` are the negotiated ones (F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
+    """
+
+    sends_on = OUTPUT
+    _handlers: ClassVar[_Handlers] = {
+        ControlEvent.PORT_OPEN: _opened,
+        ControlEvent.PORT_NAME: _named,
+        ControlEvent.CONSOLE_PORT: _console,
+        ControlEvent.CACHE_BUFFERS: lambda id, value, payload: CacheSet(id, bool(value)),
+        ControlEvent.THROTTLE_PORT: _throttled,
+        ControlEvent.BUFFER_LIMIT: lambda id, value, payload: LimitSet(id, value * LIMIT_UNIT),
+        ControlEvent.PORT_ADD: lambda id, value, payload: (
+            PortAdded(id) if id < PORTS_MAX else Ignored(id, f"port id {id} is too large")
+        ),
+        ControlEvent.PORT_REMOVE: lambda id, value, payload: PortRemoved(id),
+        ControlEvent.RESIZE: _resized,
+    }
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self._ports = 0
+        self._size = (0, 0)
+
+    def receive_config(self, config: bytes) -> list[Event]:
+        """Say what a config space means, at the start and after each config interrupt."""
+        if len(config) < CONFIG.size:
+            return [Ignored(None, f"a config space of {len(config)} bytes is too short")]
+        cols, rows, ports = CONFIG.unpack_from(config)
+        return self._count_changed(ports) + self._size_changed(cols, rows)
+
+    def device_ready(self) -> Message | None:
+        """Nothing: in this dialect the host waits for no such message."""
+        return None
+
+    def port_ready(self, id: int) -> Message | None:
+        """Ask for the port's name: what the guest does for every port that it has added."""
+        return self._control(id, ControlEvent.PORT_NAME, 0)
+
+    def _count_changed(self, ports: int) -> list[Event]:
+        if not self.multiport:
+            first = not self._ports
+            self._ports = 1
+            return [PortAdded(0), ConsolePort(0), PortOpened(0, True)] if first else []
+        ports, before = max(ports, 1), self._ports
+        if ports > PORTS_MAX:
+            return [Ignored(None, f"{ports} ports are more than {PORTS_MAX}")]
+        self._ports = ports
+        if ports == before:
+            return [NameStale(0)]
+        added: list[Event] = [PortAdded(id) for id in range(before, ports)]
+        return added or [PortRemoved(id) for id in range(ports, before)]
+
+    def _size_changed(self, cols: int, rows: int) -> list[Event]:
+        if not self.features & F_SIZE or (cols, rows) == self._size:
+            return []
+        self._size = (cols, rows)
+        return [Resized(0, cols, rows)]
+
+
+class HostEnd(_End):
+    """The device's end of the dialect.
+
+    `features` are the negotiated ones (F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
+    """
+
+    sends_on = INPUT
+    _handlers: ClassVar[_Handlers] = {
+        ControlEvent.PORT_OPEN: _opened,
+        ControlEvent.PORT_NAME: lambda id, value, payload: NameAsked(id),
+        ControlEvent.THROTTLE_PORT: _throttled,
+    }
+
+    def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes:
+        """The config space for this many ports (the largest id and one)."""
+        return CONFIG.pack(cols, rows, ports)
+
+    def port_name(self, id: int, name: bytes) -> Message | None:
+        """Tell the port's name."""
+        if len(name) > NAME_MAX:
+            raise LocalProtocolError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
+        return self._control(id, ControlEvent.PORT_NAME, 1, name)
+
+    def console_port(self, id: int) -> Message | None:
+        """Tell that the port is a console."""
+        return self._control(id, ControlEvent.CONSOLE_PORT, 1)
+
+    def cache_buffers(self, id: int, on: bool) -> Message | None:
+        """Tell whether unread data survives a close."""
+        return self._control(id, ControlEvent.CACHE_BUFFERS, on)
+
+    def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
+        """Tell how many MiB of unread data the guest may hold for the port."""
+        if not 0 < mebibytes < 1 << 16:
+            raise LocalProtocolError(f"a buffer limit is 1 to 65535 MiB, not {mebibytes}")
+        return self._control(id, ControlEvent.BUFFER_LIMIT, mebibytes)
+
+    def port_add(self, id: int) -> Message | None:
+        """Announce a port whose id is below nr_active_ports (PORT_EVENTS only)."""
+        return self._extension(id, ControlEvent.PORT_ADD)
+
+    def port_remove(self, id: int) -> Message | None:
+        """Take a port away (PORT_EVENTS only; else a smaller config can take the last one)."""
+        return self._extension(id, ControlEvent.PORT_REMOVE)
+
+    def resize(self, id: int, cols: int, rows: int) -> Message | None:
+        """Tell the size of the console on a port (PORT_EVENTS only; else see `config`)."""
+        return self._extension(id, ControlEvent.RESIZE, SIZE.pack(cols, rows))
