@@ -1,0 +1,418 @@
+"""Split virtqueues over a memoryview, the driver's side and the device's (virtio 1.2 §2.7).
+
+Theory of operation
+-------------------
+A queue is three tables in memory that both sides see. The *descriptor table* says where buffers
+are. The driver offers one by putting the number of its first descriptor into the *available ring*
+and moving `avail.idx` on; the device gives it back through the *used ring*, with the number of
+bytes that it wrote, and moves `used.idx` on. Each index counts up for ever, modulo 2**16; entry i
+of a ring stands in slot i modulo the queue's size. Each table is written by one side only.
+
+Both sides collect entries and make them visible at once (`publish`): one write of an index for
+a batch. `publish` also says whether the other side wants to be notified. It can ask not to be, by
+a flag, or with EVENT_IDX name the entry after which it wants to be.
+
+Nothing in the tables is trusted by the side that did not write it. Whatever breaks a rule there
+raises RemoteProtocolError with the field and its value; the queue is then of no more use.
+
+On memory order: entries are written before the index that announces them, and x86 keeps stores in
+order. The one reordering that it does, a store after a later load, concerns a side that turns
+notifications on and then looks for entries: `request_calls` and `request_kicks` look after the
+store, and an interpreter's instructions in between drain the store buffer.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
+
+from attrs import frozen
+
+from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+assert sys.byteorder == "little", "the rings are cast to native integers, and are little-endian"
+
+F_INDIRECT_DESC: Final = 1 << 28
+F_EVENT_IDX: Final = 1 << 29
+
+DESC_NEXT: Final = 1
+DESC_WRITE: Final = 2
+DESC_INDIRECT: Final = 4
+NO_NOTIFY: Final = 1  # avail.flags: no interrupts, please; used.flags: no kicks, please
+
+SIZE_MAX: Final = 1 << 15
+
+_DESC: Final = struct.Struct("<QIHH")  # address, length, flags, next
+_INDEX_MASK: Final = 0xFFFF
+
+Segment: TypeAlias = tuple[int, int, bool]  # offset, length, whether the device may write
+
+
+@frozen
+class Layout:
+    """Where the parts of one queue are: device addresses, or offsets into the driver's memory.
+
+    descriptor table: 16 bytes each, aligned to 16; available ring: u16 flags, u16 idx, u16 each,
+    u16 used_event, aligned to 2; used ring: u16 flags, u16 idx, 8 bytes each, u16 avail_event,
+    aligned to 4.
+    """
+
+    size: int
+    desc: int
+    avail: int
+    used: int
+
+    @classmethod
+    def at(cls, size: int, offset: int) -> Layout:
+        """Lay the parts out one after the other from `offset` on."""
+        _check_size(size)
+        desc = -(-offset // 16) * 16
+        avail = desc + 16 * size
+        used = -(-(avail + 6 + 2 * size) // 4) * 4
+        return cls(size, desc, avail, used)
+
+    @property
+    def end(self) -> int:
+        """The first byte after the last part, where the parts stand one after the other."""
+        return self.used + 6 + 8 * self.size
+
+
+def _check_size(size: int) -> None:
+    if not 0 < size <= SIZE_MAX or size & (size - 1):
+        raise LocalProtocolError(f"a queue's size is a power of two up to {SIZE_MAX}, not {size}")
+
+
+def _passed(event: int, old: int, new: int) -> bool:
+    """Whether an index that went from `old` to `new` has passed entry `event` (§2.7.7.2)."""
+    return (new - event - 1) & _INDEX_MASK < (new - old) & _INDEX_MASK
+
+
+class DriverQueue:
+    """The driver's side of a queue, in memory that it shares with the device.
+
+    `base` is the device address of the memory's first byte. Buffers are named by their offset in
+    that memory.
+    """
+
+    def __init__(
+        self, memory: memoryview, layout: Layout, *, base: int = 0, event_idx: bool = False
+    ) -> None:
+        size = layout.size
+        _check_size(size)
+        self.size = size
+        self._desc = memory[layout.desc : layout.desc + 16 * size]
+        self._avail = memory[layout.avail : layout.avail + 6 + 2 * size].cast("H")
+        self._used = memory[layout.used : layout.used + 6 + 8 * size].cast("H")
+        self._used_entries = memory[layout.used + 4 : layout.used + 4 + 8 * size].cast("I")
+        self._base = base
+        self._mask = size - 1
+        self._event_idx = event_idx
+        self._free = list(range(size - 1, -1, -1))
+        #: Of each head in flight: how much the device may write; -1: not in flight.
+        self._writable = [-1] * size
+        #: Of each head in flight with several descriptors: the other ones.
+        self._rest: dict[int, list[int]] = {}
+        self._added = 0  # avail.idx with what is not published yet
+        self._published = 0
+        self._seen = 0  # used.idx up to which entries were taken
+        self._flying = 0
+        self._wants_calls = True
+
+    @property
+    def free(self) -> int:
+        """Descriptors that are not in flight."""
+        return len(self._free)
+
+    @property
+    def in_flight(self) -> int:
+        """Buffers that were added and have not come back."""
+        return self._flying
+
+    def add(self, offset: int, length: int, *, writable: bool) -> int:
+        """Offer a buffer of one descriptor; give the number that it comes back under.
+
+        LocalProtocolError: no descriptor is free.
+        """
+        if not self._free:
+            raise LocalProtocolError("no descriptor is free")
+        head = self._free.pop()
+        flags = DESC_WRITE if writable else 0
+        _DESC.pack_into(self._desc, 16 * head, self._base + offset, length, flags, 0)
+        self._offer(head, length if writable else 0)
+        return head
+
+    def add_chain(self, segments: Sequence[Segment]) -> int:
+        """Offer a buffer of several descriptors, those that the device may write last."""
+        if not 0 < len(segments) <= len(self._free):
+            raise LocalProtocolError(f"{len(segments)} descriptors are wanted, {self.free} free")
+        heads = [self._free.pop() for _ in segments]
+        flags = [DESC_WRITE if segment[2] else 0 for segment in segments]
+        if flags != sorted(flags):
+            raise LocalProtocolError("what the device may write comes after what it may read")
+        for i, (head, (offset, length, _)) in enumerate(zip(heads, segments, strict=True)):
+            after = heads[i + 1] if i + 1 < len(heads) else None
+            more = 0 if after is None else DESC_NEXT
+            address = self._base + offset
+            _DESC.pack_into(self._desc, 16 * head, address, length, flags[i] | more, after or 0)
+        if len(heads) > 1:
+            self._rest[heads[0]] = heads[1:]
+        self._offer(heads[0], sum(length for _, length, writable in segments if writable))
+        return heads[0]
+
+    def _offer(self, head: int, writable: int) -> None:
+        self._writable[head] = writable
+        self._avail[2 + (self._added & self._mask)] = head
+        self._added = (self._added + 1) & _INDEX_MASK
+        self._flying += 1
+
+    def publish(self) -> bool:
+        """Show the device what was added; True: it wants to be kicked."""
+        old, new = self._published, self._added
+        if old == new:
+            return False
+        self._avail[1] = self._published = new
+        if self._event_idx:
+            return _passed(self._used[2 + 4 * self.size], old, new)
+        return not self._used[0] & NO_NOTIFY
+
+    def has_used(self) -> bool:
+        """Whether a buffer has come back."""
+        return self._seen != self._used[1]
+
+    def pop_used(self) -> tuple[int, int] | None:
+        """Take back a buffer: its number, and how many bytes were written; None: there is none."""
+        index, seen = self._used[1], self._seen
+        if index == seen:
+            return None
+        if (index - seen) & _INDEX_MASK > self._flying:
+            raise RemoteProtocolError(
+                f"used.idx jumped from {seen} to {index} with {self._flying} buffers in flight"
+            )
+        entry = 2 * (seen & self._mask)
+        head, written = self._used_entries[entry], self._used_entries[entry + 1]
+        if head > self._mask or self._writable[head] < 0:
+            raise RemoteProtocolError(f"used id {head} was not in flight")
+        if written > self._writable[head]:
+            raise RemoteProtocolError(
+                f"used length {written} is more than the buffer's {self._writable[head]} bytes"
+            )
+        self._take_back(head)
+        if self._event_idx and self._wants_calls:
+            self._avail[2 + self.size] = self._seen
+        return head, written
+
+    def _take_back(self, head: int) -> None:
+        self._writable[head] = -1
+        if self._rest and head in self._rest:
+            self._free += self._rest.pop(head)
+        self._free.append(head)
+        self._seen = (self._seen + 1) & _INDEX_MASK
+        self._flying -= 1
+
+    def suppress_calls(self) -> None:
+        """Ask for no interrupts; a hint, for with EVENT_IDX one may come in 2**16 entries."""
+        self._wants_calls = False
+        if not self._event_idx:
+            self._avail[0] = NO_NOTIFY
+
+    def request_calls(self) -> bool:
+        """Ask for an interrupt at the next buffer; True: one has come back already."""
+        self._wants_calls = True
+        if self._event_idx:
+            self._avail[2 + self.size] = self._seen
+        else:
+            self._avail[0] = 0
+        return self.has_used()
+
+
+class GuestMemory:
+    """The driver's memory as the device knows it: regions at device addresses.
+
+    Raises RemoteProtocolError for regions that overlap or are empty.
+    """
+
+    def __init__(self, regions: Iterable[tuple[int, memoryview]]) -> None:
+        self._regions = sorted(
+            ((start, start + len(view), view) for start, view in regions),
+            key=lambda region: region[0],
+        )
+        last = 0
+        for start, end, _ in self._regions:
+            if start == end:
+                raise RemoteProtocolError(f"the memory region at {start:#x} is empty")
+            if start < last:
+                raise RemoteProtocolError(f"the memory region at {start:#x} overlaps another")
+            last = end
+
+    def view(self, address: int, length: int) -> memoryview:
+        """Give `length` bytes from `address` on; they must lie in one region."""
+        for start, end, view in self._regions:
+            if start <= address and address + length <= end:
+                return view[address - start : address - start + length]
+        raise RemoteProtocolError(f"{length} bytes at {address:#x} are outside of the memory")
+
+
+class Chain:
+    """A buffer that the driver offers: what the device may read, then what it may write."""
+
+    __slots__ = ("head", "readable", "readable_length", "writable", "writable_length")
+
+    def __init__(self, head: int) -> None:
+        self.head = head
+        self.readable: list[memoryview] = []
+        self.writable: list[memoryview] = []
+        self.readable_length = 0
+        self.writable_length = 0
+
+
+class DeviceQueue:
+    """The device's side of a queue.
+
+    `layout` gives addresses in `memory`. `next_avail` says where to begin, for a queue that was
+    stopped and goes on.
+    """
+
+    def __init__(
+        self,
+        memory: GuestMemory,
+        layout: Layout,
+        *,
+        event_idx: bool = False,
+        next_avail: int = 0,
+    ) -> None:
+        size = layout.size
+        _check_size(size)
+        self.size = size
+        self._memory = memory
+        self._desc = memory.view(layout.desc, 16 * size)
+        self._avail = memory.view(layout.avail, 6 + 2 * size).cast("H")
+        self._used = memory.view(layout.used, 6 + 8 * size).cast("H")
+        self._used_entries = memory.view(layout.used + 4, 8 * size).cast("I")
+        self._mask = size - 1
+        self._event_idx = event_idx
+        #: How much may be written of each head that was taken and not pushed; -1: not taken.
+        self._writable = [-1] * size
+        self._taken = 0
+        self._next = next_avail & _INDEX_MASK
+        self._pushed = self._published = next_avail & _INDEX_MASK
+        self._wants_kicks = True
+
+    @property
+    def next_avail(self) -> int:
+        """The index of the first entry that has not been used: where a restart begins."""
+        return (self._next - self._taken) & _INDEX_MASK
+
+    @property
+    def in_flight(self) -> int:
+        """Buffers that were taken and not pushed."""
+        return self._taken
+
+    def has_available(self) -> bool:
+        """Whether the driver has offered a buffer that was not taken."""
+        return self._next != self._avail[1]
+
+    def pop(self) -> Chain | None:
+        """Take the next buffer that the driver offers; None: there is none."""
+        index = self._avail[1]
+        if index == self._next:
+            return None
+        if (index - self._next) & _INDEX_MASK > self.size - self._taken:
+            raise RemoteProtocolError(
+                f"avail.idx jumped from {self._next} to {index} in a queue of {self.size}"
+            )
+        head = self._avail[2 + (self._next & self._mask)]
+        if head > self._mask:
+            raise RemoteProtocolError(f"avail head {head} in a queue of {self.size}")
+        if self._writable[head] >= 0:
+            raise RemoteProtocolError(f"avail head {head} is in flight already")
+        chain = self._read_chain(head)
+        self._writable[head] = chain.writable_length
+        self._taken += 1
+        self._next = (self._next + 1) & _INDEX_MASK
+        if self._event_idx and self._wants_kicks:
+            self._used[2 + 4 * self.size] = self._next
+        return chain
+
+    def _read_chain(self, head: int) -> Chain:
+        chain = Chain(head)
+        address, length, flags, _ = _DESC.unpack_from(self._desc, 16 * head)
+        if flags & DESC_INDIRECT:
+            if flags & DESC_NEXT:
+                raise RemoteProtocolError(f"descriptor {head} is INDIRECT and has NEXT")
+            self._walk(chain, *self._indirect_table(address, length))
+        elif flags & DESC_NEXT:
+            self._walk(chain, self._desc, self.size, head)
+        else:
+            self._append(chain, address, length, flags)
+        return chain
+
+    def _indirect_table(self, address: int, length: int) -> tuple[memoryview, int, int]:
+        count, rest = divmod(length, 16)
+        if rest or not 0 < count <= SIZE_MAX:
+            raise RemoteProtocolError(f"an indirect table of {length} bytes")
+        return self._memory.view(address, length), count, 0
+
+    def _walk(self, chain: Chain, table: memoryview, size: int, first: int) -> None:
+        after = first
+        for _ in range(size):
+            address, length, flags, following = _DESC.unpack_from(table, 16 * after)
+            if flags & DESC_INDIRECT:
+                raise RemoteProtocolError(f"descriptor {after} is INDIRECT inside a chain")
+            self._append(chain, address, length, flags)
+            if not flags & DESC_NEXT:
+                return
+            after = following
+            if after >= size:
+                raise RemoteProtocolError(f"descriptor next {after} in a table of {size}")
+        raise RemoteProtocolError(f"the chain of head {chain.head} has a loop")
+
+    def _append(self, chain: Chain, address: int, length: int, flags: int) -> None:
+        view = self._memory.view(address, length)
+        if flags & DESC_WRITE:
+            chain.writable.append(view)
+            chain.writable_length += length
+        elif chain.writable:
+            raise RemoteProtocolError(f"head {chain.head}: a readable part after a writable one")
+        else:
+            chain.readable.append(view)
+            chain.readable_length += length
+
+    def push(self, head: int, written: int) -> None:
+        """Give a buffer back, with the number of bytes written; shown by `publish`."""
+        if not 0 <= head <= self._mask or self._writable[head] < 0:
+            raise LocalProtocolError(f"head {head} is not in flight")
+        if written > self._writable[head]:
+            raise LocalProtocolError(f"{written} bytes are more than head {head} holds")
+        self._writable[head] = -1
+        self._taken -= 1
+        entry = 2 * (self._pushed & self._mask)
+        self._used_entries[entry] = head
+        self._used_entries[entry + 1] = written
+        self._pushed = (self._pushed + 1) & _INDEX_MASK
+
+    def publish(self) -> bool:
+        """Show the driver what was pushed; True: it wants to be interrupted."""
+        old, new = self._published, self._pushed
+        if old == new:
+            return False
+        self._used[1] = self._published = new
+        if self._event_idx:
+            return _passed(self._avail[2 + self.size], old, new)
+        return not self._avail[0] & NO_NOTIFY
+
+    def suppress_kicks(self) -> None:
+        """Ask for no kicks; a hint, as in `DriverQueue.suppress_calls`."""
+        self._wants_kicks = False
+        if not self._event_idx:
+            self._used[0] = NO_NOTIFY
+
+    def request_kicks(self) -> bool:
+        """Ask for a kick at the next buffer; True: one has been offered already."""
+        self._wants_kicks = True
+        if self._event_idx:
+            self._used[2 + 4 * self.size] = self._next
+        else:
+            self._used[0] = 0
+        return self.has_available()
