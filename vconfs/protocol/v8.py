@@ -119,6 +119,14 @@ class _End:
         """The queue on which data of a port is sent: the same one for all."""
         return self.sends_on
 
+    def receive_queue(self, id: int) -> int:
+        """The queue on which data of a port comes: the same one for all."""
+        return INPUT + OUTPUT - self.sends_on
+
+    def port_of(self, queue: int) -> int | None:
+        """No queue is one port's alone."""
+        return None
+
     def data_header(self, id: int, size: int) -> bytes:
         """What stands in front of data; `size` is the whole request's length, then 0."""
         return HEADER.pack(id, 0, size) if self.multiport else b""

@@ -1,0 +1,72 @@
+"""What both dialects offer, so that the layers above need not know which one is spoken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final, Protocol
+
+from attrs import frozen
+
+from vconfs.protocol import v8
+from vconfs.protocol.events import Event, Message
+
+
+class End(Protocol):
+    """What the guest end and the host end of a dialect share."""
+
+    multiport: bool
+    throttles: bool
+    header_size: int
+
+    @property
+    def queues(self) -> int:
+        """How many virtqueues the dialect uses."""
+
+    def data_queue(self, id: int) -> int:
+        """The queue on which this end sends data of a port."""
+
+    def receive_queue(self, id: int) -> int:
+        """The queue on which this end receives data of a port."""
+
+    def port_of(self, queue: int) -> int | None:
+        """The only port whose data comes on `queue`; None: several, or control messages."""
+
+    def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
+    def port_open(self, id: int, opened: bool) -> Message | None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool) -> Message | None: ...  # noqa: D102
+    def receive(self, queue: int, buffer: memoryview) -> Event: ...  # noqa: D102
+
+
+class Guest(End, Protocol):
+    """The driver's end of a dialect."""
+
+    def receive_config(self, config: bytes) -> list[Event]: ...  # noqa: D102
+    def device_ready(self) -> Message | None: ...  # noqa: D102
+    def port_ready(self, id: int) -> Message | None: ...  # noqa: D102
+
+
+class Host(End, Protocol):
+    """The device's end of a dialect."""
+
+    def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes: ...  # noqa: D102
+    def port_name(self, id: int, name: bytes) -> Message | None: ...  # noqa: D102
+    def console_port(self, id: int) -> Message | None: ...  # noqa: D102
+    def cache_buffers(self, id: int, on: bool) -> Message | None: ...  # noqa: D102
+    def buffer_limit(self, id: int, mebibytes: int) -> Message | None: ...  # noqa: D102
+    def port_add(self, id: int) -> Message | None: ...  # noqa: D102
+    def port_remove(self, id: int) -> Message | None: ...  # noqa: D102
+    def resize(self, id: int, cols: int, rows: int) -> Message | None: ...  # noqa: D102
+
+
+@frozen
+class Dialect:
+    """One dialect: its two ends, and the features that they have together."""
+
+    guest: Callable[[int], Guest]
+    host: Callable[[int], Host]
+    features: int
+
+
+DIALECTS: Final[Mapping[str, Dialect]] = {
+    "v8": Dialect(v8.GuestEnd, v8.HostEnd, v8.FEATURES),
+}
