@@ -39,6 +39,8 @@ class Link(ABC):
 
     features: int
     owner: LinkOwner
+    #: The most bytes that can be on their way to us in buffers that were handed out already.
+    in_flight: int
 
     @property
     @abstractmethod

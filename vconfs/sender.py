@@ -7,6 +7,7 @@ and gets one helping when it is at the head, so that ports which share a queue s
 from __future__ import annotations
 
 from collections import defaultdict, deque
+from collections.abc import Callable
 from typing import Protocol
 
 import trio
@@ -25,10 +26,6 @@ class SendingEnd(Protocol):
 
     def data_queue(self, id: int) -> int: ...  # noqa: D102
     def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
-
-
-class LinkLost(Exception):
-    """The link went away while somebody waited to send on it."""
 
 
 class Sender:
@@ -65,22 +62,28 @@ class Sender:
             raise trio.WouldBlock
         return self._put(queue, id, data)
 
-    async def send(self, id: int, data: Buffer) -> int:
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
 
-        Raises LinkLost when the link goes away meanwhile.
+        Gives 0 when the link goes away, or when `wanted` does not hold any more; it is asked
+        again after each `nudge`.
         """
         queue = self._end.data_queue(id)
         async with self._turn[queue]:
-            while True:
-                if self._closed:
-                    raise LinkLost
+            while not self._closed and wanted():
                 if not self._backlog[queue]:
                     try:
                         return self._put(queue, id, data)
                     except trio.WouldBlock:
                         pass
                 await self._room[queue].park()
+        return 0
+
+    def nudge(self, id: int) -> None:
+        """Let whoever waits to send for this port look whether it is still wanted."""
+        queue = self._end.data_queue(id)
+        if queue in self._room:
+            self._room[queue].unpark()
 
     def room(self, queue: int) -> None:
         """Use the room that has come on `queue`."""
@@ -89,7 +92,7 @@ class Sender:
             self._room[queue].unpark()
 
     def close(self) -> None:
-        """Send nothing any more; everybody who waits gets LinkLost."""
+        """Send nothing any more; whoever waits gives up."""
         self._closed = True
         self._backlog.clear()
         for lot in self._room.values():

@@ -1,0 +1,100 @@
+"""ByteQueue against a model: a list of bytes and marks."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vconfs.bytequeue import ByteQueue
+
+
+def drain(queue: ByteQueue, size: int) -> bytes:
+    return b"".join(queue.take(size))
+
+
+def test_takes_across_pieces_in_order() -> None:
+    queue = ByteQueue()
+    queue.put(b"ab")
+    queue.put(b"c" * 100_000)
+    queue.put(memoryview(b"de"))
+    assert queue.size == 100_004
+    assert drain(queue, 3) == b"abc"
+    assert drain(queue, 200_000) == b"c" * 99_999 + b"de"
+    assert queue.size == 0
+    assert drain(queue, 10) == b""
+
+
+def test_never_takes_past_a_mark() -> None:
+    queue = ByteQueue()
+    queue.put(b"old")
+    queue.put_mark()
+    queue.put_mark()  # two hang-ups with nothing between are one
+    queue.put(b"new")
+    assert drain(queue, 100) == b"old"
+    assert queue.at_mark
+    assert drain(queue, 100) == b""
+    queue.take_mark()
+    assert drain(queue, 100) == b"new"
+
+
+def test_pieces_given_out_do_not_change_when_more_comes() -> None:
+    queue = ByteQueue()
+    queue.put(b"abcdef")
+    pieces = queue.take(3)
+    queue.put(b"ghi")
+    assert b"".join(pieces) == b"abc"
+    assert drain(queue, 100) == b"defghi"
+
+
+def test_a_flood_of_single_bytes_is_stored_in_few_chunks() -> None:
+    queue = ByteQueue()
+    for _ in range(200_000):
+        queue.put(b"x")
+    assert len(queue.take(1 << 20)) < 10
+
+
+def test_clear_tells_what_was_dropped() -> None:
+    queue = ByteQueue()
+    queue.put(b"abc")
+    queue.put_mark()
+    queue.take(1)
+    assert queue.clear() == 2
+    assert not queue.at_mark
+    assert queue.size == 0
+
+
+_STEPS = st.lists(
+    st.one_of(
+        st.binary(max_size=50),
+        st.integers(40_000, 70_000).map(lambda size: b"z" * size),
+        st.just(None),
+        st.integers(0, 100_000),
+    ),
+    max_size=30,
+)
+
+
+@given(_STEPS)
+def test_agrees_with_a_list(steps: list[bytes | int | None]) -> None:
+    queue = ByteQueue()
+    model: list[bytes | None] = []
+    for step in steps:
+        if step is None:
+            queue.put_mark()
+            if not model or model[-1] is not None:
+                model.append(None)
+        elif isinstance(step, bytes):
+            queue.put(step)
+            if step:
+                if model and model[-1] is not None:
+                    model[-1] += step
+                else:
+                    model.append(step)
+        else:
+            expected = b""
+            if model and (head := model[0]) is not None:
+                expected, rest = head[:step], head[step:]
+                model[:1] = [rest] if rest else []
+            assert drain(queue, step) == expected
+        assert queue.size == sum(len(piece) for piece in model if piece is not None)
+        assert queue.at_mark == bool(model and model[0] is None)
