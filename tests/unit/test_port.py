@@ -1,0 +1,516 @@
+"""What one port does: each row of "What a file does", on a line that is a list."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Callable
+
+import pytest
+import trio
+import trio.testing
+
+from vconfs.port import Opener, Port, PortOptions
+from vconfs.protocol.events import Buffer
+
+IN = select.POLLIN | select.POLLRDNORM
+OUT = select.POLLOUT | select.POLLWRNORM
+HUP = select.POLLHUP
+
+
+class FakeLine:
+    """Takes up to `room` bytes, and notes what it is asked to tell the host."""
+
+    def __init__(self, *, throttles: bool = True, room: int = 1 << 20) -> None:
+        self.throttles = throttles
+        self.in_flight = 1000
+        self.room = room
+        self.sent = bytearray()
+        self.told: list[tuple[str, int, bool]] = []
+        self.refills = 0
+        self._nudge = trio.lowlevel.ParkingLot()
+
+    def has_room(self, id: int) -> bool:
+        return self.room > 0
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        if not self.room:
+            raise trio.WouldBlock
+        taken = bytes(data[: self.room])
+        self.sent += taken
+        self.room -= len(taken)
+        return len(taken)
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        while wanted():
+            try:
+                return self.send_nowait(id, data)
+            except trio.WouldBlock:
+                await self._nudge.park()
+        return 0
+
+    def give_room(self, room: int) -> None:
+        self.room = room
+        self._nudge.unpark()
+
+    def nudge(self, id: int) -> None:
+        self._nudge.unpark()
+
+    def open_port(self, id: int, opened: bool) -> None:
+        self.told.append(("open", id, opened))
+
+    def throttle(self, id: int, on: bool) -> None:
+        self.told.append(("throttle", id, on))
+
+    def refill(self, port: Port) -> None:
+        self.refills += 1
+
+
+def make_port(
+    line: FakeLine | None = None, *, connected: bool = True, **options: object
+) -> tuple[Port, FakeLine]:
+    line = line or FakeLine()
+    port = Port(3, PortOptions(**options))  # type: ignore[arg-type]
+    port.attach(line)
+    port.set_connected(connected)
+    return port, line
+
+
+def taken(pieces: list[Buffer]) -> bytes:
+    return b"".join(pieces)
+
+
+# --- reading ------------------------------------------------------------------------------
+
+
+def test_read_gathers_over_several_buffers_up_to_the_count() -> None:
+    port, _ = make_port()
+    port.feed(b"one")
+    port.feed(b"two")
+    assert taken(port.read_nowait(4)) == b"onet"
+    assert taken(port.read_nowait(100)) == b"wo"
+
+
+def test_read_of_an_empty_connected_port_would_block() -> None:
+    port, _ = make_port()
+    with pytest.raises(trio.WouldBlock):
+        port.read_nowait(1)
+
+
+def test_read_without_a_host_is_end_of_file() -> None:
+    port, _ = make_port(connected=False)
+    assert port.read_nowait(1) == []
+
+
+def test_read_without_a_host_waits_when_asked_to() -> None:
+    port, _ = make_port(connected=False, wait=True)
+    with pytest.raises(trio.WouldBlock):
+        port.read_nowait(1)
+
+
+async def test_a_waiting_reader_gets_what_comes() -> None:
+    port, _ = make_port()
+    got: list[bytes] = []
+
+    async def reader() -> None:
+        got.append(taken(await port.read(10)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await trio.testing.wait_all_tasks_blocked()
+        port.feed(b"hello")
+    assert got == [b"hello"]
+
+
+async def test_readers_are_served_first_come_first_served() -> None:
+    port, _ = make_port()
+    got: list[tuple[int, bytes]] = []
+
+    async def reader(number: int) -> None:
+        got.append((number, taken(await port.read(1))))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            nursery.start_soon(reader, number)
+            await trio.testing.wait_all_tasks_blocked()
+        port.feed(b"abcde")
+        with pytest.raises(trio.WouldBlock):  # those who wait come first
+            port.read_nowait(1)
+    assert got == [(i, b"abcde"[i : i + 1]) for i in range(5)]
+
+
+async def test_a_cancelled_reader_takes_nothing_and_passes_its_turn() -> None:
+    port, _ = make_port()
+    got: list[bytes] = []
+
+    async def second() -> None:
+        got.append(taken(await port.read(10)))
+
+    async with trio.open_nursery() as nursery:
+        scope = trio.CancelScope()
+
+        async def first() -> None:
+            with scope:
+                got.append(taken(await port.read(10)))
+
+        nursery.start_soon(first)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(second)
+        await trio.testing.wait_all_tasks_blocked()
+        scope.cancel()
+        port.feed(b"data")
+    assert b"".join(got) == b"data"
+
+
+async def test_hang_up_while_waiting_is_end_of_file_for_everybody() -> None:
+    port, _ = make_port()
+    ends: list[int] = []
+
+    async def reader() -> None:
+        ends.append(len(await port.read(10)))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(reader)
+        await trio.testing.wait_all_tasks_blocked()
+        port.set_connected(False)
+    assert ends == [0] * 10
+
+
+# --- connections are kept apart -----------------------------------------------------------
+
+
+def test_what_came_before_a_hang_up_is_read_before_end_of_file() -> None:
+    port, _ = make_port()
+    port.feed(b"last words")
+    port.set_connected(False)
+    assert taken(port.read_nowait(100)) == b"last words"
+    assert port.read_nowait(100) == []
+
+
+def test_bytes_of_two_connections_are_separated_by_end_of_file() -> None:
+    port, _ = make_port()
+    port.open(Opener(1))
+    port.feed(b"old")
+    port.set_connected(False)
+    port.set_connected(True)
+    port.feed(b"new")
+    assert taken(port.read_nowait(100)) == b"old"
+    assert port.read_nowait(100) == []
+    assert taken(port.read_nowait(100)) == b"new"
+
+
+def test_a_hang_up_is_seen_even_after_all_was_read() -> None:
+    port, _ = make_port()
+    port.open(Opener(1))
+    port.feed(b"old")
+    port.read_nowait(100)
+    port.set_connected(False)
+    port.set_connected(True)
+    port.feed(b"new")
+    assert port.read_nowait(100) == []
+    assert taken(port.read_nowait(100)) == b"new"
+
+
+def test_a_hang_up_that_was_seen_is_not_seen_twice() -> None:
+    port, _ = make_port()
+    port.open(Opener(1))
+    port.feed(b"old")
+    port.read_nowait(100)
+    port.set_connected(False)
+    assert port.read_nowait(100) == []
+    port.set_connected(True)
+    port.feed(b"new")
+    assert taken(port.read_nowait(100)) == b"new"
+
+
+async def test_a_waiting_reader_sees_a_hang_up_though_the_host_is_back_at_once() -> None:
+    port, _ = make_port(wait=True)
+    port.open(Opener(1))
+    ends: list[int] = []
+
+    async def reader() -> None:
+        ends.append(len(await port.read(10)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        await trio.testing.wait_all_tasks_blocked()
+        port.set_connected(False)
+        port.set_connected(True)
+    assert ends == [0]
+
+
+# --- throttling the host ------------------------------------------------------------------
+
+
+def test_the_host_is_throttled_at_the_limit_and_let_go_below_half() -> None:
+    port, line = make_port(limit=100)
+    port.open(Opener(1))
+    line.told.clear()
+    port.feed(b"x" * 99)
+    assert line.told == []
+    port.feed(b"x")
+    assert line.told == [("throttle", 3, True)]
+    port.read_nowait(49)
+    assert port.guest_throttled
+    port.read_nowait(1)
+    assert line.told == [("throttle", 3, True), ("throttle", 3, False)]
+
+
+def test_close_while_throttled_lets_the_host_go_again() -> None:
+    """A defect of the v8 patch: it stayed throttled for ever."""
+    port, line = make_port(limit=100)
+    opener = Opener(1)
+    port.open(opener)
+    port.feed(b"x" * 100)
+    port.close(opener)
+    assert not port.guest_throttled
+    assert ("throttle", 3, False) in line.told
+
+
+def test_a_host_that_goes_on_sending_is_reset() -> None:
+    port, line = make_port(limit=100)
+    port.open(Opener(1))
+    for _ in range(20):
+        port.feed(b"x" * 100)
+        assert port.queued <= port.limit + line.in_flight
+    assert not port.host_connected
+    assert port.counters.resets == 1
+    assert port.counters.dropped == 2000
+    assert port.read_nowait(10) == []
+    port.set_connected(True)
+    port.feed(b"again")
+    assert taken(port.read_nowait(10)) == b"again"
+
+
+def test_a_limit_of_the_hosts_counts_instead_of_ours_and_at_once() -> None:
+    port, _ = make_port(limit=1000)
+    port.feed(b"x" * 500)
+    port.set_limit(400)
+    assert port.guest_throttled
+    port.set_limit(0)
+    assert port.limit == 1000
+
+
+# --- writing ------------------------------------------------------------------------------
+
+
+def test_write_goes_to_the_host_whether_it_is_connected_or_not() -> None:
+    port, line = make_port(connected=False)
+    assert port.write_nowait(b"hello") == 5
+    assert line.sent == b"hello"
+    assert port.counters.bytes_out == 5
+
+
+def test_write_is_short_when_buffers_run_out_and_blocks_when_none_is_free() -> None:
+    port, _ = make_port(FakeLine(room=3))
+    assert port.write_nowait(b"hello") == 3
+    with pytest.raises(trio.WouldBlock):
+        port.write_nowait(b"lo")
+
+
+def test_write_on_a_throttled_port_is_enospc_and_takes_nothing() -> None:
+    port, line = make_port()
+    port.set_throttled(True)
+    with pytest.raises(OSError) as caught:
+        port.write_nowait(b"x")
+    assert caught.value.errno == errno.ENOSPC
+    assert line.sent == b""
+
+
+async def test_write_on_a_throttled_port_waits_when_asked_to() -> None:
+    port, line = make_port(throttle="block")
+    port.set_throttled(True)
+    with pytest.raises(trio.WouldBlock):
+        port.write_nowait(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(port.write, b"hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.sent == b""
+        port.set_throttled(False)
+    assert line.sent == b"hello"
+
+
+async def test_a_write_that_waits_for_buffers_notices_a_throttle_and_a_removal() -> None:
+    for change, code in (
+        (lambda port: port.set_throttled(True), errno.ENOSPC),
+        (lambda port: port.remove(), errno.ENODEV),
+        (lambda port: port.detach(), errno.ENOTCONN),
+    ):
+        port, _ = make_port(FakeLine(room=0))
+        codes: list[int | None] = []
+
+        async def writer(port: Port = port, codes: list[int | None] = codes) -> None:
+            try:
+                await port.write(b"x")
+            except OSError as error:
+                codes.append(error.errno)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writer)
+            await trio.testing.wait_all_tasks_blocked()
+            change(port)
+        assert codes == [code]
+
+
+async def test_a_write_waits_for_buffers() -> None:
+    port, line = make_port(FakeLine(room=0))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(port.write, b"hello")
+        await trio.testing.wait_all_tasks_blocked()
+        line.give_room(10)
+    assert line.sent == b"hello"
+
+
+async def test_a_detached_port_refuses_writes_or_lets_them_wait() -> None:
+    port, line = make_port()
+    port.detach()
+    with pytest.raises(OSError) as caught:
+        port.write_nowait(b"x")
+    assert caught.value.errno == errno.ENOTCONN
+    port, line = make_port(throttle="block")
+    port.detach()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(port.write, b"hello")
+        await trio.testing.wait_all_tasks_blocked()
+        port.attach(line)
+    assert line.sent == b"hello"
+
+
+async def test_virtio1_writes_wait_for_a_host() -> None:
+    port, line = make_port(FakeLine(throttles=False), connected=False)
+    with pytest.raises(trio.WouldBlock):
+        port.write_nowait(b"x")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(port.write, b"hello")
+        await trio.testing.wait_all_tasks_blocked()
+        assert line.sent == b""
+        port.set_connected(True)
+    assert line.sent == b"hello"
+
+
+# --- poll ---------------------------------------------------------------------------------
+
+
+def test_poll_masks() -> None:
+    port, line = make_port(connected=False)
+    assert port.poll() == HUP | OUT
+    port.set_connected(True)
+    assert port.poll() == OUT
+    port.feed(b"x")
+    assert port.poll() == IN | OUT
+    port.set_throttled(True)
+    assert port.poll() == IN
+    port.set_throttled(False)
+    line.room = 0
+    assert port.poll() == IN
+    assert port.wants_room
+    port.remove()
+    assert port.poll() == IN | HUP | select.POLLERR
+    port.read_nowait(1)
+    assert port.poll() == HUP | select.POLLERR
+
+
+def test_poll_masks_of_virtio1() -> None:
+    port, _ = make_port(FakeLine(throttles=False), connected=False)
+    assert port.poll() == IN | HUP
+    port.set_connected(True)
+    assert port.poll() == OUT
+
+
+def test_every_change_is_told() -> None:
+    changes: list[int] = []
+    port = Port(1, on_change=lambda port: changes.append(port.poll()))
+    port.attach(FakeLine())
+    port.set_connected(True)
+    port.feed(b"x")
+    port.set_throttled(True)
+    port.set_throttled(False)
+    port.set_connected(False)
+    port.remove()
+    assert len(changes) == 7
+
+
+# --- open, close, removal -----------------------------------------------------------------
+
+
+def test_only_the_first_open_and_the_last_close_are_told() -> None:
+    """A defect of the v8 patch: the first of two closes told the host "closed"."""
+    port, line = make_port()
+    first, second = Opener(1), Opener(2)
+    port.open(first)
+    port.open(second)
+    port.feed(b"data")
+    port.close(first)
+    assert line.told == [("open", 3, True)]
+    assert port.queued == 4
+    port.close(second)
+    assert line.told == [("open", 3, True), ("open", 3, False)]
+    assert port.queued == 0
+    assert port.counters.dropped == 4
+
+
+@pytest.mark.parametrize("by_host", [True, False])
+def test_a_caching_port_keeps_unread_data_over_a_close(by_host: bool) -> None:
+    port, _ = make_port(cache=not by_host)
+    port.host_cache = by_host
+    opener = Opener(1)
+    port.open(opener)
+    port.feed(b"data")
+    port.close(opener)
+    assert taken(port.read_nowait(10)) == b"data"
+
+
+def test_an_exclusive_port_refuses_a_second_open() -> None:
+    port, _ = make_port(exclusive=True)
+    port.open(Opener(1))
+    with pytest.raises(OSError) as caught:
+        port.open(Opener(2))
+    assert caught.value.errno == errno.EBUSY
+
+
+async def test_removal_while_open() -> None:
+    port, _ = make_port()
+    port.open(Opener(1))
+    port.feed(b"rest")
+    port.remove()
+    assert taken(port.read_nowait(10)) == b"rest"
+    for call in (lambda: port.read_nowait(1), lambda: port.write_nowait(b"x")):
+        with pytest.raises(OSError) as caught:
+            call()
+        assert caught.value.errno == errno.ENODEV
+    with pytest.raises(OSError) as caught:
+        port.open(Opener(2))
+    assert caught.value.errno == errno.ENXIO
+
+
+def test_an_attached_port_that_is_open_says_so_again() -> None:
+    port, _ = make_port()
+    port.open(Opener(1))
+    port.detach()
+    assert not port.host_connected
+    again = FakeLine()
+    port.attach(again)
+    assert again.told == [("open", 3, True)]
+
+
+async def test_shutting_ends_every_wait() -> None:
+    port, _ = make_port(connected=False, wait=True, throttle="block")
+    outcomes: list[object] = []
+
+    async def reader() -> None:
+        outcomes.append(await port.read(10))
+
+    async def writer() -> None:
+        try:
+            await port.write(b"x")
+        except OSError as error:
+            outcomes.append(error.errno)
+
+    port.set_throttled(True)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(reader)
+        nursery.start_soon(writer)
+        await trio.testing.wait_all_tasks_blocked()
+        port.shut()
+    assert sorted(outcomes, key=str) == [errno.ENOTCONN, []]

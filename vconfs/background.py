@@ -1,0 +1,25 @@
+"""Tasks in the background of a block of code."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+
+@asynccontextmanager
+async def open_background() -> AsyncIterator[trio.Nursery]:
+    """Open a nursery for tasks that serve the block: they are cancelled when it ends.
+
+    What the block itself raises comes out as it is, not in an exception group.
+    """
+    raised: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            yield nursery
+        except Exception as error:
+            raised = error
+        nursery.cancel_scope.cancel()
+    if raised is not None:
+        raise raised

@@ -1,0 +1,112 @@
+"""The embedded device: a host end in the same process, over real rings in anonymous memory."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from vconfs.background import open_background
+from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.driver import Driver
+from vconfs.host.host import Host
+from vconfs.host.rings import DeviceLink
+from vconfs.ports import PortManager
+from vconfs.protocol.dialect import DIALECTS
+from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
+
+#: 64 buffers of 64 KiB each way and port or, in v8, for all ports.
+DATA_QUEUE = QueueSpec(size=64, slot_size=(1 << 16) + 64)
+CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
+
+#: So many notifications are answered at once; then other tasks have their turn.
+_TURN = 64
+
+
+class Doorbell:
+    """Notifies one end of the other's buffers, at once and never inside itself.
+
+    Ringing while an answer is under way is answered after it. When the two ends keep ringing
+    each other, the rest is left to `run`, so that nobody else starves.
+    """
+
+    def __init__(self) -> None:
+        self.answer: Callable[[int], None] = lambda queue: None
+        self._rung: dict[int, None] = {}  # an ordered set
+        self._answering = False
+        self._left = trio.lowlevel.ParkingLot()
+
+    def ring(self, queue: int) -> None:
+        """Notify of `queue`."""
+        self._rung[queue] = None
+        if not self._answering:
+            self._answer_some()
+
+    async def run(self) -> None:
+        """Answer what was left over."""
+        while True:
+            if not self._rung:
+                await self._left.park()
+            await trio.lowlevel.checkpoint()
+            self._answer_some()
+
+    def _answer_some(self) -> None:
+        self._answering = True
+        try:
+            for _ in range(_TURN):
+                if not self._rung:
+                    return
+                queue = next(iter(self._rung))
+                del self._rung[queue]
+                self.answer(queue)
+        finally:
+            self._answering = False
+        self._left.unpark_all()
+
+
+@asynccontextmanager
+async def open_embedded(
+    host: Host, manager: PortManager, dialect: str = "v8"
+) -> AsyncIterator[Driver]:
+    """Join the ports of `manager` to those of `host`, for as long as the block runs."""
+    spoken = DIALECTS[dialect]
+    host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)
+    specs = _queues(guest_end.queues)
+    view = memoryview(mmap.mmap(-1, sum(spec.memory for spec in specs.values())))
+    kicks, calls = Doorbell(), Doorbell()
+    driver_link = RingLink(
+        view,
+        specs,
+        features=spoken.features,
+        kick=kicks.ring,
+        read_config=lambda: host_end.config(host.port_count, *host.size),
+    )
+    guest_memory = GuestMemory([(0, view)])
+    rings = {
+        number: DeviceQueue(guest_memory, driver_link.layout(number))
+        for number in range(guest_end.queues)
+    }
+    device_link = DeviceLink(
+        rings, features=spoken.features, call=calls.ring, header_size=host_end.header_size
+    )
+    kicks.answer, calls.answer = device_link.kicked, driver_link.interrupt
+    backend = host.attach(device_link, host_end, driver_link.config_interrupt)
+    driver = Driver(manager, driver_link, guest_end)
+    async with open_background() as nursery:
+        nursery.start_soon(kicks.run)
+        nursery.start_soon(calls.run)
+        backend.start()
+        driver_link.start()
+        driver.start()
+        try:
+            yield driver
+        finally:
+            driver.stop()
+            host.detach()
+
+
+def _queues(count: int) -> dict[int, QueueSpec]:
+    control = (2, 3) if count > 2 else ()
+    return {n: CONTROL_QUEUE if n in control else DATA_QUEUE for n in range(count)}

@@ -1,0 +1,34 @@
+"""Names of files in the mount: vconNN for a port's id, and a file name for a port's name."""
+
+from __future__ import annotations
+
+import re
+
+_PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
+_FILE_NAME_MAX = 255
+#: Bytes that a file name cannot have, and the one that marks an encoded byte.
+_ENCODED = re.compile(rb"[/\0%]")
+
+
+def port_file(id: int) -> bytes:
+    """Name the file of a port."""
+    return b"vcon%d" % id
+
+
+def port_id(file: bytes) -> int | None:
+    """Tell which port a file is of; None: that is no port's file."""
+    match = _PORT_FILE.fullmatch(file)
+    return int(match[1]) if match else None
+
+
+def link_name(name: bytes) -> bytes | None:
+    """Make a file name of a port's name; None: it can have none.
+
+    "/", NUL and "%" are written %2F, %00 and %25, and the dots of "." and ".." %2E, so that two
+    names never get one link and a link never leaves its folder. Only names that are empty, or
+    longer than 255 bytes when encoded, have no link.
+    """
+    encoded = _ENCODED.sub(lambda match: b"%%%02X" % match[0][0], name)
+    if encoded in (b".", b".."):
+        encoded = encoded.replace(b".", b"%2E")
+    return encoded if 0 < len(encoded) <= _FILE_NAME_MAX else None

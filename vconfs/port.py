@@ -1,0 +1,410 @@
+"""A port of the guest end: what a program that has it open can do with it.
+
+Theory of operation
+-------------------
+A `Port` is a queue of bytes that came from the host, and a way to send to it. It outlives the
+connection to its device: while there is none, the port looks hung up.
+
+Each call comes twice, as in trio: `read_nowait` and `write_nowait` do it at once or raise
+trio.WouldBlock, `read` and `write` wait. Readers take turns, first come, first served, and so do
+writers; whoever waits holds the turn, and one who is cancelled passes it on. A reader takes its
+bytes only when it has been woken and has its turn, and nothing is awaited after that: a cancelled
+reader has taken nothing.
+
+A hang-up is a place in the stream of bytes. What the host sent before it can be read; then comes
+one end of file; what a later connection sends comes after that. So a hang-up leaves a mark in the
+queue when there is something that it has to be told apart from.
+
+Errors are OSError with the errno that the caller of read(2) or write(2) gets.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Callable
+from typing import Literal, NoReturn, Protocol
+
+import trio
+from attrs import define, field, frozen
+from trio.lowlevel import ParkingLot
+
+from vconfs.bytequeue import ByteQueue
+from vconfs.protocol.events import Buffer
+
+_READABLE = select.POLLIN | select.POLLRDNORM
+_WRITABLE = select.POLLOUT | select.POLLWRNORM
+
+DEFAULT_LIMIT = 1 << 20
+
+
+@frozen
+class PortOptions:
+    """How the ports of a mount behave; see "What a file does" in docs/files.md."""
+
+    exclusive: bool = False  # a second open is refused with EBUSY
+    wait: bool = False  # a read with no host waits for one instead of reporting end of file
+    cache: bool = False  # unread data survives a close, whatever the host says
+    throttle: Literal["enospc", "block"] = "enospc"  # what a write does on a throttled port
+    limit: int = DEFAULT_LIMIT  # unread bytes per port where the host names no limit
+
+
+@frozen(eq=False)
+class Opener:
+    """One open file of a port, and whose it is."""
+
+    pid: int
+
+
+class Line(Protocol):
+    """The port's way to its host: the part of a connected device that ports use."""
+
+    #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
+    throttles: bool
+    #: Bytes that may still come after the host was asked to stop.
+    in_flight: int
+
+    def has_room(self, id: int) -> bool: ...  # noqa: D102
+    def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
+    def nudge(self, id: int) -> None: ...  # noqa: D102
+    def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
+    def refill(self, port: Port) -> None: ...  # noqa: D102
+
+
+@define
+class Counters:
+    """What went through a port, and what was lost by rule."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped: int = 0  # bytes that nobody read before the last close, or beyond the limit
+    ignored: int = 0  # messages that the host may not send
+    resets: int = 0  # times that the host went on sending after it was told to stop
+
+
+@define(eq=False, slots=True)
+class Port:
+    """One port of the device."""
+
+    id: int
+    options: PortOptions = field(factory=PortOptions)
+    on_change: Callable[[Port], None] = field(default=lambda port: None)
+
+    name: bytes = b""
+    console: bool = False
+    size: tuple[int, int] = (0, 0)  # of a console: columns and rows, 0 where unknown
+    hvc: int | None = None  # of a console: its number
+    pty: str = ""  # path of the pty beside the port, if it has one
+    host_connected: bool = False
+    host_throttled: bool = False
+    guest_throttled: bool = False
+    removed: bool = False
+    host_cache: bool = False
+    host_limit: int = 0
+    openers: set[Opener] = field(factory=set)
+    counters: Counters = field(factory=Counters)
+
+    #: Set when poll said "not writable" for want of buffers: room is then a change of state.
+    wants_room: bool = field(init=False, default=False)
+
+    _line: Line | None = field(init=False, default=None)
+    _queue: ByteQueue = field(init=False, factory=ByteQueue)
+    #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
+    _delivered: bool = field(init=False, default=False)
+    #: The host overran its limit and is not heard until it opens the port anew.
+    _was_reset: bool = field(init=False, default=False)
+    #: The mount is ending: nobody may wait any more.
+    _shut: bool = field(init=False, default=False)
+    _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
+    _write_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
+    _readable: ParkingLot = field(init=False, factory=ParkingLot)
+    _writable: ParkingLot = field(init=False, factory=ParkingLot)
+
+    # --- status ---------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Bytes that came from the host and were not read yet."""
+        return self._queue.size
+
+    @property
+    def limit(self) -> int:
+        """Unread bytes at which the host is asked to stop."""
+        return self.host_limit or self.options.limit
+
+    @property
+    def cache(self) -> bool:
+        """Whether unread data survives a close."""
+        return self.host_cache or self.options.cache
+
+    def poll(self) -> int:
+        """Give the poll(2) mask of the port as it is now."""
+        if self.removed:
+            return select.POLLHUP | select.POLLERR | (_READABLE if self._queue.size else 0)
+        mask = 0
+        line = self._line
+        if self._queue.size or self._queue.at_mark:
+            mask |= _READABLE
+        if not self.host_connected:
+            mask |= select.POLLHUP
+        if line is None:
+            return mask
+        if not line.throttles and not self.host_connected:
+            return mask | _READABLE  # the standard's driver reports end of file as readable
+        if not self.host_throttled:
+            self.wants_room = not line.has_room(self.id)
+            if not self.wants_room:
+                mask |= _WRITABLE
+        return mask
+
+    @property
+    def attached(self) -> bool:
+        """Whether the port's device is connected."""
+        return self._line is not None
+
+    # --- open and close -------------------------------------------------------------------
+
+    def open(self, opener: Opener) -> None:
+        """Add an opener; the host is told of the first. EBUSY, ENXIO."""
+        if self.removed:
+            _fail(errno.ENXIO)
+        if self.openers and self.options.exclusive:
+            _fail(errno.EBUSY)
+        self.openers.add(opener)
+        if len(self.openers) == 1 and self._line is not None:
+            self._line.open_port(self.id, True)
+        self.on_change(self)
+
+    def close(self, opener: Opener) -> None:
+        """Take an opener away; with the last one the host is told, and unread data dropped."""
+        self.openers.discard(opener)
+        if self.openers:
+            self.on_change(self)
+            return
+        if not self.cache:
+            self.counters.dropped += self._queue.clear()
+            self._delivered = False
+        if self._line is not None:
+            self._line.open_port(self.id, False)
+        self._after_read()
+        self.on_change(self)
+
+    # --- reading --------------------------------------------------------------------------
+
+    def read_nowait(self, size: int) -> list[Buffer]:
+        """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock."""
+        if self._read_turn.locked():
+            raise trio.WouldBlock
+        return self._take(size)
+
+    async def read(self, size: int) -> list[Buffer]:
+        """Like `read_nowait`, but wait for a turn and then for data, a hang-up or a removal."""
+        async with self._read_turn:
+            while True:
+                try:
+                    return self._take(size)
+                except trio.WouldBlock:
+                    await self._readable.park()
+
+    def _take(self, size: int) -> list[Buffer]:
+        queue = self._queue
+        if queue.size and not queue.at_mark:
+            pieces = queue.take(size)
+            self._delivered = True
+            self._after_read()
+            return pieces
+        if queue.at_mark:
+            queue.take_mark()
+            self._delivered = False
+            return []
+        if self.removed:
+            _fail(errno.ENODEV)
+        if self.host_connected or (self.options.wait and not self._shut):
+            raise trio.WouldBlock
+        return []
+
+    def _after_read(self) -> None:
+        line = self._line
+        if line is None:
+            return
+        if self.guest_throttled and self._queue.size <= self.limit // 2:
+            self.guest_throttled = False
+            line.throttle(self.id, False)
+            self.on_change(self)
+        line.refill(self)
+
+    # --- writing --------------------------------------------------------------------------
+
+    def write_nowait(self, data: Buffer) -> int:
+        """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock."""
+        if self._write_turn.locked():
+            self._check_writable()
+            raise trio.WouldBlock
+        line = self._check_writable()
+        if line is None:
+            raise trio.WouldBlock
+        sent = line.send_nowait(self.id, data)
+        self.counters.bytes_out += sent
+        return sent
+
+    async def write(self, data: Buffer) -> int:
+        """Like `write_nowait`, but wait for a turn, and then until the host takes something."""
+        async with self._write_turn:
+            while True:
+                line = self._check_writable()
+                if line is None:
+                    await self._writable.park()
+                    continue
+                sent = await line.send(self.id, data, self._may_send)
+                if sent:
+                    self.counters.bytes_out += sent
+                    return sent
+
+    def _may_send(self) -> bool:
+        if self.removed or self._line is None or self.host_throttled:
+            return False
+        return self._line.throttles or self.host_connected
+
+    def _check_writable(self) -> Line | None:
+        """Give the line to write to; None: the caller must wait."""
+        if self.removed:
+            _fail(errno.ENODEV)
+        line, blocks = self._line, self.options.throttle == "block" and not self._shut
+        if line is None:
+            if not blocks:
+                _fail(errno.ENOTCONN)
+            return None
+        if not line.throttles:
+            return line if self.host_connected else None
+        if self.host_throttled:
+            if not blocks:
+                _fail(errno.ENOSPC)
+            return None
+        return line
+
+    # --- what the host does ---------------------------------------------------------------
+
+    def attach(self, line: Line) -> None:
+        """The port's device is connected, anew or for the first time."""
+        self._line = line
+        self.host_throttled = self.guest_throttled = self._was_reset = False
+        if self.openers:
+            line.open_port(self.id, True)
+        self._limit_changed()
+        self._changed()
+
+    def detach(self) -> None:
+        """The port's device is gone; the port stays, hung up."""
+        self.host_throttled = self.guest_throttled = False
+        self.set_connected(False)
+        self._let_go()
+
+    def set_connected(self, connected: bool) -> None:
+        """The host opened its side, or hung up."""
+        if connected:
+            self._was_reset = False
+        if connected == self.host_connected:
+            return
+        self.host_connected = connected
+        if not connected:
+            self.host_throttled = False
+            if self._queue.size or self._delivered or self._read_turn.locked():
+                self._queue.put_mark()
+            self._delivered = False
+        elif self._queue.at_mark and not self.openers:
+            self._queue.take_mark()  # everything before it is gone, and nobody is left to be told
+        self._changed()
+
+    def become_console(self) -> None:
+        """The host says that this port is a console."""
+        self.console = True
+        self.on_change(self)
+
+    def resize(self, cols: int, rows: int) -> None:
+        """The host tells the size of the console on this port."""
+        self.size = (cols, rows)
+        self.on_change(self)
+
+    def set_throttled(self, throttled: bool) -> None:
+        """The host wants no more data, or wants it again."""
+        self.host_throttled = throttled
+        self._changed()
+
+    def set_limit(self, limit: int) -> None:
+        """The host names how many unread bytes it lets us hold; 0: our own default."""
+        self.host_limit = limit
+        self._limit_changed()
+        self.on_change(self)
+
+    def feed(self, data: Buffer) -> None:
+        """The host sent `data`."""
+        size = len(data)
+        if self._was_reset:
+            self.counters.dropped += size
+            return
+        if not self.host_connected:
+            self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
+        self.counters.bytes_in += size
+        self._queue.put(data)
+        line = self._line
+        if line is not None and line.throttles and self._queue.size >= self.limit:
+            if not self.guest_throttled:
+                self.guest_throttled = True
+                line.throttle(self.id, True)
+            elif self._queue.size > self.limit + line.in_flight:
+                self._reset()
+        self._changed()
+
+    def room_came(self) -> None:
+        """There are buffers to send again, and poll had said that there were none."""
+        self.wants_room = False
+        self.on_change(self)
+
+    def remove(self) -> None:
+        """The host took the port away; whoever has it open learns it."""
+        self.removed = True
+        self.host_connected = False
+        self._let_go()
+
+    def shut(self) -> None:
+        """Hang up for good, because the mount ends: nobody waits here any more."""
+        self._shut = True
+        self.detach()
+
+    def _reset(self) -> None:
+        self.counters.resets += 1
+        self.counters.dropped += self._queue.clear()
+        self._was_reset = True
+        self._delivered = True  # whoever reads must see that the stream is broken here
+        self.set_connected(False)
+        self._after_read()
+
+    def _limit_changed(self) -> None:
+        line = self._line
+        if line is None:
+            return
+        if line.throttles and not self.guest_throttled and self.queued >= self.limit:
+            self.guest_throttled = True
+            line.throttle(self.id, True)
+        else:
+            self._after_read()
+
+    def _let_go(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.nudge(self.id)
+        self._changed()
+
+    def _changed(self) -> None:
+        self._readable.unpark_all()
+        self._writable.unpark_all()
+        if self._line is not None and self._write_turn.locked():
+            self._line.nudge(self.id)
+        self.on_change(self)
+
+
+def _fail(code: int) -> NoReturn:
+    raise OSError(code, os.strerror(code))

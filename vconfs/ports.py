@@ -1,0 +1,93 @@
+"""All ports of the guest end, whatever becomes of the device behind them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import define, field
+
+from vconfs.port import Port, PortOptions
+
+log = logging.getLogger(__name__)
+
+
+class PortListener(Protocol):
+    """Somebody who wants to know what becomes of the ports; called at once, must not wait."""
+
+    def port_added(self, port: Port) -> None: ...  # noqa: D102
+    def port_removed(self, port: Port) -> None: ...  # noqa: D102
+    def port_renamed(self, port: Port, old: bytes) -> None: ...  # noqa: D102
+    def port_changed(self, port: Port) -> None:
+        """Anything that `Port.poll` or the port's status depends on may have changed."""
+
+
+@define(eq=False)
+class PortManager:
+    """Keeps the ports by id, and tells its listeners what becomes of them.
+
+    The ports live on when their device goes away and come back to life with the next one, so
+    that whoever has one open keeps it.
+    """
+
+    #: The options for a port, asked for when it is added.
+    options_for: Callable[[int], PortOptions] = field(default=lambda id: PortOptions())
+    ports: dict[int, Port] = field(init=False, factory=dict)
+    listeners: list[PortListener] = field(init=False, factory=list)
+    #: What the device sent that it may not send, outside of any port.
+    ignored: int = field(init=False, default=0)
+    _logged: set[tuple[int | None, str]] = field(init=False, factory=set)
+
+    def add(self, id: int) -> Port:
+        """Add a port, or find the one that is there."""
+        port = self.ports.get(id)
+        if port is None:
+            port = self.ports[id] = Port(id, self.options_for(id), self._changed)
+            for listener in self.listeners:
+                listener.port_added(port)
+        return port
+
+    def remove(self, id: int) -> None:
+        """Take a port away; whoever has it open is told."""
+        port = self.ports.pop(id, None)
+        if port is None:
+            return
+        port.remove()
+        for listener in self.listeners:
+            listener.port_removed(port)
+
+    def rename(self, port: Port, name: bytes) -> None:
+        """Give a port its name; empty: none."""
+        old, port.name = port.name, name
+        if old == name:
+            return
+        for listener in self.listeners:
+            listener.port_renamed(port, old)
+        self._changed(port)
+
+    def shut(self) -> None:
+        """Hang up every port for good, because the mount ends."""
+        for port in list(self.ports.values()):
+            port.shut()
+
+    def by_name(self, name: bytes) -> Port | None:
+        """Find the port of that name: of several, the one with the lowest id."""
+        found = [port for port in self.ports.values() if port.name == name]
+        return min(found, key=lambda port: port.id, default=None)
+
+    def ignore(self, id: int | None, reason: str) -> None:
+        """Count something that the host may not send; log the first of its kind."""
+        port = None if id is None else self.ports.get(id)
+        if port is None:
+            self.ignored += 1
+        else:
+            port.counters.ignored += 1
+        kind = (id if port else None, reason)
+        if kind not in self._logged and len(self._logged) < 1000:
+            self._logged.add(kind)
+            log.warning("%s: %s", "device" if port is None else f"vcon{port.id}", reason)
+
+    def _changed(self, port: Port) -> None:
+        for listener in self.listeners:
+            listener.port_changed(port)

@@ -1,0 +1,72 @@
+"""A port's status as text: what its extended attributes say, and `vconfs ls` shows.
+
+The names without "user." in front are the keys of `vconfs ls --json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from vconfs.port import Port
+
+#: An attribute of the mount's root: the process that serves it.
+PID_ATTRIBUTE: Final = b"user.pid"
+
+
+def _flag(value: bool) -> bytes:
+    return b"1" if value else b"0"
+
+
+def _number(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _openers(port: Port) -> bytes:
+    return b", ".join(_describe_process(opener.pid) for opener in port.openers)
+
+
+def _describe_process(thread: int) -> bytes:
+    """Name the process of a thread: "PID COMMAND"; only the number when it has ended."""
+    try:
+        status = Path(f"/proc/{thread}/status").read_bytes()
+    except OSError:
+        return b"%d" % thread
+    fields = dict(line.split(b":\t", 1) for line in status.splitlines() if b":\t" in line)
+    pid = int(fields.get(b"Tgid", b"%d" % thread))
+    try:
+        command = Path(f"/proc/{pid}/comm").read_bytes().strip()
+    except OSError:
+        command = fields.get(b"Name", b"")
+    return b"%d %s" % (pid, command)
+
+
+#: Attribute -> its value; None: the port has no such attribute now.
+STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
+    b"name": lambda port: port.name or None,
+    b"user.name": lambda port: port.name or None,
+    b"user.id": lambda port: _number(port.id),
+    b"user.console": lambda port: _flag(port.console),
+    b"user.host": lambda port: _flag(port.host_connected),
+    b"user.openers": _openers,
+    b"user.throttled": lambda port: _flag(port.host_throttled),
+    b"user.guest_throttled": lambda port: _flag(port.guest_throttled),
+    b"user.queued": lambda port: _number(port.queued),
+    b"user.limit": lambda port: _number(port.limit),
+    b"user.cache": lambda port: _flag(port.cache),
+    b"user.bytes_in": lambda port: _number(port.counters.bytes_in),
+    b"user.bytes_out": lambda port: _number(port.counters.bytes_out),
+    b"user.pty": lambda port: port.pty.encode() or None,
+}
+
+
+def status_value(port: Port, name: bytes) -> bytes | None:
+    """Give one attribute of a port; None: it has no such one."""
+    return STATUS[name](port) if name in STATUS else None
+
+
+def status_values(port: Port) -> dict[bytes, bytes]:
+    """Give every attribute that the port has now."""
+    values = ((name, value(port)) for name, value in STATUS.items())
+    return {name: value for name, value in values if value is not None}
