@@ -43,7 +43,7 @@ class PortSide(Protocol):
         """Tell the guest that somebody is there."""
 
     def disconnect(self) -> None:
-        """Tell the guest that nobody is there; unread data from the guest stays if the port caches."""
+        """Tell the guest that nobody is there; what it sent stays if the port caches."""
 
     async def wait_guest(self, connected: bool) -> None:
         """Wait until the guest has the port open, or has it closed."""
@@ -70,7 +70,7 @@ class Chardev(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Self:
-        """Make one of what stands behind the colon of KIND:ARGUMENT; ValueError says what is wrong."""
+        """Make one of the ARGUMENT of KIND:ARGUMENT; ValueError says what is wrong with it."""
 
     @abstractmethod
     async def run(

@@ -1,0 +1,73 @@
+"""Chardevs without an outside: echo, null, zero. They need no task of their own to move data."""
+
+from __future__ import annotations
+
+from typing import Final, Self
+
+import trio
+
+from vconfs.host.chardev import Chardev, PortSide
+from vconfs.protocol.events import Buffer
+
+_ZEROS: Final = memoryview(bytes(1 << 20))
+
+
+class _Builtin(Chardev):
+    @classmethod
+    def parse(cls, argument: str) -> Self:
+        """Take no argument."""
+        if argument:
+            raise ValueError(f"{cls.__name__.lower()} takes no argument, not {argument!r}")
+        return cls()
+
+
+class Echo(_Builtin):
+    """Sends back to the guest what it sent."""
+
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Send back at once what the guest takes at once; queue the rest, and keep the order."""
+        sending = False
+
+        def sink(data: memoryview) -> int:
+            return 0 if sending else port.send_nowait(data)
+
+        port.sink = sink
+        port.connect()
+        task_status.started()
+        while True:
+            data = await port.receive()
+            sending = True
+            await port.send(data)
+            sending = False
+
+
+class Null(_Builtin):
+    """Swallows what the guest sends, and sends nothing."""
+
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Swallow."""
+        port.sink = len
+        port.connect()
+        task_status.started()
+        await trio.sleep_forever()
+
+
+class Zero(_Builtin):
+    """Sends zeros without end, and swallows what the guest sends."""
+
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Swallow, and give zeros."""
+
+        def source(size: int) -> Buffer:
+            return _ZEROS[:size]
+
+        port.sink, port.source = len, source
+        port.connect()
+        task_status.started()
+        await trio.sleep_forever()

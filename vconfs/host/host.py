@@ -1,0 +1,183 @@
+"""The host end: its ports, the chardevs that they are joined to, and the guest if there is one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from vconfs.background import open_background
+from vconfs.host.backend import Backend
+from vconfs.host.chardev import ChardevError
+from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.link import Link
+from vconfs.protocol.dialect import Host as HostDialect
+from vconfs.protocol.v8 import NAME_MAX, PORTS_MAX
+
+log = logging.getLogger(__name__)
+
+
+class HostError(Exception):
+    """The host end cannot do what it was asked; the message is one line for people."""
+
+
+class Host:
+    """The ports of the host end; see `open_host`.
+
+    One guest at a time is attached. Ports and their chardevs stay when it goes.
+    """
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.ports: dict[int, HostPort] = {}
+        #: Characters of the console on port 0 (0, 0: unknown).
+        self.size = (0, 0)
+        self._nursery = nursery
+        self._scopes: dict[int, trio.CancelScope] = {}
+        self._backend: Backend | None = None
+
+    # --- ports ----------------------------------------------------------------------------
+
+    async def add(self, spec: HostPortSpec) -> HostPort:
+        """Add a port and start its chardev; the guest is told at once.
+
+        Raises HostError: the id is taken or too large, the name too long, or the chardev cannot
+        start.
+        """
+        id = self._free_id() if spec.id is None else spec.id
+        if id in self.ports:
+            raise HostError(f"port id {id} is taken by {self._describe(id)}")
+        if id >= PORTS_MAX:
+            raise HostError(f"port id {id} is too large: ids end at {PORTS_MAX - 1}")
+        _check_name(spec.name)
+        port = HostPort(id, spec)
+        count = self.port_count
+        self.ports[id] = port
+        try:
+            await self._nursery.start(self._serve, port)
+        except ChardevError as error:
+            del self.ports[id]
+            raise HostError(str(error)) from error
+        except BaseException:
+            self.ports.pop(id, None)
+            raise
+        if self._backend is not None:
+            self._backend.port_added(id, self.port_count != count)
+        return port
+
+    def remove(self, id: int) -> None:
+        """Take a port away and end its chardev."""
+        port = self._find(id)
+        count = self.port_count
+        del self.ports[id]
+        if self._backend is not None:
+            self._backend.port_removed(id, self.port_count != count)
+        port.detach()
+        self._scopes.pop(id).cancel()
+
+    def rename(self, id: int, name: bytes) -> None:
+        """Give a port another name."""
+        port = self._find(id)
+        _check_name(name)
+        port.name = name
+        if self._backend is not None:
+            self._backend.port_renamed(port)
+
+    def configure(self, id: int, *, cache: bool | None = None, limit: int | None = None) -> None:
+        """Change whether the guest keeps unread data, or how many MiB of it."""
+        port = self._find(id)
+        if cache is not None:
+            port.cache = cache
+        if limit is not None:
+            port.limit = limit
+        if self._backend is not None:
+            self._backend.port_configured(port)
+
+    def resize(self, id: int, cols: int, rows: int) -> None:
+        """Change the size of a port's console."""
+        port = self._find(id)
+        port.size = (cols, rows)
+        if id == 0:
+            self.size = port.size
+        if self._backend is not None:
+            self._backend.port_resized(port)
+
+    @property
+    def port_count(self) -> int:
+        """The largest id and one, and at least 1: port 0 is always there."""
+        return max(self.ports, default=0) + 1
+
+    # --- the guest ------------------------------------------------------------------------
+
+    @property
+    def guest(self) -> Backend | None:
+        """The connection to the guest that is attached."""
+        return self._backend
+
+    def attach(self, link: Link, end: HostDialect, announce_config: Callable[[], None]) -> Backend:
+        """Serve a guest whose driver has set up `link`; the one before it is let go."""
+        self.detach()
+        self._backend = Backend(self.ports, link, end, announce_config)
+        return self._backend
+
+    def detach(self, reason: str = "") -> None:
+        """Let the guest go."""
+        if self._backend is not None:
+            self._backend.stop(reason)
+            self._backend = None
+
+    # --- chardevs -------------------------------------------------------------------------
+
+    async def _serve(self, port: HostPort, task_status: trio.TaskStatus[None]) -> None:
+        started = False
+
+        class Status(trio.TaskStatus[None]):
+            def started(self, value: None = None) -> None:
+                nonlocal started
+                started = True
+                task_status.started()
+
+        with trio.CancelScope() as scope:
+            self._scopes[port.id] = scope
+            try:
+                await port.spec.chardev.run(port, Status())
+            except ChardevError as error:
+                if not started:
+                    raise
+                log.warning("port %s: %s", self._describe(port.id), error)
+            finally:
+                port.sink = port.source = None
+                port.disconnect()
+        if not started:
+            task_status.started()
+
+    def _free_id(self) -> int:
+        return next(id for id in range(len(self.ports) + 1) if id not in self.ports)
+
+    def _find(self, id: int) -> HostPort:
+        if id not in self.ports:
+            raise HostError(f"there is no port {id}")
+        return self.ports[id]
+
+    def _describe(self, id: int) -> str:
+        port = self.ports.get(id)
+        return repr(port.name.decode(errors="replace")) if port and port.name else str(id)
+
+
+def _check_name(name: bytes) -> None:
+    if len(name) > NAME_MAX:
+        raise HostError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
+
+
+@asynccontextmanager
+async def open_host(specs: Sequence[HostPortSpec]) -> AsyncIterator[Host]:
+    """Open a host end with these ports; their chardevs run as long as the block does."""
+    async with open_background() as nursery:
+        host = Host(nursery)
+        for spec in specs:
+            await host.add(spec)
+        try:
+            yield host
+        finally:
+            host.detach()

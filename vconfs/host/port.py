@@ -1,0 +1,316 @@
+"""A port of the host end: the queue between the guest and a chardev, and who is throttled.
+
+Guest data that the chardev has not taken waits here, up to the port's host limit; then the guest
+is told to stop (THROTTLE_PORT 1), and below half of it to go on. The other way nothing waits
+here: when the guest throttles the port or has no buffers, `send` waits, and what is behind the
+chardev feels it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+from attrs import define, field, frozen
+from trio.lowlevel import ParkingLot
+
+from vconfs.bytequeue import ByteQueue
+from vconfs.host.chardev import Chardev
+from vconfs.protocol.events import Buffer
+
+DEFAULT_HOST_LIMIT = 1 << 20
+#: The longest write request whose boundaries are kept; longer ones come in pieces of this size.
+MESSAGE_MAX = 1 << 20
+#: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
+_MESSAGE_COST = 64
+#: How much a `source` may give before others have their turn.
+_HELPING = 1 << 18
+
+
+@frozen
+class HostPortSpec:
+    """What a port of the host end is to be: NAME=CHARDEV and its options."""
+
+    name: bytes
+    chardev: Chardev
+    id: int | None = None  # None: the lowest that is free
+    console: bool = False
+    cache: bool = False
+    limit: int = 0  # MiB of unread data that the guest may hold; 0: as the guest likes
+    host_limit: int = DEFAULT_HOST_LIMIT  # bytes of guest data kept for the chardev
+
+
+class HostLine(Protocol):
+    """A port's way to the guest: the part of a connected guest that host ports use."""
+
+    throttles: bool
+    in_flight: int
+
+    def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
+    def nudge(self, id: int) -> None: ...  # noqa: D102
+    def room_for(self, id: int) -> int: ...  # noqa: D102
+    def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
+    def refill(self, id: int) -> None: ...  # noqa: D102
+
+
+@define
+class HostCounters:
+    """What went through a port, and what was lost by rule."""
+
+    bytes_in: int = 0  # from the guest
+    bytes_out: int = 0  # to the guest
+    dropped: int = 0
+    resets: int = 0  # times that the guest went on sending after it was told to stop
+
+
+class _Messages:
+    """Guest data by whole write requests."""
+
+    def __init__(self) -> None:
+        self.whole: deque[bytes] = deque()
+        self.size = 0
+        self._partial = bytearray()
+        self._missing = 0
+
+    def put(self, data: memoryview, size: int | None) -> None:
+        if size is None:
+            self._add(bytes(data))
+            return
+        if size:
+            self._end()
+            self._missing = size
+        self._partial += data
+        self._missing -= len(data)
+        self.size += len(data)
+        if self._missing <= 0 or len(self._partial) >= MESSAGE_MAX:
+            self._end()
+
+    def take(self) -> bytes:
+        message = self.whole.popleft()
+        self.size -= len(message) + _MESSAGE_COST
+        return message
+
+    def clear(self) -> int:
+        dropped = self.size - _MESSAGE_COST * len(self.whole)
+        self.whole.clear()
+        self._partial.clear()
+        self._missing = self.size = 0
+        return dropped
+
+    def _end(self) -> None:
+        if self._partial:
+            self.size -= len(self._partial)
+            self._add(bytes(self._partial))
+            self._partial.clear()
+
+    def _add(self, message: bytes) -> None:
+        self.whole.append(message)
+        self.size += len(message) + _MESSAGE_COST
+
+
+@define(eq=False, slots=True)
+class HostPort:
+    """One port of the host end; it is the `PortSide` of its chardev."""
+
+    id: int
+    spec: HostPortSpec
+    name: bytes = field(init=False)
+    cache: bool = field(init=False)
+    limit: int = field(init=False)
+    size: tuple[int, int] = field(init=False, default=(0, 0))
+
+    connected: bool = field(init=False, default=False)
+    guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
+    host_throttled: bool = field(init=False, default=False)  # we have told the guest to stop
+    counters: HostCounters = field(init=False, factory=HostCounters)
+    sink: Callable[[memoryview], int] | None = field(init=False, default=None)
+    source: Callable[[int], Buffer] | None = field(init=False, default=None)
+
+    _guest_connected: bool = field(init=False, default=False)
+    #: How often the guest has opened the port: a close that was followed by an open is seen too.
+    _opens: int = field(init=False, default=0)
+    _line: HostLine | None = field(init=False, default=None)
+    _queue: ByteQueue = field(init=False, factory=ByteQueue)
+    _messages: _Messages | None = field(init=False)
+    _arrived: ParkingLot = field(init=False, factory=ParkingLot)
+    _changed: ParkingLot = field(init=False, factory=ParkingLot)
+
+    def __attrs_post_init__(self) -> None:
+        self.name, self.cache, self.limit = self.spec.name, self.spec.cache, self.spec.limit
+        self._messages = _Messages() if self.spec.chardev.keeps_boundaries else None
+
+    @property
+    def guest_connected(self) -> bool:
+        """Whether the guest has the port open."""
+        return self._guest_connected
+
+    @property
+    def queued(self) -> int:
+        """What the chardev has not taken yet, in bytes."""
+        return self._messages.size if self._messages else self._queue.size
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether there is space for more from the guest (asked where rings throttle)."""
+        return self.queued < self.spec.host_limit
+
+    # --- what the chardev does ------------------------------------------------------------
+
+    def connect(self) -> None:
+        """See `PortSide.connect`."""
+        if not self.connected:
+            self.connected = True
+            if self._line is not None:
+                self._line.open_port(self.id, True)
+            self.pump()
+
+    def disconnect(self) -> None:
+        """See `PortSide.disconnect`."""
+        if self.connected:
+            self.connected = False
+            if self._line is not None:
+                self._line.open_port(self.id, False)
+            if not self.cache:
+                self._drop()
+
+    async def wait_guest(self, connected: bool) -> None:
+        """See `PortSide.wait_guest`."""
+        opens = self._opens
+        while self._guest_connected != connected and (connected or self._opens == opens):
+            await self._changed.park()
+
+    async def receive(self, size: int = 1 << 16) -> bytes:
+        """See `PortSide.receive`."""
+        while not self._queue.size:
+            await self._arrived.park()
+        pieces = self._queue.take(size)
+        self._took()
+        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+
+    async def receive_message(self) -> bytes:
+        """See `PortSide.receive_message`."""
+        assert self._messages is not None, "the chardev did not say that it keeps boundaries"
+        while not self._messages.whole:
+            await self._arrived.park()
+        message = self._messages.take()
+        self._took()
+        return message
+
+    async def send(self, data: Buffer) -> None:
+        """See `PortSide.send`."""
+        view = memoryview(data)
+        while view:
+            if (line := self._line) is None or self.guest_throttled:
+                await self._changed.park()
+                continue
+            sent = await line.send(self.id, view, self._may_send)
+            self.counters.bytes_out += sent
+            view = view[sent:]
+
+    def send_nowait(self, data: Buffer) -> int:
+        """See `PortSide.send_nowait`."""
+        if not self._may_send() or self._line is None or not len(data):
+            return 0
+        try:
+            sent = self._line.send_nowait(self.id, data)
+        except trio.WouldBlock:
+            return 0
+        self.counters.bytes_out += sent
+        return sent
+
+    # --- what the guest does --------------------------------------------------------------
+
+    def attach(self, line: HostLine) -> None:
+        """A guest is there, anew or for the first time."""
+        self._line = line
+        self.guest_throttled = False
+        self.host_throttled = False
+        if self.connected:
+            line.open_port(self.id, True)
+        self._throttle_when_full()
+        self._wake()
+
+    def detach(self) -> None:
+        """The guest is gone."""
+        self._line = None
+        self.guest_throttled = self.host_throttled = False
+        self.set_guest_connected(False)
+
+    def set_guest_connected(self, connected: bool) -> None:
+        """The guest opened the port, or closed it."""
+        self._opens += connected
+        self._guest_connected = connected
+        self._wake()
+
+    def set_guest_throttled(self, throttled: bool) -> None:
+        """The guest wants no more data, or wants it again."""
+        self.guest_throttled = throttled
+        self._wake()
+        self.pump()
+
+    def feed(self, data: memoryview, size: int | None) -> None:
+        """The guest sent `data`; `size` as in `events.Data`."""
+        self.counters.bytes_in += len(data)
+        if not self.connected and not self.cache:
+            self.counters.dropped += len(data)
+            return
+        if self._messages is not None:
+            self._messages.put(data, size)
+        else:
+            taken = self.sink(data) if self.sink is not None and not self._queue.size else 0
+            if taken < len(data):
+                self._queue.put(data[taken:])
+        if self.queued:
+            self._arrived.unpark()
+            self._throttle_when_full()
+
+    def pump(self) -> None:
+        """Send what a `source` has, as far as the guest takes it now."""
+        source, line = self.source, self._line
+        if source is None or line is None or not self._may_send():
+            return
+        room = min(line.room_for(self.id), _HELPING)
+        if room > 0 and self.connected:
+            data = source(room)
+            if len(data):
+                self.send_nowait(data)
+
+    # --- throttling the guest -------------------------------------------------------------
+
+    def _took(self) -> None:
+        line = self._line
+        if line is None:
+            return
+        if self.host_throttled and self.queued <= self.spec.host_limit // 2:
+            self.host_throttled = False
+            line.throttle(self.id, False)
+        if not line.throttles:
+            line.refill(self.id)
+
+    def _throttle_when_full(self) -> None:
+        line, limit = self._line, self.spec.host_limit
+        if line is None or not line.throttles or self.queued < limit:
+            return
+        if not self.host_throttled:
+            self.host_throttled = True
+            line.throttle(self.id, True)
+        elif self.queued > limit + line.in_flight:
+            self.counters.resets += 1
+            self._drop()
+
+    def _drop(self) -> None:
+        dropped = self._messages.clear() if self._messages else self._queue.clear()
+        self.counters.dropped += dropped
+        self._took()
+
+    def _may_send(self) -> bool:
+        return self._line is not None and not self.guest_throttled
+
+    def _wake(self) -> None:
+        self._changed.unpark_all()
+        if self._line is not None:
+            self._line.nudge(self.id)

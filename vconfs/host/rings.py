@@ -1,0 +1,161 @@
+"""The host end's link over virtqueues: the same rings as the driver's, seen by the device.
+
+Even queues carry what we send: the guest has put empty buffers there. Odd ones carry what the
+guest sent. Nothing in the rings is trusted; a guest that breaks their rules is lost.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from vconfs.link import Link
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.events import Buffer
+from vconfs.protocol.virtqueue import Chain, DeviceQueue
+
+#: The largest buffer that a guest may send; more is refused, for it would have to be gathered.
+BUFFER_MAX = 4 << 20
+
+
+class _Offered:
+    """The empty buffers that the guest has put into a queue for us to fill."""
+
+    def __init__(self, ring: DeviceQueue) -> None:
+        self.ring = ring
+        self.chains: deque[Chain] = deque()
+        self.bytes = 0
+
+    def collect(self, header_size: int) -> None:
+        while (chain := self.ring.pop()) is not None:
+            if chain.writable_length <= header_size:
+                self.ring.push(chain.head, 0)  # useless: not even a byte fits
+                continue
+            self.chains.append(chain)
+            self.bytes += chain.writable_length
+
+    def fill(self, header: bytes, data: Buffer) -> None:
+        chain = self.chains.popleft()
+        self.bytes -= chain.writable_length
+        first = chain.writable[0]
+        size = len(header) + len(data)
+        if size <= len(first):
+            first[: len(header)] = header
+            first[len(header) : size] = data
+        else:
+            _scatter(chain.writable, header + bytes(data))
+        self.ring.push(chain.head, size)
+
+
+def _scatter(segments: list[memoryview], data: bytes) -> None:
+    start = 0
+    for segment in segments:
+        step = min(len(segment), len(data) - start)
+        segment[:step] = data[start : start + step]
+        start += step
+
+
+class DeviceLink(Link):
+    """A link over virtqueues, seen by the device.
+
+    `call(queue)` interrupts the driver; the transport calls `kicked(queue)` when the driver has
+    put buffers into a queue. `header_size` is what stands in front of data: a buffer of the
+    guest's that is no larger goes back empty.
+    """
+
+    def __init__(
+        self,
+        queues: Mapping[int, DeviceQueue],
+        *,
+        features: int,
+        call: Callable[[int], None],
+        header_size: int,
+    ) -> None:
+        self.features = features
+        self.in_flight = 0
+        self._call = call
+        self._header_size = header_size
+        self._dead = False
+        self._queues = dict(queues)
+        self._offered = {number: _Offered(q) for number, q in queues.items() if number % 2 == 0}
+        self._received: dict[int, deque[int]] = {n: deque() for n in queues if n % 2}
+
+    @property
+    def config(self) -> bytes:
+        """Nothing: it is this end that has the config space."""
+        return b""
+
+    def kicked(self, queue: int) -> None:
+        """The driver has put buffers into `queue`."""
+        if self._dead:
+            return
+        try:
+            if queue % 2:
+                self.owner.received(queue)
+            else:
+                self.owner.room(queue)
+        except RemoteProtocolError as error:
+            self.fail(f"queue {queue}: {error}")
+
+    def fail(self, reason: str) -> None:
+        """Give the guest up."""
+        if not self._dead:
+            self._dead = True
+            self.owner.lost(reason)
+
+    def room_for(self, queue: int, header_size: int) -> int:
+        """See `Link.room_for`."""
+        offered = self._collect(queue)
+        return offered.bytes - header_size * len(offered.chains) if offered else 0
+
+    def capacity(self, queue: int) -> int:
+        """See `Link.capacity`."""
+        offered = self._offered.get(queue)
+        if offered is None or self._dead:
+            return 0
+        if not offered.chains and self._collect(queue) is None:
+            return 0
+        return offered.chains[0].writable_length if offered.chains else 0
+
+    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+        """See `Link.send`."""
+        self._offered[queue].fill(header, data)
+
+    def receive(self, queue: int) -> memoryview | None:
+        """See `Link.receive`."""
+        ring = self._queues.get(queue)
+        if self._dead or ring is None:
+            return None
+        chain = ring.pop()
+        if chain is None:
+            return None
+        self._received[queue].append(chain.head)
+        if chain.readable_length > BUFFER_MAX:
+            raise RemoteProtocolError(
+                f"a buffer of {chain.readable_length} bytes is larger than {BUFFER_MAX}"
+            )
+        if len(chain.readable) == 1:
+            return chain.readable[0]
+        return memoryview(b"".join(chain.readable))
+
+    def done(self, queue: int) -> None:
+        """See `Link.done`."""
+        self._queues[queue].push(self._received[queue].popleft(), 0)
+
+    def flush(self, queue: int) -> None:
+        """See `Link.flush`."""
+        ring = self._queues.get(queue)
+        if ring is not None and ring.publish() and not self._dead:
+            self._call(queue)
+
+    def _collect(self, queue: int) -> _Offered | None:
+        """Look for more empty buffers of the guest's; None: there are none to be had."""
+        offered = self._offered.get(queue)
+        if offered is None or self._dead:
+            return None
+        try:
+            offered.collect(self._header_size)
+        except RemoteProtocolError as error:
+            self.fail(f"queue {queue}: {error}")
+            return None
+        return offered
