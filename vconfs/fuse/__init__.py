@@ -1,1 +1,31 @@
-"""A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations."""
+"""A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations on Linux.
+
+`mount` gives the kernel's device for a mountpoint and `Session` serves it. See `session` for why
+pyfuse3.main() will not do for ports.
+"""
+
+from vconfs.fuse.mount import Mount, MountError, is_mounted, mount, unmount
+from vconfs.fuse.operations import (
+    PollHandle,
+    PortOperations,
+    ReaddirToken,
+    RequestContext,
+    SetattrFields,
+    readdir_reply,
+)
+from vconfs.fuse.session import Session
+
+__all__ = [
+    "Mount",
+    "MountError",
+    "PollHandle",
+    "PortOperations",
+    "ReaddirToken",
+    "RequestContext",
+    "Session",
+    "SetattrFields",
+    "is_mounted",
+    "mount",
+    "readdir_reply",
+    "unmount",
+]

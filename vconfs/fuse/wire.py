@@ -1,0 +1,247 @@
+"""The kernel's FUSE protocol as bytes: headers, requests and replies (linux/fuse.h, 7.38).
+
+No I/O here. Everything is in the machine's own byte order and of fixed layout; a request is a
+header of 40 bytes and a body, a reply a header of 16 bytes and a body.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum, IntFlag
+from typing import Final
+
+import pyfuse3
+
+KERNEL_VERSION: Final = 7
+KERNEL_MINOR: Final = 38
+MAX_WRITE: Final = 1 << 20
+MAX_PAGES: Final = MAX_WRITE // 4096
+#: The longest request: a write with its header, and a page to spare.
+REQUEST_MAX: Final = MAX_WRITE + 4096
+
+IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext pad
+OUT_HEADER: Final = struct.Struct("=IiQ")  # len -errno unique
+READ_IN: Final = struct.Struct("=QQIIQII")  # fh off size read_flags lock_owner flags pad
+WRITE_IN: Final = READ_IN
+WRITE_OUT: Final = struct.Struct("=II")  # size pad
+WRITE_REPLY: Final = struct.Struct("=IiQII")  # header and WRITE_OUT in one
+INIT_IN: Final = struct.Struct("=IIII")  # major minor max_readahead flags
+INIT_OUT: Final = struct.Struct("=IIIIHHIIHHI28x")
+OPEN_IN: Final = struct.Struct("=II")
+OPEN_OUT: Final = struct.Struct("=QII")  # fh open_flags backing_id
+CREATE_IN: Final = struct.Struct("=IIII")  # flags mode umask open_flags
+MKNOD_IN: Final = struct.Struct("=IIII")  # mode rdev umask pad
+MKDIR_IN: Final = struct.Struct("=II")  # mode umask
+RENAME_IN: Final = struct.Struct("=Q")
+RENAME2_IN: Final = struct.Struct("=QII")
+LINK_IN: Final = struct.Struct("=Q")
+RELEASE_IN: Final = struct.Struct("=QIIQ")
+FSYNC_IN: Final = struct.Struct("=QII")
+FLUSH_IN: Final = struct.Struct("=QIIQ")
+GETXATTR_IN: Final = struct.Struct("=II")
+GETXATTR_OUT: Final = struct.Struct("=II")
+SETXATTR_IN: Final = struct.Struct("=II")
+ACCESS_IN: Final = struct.Struct("=II")
+INTERRUPT_IN: Final = struct.Struct("=Q")
+FORGET_IN: Final = struct.Struct("=Q")
+BATCH_FORGET_IN: Final = struct.Struct("=II")
+FORGET_ONE: Final = struct.Struct("=QQ")
+POLL_IN: Final = struct.Struct("=QQII")  # fh kh flags events
+POLL_OUT: Final = struct.Struct("=II")
+POLL_WAKEUP: Final = struct.Struct("=Q")
+GETATTR_IN: Final = struct.Struct("=IIQ")
+SETATTR_IN: Final = struct.Struct("=IIQQQQQQIIIIIIII")
+ATTR_OUT: Final = struct.Struct("=QII")  # valid, valid_nsec, dummy; then ATTR
+ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")
+ENTRY_OUT: Final = struct.Struct("=QQQQII")  # nodeid generation, validity; then ATTR
+STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")
+DIRENT: Final = struct.Struct("=QQII")
+
+
+class Opcode(IntEnum):
+    """What a request asks for."""
+
+    LOOKUP = 1
+    FORGET = 2
+    GETATTR = 3
+    SETATTR = 4
+    READLINK = 5
+    SYMLINK = 6
+    MKNOD = 8
+    MKDIR = 9
+    UNLINK = 10
+    RMDIR = 11
+    RENAME = 12
+    LINK = 13
+    OPEN = 14
+    READ = 15
+    WRITE = 16
+    STATFS = 17
+    RELEASE = 18
+    FSYNC = 20
+    SETXATTR = 21
+    GETXATTR = 22
+    LISTXATTR = 23
+    REMOVEXATTR = 24
+    FLUSH = 25
+    INIT = 26
+    OPENDIR = 27
+    READDIR = 28
+    RELEASEDIR = 29
+    FSYNCDIR = 30
+    ACCESS = 34
+    CREATE = 35
+    INTERRUPT = 36
+    DESTROY = 38
+    POLL = 40
+    BATCH_FORGET = 42
+    READDIRPLUS = 44
+    RENAME2 = 45
+
+
+class InitFlag(IntFlag):
+    """What kernel and file system agree on at INIT."""
+
+    ASYNC_READ = 1 << 0
+    ATOMIC_O_TRUNC = 1 << 3
+    BIG_WRITES = 1 << 5
+    DO_READDIRPLUS = 1 << 13
+    READDIRPLUS_AUTO = 1 << 14
+    PARALLEL_DIROPS = 1 << 18
+    MAX_PAGES = 1 << 22
+
+
+WANTED: Final = (
+    InitFlag.ASYNC_READ
+    | InitFlag.ATOMIC_O_TRUNC
+    | InitFlag.BIG_WRITES
+    | InitFlag.DO_READDIRPLUS
+    | InitFlag.READDIRPLUS_AUTO
+    | InitFlag.PARALLEL_DIROPS
+    | InitFlag.MAX_PAGES
+)
+
+
+class OpenFlag(IntFlag):
+    """How the kernel treats an open file."""
+
+    DIRECT_IO = 1 << 0
+    KEEP_CACHE = 1 << 1
+    NONSEEKABLE = 1 << 2
+    STREAM = 1 << 4  # no file position: a read and a write do not wait for each other
+
+
+class SetattrValid(IntFlag):
+    """Which fields of a SETATTR count."""
+
+    MODE = 1 << 0
+    UID = 1 << 1
+    GID = 1 << 2
+    SIZE = 1 << 3
+    ATIME = 1 << 4
+    MTIME = 1 << 5
+    FH = 1 << 6
+    ATIME_NOW = 1 << 7
+    MTIME_NOW = 1 << 8
+    CTIME = 1 << 10
+
+
+POLL_SCHEDULE_NOTIFY: Final = 1
+NOTIFY_POLL: Final = 1
+FSYNC_FDATASYNC: Final = 1
+GETATTR_FH: Final = 1
+
+
+def init_reply(minor: int, max_readahead: int, offered: int) -> bytes:
+    """Answer INIT: our version, what we want of what is offered, and our largest write."""
+    flags = WANTED & offered
+    return INIT_OUT.pack(
+        KERNEL_VERSION,
+        min(minor, KERNEL_MINOR),
+        max_readahead,
+        flags,
+        64,  # background requests at most
+        48,  # and where the kernel calls them congested
+        MAX_WRITE,
+        1,  # times in nanoseconds
+        MAX_PAGES,
+        0,
+        0,
+    )
+
+
+def attributes(entry: pyfuse3.EntryAttributes) -> bytes:
+    """A node's attributes, as they stand in several replies."""
+    atime, atime_ns = divmod(entry.st_atime_ns, 10**9)
+    mtime, mtime_ns = divmod(entry.st_mtime_ns, 10**9)
+    ctime, ctime_ns = divmod(entry.st_ctime_ns, 10**9)
+    return ATTR.pack(
+        entry.st_ino,
+        entry.st_size,
+        entry.st_blocks,
+        atime,
+        mtime,
+        ctime,
+        atime_ns,
+        mtime_ns,
+        ctime_ns,
+        entry.st_mode,
+        entry.st_nlink,
+        entry.st_uid,
+        entry.st_gid,
+        entry.st_rdev,
+        entry.st_blksize,
+        0,
+    )
+
+
+def attr_reply(entry: pyfuse3.EntryAttributes) -> bytes:
+    """Answer GETATTR and SETATTR."""
+    seconds, fraction = _timeout(entry.attr_timeout)
+    return ATTR_OUT.pack(seconds, fraction, 0) + attributes(entry)
+
+
+def entry_reply(entry: pyfuse3.EntryAttributes) -> bytes:
+    """Answer LOOKUP, MKNOD and whatever else makes a name known."""
+    entry_s, entry_ns = _timeout(entry.entry_timeout)
+    attr_s, attr_ns = _timeout(entry.attr_timeout)
+    head = ENTRY_OUT.pack(entry.st_ino, entry.generation, entry_s, attr_s, entry_ns, attr_ns)
+    return head + attributes(entry)
+
+
+def open_reply(info: pyfuse3.FileInfo) -> bytes:
+    """Answer OPEN; what cannot be sought in is a stream to us."""
+    flags = OpenFlag(0)
+    if info.direct_io:
+        flags |= OpenFlag.DIRECT_IO
+    if info.keep_cache:
+        flags |= OpenFlag.KEEP_CACHE
+    if info.nonseekable:
+        flags |= OpenFlag.NONSEEKABLE | OpenFlag.STREAM
+    return OPEN_OUT.pack(info.fh, flags, 0)
+
+
+def statfs_reply(data: pyfuse3.StatvfsData) -> bytes:
+    """Answer STATFS."""
+    return STATFS_OUT.pack(
+        data.f_blocks,
+        data.f_bfree,
+        data.f_bavail,
+        data.f_files,
+        data.f_ffree,
+        data.f_bsize,
+        data.f_namemax,
+        data.f_frsize,
+        0,
+    )
+
+
+def dirent(inode: int, next_id: int, mode: int, name: bytes) -> bytes:
+    """One entry of a READDIR reply, padded to 8 bytes."""
+    entry = DIRENT.pack(inode, next_id, len(name), mode >> 12 & 0o17) + name
+    return entry + bytes(-len(entry) % 8)
+
+
+def _timeout(seconds: float) -> tuple[int, int]:
+    whole = int(seconds)
+    return whole, int((seconds - whole) * 10**9)
