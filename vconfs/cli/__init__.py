@@ -1,1 +1,73 @@
 """The commands: they parse arguments and wire the layers together, nothing else."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+#: Command -> its module, imported only when asked for.
+_COMMANDS = {
+    "mount": "vconfs.cli.mount",
+    "umount": "vconfs.cli.umount",
+    "ls": "vconfs.cli.ls",
+    "demo": "vconfs.cli.demo",
+}
+
+
+class Failure(click.ClickException):
+    """A command cannot do what it was asked: one line on stderr, exit code 1."""
+
+
+class _Commands(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        command = importlib.import_module(_COMMANDS[cmd_name]).command
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.command(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(package_name="vconfs")
+def vconfs() -> None:
+    """Named ports between a virtual machine and its host, as files.
+
+    \b
+    Examples:
+      vconfs demo                                         see everything at work
+      vconfs mount --port chat=unix:/tmp/chat.sock /mnt   one port, joined to a socket
+      vconfs ls /mnt                                      what the ports are doing
+      vconfs umount /mnt
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run a command; what mount(8) calls, `vconfs DEVICE DIR -o OPTIONS`, is `vconfs mount`."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
+        device = [] if words[0] in ("none", "vconfs") else ["--device", words[0]]
+        words = ["mount", *device, *words[1:]]
+    try:
+        sys.exit(vconfs.main(words, prog_name="vconfs", standalone_mode=False) or 0)
+    except click.UsageError as error:
+        help_command = f"{error.ctx.command_path} --help" if error.ctx else "vconfs --help"
+        _fail(f"{error.format_message()} (see {help_command})", error.exit_code)
+    except click.ClickException as error:
+        _fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo("vconfs: " + " ".join(message.split()), err=True)
+    sys.exit(code)

@@ -1,0 +1,93 @@
+"""Makes inotify tell of ports that come and go.
+
+The kernel raises CREATE and DELETE in a directory only when somebody creates or removes a name
+by a system call. So for each name that has come or gone, this process itself makes the call on
+its own mount, from a worker thread. The file system recognises the thread (`is_me`): to it alone
+a new name looks absent, and a removed one present, so that the kernel lets the call through; to
+everybody else names come and go at once.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+#: What the file system pretends to the announcer: (inode, mode), or () for "not there".
+Pretence = tuple[int, int] | tuple[()]
+
+
+class Announcer:
+    """Announces, in order, what `created`, `removed` and `changed` were told.
+
+    The first argument of those says whether the name is in by-name/ (else in the mount's root).
+    """
+
+    def __init__(self) -> None:
+        self._jobs: list[tuple[Callable[[Path], None], bool, bytes, Pretence | None]] = []
+        self._more = trio.lowlevel.ParkingLot()
+        self._running = False
+        self._thread = 0
+        self._pretence: tuple[bool, bytes, Pretence] | None = None
+
+    def is_me(self, thread: int) -> bool:
+        """Whether a request comes from the announcer's own thread."""
+        return thread != 0 and thread == self._thread
+
+    def pretends(self, by_name: bool, name: bytes, thread: int) -> Pretence | None:
+        """What a name has to look like to this thread; None: like it is."""
+        if self._pretence is None or not self.is_me(thread):
+            return None
+        where, what, pretence = self._pretence
+        return pretence if (where, what) == (by_name, name) else None
+
+    def created(self, by_name: bool, name: bytes) -> None:
+        """A name has come."""
+        self._add(_make_link if by_name else _make_file, by_name, name, ())
+
+    def removed(self, by_name: bool, name: bytes, was: tuple[int, int]) -> None:
+        """A name has gone; it was this inode, of this mode."""
+        self._add(Path.unlink, by_name, name, was)
+
+    def changed(self, name: bytes) -> None:
+        """An attribute of a port's file is another."""
+        self._add(os.utime, False, name, None)
+
+    async def run(self, mountpoint: Path) -> None:
+        """Announce what comes from now on, below `mountpoint`."""
+        self._running = True
+        while True:
+            if not self._jobs:
+                await self._more.park()
+            jobs, self._jobs = self._jobs, []
+            for call, by_name, name, pretence in jobs:
+                folder = mountpoint / "by-name" if by_name else mountpoint
+                self._pretence = None if pretence is None else (by_name, name, pretence)
+                path = folder / os.fsdecode(name)
+                await trio.to_thread.run_sync(self._call, call, path, abandon_on_cancel=True)
+
+    def _call(self, call: Callable[[Path], None], path: Path) -> None:
+        self._thread = threading.get_native_id()
+        with suppress(OSError):  # it has come or gone again meanwhile, or the mount is ending
+            call(path)
+        self._thread = 0
+
+    def _add(
+        self, call: Callable[[Path], None], by_name: bool, name: bytes, pretence: Pretence | None
+    ) -> None:
+        if self._running:
+            self._jobs.append((call, by_name, name, pretence))
+            self._more.unpark()
+
+
+def _make_file(path: Path) -> None:
+    os.mknod(path, stat.S_IFREG | 0o600)
+
+
+def _make_link(path: Path) -> None:
+    path.symlink_to("announced")

@@ -1,0 +1,91 @@
+"""vconfs ls: a table of the ports of a mount."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import click
+
+from vconfs.cli import Failure
+from vconfs.names import port_id
+from vconfs.status import PID_ATTRIBUTE, STATUS
+
+#: Attributes that are yes or no, and those that are numbers.
+_FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
+_NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out"}
+
+
+def read_ports(mountpoint: Path) -> list[dict[str, object]]:
+    """Read the status of every port in a mount; Failure: that is none."""
+    try:
+        os.getxattr(mountpoint, PID_ATTRIBUTE)
+        files = [entry.name for entry in os.scandir(mountpoint)]
+    except OSError as error:
+        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
+            raise Failure(f"{mountpoint} is not a vconfs mount") from None
+        raise Failure(f"{mountpoint}: {error.strerror}") from None
+    ids = sorted(id for name in files if (id := port_id(os.fsencode(name))) is not None)
+    ports = [_read_port(mountpoint / f"vcon{id}") for id in ids]
+    return [port for port in ports if port]
+
+
+def _read_port(path: Path) -> dict[str, object]:
+    port: dict[str, object] = {"port": path.name}
+    for attribute in STATUS:
+        key = attribute.decode().removeprefix("user.")
+        try:
+            value = os.getxattr(path, attribute).decode(errors="backslashreplace")
+        except FileNotFoundError:
+            return {}
+        except OSError:
+            continue  # it has no such attribute
+        port[key] = value == "1" if key in _FLAGS else int(value) if key in _NUMBERS else value
+    return port
+
+
+@click.command("ls")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per port and line.")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def command(as_json: bool, mountpoint: Path) -> None:
+    """List the ports of the mount at MOUNTPOINT and what they are doing.
+
+    \b
+    Examples:
+      vconfs ls /mnt/vcon
+      vconfs ls --json /mnt/vcon | jq -r 'select(.host) | .name'
+    """
+    ports = read_ports(mountpoint)
+    if as_json:
+        for port in ports:
+            click.echo(json.dumps(port))
+    else:
+        _print_table(ports)
+
+
+def _print_table(ports: list[dict[str, object]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("PORT", "NAME", "HOST", "STATE", "OPEN BY"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("QUEUED", "IN", "OUT"):
+        table.add_column(heading, justify="right")
+    for port in ports:
+        table.add_row(
+            str(port["port"]),
+            str(port.get("name", "-")),
+            "connected" if port["host"] else "-",
+            _state(port),
+            str(port.get("openers") or "-"),
+            *(str(port[key]) for key in ("queued", "bytes_in", "bytes_out")),
+        )
+    Console(width=None if os.isatty(1) else 120, markup=False).print(table)
+
+
+def _state(port: dict[str, object]) -> str:
+    words = {"console": "console", "throttled": "throttled", "guest_throttled": "full"}
+    return ", ".join(word for key, word in words.items() if port[key]) or "-"

@@ -1,0 +1,137 @@
+"""vconfs mount: find a device, and show its ports as files."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import trio
+
+from vconfs import fuse
+from vconfs.cli import Failure
+from vconfs.cli.background import run_in_background
+from vconfs.cli.options import MountOptions, parse_options
+from vconfs.host.host import HostError
+from vconfs.host.port import HostPortSpec
+from vconfs.host.spec import parse_port
+from vconfs.mounting import Plan, serve_mount
+
+#: The ports of the embedded device when none is asked for.
+DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
+
+
+class PortSpec(click.ParamType[HostPortSpec]):
+    """NAME=CHARDEV[,OPTION…] on the command line."""
+
+    name = "NAME=CHARDEV[,OPTION…]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> HostPortSpec:
+        """Read it; what is wrong with it is a usage error."""
+        if isinstance(value, HostPortSpec):
+            return value
+        try:
+            return parse_port(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> MountOptions:
+    words = [word for value in values for word in value.split(",")]
+    try:
+        return parse_options(words)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
+    """Take defaults for the other options from a TOML file."""
+    if path is None:
+        return
+    try:
+        config = tomllib.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise click.BadParameter(f"{path}: {error}", ctx, param) from None
+    unknown = sorted(set(config) - {"device", "dialect", "options", "port"})
+    if unknown:
+        raise click.BadParameter(f"{path}: unknown key {unknown[0]!r}", ctx, param)
+    ctx.default_map = {**(ctx.default_map or {}), **config}
+
+
+@click.command("mount")
+@click.option(
+    "--config",
+    callback=_config,
+    is_eager=True,
+    expose_value=False,
+    help="Options from a TOML file.",
+)
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("--device", default="embedded", show_default=True, help="Where the ports come from.")
+@click.option("--dialect", type=click.Choice(["v8", "virtio1"]), default="v8", show_default=True)
+@click.option(
+    "--port", "ports", type=PortSpec(), multiple=True, help="A port of the embedded device."
+)
+@click.option(
+    "-o", "--options", multiple=True, callback=_options, help="Mount options, with commas between."
+)
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def command(
+    foreground: bool,
+    device: str,
+    dialect: str,
+    ports: tuple[HostPortSpec, ...],
+    options: MountOptions,
+    mountpoint: Path,
+) -> None:
+    """Mount the ports of a device at MOUNTPOINT.
+
+    With no device, both ends run in this process, and each --port joins one port to something
+    outside. With no --port either: a console on a pty, and an echo.
+
+    \b
+    CHARDEV is one of:
+      unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
+      file:PATH  exec:COMMAND  stdio  echo  null  zero
+    OPTION of a port is one of:
+      id=N  console  cache  limit=MiB  host-limit=BYTES
+    The -o options are:
+      allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
+      throttle=enospc|block  limit=BYTES
+
+    \b
+    Examples:
+      vconfs mount /mnt/vcon
+      vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
+      vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
+      mount -t fuse.vconfs none /mnt/vcon
+    """
+    if device != "embedded":
+        raise click.BadParameter(
+            f"unknown device {device!r}: it is embedded", param_hint="--device"
+        )
+    specs = ports or tuple(parse_port(port) for port in DEFAULT_PORTS)
+    plan = Plan(
+        mountpoint,
+        specs,
+        dialect=dialect,
+        port_options=options.port,
+        access=options.access,
+        allow_other=options.allow_other,
+        device=device,
+    )
+    if foreground:
+        _serve(plan, lambda: None)
+    else:
+        run_in_background(lambda ready: _serve(plan, ready))
+
+
+def _serve(plan: Plan, ready: Callable[[], None]) -> None:
+    try:
+        trio.run(serve_mount, plan, ready)
+    except (HostError, fuse.MountError) as error:
+        raise Failure(str(error)) from None

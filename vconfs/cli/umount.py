@@ -1,0 +1,62 @@
+"""vconfs umount: hang the ports up, then unmount, even when somebody is blocked on one."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import time
+from pathlib import Path
+
+import click
+
+from vconfs import fuse
+from vconfs.cli import Failure
+from vconfs.fuse.mount import listed
+from vconfs.status import PID_ATTRIBUTE
+
+#: How long the daemon may take to end before it is unmounted over its head.
+_PATIENCE = 5.0
+
+
+@click.command("umount")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def command(mountpoint: Path) -> None:
+    """Hang up every port of the mount at MOUNTPOINT, then unmount it.
+
+    Programs that are blocked on a port get end of file. What is left of a daemon that was killed
+    is cleaned up as well.
+
+    \b
+    Example:
+      vconfs umount /mnt/vcon
+    """
+    target = Path(os.path.abspath(mountpoint))
+    if not fuse.is_mounted(target):
+        raise Failure(f"{mountpoint} is not a vconfs mount")
+    try:
+        daemon = int(os.getxattr(target, PID_ATTRIBUTE))
+        os.kill(daemon, signal.SIGTERM)
+        if _wait_unmounted(target):
+            return
+    except (OSError, ValueError):
+        pass  # a dead mount, or somebody else's daemon: unmount it ourselves
+    try:
+        fuse.unmount(target, lazy=True)
+    except OSError as error:
+        raise Failure(str(error)) from None
+
+
+def _wait_unmounted(target: Path) -> bool:
+    """Wait until the mount is gone; the kernel tells of changes by POLLPRI."""
+    deadline = time.monotonic() + _PATIENCE
+    with open("/proc/self/mountinfo", "rb") as table:
+        changes = select.poll()
+        changes.register(table, select.POLLPRI)
+        while listed(table.read(), target):
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return False
+            changes.poll(left * 1000)
+            table.seek(0)
+    return True
