@@ -1,0 +1,283 @@
+"""Host end and guest end together, over real rings in one process."""
+
+from __future__ import annotations
+
+import errno
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+
+from vconfs.host.chardev import ChardevError
+from vconfs.host.host import HostError, open_host
+from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.port import Opener, Port, PortOptions
+from vconfs.protocol.events import Buffer
+from vconfs.testing import Ends, Puppet, open_ends
+
+
+def spec(name: bytes = b"port", puppet: Puppet | None = None, **options: object) -> HostPortSpec:
+    return HostPortSpec(name, puppet or Puppet(), **options)  # type: ignore[arg-type]
+
+
+def taken(pieces: list[Buffer]) -> bytes:
+    return b"".join(pieces)
+
+
+def read_all(port: Port) -> bytes:
+    data = b""
+    while True:
+        try:
+            piece = taken(port.read_nowait(1 << 20))
+        except trio.WouldBlock:
+            return data
+        if not piece:
+            return data
+        data += piece
+
+
+async def test_ports_come_with_their_names_and_kinds() -> None:
+    specs = [spec(b"con", console=True), spec(b"org.example.0"), spec(b"", cache=True, limit=2)]
+    async with open_ends(specs) as ends:
+        assert [ends.ports[id].name for id in range(3)] == [b"con", b"org.example.0", b""]
+        assert [ends.ports[id].console for id in range(3)] == [True, False, False]
+        assert all(port.host_connected for port in ends.ports.values())
+        assert ends.ports[2].cache
+        assert ends.ports[2].limit == 2 << 20
+        assert ends.manager.ignored == 0
+        assert ends.driver.reason == ""
+
+
+async def test_data_goes_both_ways() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        port = ends.ports[0]
+        assert port.write_nowait(b"to the host") == 11
+        assert await puppet.port.receive() == b"to the host"
+        await puppet.port.send(b"to the guest")
+        assert taken(port.read_nowait(100)) == b"to the guest"
+
+
+@pytest.mark.parametrize("size", [1, 4095, 65535, 65536, 65537, 1 << 20])
+async def test_large_writes_arrive_whole(size: int) -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1 << 22)]) as ends:
+        port = ends.ports[0]
+        data = bytes(i * 7 % 251 for i in range(size))
+        assert port.write_nowait(data) == size
+        got = b""
+        while len(got) < size:
+            got += await puppet.port.receive()
+        assert got == data
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(puppet.port.send, data)
+            back = b""
+            while len(back) < size:
+                back += taken(await port.read(1 << 20))
+        assert back == data
+
+
+async def test_open_and_close_are_told() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        assert not puppet.port.guest_connected
+        opener = Opener(1)
+        ends.ports[0].open(opener)
+        assert puppet.port.guest_connected
+        ends.ports[0].close(opener)
+        assert not puppet.port.guest_connected
+        puppet.port.disconnect()
+        assert not ends.ports[0].host_connected
+        puppet.port.connect()
+        assert ends.ports[0].host_connected
+
+
+async def test_a_close_that_was_followed_by_an_open_is_seen() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends, trio.open_nursery() as nursery:
+        first = Opener(1)
+        ends.ports[0].open(first)
+        nursery.start_soon(puppet.port.wait_guest, False)
+        await trio.testing.wait_all_tasks_blocked()
+        ends.ports[0].close(first)
+        ends.ports[0].open(Opener(2))
+
+
+# --- throttling ---------------------------------------------------------------------------
+
+
+async def test_a_host_that_nobody_reads_throttles_the_guest_and_lets_it_go_below_half() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
+        port = ends.ports[0]
+        port.write_nowait(bytes(999))
+        assert not port.host_throttled
+        port.write_nowait(b"x")
+        assert port.host_throttled
+        with pytest.raises(OSError) as caught:
+            port.write_nowait(b"x")
+        assert caught.value.errno == errno.ENOSPC
+        await puppet.port.receive(499)
+        assert port.host_throttled
+        await puppet.port.receive(1)
+        assert not port.host_throttled
+        assert port.write_nowait(b"y") == 1
+
+
+async def test_a_guest_that_nobody_reads_in_throttles_the_host() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)], PortOptions(limit=100_000)) as ends:
+        port = ends.ports[0]
+        sent = trio.Event()
+
+        async def send() -> None:
+            await puppet.port.send(bytes(300_000))
+            sent.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not sent.is_set() or port.queued == 300_000
+            host_port = cast(HostPort, puppet.port)
+            assert host_port.guest_throttled
+            got = len(read_all(port))
+            while got < 300_000:
+                got += len(taken(await port.read(1 << 20)))
+        assert not host_port.guest_throttled
+
+
+async def test_throttling_one_port_leaves_the_others_alone() -> None:
+    """Requirement: one blocked channel must not block the others."""
+    stuck, free = Puppet(), Puppet()
+    async with open_ends([spec(b"stuck", stuck, host_limit=10), spec(b"free", free)]) as ends:
+        ends.ports[0].write_nowait(bytes(100))
+        assert ends.ports[0].host_throttled
+        for _ in range(1000):
+            assert ends.ports[1].write_nowait(b"x" * 5000) == 5000
+            got = 0
+            while got < 5000:
+                got += len(await free.port.receive())
+            assert free.port.send_nowait(b"back") == 4
+            assert taken(ends.ports[1].read_nowait(10)) == b"back"
+
+
+async def test_a_guest_that_ignores_throttle_loses_its_data_and_no_memory() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
+        port, host_port = ends.ports[0], cast(HostPort, puppet.port)
+        bound = 1000 + ends.host.guest.in_flight  # type: ignore[union-attr]
+        for _ in range(200):
+            ends.driver.send_nowait(0, bytes(100_000))  # below the port, which would refuse
+            assert host_port.queued <= bound + 100_000
+        assert host_port.counters.resets > 0
+        assert host_port.counters.dropped > 0
+        assert not port.host_throttled or host_port.queued > 500
+
+
+async def test_guest_data_for_a_host_that_is_not_there_is_dropped_and_counted() -> None:
+    puppet = Puppet(connected=False)
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        ends.ports[0].write_nowait(b"nobody hears")
+        assert cast(HostPort, puppet.port).counters.dropped == 12
+        puppet.port.connect()
+        ends.ports[0].write_nowait(b"now")
+        assert await puppet.port.receive() == b"now"
+
+
+async def test_guest_data_for_a_host_that_is_not_there_is_kept_by_a_caching_port() -> None:
+    puppet = Puppet(connected=False)
+    async with open_ends([spec(puppet=puppet, cache=True)]) as ends:
+        ends.ports[0].write_nowait(b"kept")
+        puppet.port.connect()
+        assert await puppet.port.receive() == b"kept"
+
+
+# --- hot-plug -----------------------------------------------------------------------------
+
+
+async def test_ports_are_added_renamed_and_removed_at_run_time() -> None:
+    async with open_ends([spec(b"first")]) as ends:
+        late = await ends.host.add(spec(b"late"))
+        assert late.id == 1
+        assert ends.ports[1].name == b"late"
+        assert ends.ports[1].host_connected
+        far = await ends.host.add(spec(b"far", id=9))
+        assert far.id == 9
+        assert sorted(ends.ports) == [0, 1, 9]  # the gaps between are no ports
+        ends.host.rename(1, b"other")
+        assert ends.ports[1].name == b"other"
+        ends.host.rename(1, b"")
+        assert ends.ports[1].name == b""
+        gone = ends.ports[1]
+        ends.host.remove(1)
+        assert gone.removed
+        assert sorted(ends.ports) == [0, 9]
+        again = await ends.host.add(spec(b"again"))
+        assert again.id == 1
+        assert ends.ports[1].name == b"again"
+        assert not ends.ports[1].removed
+        ends.host.remove(9)
+        assert sorted(ends.ports) == [0, 1]
+
+
+async def test_settings_change_at_run_time() -> None:
+    async with open_ends([spec()]) as ends:
+        port = ends.ports[0]
+        ends.host.configure(0, cache=True, limit=3)
+        assert (port.cache, port.limit) == (True, 3 << 20)
+        ends.host.configure(0, cache=False)
+        assert not port.cache
+        ends.host.resize(0, 132, 43)
+        assert port.size == (132, 43)
+
+
+async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
+    class Broken(Puppet):
+        async def run(self, port: object, task_status: object = None) -> None:  # type: ignore[override]
+            raise ChardevError("the socket is on fire")
+
+    async with open_ends([spec(b"first")]) as ends:
+        for wrong, message in (
+            (spec(id=0), "port id 0 is taken by 'first'"),
+            (spec(id=40000), "port id 40000 is too large: ids end at 32767"),
+            (spec(bytes(5000)), "a port name has at most 4080 bytes, not 5000"),
+            (spec(puppet=Broken()), "the socket is on fire"),
+        ):
+            with pytest.raises(HostError, match=message):
+                await ends.host.add(wrong)
+        with pytest.raises(HostError, match="there is no port 7"):
+            ends.host.remove(7)
+        assert sorted(ends.host.ports) == [0]
+        assert sorted(ends.ports) == [0]
+
+
+async def test_a_host_that_cannot_start_raises_its_error_as_it_is() -> None:
+    with pytest.raises(HostError, match="port id 0 is taken by 'a'"):
+        async with open_host([spec(b"a", id=0), spec(b"b", id=0)]):
+            pass
+
+
+async def test_a_device_that_goes_leaves_hung_up_ports_and_comes_back_to_them() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(b"name", puppet)]) as ends:
+        port = ends.ports[0]
+        port.open(Opener(1))
+        await puppet.port.send(b"last words")
+        ends.driver.stop("unplugged")
+        assert not port.host_connected
+        assert taken(port.read_nowait(100)) == b"last words"
+        assert port.read_nowait(100) == []
+        with pytest.raises(OSError) as caught:
+            port.write_nowait(b"x")
+        assert caught.value.errno == errno.ENOTCONN
+
+
+async def test_the_write_buffers_are_zeroed_when_the_host_has_used_them() -> None:
+    async with open_ends([spec()]) as ends:
+        ends.ports[0].write_nowait(b"secret" * 1000)
+        assert memory_of(ends).find(b"secret") < 0
+
+
+def memory_of(ends: Ends) -> bytes:
+    return bytes(ends.driver._link._send[1].memory)  # type: ignore[attr-defined]
