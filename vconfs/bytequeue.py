@@ -60,9 +60,9 @@ class ByteQueue:
         """Whether the next thing in the queue is a mark."""
         return bool(self._chunks) and self._chunks[0] is None
 
-    def put_mark(self) -> None:
-        """Append a mark, unless the last thing in the queue is one."""
-        if not self._chunks or self._chunks[-1] is not None:
+    def put_mark(self, *, always: bool = False) -> None:
+        """Append a mark, unless the last thing in the queue is one; `always`: even then."""
+        if always or not self._chunks or self._chunks[-1] is not None:
             self._chunks.append(None)
 
     def take_mark(self) -> None:

@@ -21,6 +21,7 @@ Errors are OSError with the errno that the caller of read(2) or write(2) gets.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import select
 from collections.abc import Callable
@@ -32,6 +33,8 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.bytequeue import ByteQueue
 from vconfs.protocol.events import Buffer
+
+log = logging.getLogger(__name__)
 
 _READABLE = select.POLLIN | select.POLLRDNORM
 _WRITABLE = select.POLLOUT | select.POLLWRNORM
@@ -375,6 +378,8 @@ class Port:
         self.detach()
 
     def _reset(self) -> None:
+        if not self.counters.resets:
+            log.warning("vcon%d: the host ignores THROTTLE, the port is reset", self.id)
         self.counters.resets += 1
         self.counters.dropped += self._queue.clear()
         self._was_reset = True

@@ -93,17 +93,6 @@ async def test_open_and_close_are_told() -> None:
         assert ends.ports[0].host_connected
 
 
-async def test_a_close_that_was_followed_by_an_open_is_seen() -> None:
-    puppet = Puppet()
-    async with open_ends([spec(puppet=puppet)]) as ends, trio.open_nursery() as nursery:
-        first = Opener(1)
-        ends.ports[0].open(first)
-        nursery.start_soon(puppet.port.wait_guest, False)
-        await trio.testing.wait_all_tasks_blocked()
-        ends.ports[0].close(first)
-        ends.ports[0].open(Opener(2))
-
-
 # --- throttling ---------------------------------------------------------------------------
 
 

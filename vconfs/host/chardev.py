@@ -45,11 +45,17 @@ class PortSide(Protocol):
     def disconnect(self) -> None:
         """Tell the guest that nobody is there; what it sent stays if the port caches."""
 
-    async def wait_guest(self, connected: bool) -> None:
-        """Wait until the guest has the port open, or has it closed."""
+    def hang_up(self) -> None:
+        """Show the guest an end of file, and go on being connected."""
+
+    async def next_session(self) -> None:
+        """Wait until the guest opens the port; returns once for each time that it does."""
 
     async def receive(self, size: int = 1 << 16) -> bytes:
-        """Wait for bytes from the guest and give at most `size` of them, never none."""
+        """Wait for bytes from the guest and give at most `size` of them.
+
+        None: the guest closed the port (only a chardev that `keeps_sessions` is told).
+        """
 
     async def receive_message(self) -> bytes:
         """Wait for one whole write request of the guest and give its bytes."""
@@ -66,6 +72,8 @@ class Chardev(ABC):
 
     #: Whether it wants guest data by whole write requests (`PortSide.receive_message`).
     keeps_boundaries = False
+    #: Whether it is told where the guest closed the port (`PortSide.receive` gives no bytes).
+    keeps_sessions = False
 
     @classmethod
     @abstractmethod

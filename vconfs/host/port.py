@@ -8,6 +8,7 @@ chardev feels it.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from typing import Protocol
@@ -19,6 +20,8 @@ from trio.lowlevel import ParkingLot
 from vconfs.bytequeue import ByteQueue
 from vconfs.host.chardev import Chardev
 from vconfs.protocol.events import Buffer
+
+log = logging.getLogger(__name__)
 
 DEFAULT_HOST_LIMIT = 1 << 20
 #: The longest write request whose boundaries are kept; longer ones come in pieces of this size.
@@ -131,8 +134,8 @@ class HostPort:
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
 
     _guest_connected: bool = field(init=False, default=False)
-    #: How often the guest has opened the port: a close that was followed by an open is seen too.
-    _opens: int = field(init=False, default=0)
+    #: How often the guest has opened the port and the chardev has not heard of it.
+    _sessions: int = field(init=False, default=0)
     _line: HostLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     _messages: _Messages | None = field(init=False)
@@ -177,16 +180,25 @@ class HostPort:
             if not self.cache:
                 self._drop()
 
-    async def wait_guest(self, connected: bool) -> None:
-        """See `PortSide.wait_guest`."""
-        opens = self._opens
-        while self._guest_connected != connected and (connected or self._opens == opens):
+    def hang_up(self) -> None:
+        """See `PortSide.hang_up`."""
+        if self.connected and self._line is not None:
+            self._line.open_port(self.id, False)
+            self._line.open_port(self.id, True)
+
+    async def next_session(self) -> None:
+        """See `PortSide.next_session`."""
+        while not self._sessions:
             await self._changed.park()
+        self._sessions -= 1
 
     async def receive(self, size: int = 1 << 16) -> bytes:
         """See `PortSide.receive`."""
-        while not self._queue.size:
+        while not self._queue.size and not self._queue.at_mark:
             await self._arrived.park()
+        if self._queue.at_mark:
+            self._queue.take_mark()
+            return b""
         pieces = self._queue.take(size)
         self._took()
         return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
@@ -242,8 +254,15 @@ class HostPort:
 
     def set_guest_connected(self, connected: bool) -> None:
         """The guest opened the port, or closed it."""
-        self._opens += connected
+        if connected == self._guest_connected:
+            return
         self._guest_connected = connected
+        if self.spec.chardev.keeps_sessions:
+            if connected:
+                self._sessions += 1
+            else:
+                self._queue.put_mark(always=True)
+                self._arrived.unpark()
         self._wake()
 
     def set_guest_throttled(self, throttled: bool) -> None:
@@ -299,6 +318,8 @@ class HostPort:
             self.host_throttled = True
             line.throttle(self.id, True)
         elif self.queued > limit + line.in_flight:
+            if not self.counters.resets:
+                log.warning("port %d: the guest ignores THROTTLE, its data is dropped", self.id)
             self.counters.resets += 1
             self._drop()
 

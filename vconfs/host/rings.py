@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from vconfs.link import Link
 from vconfs.protocol.errors import RemoteProtocolError
@@ -15,7 +16,9 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Chain, DeviceQueue
 
 #: The largest buffer that a guest may send; more is refused, for it would have to be gathered.
-BUFFER_MAX = 4 << 20
+BUFFER_MAX: Final = 4 << 20
+#: What a guest's buffer holds at most in practice; a ring full of these may be under way.
+_BUFFER_USUAL: Final = 1 << 16
 
 
 class _Offered:
@@ -72,7 +75,8 @@ class DeviceLink(Link):
         header_size: int,
     ) -> None:
         self.features = features
-        self.in_flight = 0
+        sizes = [ring.size for number, ring in queues.items() if number % 2]
+        self.in_flight = max(sizes) * _BUFFER_USUAL
         self._call = call
         self._header_size = header_size
         self._dead = False

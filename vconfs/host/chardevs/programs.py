@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import subprocess
@@ -14,8 +13,6 @@ from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
 
-log = logging.getLogger(__name__)
-
 #: How long a program may go on after its input has ended, and after SIGTERM.
 _PATIENCE: Final = 1.0
 
@@ -25,6 +22,7 @@ class Exec(Chardev):
     """Runs a shell command while the guest has the port open, its input and output the port."""
 
     command: str
+    keeps_sessions = True
 
     @classmethod
     def parse(cls, argument: str) -> Self:
@@ -40,15 +38,25 @@ class Exec(Chardev):
         port.connect()
         task_status.started()
         while True:
-            await port.wait_guest(True)
-            await self._session(port)
-            port.disconnect()  # the end of file that the guest sees
-            port.connect()
-            await port.wait_guest(False)
+            await port.next_session()
+            session = _Session(port)
+            await session.run(self.command)
+            if not session.closed:
+                port.hang_up()
+                await session.skip_the_rest()
 
-    async def _session(self, port: PortSide) -> None:
+
+class _Session:
+    """One run of the command."""
+
+    def __init__(self, port: PortSide) -> None:
+        self._port = port
+        self.closed = False  # whether the guest has closed the port, as far as we have read
+
+    async def run(self, command: str) -> None:
+        """Run the command until it has ended and all its output is sent."""
         process = await trio.lowlevel.open_process(
-            self.command,
+            command,
             shell=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -57,33 +65,37 @@ class Exec(Chardev):
         assert process.stdin is not None and process.stdout is not None
         try:
             async with process.stdin, process.stdout, trio.open_nursery() as nursery:
-                nursery.start_soon(_feed, port, process.stdin)
-                nursery.start_soon(_end_with_guest, port, process)
+                nursery.start_soon(self._feed, process)
                 async for data in process.stdout:
-                    await port.send(data)
+                    if not self.closed:  # what comes later is for nobody
+                        await self._port.send(data)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await _end(process)
 
+    async def skip_the_rest(self) -> None:
+        """Drop what the program did not read, up to where the guest closed the port."""
+        while not self.closed:
+            self.closed = not await self._port.receive()
 
-async def _feed(port: PortSide, stdin: trio.abc.SendStream) -> None:
-    with suppress(trio.BrokenResourceError):  # the program reads no more
-        while True:
-            await stdin.wait_send_all_might_not_block()
-            await stdin.send_all(await port.receive())
-    await trio.sleep_forever()
-
-
-async def _end_with_guest(port: PortSide, process: trio.Process) -> None:
-    """End the program when the guest closes the port."""
-    await port.wait_guest(False)
-    assert process.stdin is not None
-    await process.stdin.aclose()
-    await trio.sleep(_PATIENCE)
-    _signal(process, signal.SIGTERM)
-    await trio.sleep(_PATIENCE)
-    _signal(process, signal.SIGKILL)
+    async def _feed(self, process: trio.Process) -> None:
+        """Give the program what the guest sends; at the guest's close its input ends, then it."""
+        assert process.stdin is not None
+        with suppress(trio.BrokenResourceError):  # it reads no more
+            while True:
+                await process.stdin.wait_send_all_might_not_block()
+                data = await self._port.receive()
+                if not data:
+                    break
+                await process.stdin.send_all(data)
+            self.closed = True
+        await process.stdin.aclose()
+        await self.skip_the_rest()
+        await trio.sleep(_PATIENCE)
+        _signal(process, signal.SIGTERM)
+        await trio.sleep(_PATIENCE)
+        _signal(process, signal.SIGKILL)
 
 
 async def _end(process: trio.Process) -> None:
