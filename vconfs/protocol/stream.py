@@ -1,0 +1,421 @@
+"""The v8 dialect's two queues over any byte stream: framing, hello and credit, both ends.
+
+Theory of operation
+-------------------
+Each end says hello once, then frames follow, one for each buffer. All numbers are little-endian.
+
+    hello   8s magic, u16 version, u8 role, u8 flags, u32 window, u64 features, u32 size, config
+    frame   u32 size, u8 queue, payload of `size` bytes
+
+The *role* is 0 for the guest end, 1 for the host end: two guests cannot talk, and a line that
+echoes is told from a peer. The *config* is the host's config space; a guest sends none. The
+*magic* has a byte above 127, a CR LF and a NUL, so that a line which is not 8-bit clean cannot
+carry it.
+
+Either end may speak first, and none needs to wait for the other. *Features* are the bits that
+this end can use. An end that has the peer's hello already says so (flags bit 0, ANSWER) and
+leaves out what the peer cannot use; an answer with more is refused. So the negotiated features
+are what both named, whoever spoke first. Frames may be sent when both hellos are there.
+
+    queue     direction        payload
+    0 INPUT   host to guest    a buffer of v8's queue 0
+    1 OUTPUT  guest to host    a buffer of v8's queue 1
+    240 CREDIT   both          u32: so many bytes were handed on
+    241 CONFIG   host to guest the whole config space, as long as in the hello: it has changed
+    242 BYE      both          why the sender leaves, as UTF-8; nothing follows
+
+Credit is for lines without flow control, where bytes that nobody reads get lost. *Window* in the
+hello is how many bytes the peer of its sender may have under way, 0: any number. All of a frame
+counts, its header too, from when it is sent until a CREDIT counts it back; only CREDIT and BYE
+are not counted. The receiver collects acknowledgements until they are half of the window, so
+there are never more than two CREDIT frames under way for it. Hence what an end has under way is
+at most the window and EXCESS_MAX bytes. A payload is at most half a window, less a header
+(`max_payload`): when everything was handed on and the peer still keeps its last acknowledgements
+back, that much fits, so the two ends cannot wait for each other for ever.
+
+A peer that breaks a rule (or is no peer: a shell, a web server) raises RemoteProtocolError with
+the field and its value. The end of the stream is no error here but `Closed`, wherever it comes,
+because a peer may be killed anywhere.
+
+A line without hang-up, like a tty, does not tell when the peer was restarted, and may carry a
+kernel's boot messages first. For these an end can be told to skip noise before the hello
+(`noise_max`). A hello where a frame should be raises `PeerRestarted`; `trailing_data` starts with
+that hello and can be fed to a new connection.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final, TypeAlias
+
+from attrs import frozen
+
+from vconfs.protocol._stream_input import MAGIC, Hunt, Input
+from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+VERSION: Final = 1
+#: The hello behind its magic: version, role, flags, window, features, size of the config.
+_HELLO_REST: Final = struct.Struct("<HBBIQI")
+ANSWER: Final = 1 << 0
+
+HEADER: Final = struct.Struct("<IB")
+_CREDIT: Final = struct.Struct("<IBI")
+_U32: Final = struct.Struct("<I")
+
+INPUT: Final = 0
+OUTPUT: Final = 1
+CREDIT: Final = 240
+CONFIG: Final = 241
+BYE: Final = 242
+
+#: The largest payload of a frame: a write of 1 MiB, and any header in front of it.
+PAYLOAD_MAX: Final = (1 << 20) + 4096
+CONFIG_MAX: Final = 256
+BYE_MAX: Final = 256
+#: Half of any window holds any config space, as it holds any payload that may be sent.
+WINDOW_MIN: Final = 1024
+WINDOW_MAX: Final = (1 << 32) - 1
+#: What may be under way beside a full window: two CREDIT frames and a BYE.
+EXCESS_MAX: Final = 2 * _CREDIT.size + HEADER.size + BYE_MAX
+#: `Connection.free` where there is no window.
+UNLIMITED: Final = 1 << 62
+
+
+class Role(IntEnum):
+    """Which end of the console an end is."""
+
+    GUEST = 0
+    HOST = 1
+
+
+class PeerRestarted(RemoteProtocolError):
+    """The peer said hello where a frame should be: it was started again."""
+
+
+@frozen
+class Hello:
+    """The peer's hello: features that it can use, its config space, the window that it grants."""
+
+    features: int
+    config: bytes
+    window: int
+
+
+@frozen
+class Frame:
+    """A buffer of one of v8's queues.
+
+    `payload` is good for as long as it is held. Tell its size to `Connection.acknowledge` when
+    it was handed on.
+    """
+
+    queue: int
+    payload: memoryview
+
+
+@frozen
+class ConfigChanged:
+    """The host's config space is now this one; to be acknowledged like a frame."""
+
+    config: bytes
+
+
+@frozen
+class CreditReceived:
+    """The peer has handed `size` bytes on: there is more room to send."""
+
+    size: int
+
+
+@frozen
+class Closed:
+    """The peer left: the reason that it gave, or how the stream ended. Nothing follows."""
+
+    reason: str
+
+
+Event: TypeAlias = Hello | Frame | ConfigChanged | CreditReceived | Closed
+
+
+class Connection:
+    """One end of a stream.
+
+    `window` is what we grant to the peer: how many bytes it may have under way to us, 0: any
+    number. `noise_max` is how many bytes may come before the peer's hello.
+    """
+
+    def __init__(self, role: Role, *, window: int = 0, noise_max: int = 0) -> None:
+        if window and not WINDOW_MIN <= window <= WINDOW_MAX:
+            raise LocalProtocolError(f"a window is {WINDOW_MIN} to {WINDOW_MAX} bytes or 0")
+        self.role = role
+        self._window = window
+        self._input = Input()
+        self._hunt = Hunt(noise_max)
+        self._hello_head: tuple[int, int, int, int, int, int] | None = None  # of the peer's hello
+        self._header: tuple[int, int] | None = None  # size, queue of the frame that is coming
+        self._hello: Hello | None = None  # the peer's
+        self._ended: Exception | Closed | None = None
+        # What we receive, where we granted a window.
+        self._received = 0  # bytes of frames that are not counted back
+        self._handed_on = 0  # those of them that are acknowledged, but not counted back yet
+        # What we send.
+        self._offered: int | None = None  # the features of our hello
+        self._config_size = 0  # of the host's config space
+        self._under_way = 0
+        self._left = False
+
+    # Receiving
+
+    def feed(self, data: bytes) -> None:
+        """Take in what came from the stream; look for events afterwards, until there is none.
+
+        Frames are views of `data` where it has them whole.
+        """
+        self._input.feed(data)
+
+    def feed_eof(self) -> None:
+        """Take in that the stream has ended."""
+        self._input.eof = True
+
+    def next_event(self) -> Event | None:
+        """Give what has happened next; None: more bytes are needed, or the peer has left.
+
+        RemoteProtocolError: the peer broke a rule; it is raised again by each further call.
+        """
+        if self._ended is not None:
+            if isinstance(self._ended, Exception):
+                raise self._ended
+            return None
+        try:
+            event = self._next_frame() if self._hello else self._next_hello()
+        except RemoteProtocolError as error:
+            self._ended = error
+            raise
+        if event is None and self._input.eof:
+            event = Closed(self._how_it_ended())
+        if isinstance(event, Closed):
+            self._ended = event
+        return event
+
+    @property
+    def trailing_data(self) -> bytes:
+        """What came and made no event yet, or, after PeerRestarted, from the new hello on."""
+        return self._input.rest()
+
+    @property
+    def features(self) -> int:
+        """The negotiated features. LocalProtocolError: not both ends have said hello."""
+        if self._hello is None or self._offered is None:
+            raise LocalProtocolError("not both ends have said hello")
+        return self._hello.features & self._offered
+
+    def acknowledge(self, size: int) -> bytes:
+        """Say that a payload (or config) of this size was handed on; give what is to be sent.
+
+        That is a CREDIT frame, or nothing where more is collected first or no window is granted.
+        """
+        if not self._window or self._left:
+            return b""
+        self._handed_on += HEADER.size + size
+        if self._handed_on > self._received:
+            raise LocalProtocolError(f"acknowledged {self._handed_on} of {self._received} bytes")
+        if self._handed_on < self._window // 2:
+            return b""
+        credit = _CREDIT.pack(_U32.size, CREDIT, self._handed_on)
+        self._received -= self._handed_on
+        self._handed_on = 0
+        return credit
+
+    # Sending
+
+    def hello(self, features: int, config: bytes = b"") -> bytes:
+        """Say hello, with the features that we can use and, on the host end, the config space."""
+        if self._offered is not None:
+            raise LocalProtocolError("said hello already")
+        if len(config) > (CONFIG_MAX if self.role is Role.HOST else 0):
+            raise LocalProtocolError(f"a config space of {len(config)} bytes in a hello")
+        flags = 0
+        if self._hello is not None:
+            flags = ANSWER
+            features &= self._hello.features
+        self._offered = features
+        self._config_size = len(config)
+        head = (VERSION, self.role, flags, self._window, features, self._config_size)
+        return MAGIC + _HELLO_REST.pack(*head) + config
+
+    @property
+    def max_payload(self) -> int:
+        """The largest payload that the peer's window allows; known when its hello has come."""
+        if self._hello is None or not self._hello.window:
+            return PAYLOAD_MAX
+        return min(PAYLOAD_MAX, self._hello.window // 2 - HEADER.size)
+
+    @property
+    def free(self) -> int:
+        """How many bytes, headers included, can be sent now; UNLIMITED without a window."""
+        if self._hello is None or self._offered is None or self._left:
+            return 0
+        return self._hello.window - self._under_way if self._hello.window else UNLIMITED
+
+    @property
+    def room(self) -> int:
+        """The largest payload that can be sent now, 0 where none can."""
+        return max(0, min(self.max_payload, self.free - HEADER.size))
+
+    def frame_header(self, queue: int, size: int) -> bytes:
+        """Give what stands in front of a payload of `size` bytes; the two must be sent next.
+
+        LocalProtocolError: there is no room for it, or the queue is not ours to send on.
+        """
+        if queue != (OUTPUT if self.role is Role.GUEST else INPUT):
+            raise LocalProtocolError(f"a {self.role.name.lower()} does not send on queue {queue}")
+        return self._counted_header(queue, size)
+
+    def config(self, config: bytes) -> bytes:
+        """Say that the config space has changed (host end); it needs room like any payload."""
+        if self.role is not Role.HOST or len(config) != self._config_size:
+            raise LocalProtocolError(
+                f"a {self.role.name.lower()} whose config space has {self._config_size} bytes "
+                f"cannot send one of {len(config)}"
+            )
+        return self._counted_header(CONFIG, len(config)) + config
+
+    def bye(self, reason: str) -> bytes:
+        """Say why we leave; nothing can be sent afterwards. Empty where no hello was said."""
+        if self._offered is None or self._left:
+            return b""
+        self._left = True
+        text = reason.encode(errors="replace")[:BYE_MAX]
+        return HEADER.pack(len(text), BYE) + text
+
+    def _counted_header(self, queue: int, size: int) -> bytes:
+        if not 0 <= size <= self.max_payload or HEADER.size + size > self.free:
+            raise LocalProtocolError(f"no room for {size} bytes on queue {queue}")
+        self._under_way += HEADER.size + size
+        return HEADER.pack(size, queue)
+
+    # What came
+
+    def _next_hello(self) -> Hello | None:
+        if self._hello_head is None:
+            if not self._hunt.found(self._input):
+                return None
+            head = self._input.take(_HELLO_REST.size)
+            if head is None:
+                return None
+            self._hello_head = _HELLO_REST.unpack(head)
+            self._check_hello()
+        _, _, _, window, features, size = self._hello_head
+        config = self._input.take(size)
+        if config is None:
+            return None
+        self._hello = Hello(features, bytes(config), window)
+        if self.role is Role.GUEST:
+            self._config_size = size
+        return self._hello
+
+    def _check_hello(self) -> None:
+        assert self._hello_head is not None
+        version, role, flags, window, features, size = self._hello_head
+        if version != VERSION:
+            raise RemoteProtocolError(f"the peer speaks version {version}, not {VERSION}")
+        if role == self.role:
+            name = self.role.name.lower()
+            raise RemoteProtocolError(f"the peer is a {name} end too, or the line echoes")
+        if role > Role.HOST:
+            raise RemoteProtocolError(f"unknown role {role} in the hello")
+        if window and window < WINDOW_MIN:
+            raise RemoteProtocolError(f"a window of {window} bytes is less than {WINDOW_MIN}")
+        if size > (CONFIG_MAX if role == Role.HOST else 0):
+            raise RemoteProtocolError(f"a config space of {size} bytes in the hello")
+        if flags & ANSWER:
+            self._check_answer(features)
+
+    def _check_answer(self, features: int) -> None:
+        if self._offered is None:
+            raise RemoteProtocolError("the hello answers one that was not sent")
+        if more := features & ~self._offered:
+            raise RemoteProtocolError(
+                f"features {more:#x} were accepted but not offered ({self._offered:#x} were)"
+            )
+
+    def _next_frame(self) -> Event | None:
+        if self._header is None:
+            head = self._input.take(HEADER.size)
+            if head is None:
+                return None
+            size, queue = HEADER.unpack(head)
+            if head == MAGIC[: HEADER.size]:
+                self._input.put_back(bytes(head))
+                raise PeerRestarted("the peer says hello again: it was restarted")
+            self._check_header(size, queue)
+            self._header = size, queue
+        size, queue = self._header
+        payload = self._input.take(size)
+        if payload is None:
+            return None
+        self._header = None
+        return self._event(queue, payload)
+
+    def _check_header(self, size: int, queue: int) -> None:
+        """Refuse a frame before any of its payload is kept."""
+        if self._offered is None:
+            raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
+        guest = self.role is Role.GUEST
+        if queue == (INPUT if guest else OUTPUT):
+            if size > PAYLOAD_MAX:
+                raise RemoteProtocolError(
+                    f"a frame of {size} bytes on queue {queue} is larger than {PAYLOAD_MAX}"
+                )
+        elif queue == CREDIT:
+            if size != _U32.size:
+                raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {_U32.size}")
+            return
+        elif queue == CONFIG and guest:
+            if size != self._config_size:
+                raise RemoteProtocolError(
+                    f"a config space of {size} bytes, not {self._config_size} as in the hello"
+                )
+        elif queue == BYE:
+            if size > BYE_MAX:
+                raise RemoteProtocolError(f"a BYE of {size} bytes is larger than {BYE_MAX}")
+            return
+        else:
+            raise RemoteProtocolError(f"a frame of {size} bytes on unknown queue {queue}")
+        if self._window:
+            self._received += HEADER.size + size
+            if self._received > self._window:
+                raise RemoteProtocolError(
+                    f"{self._received} bytes are under way in a window of {self._window}"
+                )
+
+    def _event(self, queue: int, payload: memoryview) -> Event:
+        if queue in (INPUT, OUTPUT):
+            return Frame(queue, payload)
+        if queue == CONFIG:
+            return ConfigChanged(bytes(payload))
+        if queue == BYE:
+            text = str(payload, "utf-8", "replace")
+            return Closed("".join(c if c.isprintable() else "?" for c in text))
+        (credit,) = _U32.unpack(payload)
+        assert self._hello is not None
+        if not self._hello.window or credit > self._under_way:
+            raise RemoteProtocolError(
+                f"{credit} bytes were acknowledged, but {self._under_way} are under way "
+                f"in a window of {self._hello.window}"
+            )
+        self._under_way -= credit
+        return CreditReceived(credit)
+
+    def _how_it_ended(self) -> str:
+        here = len(self._input)
+        if self._hello_head is None and not here:
+            after = f", after {self._hunt.seen!r}" if self._hunt.seen else ""
+            return f"the stream ended before a hello{after}"
+        if self._hello is None:
+            return "the stream ended inside a hello"
+        if self._header is not None:
+            size, queue = self._header
+            return f"the stream ended after {here} of {size} bytes of a frame on queue {queue}"
+        return "the stream ended inside a frame's header" if here else "the stream ended"
