@@ -1,0 +1,74 @@
+"""Our FUSE session beside C libfuse and pyfuse3.main(), each with the same null device.
+
+Repetitions of the peers take turns, so that a noisy machine is noisy for all; the ratios are
+those of the medians. What is required of ours: three quarters of libfuse's throughput, and at
+most 1.6 of its ping-pong time.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections import defaultdict
+from pathlib import Path
+from statistics import median
+
+from benchmarks.measure import ask, build, one_cpu, serving
+
+BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}
+PEERS = ("libfuse", "session", "pyfuse3")
+REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "5"))
+SECONDS = "0.4"
+ROUNDS = "5000"
+
+Samples = dict[tuple[str, str], list[float]]
+
+
+def main() -> None:
+    samples: Samples = defaultdict(list)
+    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, one_cpu():
+        place = Path(folder)
+        for program, packages in (("client.c", ()), ("null_libfuse.c", ("fuse3",))):
+            build(program, place, *packages)
+        (place / "mnt").mkdir()
+        for _ in range(REPETITIONS):
+            for peer in PEERS:
+                measure(peer, place, samples)
+    report(samples)
+
+
+def server(peer: str, place: Path) -> list[str]:
+    mountpoint = str(place / "mnt")
+    if peer == "libfuse":
+        return [str(place / "null_libfuse"), mountpoint]
+    return [sys.executable, "-m", "benchmarks.null_fs", peer, mountpoint]
+
+
+def measure(peer: str, place: Path, samples: Samples) -> None:
+    client, file, mountpoint = str(place / "client"), str(place / "mnt/null"), place / "mnt"
+    with serving(server(peer, place), mountpoint):
+        for name, size in BLOCKS.items():
+            for direction in ("read", "write"):
+                (rate,) = ask(client, direction, file, str(size), SECONDS)
+                samples[f"{direction} {name}", peer].append(rate / 1e6)
+    with serving([*server(peer, place), "echo"], mountpoint):
+        middle, late = ask(client, "pingpong", file, ROUNDS)
+        samples["ping-pong", peer].append(middle)
+        samples["ping-pong p99", peer].append(late)
+
+
+def report(samples: Samples) -> None:
+    print(f"{'':16}" + "".join(f"{peer:>22}" for peer in PEERS) + f"{'session/libfuse':>18}")
+    for row in dict.fromkeys(row for row, _ in samples):
+        unit = "us" if row.startswith("ping") else "MB/s"
+        cells = [
+            f"{median(samples[row, peer]):9.1f} {unit:4} ±{_spread(samples[row, peer]):3.0f}%"
+            for peer in PEERS
+        ]
+        ratio = median(samples[row, "session"]) / median(samples[row, "libfuse"])
+        print(f"{row:16}" + "".join(f"{cell:>22}" for cell in cells) + f"{ratio:18.2f}")
+
+
+def _spread(values: list[float]) -> float:
+    return 50 * (max(values) - min(values)) / median(values)
