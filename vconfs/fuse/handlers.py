@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyfuse3
 from attrs import frozen
@@ -17,7 +17,7 @@ from pyfuse3 import FUSEError
 
 from vconfs.fuse import wire
 from vconfs.fuse.operations import ReaddirToken, RequestContext, SetattrFields
-from vconfs.fuse.wire import Opcode, SetattrValid
+from vconfs.fuse.wire import MalformedRequest, Opcode, SetattrValid
 
 if TYPE_CHECKING:
     from vconfs.fuse.session import Session
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Request:
-    """One request that is neither a read nor a write."""
+    """One request, other than a read or a write."""
 
     session: Session
     opcode: int
@@ -40,16 +40,16 @@ class Request:
         return self.session.operations
 
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
-        """Unpack the head of the body; ValueError: it is too short."""
+        """Unpack the head of the body; MalformedRequest: it is too short."""
         if len(self.body) < layout.size:
-            raise ValueError("short body")
+            raise MalformedRequest("short body")
         return layout.unpack_from(self.body)
 
     def names(self, count: int, start: int = 0) -> list[bytes]:
-        """Give `count` NUL-terminated names from `start` on; ValueError: there are fewer."""
+        """Give `count` NUL-terminated names from `start` on; MalformedRequest: there are fewer."""
         *names, _ = self.body[start:].split(b"\0", count)
         if len(names) < count:
-            raise ValueError("name missing")
+            raise MalformedRequest("name missing")
         return names
 
     def caller(self, umask: int) -> RequestContext:
@@ -67,9 +67,6 @@ class Handler:
 
 #: opcode -> its handler
 HANDLERS: dict[int, Handler] = {}
-
-#: What a handler returns whose request has no reply.
-NO_REPLY: Final = b"no reply"
 
 
 def _answers(
@@ -99,7 +96,7 @@ async def _lookup(request: Request) -> bytes:
 async def _forget(request: Request) -> bytes:
     (count,) = request.unpack(wire.FORGET_IN)
     await request.operations.forget([(request.node, count)])
-    return NO_REPLY
+    return b""
 
 
 @_answers(Opcode.BATCH_FORGET, name="forget")
@@ -108,7 +105,7 @@ async def _batch_forget(request: Request) -> bytes:
     items = request.body[wire.BATCH_FORGET_IN.size :]
     whole = items[: min(count, len(items) // 16) * 16]
     await request.operations.forget(list(wire.FORGET_ONE.iter_unpack(whole)))
-    return NO_REPLY
+    return b""
 
 
 @_answers(Opcode.READLINK, name="readlink")
@@ -223,6 +220,8 @@ async def _setxattr(request: Request) -> bytes:
     (name,) = request.names(1, wire.SETXATTR_IN.size)
     start = wire.SETXATTR_IN.size + len(name) + 1
     value = request.body[start : start + size]
+    if len(value) < size:
+        raise MalformedRequest("short value")
     await request.operations.setxattr(request.node, name, value, request.context)
     return b""
 

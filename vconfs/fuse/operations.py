@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import pyfuse3
@@ -102,3 +103,24 @@ def readdir_reply(
     if isinstance(token, ReaddirToken):
         return token.add(name, attr, next_id)
     return _stock_readdir_reply(token, pyfuse3.FileNameT(name), attr, next_id)
+
+
+_sessions_running = 0
+
+
+@contextmanager
+def pyfuse3_takes_our_tokens() -> Iterator[None]:
+    """Let pyfuse3.readdir_reply take our tokens as well, for as long as any session runs.
+
+    pyfuse3's own takes pyfuse3's tokens only, which nobody but pyfuse3.main() can make; and
+    operations that were written for pyfuse3.main() call that one.
+    """
+    global _sessions_running
+    _sessions_running += 1
+    pyfuse3.readdir_reply = readdir_reply
+    try:
+        yield
+    finally:
+        _sessions_running -= 1
+        if not _sessions_running:
+            pyfuse3.readdir_reply = _stock_readdir_reply

@@ -22,23 +22,49 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Final
 
 import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
 from vconfs.fuse import wire
-from vconfs.fuse.handlers import HANDLERS, NO_REPLY, Request
-from vconfs.fuse.operations import PollHandle, RequestContext, readdir_reply
-from vconfs.fuse.wire import Opcode
+from vconfs.fuse.handlers import HANDLERS, Request
+from vconfs.fuse.operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
+from vconfs.fuse.wire import MalformedRequest, Opcode
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
 
+_pack_head: Final = wire.OUT_HEADER.pack
+_HEAD: Final = wire.OUT_HEADER.size
+_pack_written: Final = wire.WRITE_REPLY.pack
+_WRITTEN: Final = wire.WRITE_REPLY.size
+
 #: So many requests are served before other tasks have their turn.
 _TURN: Final = 32
+#: writev takes no more pieces than this at once.
+_PIECES: Final = os.sysconf("SC_IOV_MAX")
+#: Of the data of a read: not a sequence of pieces, but one.
+_ONE_PIECE: Final = (bytes, memoryview, bytearray)
+#: What has a way of its own.
+_TRANSFERS: Final = (Opcode.READ, Opcode.WRITE)
+#: Computes the body of a reply.
+_Answer = Callable[[], Awaitable[Buffer]]
+#: Errors of a reply that say that nobody waits for it: the request was taken back (ENOENT), or
+#: the mount has ended.
+_NOBODY_WAITS: Final = frozenset(
+    (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.EBADF)
+)
+#: A pyfuse3.Operations says by these attributes what else it can do.
+_ABILITIES: Final = {
+    "supports_dot_lookup": wire.InitFlag.EXPORT_SUPPORT,
+    "enable_writeback_cache": wire.InitFlag.WRITEBACK_CACHE,
+    "enable_acl": wire.InitFlag.POSIX_ACL,
+}
 
 
 class Session:
@@ -57,90 +83,87 @@ class Session:
         self._read_nowait = getattr(operations, "read_nowait", None)
         self._write_nowait = getattr(operations, "write_nowait", None)
         self._scopes: dict[int, trio.CancelScope] = {}
-        self._started = trio.Event()
-        self._complained: set[Any] = set()
+        self._complained: set[tuple[str, int]] = set()
         self._nursery: trio.Nursery
+        self._task_status: trio.TaskStatus[None]
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until unmounted; `started` is called when the kernel and we have agreed.
 
         When cancelled, every request that waits is answered with EINTR.
         """
-        # pyfuse3's own readdir_reply takes pyfuse3's tokens only, and operations written for
-        # pyfuse3.main() call that one: while we run, it takes ours as well.
-        stock, pyfuse3.readdir_reply = pyfuse3.readdir_reply, readdir_reply
         try:
             async with trio.open_nursery() as nursery:
-                self._nursery = nursery
-                nursery.start_soon(self._tell_started, task_status)
-                await self._serve()
+                self._nursery, self._task_status = nursery, task_status
+                with pyfuse3_takes_our_tokens():
+                    await self._serve()
                 nursery.cancel_scope.cancel()
         finally:
-            pyfuse3.readdir_reply = stock
-
-    async def _tell_started(self, task_status: trio.TaskStatus[None]) -> None:
-        await self._started.wait()
-        task_status.started()
+            self._device = -1  # a late notification must not go to what has this number then
 
     async def _serve(self) -> None:
-        device, buffers, buffer = self._device, [self._buffer], self._buffer
-        unpack = wire.IN_HEADER.unpack_from
+        # Per request this loop costs about as much as the system calls do: hence the locals, and
+        # one unpacking for what a read or a write needs.
+        device, buffers, buffer, view = self._device, [self._buffer], self._buffer, self._view
+        readv, unpack, whole = os.readv, wire.TRANSFER.unpack_from, wire.TRANSFER.size
+        read, write, on_read, on_write = *map(int, _TRANSFERS), self._on_read, self._on_write
         while True:
             for _ in range(_TURN):
                 try:
-                    size = os.readv(device, buffers)
+                    size = readv(device, buffers)
                 except BlockingIOError:
                     await trio.lowlevel.wait_readable(device)
                     break
                 except OSError as error:
                     if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                         return
-                    if error.errno in (errno.ENOENT, errno.EINTR):
+                    if error.errno == errno.ENOENT:
                         continue  # the request was taken back
                     raise
-                if size < wire.IN_HEADER.size:
-                    return  # only a test's socket that was closed does this
-                _, opcode, unique, node, uid, gid, pid, _, _ = unpack(buffer)
-                if opcode == Opcode.READ:
-                    self._on_read(unique, node, size)
-                elif opcode == Opcode.WRITE:
-                    self._on_write(unique, node, size)
+                opcode, unique, fh, offset, wanted, flags = unpack(buffer)
+                if opcode == read and size >= whole:
+                    on_read(unique, fh, offset, wanted, flags)
+                elif opcode == write and size == whole + wanted:
+                    on_write(unique, fh, offset, view[whole:size], flags)
+                elif size:
+                    await self._dispatch(size)
                 else:
-                    await self._dispatch(opcode, unique, node, RequestContext(uid, gid, pid), size)
+                    return  # only a test's socket that was closed does this
             else:
                 await trio.lowlevel.checkpoint()
 
     # --- replies --------------------------------------------------------------------------
 
-    def _reply(self, unique: int, *parts: Buffer) -> None:
-        size = wire.OUT_HEADER.size + sum(map(len, parts))
-        self._send([wire.OUT_HEADER.pack(size, 0, unique), *parts])
+    def _reply(self, unique: int, body: Buffer) -> None:
+        self._send((_pack_head(_HEAD + len(body), 0, unique), body))
 
     def _reply_error(self, unique: int, code: int) -> None:
-        self._send([wire.OUT_HEADER.pack(wire.OUT_HEADER.size, -code, unique)])
+        code = code if 0 < code < wire.ERROR_END else errno.EIO  # the kernel takes no others
+        self._send((_pack_head(_HEAD, -code, unique),))
 
-    def _reply_data(self, unique: int, data: Buffer | Sequence[Buffer]) -> None:
-        if isinstance(data, bytes | bytearray | memoryview):
-            self._reply(unique, data)
-        else:
-            self._reply(unique, *data)
+    def _reply_pieces(self, unique: int, data: Sequence[Buffer]) -> None:
+        if len(data) >= _PIECES:
+            data = [b"".join(data)]
+        self._send((_pack_head(_HEAD + sum(map(len, data)), 0, unique), *data))
 
-    def _reply_written(self, unique: int, size: int) -> None:
-        self._send([wire.WRITE_REPLY.pack(wire.WRITE_REPLY.size, 0, unique, size, 0)])
-
-    def _send(self, parts: list[Buffer]) -> None:
+    def _send(self, parts: Sequence[Buffer]) -> None:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            # ENOENT: nobody waits for this answer any more. The others: the mount has ended.
-            if error.errno not in (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE):
-                self._complain(error.errno, "cannot answer the kernel: %s", error)
+            if error.errno not in _NOBODY_WAITS:
+                self._refused(parts[0], error)
+
+    def _refused(self, head: Buffer, error: OSError) -> None:
+        """Answer with EIO: without any answer, whoever asked would wait for ever."""
+        self._complain("reply", error.errno or 0, "the kernel refuses a reply: %s", error)
+        _, _, unique = wire.OUT_HEADER.unpack_from(head)
+        with suppress(OSError):
+            os.writev(self._device, [_pack_head(_HEAD, -errno.EIO, unique)])
 
     def notify_poll(self, kh: int) -> None:
         """Wake whoever polls: the kernel then asks `poll` again."""
-        size = wire.OUT_HEADER.size + wire.POLL_WAKEUP.size
-        header = wire.OUT_HEADER.pack(size, wire.NOTIFY_POLL, 0)
-        self._send([header, wire.POLL_WAKEUP.pack(kh)])
+        head = _pack_head(_HEAD + wire.POLL_WAKEUP.size, wire.NOTIFY_POLL, 0)
+        self._send((head, wire.POLL_WAKEUP.pack(kh)))
 
     def poll_handle(self, kh: int) -> PollHandle:
         """Make the handle that `poll` is given."""
@@ -148,36 +171,33 @@ class Session:
 
     # --- reading and writing --------------------------------------------------------------
 
-    def _on_read(self, unique: int, node: int, size: int) -> None:
-        if size < wire.IN_HEADER.size + wire.READ_IN.size:
-            return self._malformed(unique, Opcode.READ)
-        fh, offset, wanted, _, _, flags, _ = wire.READ_IN.unpack_from(self._buffer, 40)
+    def _on_read(self, unique: int, fh: int, offset: int, size: int, flags: int) -> None:
         if self._read_nowait is None:
-            return self._start_read(unique, fh, offset, wanted)
+            return self._start_read(unique, fh, offset, size)
         try:
-            self._reply_data(unique, self._read_nowait(fh, wanted, flags))
+            data = self._read_nowait(fh, size, flags)
+            if isinstance(data, _ONE_PIECE):
+                self._send((_pack_head(_HEAD + len(data), 0, unique), data))
+            else:
+                self._reply_pieces(unique, data)
         except trio.WouldBlock:
             if flags & os.O_NONBLOCK:
                 self._reply_error(unique, errno.EAGAIN)
             elif offset:
-                self._reply(unique)  # the rest of one long call: it ends here
+                self._reply(unique, b"")  # the rest of one long call: it ends here
             else:
-                self._start_read(unique, fh, offset, wanted)
+                self._start_read(unique, fh, offset, size)
         except FUSEError as error:
             self._reply_error(unique, error.errno)
         except Exception:
             self._failed(unique, Opcode.READ)
 
-    def _on_write(self, unique: int, node: int, size: int) -> None:
-        start = wire.IN_HEADER.size + wire.WRITE_IN.size
-        if size < start:
-            return self._malformed(unique, Opcode.WRITE)
-        fh, offset, wanted, _, _, flags, _ = wire.WRITE_IN.unpack_from(self._buffer, 40)
-        data = self._view[start : start + min(wanted, size - start)]
+    def _on_write(self, unique: int, fh: int, offset: int, data: memoryview, flags: int) -> None:
         if self._write_nowait is None:
             return self._start_write(unique, fh, offset, data)
         try:
-            self._reply_written(unique, self._write_nowait(fh, data, flags))
+            taken = self._write_nowait(fh, data, flags)
+            self._send((_pack_written(_WRITTEN, 0, unique, taken, 0),))
         except trio.WouldBlock:
             if flags & os.O_NONBLOCK or offset:
                 self._reply_error(unique, errno.EAGAIN)  # of a long call: the kernel ends it here
@@ -189,47 +209,43 @@ class Session:
             self._failed(unique, Opcode.WRITE)
 
     def _start_read(self, unique: int, fh: int, offset: int, size: int) -> None:
-        async def read() -> None:
-            data = await self.operations.read(pyfuse3.FileHandleT(fh), offset, size)
-            self._reply(unique, data)
-
+        read = partial(self.operations.read, pyfuse3.FileHandleT(fh), offset, size)
         self._start(unique, Opcode.READ, read)
 
     def _start_write(self, unique: int, fh: int, offset: int, data: memoryview) -> None:
         kept = bytes(data)  # the request's buffer is for the next one
+        self._start(unique, Opcode.WRITE, partial(self._write, fh, offset, kept))
 
-        async def write() -> None:
-            taken = await self.operations.write(pyfuse3.FileHandleT(fh), offset, kept)
-            self._reply_written(unique, taken)
-
-        self._start(unique, Opcode.WRITE, write)
+    async def _write(self, fh: int, offset: int, data: bytes) -> bytes:
+        taken = await self.operations.write(pyfuse3.FileHandleT(fh), offset, data)
+        return wire.WRITE_OUT.pack(taken, 0)
 
     # --- everything else ------------------------------------------------------------------
 
-    async def _dispatch(
-        self, opcode: int, unique: int, node: int, context: RequestContext, size: int
-    ) -> None:
-        if opcode == Opcode.INTERRUPT:
-            return self._on_interrupt(size)
-        if opcode == Opcode.INIT:
-            return self._on_init(unique, size)
+    async def _dispatch(self, size: int) -> None:
+        if size < wire.IN_HEADER.size:
+            return self._complain("short", 0, "the kernel sent a request of %d bytes", size)
+        _, opcode, unique, node, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(self._buffer)
+        body = bytes(self._view[wire.IN_HEADER.size : size])
+        request = Request(self, opcode, unique, node, RequestContext(uid, gid, pid), body)
+        try:
+            if opcode in _TRANSFERS:
+                return self._malformed(unique, opcode)
+            if opcode == Opcode.INTERRUPT:
+                return self._on_interrupt(request)
+            if opcode == Opcode.INIT:
+                return self._on_init(request)
+        except MalformedRequest:
+            return self._malformed(unique, opcode)
         handler = HANDLERS.get(opcode)
         if handler is None:
             return self._reply_error(unique, errno.ENOSYS)
-        body = bytes(self._view[wire.IN_HEADER.size : size])
-        request = Request(self, opcode, unique, node, context, body)
-
-        async def answer() -> None:
-            reply = await handler.answer(request)
-            if reply is not NO_REPLY:
-                self._reply(unique, reply)
-
+        answer = partial(handler.answer, request)
         if handler.name in self._prompt:
-            await self._answer(unique, opcode, answer)
-        else:
-            self._start(unique, opcode, answer)
+            return await self._answer(unique, opcode, answer)
+        return self._start(unique, opcode, answer)
 
-    def _start(self, unique: int, opcode: int, answer: Any) -> None:
+    def _start(self, unique: int, opcode: int, answer: _Answer) -> None:
         scope = self._scopes[unique] = trio.CancelScope()
 
         async def task() -> None:
@@ -241,50 +257,60 @@ class Session:
 
         self._nursery.start_soon(task)
 
-    async def _answer(self, unique: int, opcode: int, answer: Any) -> None:
+    async def _answer(self, unique: int, opcode: int, answer: _Answer) -> None:
         try:
-            await answer()
+            reply = await answer()
+            if opcode not in wire.UNANSWERED:
+                self._reply(unique, reply)
         except FUSEError as error:
-            self._reply_error(unique, error.errno)
-        except trio.Cancelled:
-            self._reply_error(unique, errno.EINTR)
-            raise
-        except ValueError:
+            self._refuse(unique, opcode, error.errno)
+        except MalformedRequest:
             self._malformed(unique, opcode)
         except Exception:
             self._failed(unique, opcode)
+        except BaseException:  # Cancelled, alone or in a group
+            self._refuse(unique, opcode, errno.EINTR)
+            raise
 
-    def _on_interrupt(self, size: int) -> None:
-        if size >= wire.IN_HEADER.size + wire.INTERRUPT_IN.size:
-            (unique,) = wire.INTERRUPT_IN.unpack_from(self._buffer, wire.IN_HEADER.size)
-            scope = self._scopes.get(unique)
-            if scope is not None:
-                scope.cancel()
+    def _on_interrupt(self, request: Request) -> None:
+        (unique,) = request.unpack(wire.INTERRUPT_IN)
+        scope = self._scopes.get(unique)
+        if scope is not None:
+            scope.cancel()
 
-    def _on_init(self, unique: int, size: int) -> None:
-        if size < wire.IN_HEADER.size + wire.INIT_IN.size:
-            return self._malformed(unique, Opcode.INIT)
-        fields = wire.INIT_IN.unpack_from(self._buffer, wire.IN_HEADER.size)
-        major, minor, readahead, flags = fields
+    def _on_init(self, request: Request) -> None:
+        major, minor, readahead, offered = request.unpack(wire.INIT_IN)
         if major < wire.KERNEL_VERSION:
-            return self._reply_error(unique, errno.EPROTO)
-        self._reply(unique, wire.init_reply(minor, readahead, flags))
+            return self._reply_error(request.unique, errno.EPROTO)
+        wanted = wire.WANTED
+        for attribute, flag in _ABILITIES.items():
+            if getattr(self.operations, attribute, False):
+                wanted |= flag
+        self._reply(request.unique, wire.init_reply(minor, readahead, wanted & offered))
         self.operations.init()
-        self._started.set()
+        self._task_status.started()
 
     # --- what should not happen -----------------------------------------------------------
 
+    def _refuse(self, unique: int, opcode: int, code: int) -> None:
+        if opcode not in wire.UNANSWERED:
+            self._reply_error(unique, code)
+
     def _malformed(self, unique: int, opcode: int) -> None:
-        self._complain(opcode, "a malformed request (opcode %d) was refused", opcode)
-        self._reply_error(unique, errno.EIO)
+        self._complain("malformed", opcode, "a malformed request (opcode %d) was refused", opcode)
+        self._refuse(unique, opcode, errno.EIO)
 
     def _failed(self, unique: int, opcode: int) -> None:
-        if opcode not in self._complained:
-            self._complained.add(opcode)
-            log.exception("the handler of opcode %d failed", opcode)
-        self._reply_error(unique, errno.EIO)
+        if self._is_new("failed", opcode):
+            log.exception("the handler of %s failed", Opcode(opcode).name)
+        self._refuse(unique, opcode, errno.EIO)
 
-    def _complain(self, kind: Any, message: str, *arguments: object) -> None:
-        if kind not in self._complained:
-            self._complained.add(kind)
+    def _complain(self, kind: str, detail: int, message: str, *arguments: object) -> None:
+        if self._is_new(kind, detail):
             log.warning(message, *arguments)
+
+    def _is_new(self, kind: str, detail: int) -> bool:
+        """Whether this is the first time: each thing is logged once."""
+        new = (kind, detail) not in self._complained
+        self._complained.add((kind, detail))
+        return new

@@ -16,13 +16,16 @@ KERNEL_VERSION: Final = 7
 KERNEL_MINOR: Final = 38
 MAX_WRITE: Final = 1 << 20
 MAX_PAGES: Final = MAX_WRITE // 4096
+#: Errors go up to here; the kernel refuses a reply with another.
+ERROR_END: Final = 512
 #: The longest request: a write with its header, and a page to spare.
 REQUEST_MAX: Final = MAX_WRITE + 4096
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext pad
 OUT_HEADER: Final = struct.Struct("=IiQ")  # len -errno unique
 READ_IN: Final = struct.Struct("=QQIIQII")  # fh off size read_flags lock_owner flags pad
-WRITE_IN: Final = READ_IN
+#: Of READ and WRITE with the header, what matters: opcode unique fh off size flags
+TRANSFER: Final = struct.Struct("=4xIQ24xQQI12xI4x")
 WRITE_OUT: Final = struct.Struct("=II")  # size pad
 WRITE_REPLY: Final = struct.Struct("=IiQII")  # header and WRITE_OUT in one
 INIT_IN: Final = struct.Struct("=IIII")  # major minor max_readahead flags
@@ -50,9 +53,9 @@ POLL_IN: Final = struct.Struct("=QQII")  # fh kh flags events
 POLL_OUT: Final = struct.Struct("=II")
 POLL_WAKEUP: Final = struct.Struct("=Q")
 GETATTR_IN: Final = struct.Struct("=IIQ")
-SETATTR_IN: Final = struct.Struct("=IIQQQQQQIIIIIIII")
+SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 ATTR_OUT: Final = struct.Struct("=QII")  # valid, valid_nsec, dummy; then ATTR
-ATTR: Final = struct.Struct("=QQQQQQIIIIIIIIII")
+ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times may lie before 1970
 ENTRY_OUT: Final = struct.Struct("=QQQQII")  # nodeid generation, validity; then ATTR
 STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")
 DIRENT: Final = struct.Struct("=QQII")
@@ -99,24 +102,35 @@ class Opcode(IntEnum):
     RENAME2 = 45
 
 
+#: Requests that have no reply.
+UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERRUPT))
+
+
+class MalformedRequest(Exception):
+    """A request is shorter than its opcode demands."""
+
+
 class InitFlag(IntFlag):
     """What kernel and file system agree on at INIT."""
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
+    EXPORT_SUPPORT = 1 << 4
     BIG_WRITES = 1 << 5
     DO_READDIRPLUS = 1 << 13
-    READDIRPLUS_AUTO = 1 << 14
+    WRITEBACK_CACHE = 1 << 16
     PARALLEL_DIROPS = 1 << 18
+    POSIX_ACL = 1 << 20
     MAX_PAGES = 1 << 22
 
 
+#: READDIRPLUS_AUTO is not wanted: to a pyfuse3.Operations each entry of a listing is a look-up,
+#: and the kernel forgets only those of READDIRPLUS.
 WANTED: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.ATOMIC_O_TRUNC
     | InitFlag.BIG_WRITES
     | InitFlag.DO_READDIRPLUS
-    | InitFlag.READDIRPLUS_AUTO
     | InitFlag.PARALLEL_DIROPS
     | InitFlag.MAX_PAGES
 )
@@ -146,15 +160,17 @@ class SetattrValid(IntFlag):
     CTIME = 1 << 10
 
 
+#: The longest time that something may be valid, in seconds.
+_FOR_EVER: Final = float(1 << 62)
+
 POLL_SCHEDULE_NOTIFY: Final = 1
 NOTIFY_POLL: Final = 1
 FSYNC_FDATASYNC: Final = 1
 GETATTR_FH: Final = 1
 
 
-def init_reply(minor: int, max_readahead: int, offered: int) -> bytes:
-    """Answer INIT: our version, what we want of what is offered, and our largest write."""
-    flags = WANTED & offered
+def init_reply(minor: int, max_readahead: int, flags: int) -> bytes:
+    """Answer INIT: our version, what we agree on, and our largest write."""
     return INIT_OUT.pack(
         KERNEL_VERSION,
         min(minor, KERNEL_MINOR),
@@ -189,7 +205,7 @@ def attributes(entry: pyfuse3.EntryAttributes) -> bytes:
         entry.st_nlink,
         entry.st_uid,
         entry.st_gid,
-        entry.st_rdev,
+        entry.st_rdev & 0xFFFFFFFF,  # the kernel's number is shorter than the C library's
         entry.st_blksize,
         0,
     )
@@ -243,5 +259,6 @@ def dirent(inode: int, next_id: int, mode: int, name: bytes) -> bytes:
 
 
 def _timeout(seconds: float) -> tuple[int, int]:
+    seconds = min(max(seconds, 0), _FOR_EVER)
     whole = int(seconds)
     return whole, int((seconds - whole) * 10**9)
