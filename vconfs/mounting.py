@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
@@ -39,24 +40,50 @@ async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> N
     Raises HostError or fuse.MountError, and then has left nothing behind.
     """
     manager = PortManager(lambda id: plan.port_options)
-    announcer = Announcer()
-    filesystem = PortFS(manager, lambda id: plan.access, announcer)
     async with (
         open_host(plan.host_ports) as host,
         open_embedded(host, manager, plan.dialect),
-        open_background() as nursery,
+        open_mount(plan, manager) as ended,
     ):
-        mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
-        try:
-            session = fuse.Session(filesystem, mount.device)
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+            async with open_background() as nursery:
+                nursery.start_soon(_end_on_signal, signals, ended)
+                ready()
+                await ended.wait()
+
+
+async def _end_on_signal(signals: AsyncIterator[int], ended: trio.Event) -> None:
+    async for _ in signals:
+        ended.set()
+
+
+@asynccontextmanager
+async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Event]:
+    """Mount the ports of `manager` for as long as the block runs.
+
+    Gives an event that is set when somebody else unmounts. At the end the ports are hung up,
+    everybody who waited on one has their answer, and nothing is left mounted. Raises
+    fuse.MountError.
+    """
+    announcer = Announcer()
+    filesystem = PortFS(manager, lambda id: plan.access, announcer)
+    mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
+    try:
+        async with open_background() as nursery:
             ended = trio.Event()
+            session = fuse.Session(filesystem, mount.device)
             await nursery.start(_run_session, session, ended)
-            await nursery.start(_end_on_signal, manager, mount)
             nursery.start_soon(announcer.run, plan.mountpoint)
-            ready()
-            await ended.wait()
-        finally:
-            mount.close()
+            try:
+                yield ended
+            finally:
+                manager.shut()
+                mount.unmount()
+                with trio.CancelScope(shield=True):
+                    await session.settle()
+    finally:
+        mount.close()
+        manager.listeners.remove(filesystem)
 
 
 async def _run_session(
@@ -64,14 +91,3 @@ async def _run_session(
 ) -> None:
     await session.run(task_status)
     ended.set()
-
-
-async def _end_on_signal(
-    manager: PortManager, mount: fuse.Mount, task_status: trio.TaskStatus[None]
-) -> None:
-    """Hang up the ports, let everybody who waited on them have their answer, then unmount."""
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        task_status.started()
-        async for _ in signals:
-            manager.shut()
-            mount.unmount()

@@ -1,0 +1,128 @@
+"""A mount in the test's own process, whose clients run in threads and as programs.
+
+The test's thread serves the mount: whatever it does itself with a file there must not wait.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pytest
+import trio
+from attrs import frozen
+
+from vconfs.device.embedded import open_embedded
+from vconfs.fs import Access
+from vconfs.host.host import Host, open_host
+from vconfs.host.spec import parse_port
+from vconfs.mounting import Plan, open_mount
+from vconfs.port import Port, PortOptions
+from vconfs.ports import PortManager
+
+T = TypeVar("T")
+
+# A child of vfork holds our interpreter's lock until it has closed the files that it inherited, and
+# for a file of the mount it is we who have to answer: it must be a child of fork.
+subprocess._USE_VFORK = False
+
+#: Seconds that a test has; it ends in order then, with nothing left mounted.
+_LIMIT = 20
+
+
+@frozen
+class Mounted:
+    """A mount, and both ends behind it."""
+
+    path: Path
+    host: Host
+    manager: PortManager
+
+    def port(self, id: int = 0) -> Port:
+        return self.manager.ports[id]
+
+    def file(self, id: int = 0) -> Path:
+        return self.path / f"vcon{id}"
+
+    async def run(self, command: str, *, code: int = 0) -> str:
+        """Run a shell command in the mount, with $P the first port's file."""
+        done = await trio.run_process(
+            ["bash", "-c", command],
+            cwd=self.path,
+            env={**os.environ, "P": str(self.file())},
+            capture_stdout=True,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        output = done.stdout.decode()
+        assert done.returncode == code, output
+        return output
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until something holds that follows from what the mount does."""
+        while not condition():
+            await trio.sleep(0.002)
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Do what may wait for the mount; given up when the test is."""
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+
+
+@asynccontextmanager
+async def program(*command: str, stdin: int = subprocess.DEVNULL) -> AsyncIterator[trio.Process]:
+    """Run a program beside the test, which does not outlive it."""
+    # Whoever started the tests in the background made them, and so us, ignore SIGINT.
+    process = await trio.lowlevel.open_process(
+        ["env", "--default-signal", *command],
+        stdin=stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            os.kill(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True), trio.move_on_after(5):
+            await process.wait()
+        if process.stdout is not None:
+            await process.stdout.aclose()
+        if process.stdin is not None:
+            await process.stdin.aclose()
+
+
+class OpenMount(Protocol):
+    def __call__(
+        self, *specs: str, access: Access | None = None, **options: object
+    ) -> AbstractAsyncContextManager[Mounted]: ...
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> OpenMount:
+    """Mount ports like "name=echo", with PortOptions, below a temporary folder."""
+
+    @asynccontextmanager
+    async def open_it(
+        *specs: str, access: Access | None = None, **options: object
+    ) -> AsyncIterator[Mounted]:
+        path = tmp_path / "mnt"
+        path.mkdir(exist_ok=True)
+        port_options = PortOptions(**options)  # type: ignore[arg-type]
+        ports: Sequence[str] = specs or ["port=echo"]
+        manager = PortManager(lambda id: port_options)
+        plan = Plan(path, [parse_port(port) for port in ports], access=access or Access())
+        async with (
+            open_host(plan.host_ports) as host,
+            open_embedded(host, manager),
+            open_mount(plan, manager),
+        ):
+            with trio.fail_after(_LIMIT):
+                yield Mounted(path, host, manager)
+
+    return open_it
