@@ -11,9 +11,11 @@ import ctypes
 import errno
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -25,6 +27,8 @@ _TYPE: Final = f"fuse.{FILESYSTEM}"
 _DEVICE: Final = "/dev/fuse"
 _MS_NOSUID, _MS_NODEV = 2, 4
 _MNT_DETACH: Final = 2
+#: The device number of /dev/fuse.
+_DEVICE_NUMBER: Final = os.makedev(10, 229)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -43,13 +47,27 @@ class Mount:
     device: int
     #: None: somebody else has mounted it.
     mountpoint: Path | None
+    #: The file system's number, like "0:42".
+    number: str = ""
 
     def unmount(self) -> None:
         """Take the mount away from its place, even while files in it are open; once."""
         mountpoint, self.mountpoint = self.mountpoint, None
-        if mountpoint is not None:
-            with suppress(OSError):  # somebody else was faster
+        if mountpoint is not None and self._is_at(mountpoint):
+            with suppress(OSError):
                 unmount(mountpoint, lazy=True)
+
+    def _is_at(self, place: Path) -> bool:
+        """Whether it is still this one: what somebody else has mounted there is not ours.
+
+        The kernel reuses the number once the file system has ended; and then the device tells
+        so, as it does after an abort, which leaves a dead mount at its place.
+        """
+        if _topmost(place) != (self.number, _TYPE):
+            return False
+        device = select.poll()
+        device.register(self.device, 0)
+        return not device.poll(0) or _is_dead(place)
 
     def close(self) -> None:
         """Unmount, and end what is left of the connection; once."""
@@ -59,16 +77,23 @@ class Mount:
             os.close(device)
 
 
-def mount(mountpoint: Path, *, source: str = FILESYSTEM, allow_other: bool = False) -> Mount:
-    """Mount on an empty folder; what is left of a dead vconfs mount there is cleared away.
+def mount(
+    mountpoint: Path,
+    *,
+    source: str = FILESYSTEM,
+    allow_other: bool = False,
+    nonempty: bool = False,
+) -> Mount:
+    """Mount on a folder; what is left of a dead vconfs mount there is cleared away.
 
-    Raises MountError, and then has left nothing mounted.
+    The folder must be empty unless `nonempty`. Raises MountError, and then has left nothing
+    mounted.
     """
     if match := re.fullmatch(r"/dev/fd/([0-9]+)", str(mountpoint)):
         return Mount(_adopt(int(match[1])), None)
-    place = Path(os.path.abspath(mountpoint))
+    place = Path(os.path.realpath(mountpoint))
     _clear_dead_mount(place)
-    _check_place(place)
+    _check_place(place, nonempty)
     by_root = os.geteuid() == 0
     device = (
         _mount_as_root(place, source, allow_other)
@@ -76,7 +101,7 @@ def mount(mountpoint: Path, *, source: str = FILESYSTEM, allow_other: bool = Fal
         else _mount_by_helper(place, source, allow_other)
     )
     os.set_blocking(device, False)
-    return Mount(device, place)
+    return Mount(device, place, _topmost(place)[0])
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
@@ -99,33 +124,59 @@ def is_mounted(place: Path) -> bool:
 
 def listed(mountinfo: bytes, place: Path) -> bool:
     """Whether the text of /proc/self/mountinfo names a vconfs file system at this place."""
+    return any(kind == _TYPE for _, kind in _mounts_at(mountinfo, place))
+
+
+def _mounts_at(mountinfo: bytes, place: Path) -> Iterator[tuple[str, str]]:
+    """Give number and type of each file system mounted at a place, the topmost last."""
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(b" - ")
-        where = fields.split(b" ")[4].decode("unicode_escape").encode("latin-1")
-        if where == os.fsencode(place) and rest.startswith(_TYPE.encode() + b" "):
-            return True
-    return False
+        _, _, number, _, where, *_ = fields.split(b" ")
+        if where.decode("unicode_escape").encode("latin-1") == os.fsencode(place):
+            yield number.decode(), rest.partition(b" ")[0].decode()
+
+
+def _topmost(place: Path) -> tuple[str, str]:
+    mounts = [("", ""), *_mounts_at(Path("/proc/self/mountinfo").read_bytes(), place)]
+    return mounts[-1]
 
 
 def _adopt(device: int) -> int:
     try:
+        if os.fstat(device).st_rdev != _DEVICE_NUMBER:
+            raise MountError(f"/dev/fd/{device} is not {_DEVICE}: who mounts must open that one")
         os.set_blocking(device, False)
+        os.set_inheritable(device, False)
     except OSError as error:
-        raise MountError(f"/dev/fd/{device}: {error.strerror}") from None
+        if isinstance(error, MountError):
+            raise
+        raise MountError(f"/dev/fd/{device}: {error.strerror}: was it inherited?") from None
     return device
 
 
 def _clear_dead_mount(place: Path) -> None:
     """Unmount what a vconfs that was killed has left: each access of it fails with ENOTCONN."""
+    while is_mounted(place) and _is_dead(place):
+        try:
+            unmount(place, lazy=True)
+        except OSError as error:
+            raise MountError(
+                f"{place} has a dead vconfs mount that cannot be cleared ({error.strerror}):"
+                f" `umount -l {place}` as root"
+            ) from None
+
+
+def _is_dead(place: Path) -> bool:
     try:
         os.stat(place)
     except OSError as error:
-        if error.errno == errno.ENOTCONN and is_mounted(place):
-            with suppress(OSError):
-                unmount(place, lazy=True)
+        return error.errno == errno.ENOTCONN
+    return False
 
 
-def _check_place(place: Path) -> None:
+def _check_place(place: Path, nonempty: bool) -> None:
+    if is_mounted(place):
+        raise MountError(f"{place} has a vconfs mount already: `vconfs umount {place}` first")
     try:
         names = os.listdir(place)
     except FileNotFoundError:
@@ -134,9 +185,7 @@ def _check_place(place: Path) -> None:
         raise MountError(f"{place} is not a folder") from None
     except OSError as error:
         raise MountError(f"{place}: {error.strerror}") from None
-    if is_mounted(place):
-        raise MountError(f"{place} has a vconfs mount already: `vconfs umount {place}` first")
-    if names:
+    if names and not nonempty:
         raise MountError(f"{place} is not empty: mount on an empty folder")
 
 
@@ -148,7 +197,10 @@ def _open_device() -> int:
             f"there is no {_DEVICE}: load the kernel's module, `modprobe fuse`"
         ) from None
     except PermissionError:
-        raise MountError(f"no permission to open {_DEVICE}") from None
+        raise MountError(
+            f"no permission to open {_DEVICE}: as root, `chmod 666 {_DEVICE}`;"
+            " a container must be given the device"
+        ) from None
     except OSError as error:
         raise MountError(
             f"{_DEVICE}: {error.strerror}: is the kernel's fuse module there?"
@@ -177,12 +229,12 @@ def _mount_as_root(place: Path, source: str, allow_other: bool) -> int:
 
 
 def _mount_by_helper(place: Path, source: str, allow_other: bool) -> int:
-    if not Path(_DEVICE).exists():
-        _open_device()  # for its error
+    os.close(_open_device())  # the helper opens it with our permissions: for the clear error
     helper = shutil.which("fusermount3")
     if helper is None:
         raise MountError("fusermount3 is not installed: it is in the package fuse3")
-    options = f"nosuid,nodev,fsname={source},subtype={FILESYSTEM},default_permissions"
+    name = re.sub(r"([\\,])", r"\\\1", source)  # both mean something in a list of options
+    options = f"nosuid,nodev,fsname={name},subtype={FILESYSTEM},default_permissions"
     if allow_other:
         options += ",allow_other"
     ours, theirs = socket.socketpair()
@@ -198,9 +250,12 @@ def _mount_by_helper(place: Path, source: str, allow_other: bool) -> int:
         theirs.close()
         if done.returncode:
             why = done.stderr.strip().splitlines() or ["fusermount3 failed"]
-            raise MountError(f"cannot mount on {place}: {why[-1].removeprefix('fusermount3: ')}")
+            reason = re.sub(r"^\S*fusermount3: ", "", why[-1])
+            raise MountError(f"cannot mount on {place}: {reason}")
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if not descriptors:
+        with suppress(OSError):
+            unmount(place, lazy=True)
         raise MountError(f"cannot mount on {place}: fusermount3 gave no device")
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]
