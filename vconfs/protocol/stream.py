@@ -51,7 +51,7 @@ from typing import Final, TypeAlias
 
 from attrs import frozen
 
-from vconfs.protocol._stream_input import MAGIC, Hunt, Input
+from vconfs.protocol._input import MAGIC, Hunt, Input
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
 VERSION: Final = 1

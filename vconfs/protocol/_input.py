@@ -1,4 +1,4 @@
-"""How an end of a stream takes its input apart: pieces of any size in, whole parts out."""
+"""How a byte stream is taken apart: pieces of any size in, whole parts out."""
 
 from __future__ import annotations
 
