@@ -1,17 +1,17 @@
 """The guest end's link over virtqueues: buffers in DMA memory, lent to the device and got back.
 
 Even queues are for receiving, odd ones for sending (both dialects, and the standard's control
-queues). Each queue has a fixed set of slots in memory, one per descriptor: a receive queue lends
-all of them to the device from the start, a sending queue fills one for each buffer. Of the slots
-that are free, the one used last is filled first, so that memory that a quiet device never needs
-is never touched. A sent slot is zeroed when the device has used it: it never carries another
-port's bytes.
+queues). Each queue has a fixed set of slots in memory, at most one per descriptor: a receive
+queue lends all of them to the device from the start, a sending queue fills one for each buffer.
+Of the slots that are free, the one used last is filled first, so that memory that a quiet device
+never needs is never touched. A sent slot is zeroed when the device has used it: it never carries
+another port's bytes.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from attrs import frozen
 
@@ -25,16 +25,25 @@ _PAGE = 4096
 
 @frozen
 class QueueSpec:
-    """How one queue is laid out: descriptors, and bytes per buffer."""
+    """How one queue is laid out: descriptors, bytes per buffer, and buffers.
+
+    A queue may have fewer buffers than descriptors; 0 means as many.
+    """
 
     size: int
     slot_size: int
+    slots: int = 0
+
+    @property
+    def buffers(self) -> int:
+        """How many buffers the queue has."""
+        return self.slots or self.size
 
     @property
     def memory(self) -> int:
         """How many bytes of DMA memory the queue needs, whole pages."""
         rings = Layout.at(self.size, 0).end
-        return _pages(rings) + self.size * _pages(self.slot_size)
+        return _pages(rings) + self.buffers * _pages(self.slot_size)
 
 
 def _pages(size: int) -> int:
@@ -49,11 +58,12 @@ class _Queue:
     ) -> None:
         self.memory = memory
         self.layout = Layout.at(spec.size, offset)
+        memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
         self.slot_size = spec.slot_size
         first = offset + _pages(self.layout.end - offset)
         stride = _pages(spec.slot_size)
-        self.slots = [first + stride * i for i in reversed(range(spec.size))]
+        self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
         #: Descriptor -> where its slot is, and how many bytes of it are filled.
         self.lent: list[tuple[int, int]] = [(0, 0)] * spec.size
 
@@ -84,6 +94,9 @@ class _ReceiveQueue(_Queue):
 
 
 class _SendQueue(_Queue):
+    #: Slots have come back since the owner was last told of room.
+    freed = False
+
     def reclaim(self) -> None:
         """Zero and keep the slots that the device has used."""
         memory, slots = self.memory, self.slots
@@ -91,6 +104,7 @@ class _SendQueue(_Queue):
             slot, size = self.lent[used[0]]
             memory[slot : slot + size] = bytes(size)
             slots.append(slot)
+            self.freed = True
 
     def send(self, header: bytes, data: Buffer) -> None:
         slot = self.slots.pop()
@@ -157,12 +171,24 @@ class RingLink(Link):
             return
         try:
             if queue % 2:
-                self._send[queue].reclaim()
+                found = self._send[queue]
+                found.reclaim()
+                found.freed = False
                 self.owner.room(queue)
             else:
                 self.owner.received(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
+
+    def interrupt_used(self, queues: Iterable[int]) -> None:
+        """The device has used buffers of some of these queues: those that show it."""
+        for number in queues:
+            if number % 2:
+                sending = self._send[number]
+                if sending.freed or sending.ring.has_used():
+                    self.interrupt(number)
+            elif self._receive[number].ring.has_used():
+                self.interrupt(number)
 
     def config_interrupt(self) -> None:
         """The device's config space has changed."""

@@ -1,0 +1,118 @@
+"""A QEMU process without a guest, for one test."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import trio
+
+QEMU = "qemu-system-x86_64"
+RAM = "64M"
+#: cli; hlt; jmp back; and an endless row of hlt below.
+FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xf4" * 12
+
+CONSOLE = ("virtio-serial-pci,id=vs0,disable-legacy=on,addr=4",)
+
+
+def missing() -> bool:
+    """Whether the tests cannot run: on a developer's machine they are skipped then."""
+    return shutil.which(QEMU) is None and not os.environ.get("CI")
+
+
+class Machine:
+    """A running QEMU: its folder, its sockets, and its monitor."""
+
+    def __init__(self, folder: Path, process: trio.Process, monitor: trio.SocketStream) -> None:
+        self.folder = folder
+        self.process = process
+        self._monitor = monitor
+        self._rest = b""
+
+    @property
+    def url_rest(self) -> str:
+        return str(self.folder)
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """Be the client of the chardev with that name."""
+        return await trio.open_unix_socket(self.folder / name)
+
+    async def command(self, execute: str, **arguments: object) -> Any:
+        """Run a command of QEMU's monitor."""
+        request = {"execute": execute, "arguments": arguments}
+        await self._monitor.send_all(json.dumps(request).encode() + b"\n")
+        while True:
+            answer = await self.receive()
+            assert "error" not in answer, answer
+            if "return" in answer:
+                return answer["return"]
+
+    async def receive(self) -> Any:
+        while b"\n" not in self._rest:
+            data = await self._monitor.receive_some()
+            assert data, "QEMU has left"
+            self._rest += data
+        line, self._rest = self._rest.split(b"\n", 1)
+        return json.loads(line)
+
+
+def chardev(folder: Path, name: str) -> list[str]:
+    return ["-chardev", f"socket,id={name},path={folder}/{name},server=on,wait=off"]
+
+
+def port(folder: Path, number: int, name: str = "", kind: str = "virtserialport") -> list[str]:
+    """Arguments for a port, whose chardev is a socket `cNUMBER`."""
+    options = f"{kind},chardev=c{number},nr={number},id=p{number}"
+    return [*chardev(folder, f"c{number}"), "-device", options + (f",name={name}" if name else "")]
+
+
+@asynccontextmanager
+async def open_machine(
+    folder: Path, arguments: Sequence[str], devices: Sequence[str] = CONSOLE
+) -> AsyncIterator[Machine]:
+    """Run QEMU with these devices, and these arguments after them."""
+    (folder / "hlt.bin").write_bytes(FIRMWARE)
+    command = [QEMU, "-accel", "tcg", "-bios", f"{folder}/hlt.bin"]
+    command += ["-nodefaults", "-display", "none", "-nic", "none"]
+    command += ["-machine", "q35,memory-backend=ram", "-m", RAM]
+    backend = f"memory-backend-file,id=ram,size={RAM},mem-path={folder}/ram,share=on"
+    command += ["-object", backend, "-qtest-log", "none"]
+    listeners = {name: _listener(folder / name) for name in ("qtest", "qmp")}
+    descriptors = {name: sock.fileno() for name, sock in listeners.items()}
+    for name, number in descriptors.items():
+        command += ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
+    command += ["-qtest", "chardev:qtest", "-mon", "chardev=qmp,mode=control"]
+    for device in devices:
+        command += ["-device", device]
+    process = await trio.lowlevel.open_process(
+        [*command, *arguments],
+        pass_fds=tuple(descriptors.values()),
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        for sock in listeners.values():
+            sock.close()
+        async with await trio.open_unix_socket(folder / "qmp") as monitor:
+            machine = Machine(folder, process, monitor)
+            await machine.receive()
+            await machine.command("qmp_capabilities")
+            yield machine
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+
+def _listener(path: Path) -> socket.socket:
+    """Listen before QEMU starts, so that nobody has to wait for the socket to be there."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.bind(os.fspath(path))
+    sock.listen(1)
+    return sock

@@ -1,0 +1,123 @@
+"""QEMU's qtest protocol: lines of text that read and write a machine's memory and ports.
+
+    to QEMU     readl 0xe0000000 | writew 0xe0003000 0x5 | inl 0xcfc | outl 0xcf8 0x80002000
+                irq_intercept_in ioapic
+    from QEMU   OK | OK 0x1234 | FAIL why | ERR why      one for each command, in order
+                IRQ raise 20 | IRQ lower 20              at any time
+
+A command is answered after it has had its effect, and after the IRQ lines that it caused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final, TypeAlias
+
+from attrs import frozen
+
+from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+#: The longest line that is believed.
+LINE_MAX: Final = 4096
+
+_SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
+
+
+@frozen
+class Answer:
+    """The oldest command was carried out; `value` is what it read, or 0."""
+
+    value: int
+
+
+@frozen
+class Refused:
+    """The oldest command was not carried out."""
+
+    reason: str
+
+
+@frozen
+class Interrupt:
+    """An interrupt line changed."""
+
+    line: int
+    raised: bool
+
+
+QtestEvent: TypeAlias = Answer | Refused | Interrupt
+
+
+def read(address: int, size: int) -> bytes:
+    """Read memory: 1, 2, 4 or 8 bytes."""
+    return f"read{_suffix(size, 8)} {address:#x}\n".encode()
+
+
+def write(address: int, size: int, value: int) -> bytes:
+    """Write memory: 1, 2, 4 or 8 bytes."""
+    return f"write{_suffix(size, 8)} {address:#x} {value:#x}\n".encode()
+
+
+def read_port(port: int, size: int) -> bytes:
+    """Read an I/O port: 1, 2 or 4 bytes."""
+    return f"in{_suffix(size, 4)} {port:#x}\n".encode()
+
+
+def write_port(port: int, size: int, value: int) -> bytes:
+    """Write an I/O port: 1, 2 or 4 bytes."""
+    return f"out{_suffix(size, 4)} {port:#x} {value:#x}\n".encode()
+
+
+def intercept_interrupts(controller: str) -> bytes:
+    """Ask for a line whenever an input of the interrupt controller changes."""
+    return f"irq_intercept_in {controller}\n".encode()
+
+
+def _suffix(size: int, largest: int) -> str:
+    if size not in _SUFFIX or size > largest:
+        raise LocalProtocolError(f"an access of {size} bytes")
+    return _SUFFIX[size]
+
+
+class LineReader:
+    """Makes events of what QEMU sends, however it is cut up."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def receive(self, data: bytes) -> Iterator[QtestEvent]:
+        """Give an event for each line that is whole now."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            yield _parse(line)
+        if len(self._rest) > LINE_MAX:
+            raise RemoteProtocolError(f"a line of more than {LINE_MAX} bytes")
+
+
+def _parse(line: bytes) -> QtestEvent:
+    match line.split():
+        case [b"OK"]:
+            return Answer(0)
+        case [b"OK", value]:
+            return Answer(_number(value, line))
+        case [b"FAIL" | b"ERR", *words]:
+            return Refused(b" ".join(words)[:200].decode("ascii", "backslashreplace"))
+        case [b"IRQ", b"raise", number]:
+            return Interrupt(_number(number, line), True)
+        case [b"IRQ", b"lower", number]:
+            return Interrupt(_number(number, line), False)
+    raise _bad(line)
+
+
+def _number(word: bytes, line: bytes) -> int:
+    try:
+        value = int(word, 0)
+    except ValueError:
+        raise _bad(line) from None
+    if not 0 <= value < 1 << 64:
+        raise _bad(line)
+    return value
+
+
+def _bad(line: bytes) -> RemoteProtocolError:
+    return RemoteProtocolError(f"not a line of qtest: {line[:60]!r}")
