@@ -54,6 +54,24 @@ class Machine:
             if "return" in answer:
                 return answer["return"]
 
+    async def plug(self, number: int, name: str) -> None:
+        """Add a port, whose chardev is a new socket of the port's name."""
+        address = {"type": "unix", "data": {"path": str(self.folder / name)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
+        await self.command("chardev-add", id=name, backend=backend)
+        await self.command(
+            "device_add",
+            driver="virtserialport",
+            chardev=name,
+            name=name,
+            id=f"p{number}",
+            nr=number,
+        )
+
+    async def unplug(self, number: int) -> None:
+        """Take a port away."""
+        await self.command("device_del", id=f"p{number}")
+
     async def receive(self) -> Any:
         while b"\n" not in self._rest:
             data = await self._monitor.receive_some()

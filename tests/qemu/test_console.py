@@ -1,0 +1,287 @@
+"""The guest end against QEMU's own virtio console."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.qemu import machine
+from tests.qemu.machine import Machine, open_machine, port
+from vconfs.device.errors import DeviceError
+from vconfs.device.qtest import open_qtest
+from vconfs.driver import Driver
+from vconfs.port import Opener, Port
+from vconfs.ports import PortManager
+from vconfs.protocol.dialect import DIALECTS
+
+pytestmark = [
+    pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed"),
+    pytest.mark.skipif("virtio1" not in DIALECTS, reason="the dialect is not there yet"),
+]
+
+NAME = "org.libvirt.channel.0"
+
+
+class Changes:
+    """Waits until something holds, looking again after each change of a port."""
+
+    def __init__(self, manager: PortManager) -> None:
+        self.ports = manager.ports
+        self._changed = trio.Event()
+        manager.listeners.append(self)
+
+    def port_added(self, port: Port) -> None:
+        self._changed.set()
+
+    def port_removed(self, port: Port) -> None:
+        self._changed.set()
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        self._changed.set()
+
+    def port_changed(self, port: Port) -> None:
+        self._changed.set()
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        with trio.fail_after(5):
+            while not holds():
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+    async def named(self, id: int, name: str) -> Port:
+        await self.until(lambda: id in self.ports and self.ports[id].name == name.encode())
+        return self.ports[id]
+
+    async def connected(self, port: Port, connected: bool = True) -> None:
+        await self.until(lambda: port.host_connected == connected)
+
+
+@asynccontextmanager
+async def driven(
+    qemu: Machine, options: str = ""
+) -> AsyncIterator[tuple[Changes, Driver, PortManager]]:
+    manager = PortManager()
+    changes = Changes(manager)
+    async with open_qtest(manager, qemu.url_rest + options) as driver:
+        yield changes, driver, manager
+
+
+@asynccontextmanager
+async def one_port(folder: Path) -> AsyncIterator[tuple[Machine, Changes, Port]]:
+    async with (
+        open_machine(folder, port(folder, 1, NAME)) as qemu,
+        driven(qemu) as (changes, _, _),
+    ):
+        yield qemu, changes, await changes.named(1, NAME)
+
+
+async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
+    data = bytearray()
+    with trio.fail_after(10):
+        while len(data) < size:
+            piece = await stream.receive_some()
+            assert piece, f"end of stream after {len(data)} bytes"
+            data += piece
+    return bytes(data)
+
+
+async def read_exactly(port: Port, size: int) -> bytes:
+    data = bytearray()
+    with trio.fail_after(10):
+        while len(data) < size:
+            pieces = await port.read(size - len(data))
+            assert pieces, f"end of file after {len(data)} bytes"
+            data += b"".join(pieces)
+    return bytes(data)
+
+
+def pattern(size: int) -> bytes:
+    return bytes(i * 31 % 251 for i in range(251)) * (size // 251 + 1)
+
+
+async def test_ports_names_and_kinds(tmp_path: Path) -> None:
+    arguments = port(tmp_path, 0, "con0", kind="virtconsole")
+    arguments += [*port(tmp_path, 1, NAME), *port(tmp_path, 2)]
+    async with (
+        open_machine(tmp_path, arguments) as qemu,
+        driven(qemu) as (changes, driver, manager),
+    ):
+        console = await changes.named(0, "con0")
+        await changes.named(1, NAME)
+        await changes.until(lambda: 2 in changes.ports and console.console)
+        assert not changes.ports[1].console
+        assert changes.ports[2].name == b""
+        connected = [changes.ports[id].host_connected for id in range(3)]
+        assert connected == [True, False, False]  # QEMU's consoles are always connected
+        assert manager.ignored == 0
+        assert driver.reason == ""
+
+
+async def test_the_address_can_be_given(tmp_path: Path) -> None:
+    devices = (
+        "virtio-rng-pci,disable-legacy=on,addr=3",
+        "virtio-serial-pci,disable-legacy=off,addr=7",
+    )
+    async with open_machine(tmp_path, port(tmp_path, 1, NAME), devices) as qemu:
+        for options in ("", ",addr=7", ",addr=07.0"):
+            async with driven(qemu, options) as (changes, _, _):
+                await changes.named(1, NAME)
+        with pytest.raises(DeviceError, match="1af4:1044 is not a virtio console"):
+            async with driven(qemu, ",addr=3.0"):
+                raise AssertionError
+        with pytest.raises(DeviceError, match="there is no PCI function"):
+            async with driven(qemu, ",addr=8"):
+                raise AssertionError
+
+
+async def test_data_goes_both_ways(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, port):
+        async with await qemu.connect("c1") as host:
+            await changes.connected(port)
+            port.open(Opener(1))
+            assert port.write_nowait(b"to the host") == 11
+            assert await receive_exactly(host, 11) == b"to the host"
+            await host.send_all(b"to the guest")
+            assert await read_exactly(port, 12) == b"to the guest"
+
+
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, 65537, 1 << 20])
+async def test_every_byte_arrives_in_order(tmp_path: Path, size: int) -> None:
+    data = pattern(size)[:size]
+    async with one_port(tmp_path) as (qemu, changes, port):
+        async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
+            await changes.connected(port)
+            port.open(Opener(1))
+            nursery.start_soon(host.send_all, data)
+            assert await read_exactly(port, size) == data
+            nursery.start_soon(write_all, port, data)
+            assert await receive_exactly(host, size) == data
+
+
+async def write_all(port: Port, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await port.write(view) :]
+
+
+async def test_the_host_connects_and_disconnects(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, port):
+        port.open(Opener(1))
+        for _ in range(3):
+            assert port.poll() & select.POLLHUP
+            assert port.read_nowait(10) == []
+            async with await qemu.connect("c1"):
+                await changes.connected(port)
+                assert port.poll() == select.POLLOUT | select.POLLWRNORM
+                with pytest.raises(trio.WouldBlock):
+                    port.read_nowait(10)
+            await changes.connected(port, False)
+
+
+async def test_what_was_sent_before_a_hang_up_is_read_first(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, port):
+        port.open(Opener(1))
+        async with await qemu.connect("c1") as host:
+            await changes.connected(port)
+            await host.send_all(b"last words")
+        await changes.connected(port, False)
+        assert await read_exactly(port, 10) == b"last words"
+        assert port.read_nowait(10) == []
+
+
+async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, port):
+        async with await qemu.connect("c1") as host:
+            await changes.connected(port)
+            port.open(Opener(1))
+            data, sent = pattern(1 << 26), 0
+            with suppress(trio.WouldBlock):
+                while sent < len(data):
+                    sent += port.write_nowait(data[sent : sent + (1 << 18)])
+            assert sent > 1 << 19
+            assert not port.poll() & select.POLLOUT
+            with pytest.raises(trio.WouldBlock):
+                port.write_nowait(b"more")
+            got = await receive_exactly(host, sent)
+            assert got == data[:sent]
+            await changes.until(lambda: bool(port.poll() & select.POLLOUT))
+
+
+async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, port):
+        async with await qemu.connect("c1") as host:
+            await changes.connected(port)
+            await host.send_all(b"early")
+            opener = Opener(1)
+            port.open(opener)
+            assert await read_exactly(port, 5) == b"early"
+            port.close(opener)
+            await host.send_all(b"later")
+            assert port.queued == 0
+            port.open(opener)
+            assert await read_exactly(port, 5) == b"later"
+
+
+async def test_a_guest_that_does_not_read_holds_the_host_back(tmp_path: Path) -> None:
+    data = pattern(1 << 23)
+    async with one_port(tmp_path) as (qemu, changes, port):
+        async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
+            await changes.connected(port)
+            port.open(Opener(1))
+            nursery.start_soon(host.send_all, data)
+            await changes.until(lambda: port.queued >= port.limit)
+            assert port.queued < port.limit + (1 << 16)
+            assert await read_exactly(port, len(data)) == data
+
+
+async def test_ports_are_plugged_and_unplugged(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, _):
+        for name in ("hot.0", "hot.1", "hot.2"):
+            await qemu.plug(2, name)
+            hot = await changes.named(2, name)
+            async with await qemu.connect(name) as host:
+                await changes.connected(hot)
+                hot.open(Opener(1))
+                await host.send_all(b"hello")
+                assert await read_exactly(hot, 5) == b"hello"
+                await qemu.unplug(2)
+                await changes.until(lambda: 2 not in changes.ports)
+                assert hot.removed
+                with pytest.raises(OSError) as caught:
+                    await hot.read(10)
+                assert caught.value.errno == errno.ENODEV
+
+
+async def test_qemu_is_killed(tmp_path: Path) -> None:
+    async with (
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+        driven(qemu) as (changes, driver, _),
+    ):
+        guest = await changes.named(1, NAME)
+        async with await qemu.connect("c1"):
+            await changes.connected(guest)
+            qemu.process.kill()
+            with trio.fail_after(5):
+                await driver.stopped.wait()
+        assert "QEMU is gone" in driver.reason
+        assert not guest.host_connected
+        assert not guest.attached
+        assert guest.read_nowait(10) == []
+
+
+async def test_a_device_that_was_driven_can_be_driven_again(tmp_path: Path) -> None:
+    async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
+        async with await qemu.connect("c1") as host:
+            for _ in range(3):
+                async with driven(qemu) as (changes, _, _):
+                    guest = await changes.named(1, NAME)
+                    await changes.connected(guest)
+                    guest.open(Opener(1))
+                    guest.write_nowait(b"again")
+                    assert await receive_exactly(host, 5) == b"again"
