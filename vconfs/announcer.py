@@ -46,9 +46,9 @@ class Announcer:
         where, what, pretence = self._pretence
         return pretence if (where, what) == (by_name, name) else None
 
-    def created(self, by_name: bool, name: bytes) -> None:
-        """A name has come."""
-        self._add(_make_link if by_name else _make_file, by_name, name, ())
+    def created(self, by_name: bool, name: bytes, *, link: bool = False) -> None:
+        """A name has come; it is a link if it is in by-name/, or if `link` says so."""
+        self._add(_make_link if by_name or link else _make_file, by_name, name, ())
 
     def removed(self, by_name: bool, name: bytes, was: tuple[int, int]) -> None:
         """A name has gone; it was this inode, of this mode."""

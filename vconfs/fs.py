@@ -431,7 +431,12 @@ def _link_entry(link: bytes, port: Port) -> _Entry:
 
 
 def _pty_entry(number: int, port: Port) -> _Entry:
-    return _Entry(b"hvc%d" % number, _PTYS + port.id, stat.S_IFLNK | 0o777, port.pty.encode())
+    return _Entry(b"hvc%d" % number, *pty_link(port.id), port.pty.encode())
+
+
+def pty_link(id: int) -> tuple[int, int]:
+    """Give inode and mode of the link to a port's pty."""
+    return (_PTYS + id, stat.S_IFLNK | 0o777)
 
 
 class StockPortFS(PortFS):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import trio
@@ -13,11 +15,12 @@ from attrs import field, frozen
 from vconfs import fuse
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
+from vconfs.console import Consoles
 from vconfs.device.embedded import open_embedded
 from vconfs.fs import Access, PortFS
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.port import PortOptions
+from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 
 
@@ -32,6 +35,13 @@ class Plan:
     access: Access = field(factory=Access)
     allow_other: bool = False
     device: str = "embedded"
+    #: Patterns of the names of ports that are to have a pty though they are no consoles.
+    ttys: Sequence[str] = ()
+
+    def wants_pty(self, port: Port) -> bool:
+        """Whether a port is to have a pty."""
+        name = os.fsdecode(port.name)
+        return port.console or any(fnmatchcase(name, pattern) for pattern in self.ttys)
 
 
 async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
@@ -74,8 +84,10 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
             session = fuse.Session(filesystem, mount.device)
             await nursery.start(_run_session, session, ended)
             nursery.start_soon(announcer.run, plan.mountpoint)
+            consoles = Consoles(nursery, announcer, plan.wants_pty)
             try:
-                yield ended
+                with manager.listening(consoles):
+                    yield ended
             finally:
                 manager.shut()
                 mount.unmount()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from attrs import define, field
@@ -38,6 +39,17 @@ class PortManager:
     #: What the device sent that it may not send, outside of any port.
     ignored: int = field(init=False, default=0)
     _logged: set[tuple[int | None, str]] = field(init=False, factory=set)
+
+    @contextmanager
+    def listening(self, listener: PortListener) -> Iterator[None]:
+        """Tell a listener of the ports that are there, and of what becomes of them from now on."""
+        self.listeners.append(listener)
+        try:
+            for port in list(self.ports.values()):
+                listener.port_added(port)
+            yield
+        finally:
+            self.listeners.remove(listener)
 
     def add(self, id: int) -> Port:
         """Add a port, or find the one that is there."""

@@ -99,7 +99,11 @@ async def program(*command: str, stdin: int = subprocess.DEVNULL) -> AsyncIterat
 
 class OpenMount(Protocol):
     def __call__(
-        self, *specs: str, access: Access | None = None, **options: object
+        self,
+        *specs: str,
+        access: Access | None = None,
+        ttys: Sequence[str] = (),
+        **options: object,
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
@@ -109,14 +113,19 @@ def mounted(tmp_path: Path) -> OpenMount:
 
     @asynccontextmanager
     async def open_it(
-        *specs: str, access: Access | None = None, **options: object
+        *specs: str,
+        access: Access | None = None,
+        ttys: Sequence[str] = (),
+        **options: object,
     ) -> AsyncIterator[Mounted]:
         path = tmp_path / "mnt"
         path.mkdir(exist_ok=True)
         port_options = PortOptions(**options)  # type: ignore[arg-type]
         ports: Sequence[str] = specs or ["port=echo"]
         manager = PortManager(lambda id: port_options)
-        plan = Plan(path, [parse_port(port) for port in ports], access=access or Access())
+        plan = Plan(
+            path, [parse_port(port) for port in ports], access=access or Access(), ttys=ttys
+        )
         async with (
             open_host(plan.host_ports) as host,
             open_embedded(host, manager),

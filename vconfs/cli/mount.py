@@ -101,13 +101,14 @@ def command(
       id=N  console  cache  limit=MiB  host-limit=BYTES
     The -o options are:
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
-      throttle=enospc|block  limit=BYTES
+      throttle=enospc|block  limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
 
     \b
     Examples:
       vconfs mount /mnt/vcon
       vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
       vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
+      vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon
     """
     if device != "embedded":
@@ -123,6 +124,7 @@ def command(
         access=options.access,
         allow_other=options.allow_other,
         device=device,
+        ttys=options.ttys,
     )
     if foreground:
         _serve(plan, lambda: None)

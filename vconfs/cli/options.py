@@ -28,6 +28,7 @@ class MountOptions:
     port: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
     allow_other: bool = False
+    ttys: list[str] = field(factory=list)
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
@@ -35,20 +36,23 @@ def parse_options(options: Iterable[str]) -> MountOptions:
     port: dict[str, Any] = {}
     access: dict[str, Any] = {}
     allow_other = False
+    ttys: list[str] = []
     for option in options:
         key, equals, value = option.partition("=")
         if not option or _FOR_OTHERS.fullmatch(option):
             continue
         if key == "allow_other" and not equals:
             allow_other = True
+        elif key == "tty" and value:
+            ttys.append(value)
         elif key in _PORT_OPTIONS:
             port[key] = _PORT_OPTIONS[key](key, value)
         elif key in _ACCESS_OPTIONS:
             access[key] = _ACCESS_OPTIONS[key](key, value)
         else:
-            known = ", ".join(sorted(["allow_other", *_PORT_OPTIONS, *_ACCESS_OPTIONS]))
+            known = ", ".join(sorted(["allow_other", "tty=NAME", *_PORT_OPTIONS, *_ACCESS_OPTIONS]))
             raise ValueError(f"unknown option {option!r}: the options are {known}")
-    return MountOptions(PortOptions(**port), evolve(Access(), **access), allow_other)
+    return MountOptions(PortOptions(**port), evolve(Access(), **access), allow_other, ttys)
 
 
 def _flag(key: str, value: str) -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import stat
-import tty
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,10 +12,10 @@ from typing import Self
 
 import trio
 from attrs import define, frozen
-from inotify_simple import INotify, flags
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
 from vconfs.host.chardevs.join import Pipe
+from vconfs.ptys import open_pty
 
 log = logging.getLogger(__name__)
 
@@ -143,22 +141,13 @@ class Pty(Chardev):
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Serve whoever opens the slave, one session after the other."""
-        master, slave = os.openpty()
-        try:
-            tty.setraw(slave)
-            self.path = os.ttyname(slave)
-            os.close(slave)
-            slave = -1
-            with _linked(self.link, self.path), INotify() as opens:
-                opens.add_watch(self.path, flags.OPEN)
+        with open_pty() as pty:
+            self.path = pty.path
+            with _linked(self.link, self.path):
                 task_status.started()
                 while True:
-                    await _slave_opened(master, opens)
-                    await self._serve(port, Pipe(master))
-        finally:
-            os.close(master)
-            if slave >= 0:
-                os.close(slave)
+                    await pty.wait_occupied()
+                    await self._serve(port, Pipe(pty.master))
 
     async def _serve(self, port: PortSide, master: Pipe) -> None:
         port.connect()
@@ -170,15 +159,6 @@ class Pty(Chardev):
                 nursery.cancel_scope.cancel()
         finally:
             port.disconnect()
-
-
-async def _slave_opened(master: int, opens: INotify) -> None:
-    """Wait until somebody has the slave open: a master that nobody is at reports POLLHUP."""
-    poll = select.poll()
-    poll.register(master, select.POLLIN)
-    while any(mask & select.POLLHUP for _, mask in poll.poll(0)):
-        await trio.lowlevel.wait_readable(opens)
-        opens.read(timeout=0)
 
 
 @contextmanager

@@ -1,0 +1,200 @@
+"""Consoles on ptys: what a terminal on a port does."""
+
+from __future__ import annotations
+
+import errno
+import os
+import termios
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from vconfs.host.spec import parse_port
+
+from .conftest import Mounted, OpenMount, in_thread, program
+
+
+async def open_slave(it: Mounted, id: int = 0) -> int:
+    await it.until(lambda: it.port(id).pty)
+    return os.open(it.port(id).pty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+
+
+async def read_some(fd: int, size: int = 1 << 16) -> bytes:
+    await trio.lowlevel.wait_readable(fd)
+    return os.read(fd, size)
+
+
+async def read_exactly(fd: int, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        data += await read_some(fd, size - len(data))
+    return data
+
+
+async def test_a_console_is_a_terminal_that_the_mount_shows_by_number(mounted: OpenMount) -> None:
+    async with mounted("=echo,console", "plain=echo") as it:
+        await it.until(lambda: it.port().hvc is not None)
+        assert await in_thread((it.path / "hvc0").readlink) == Path(it.port().pty)
+        assert (it.port(1).hvc, it.port(1).pty) == (None, "")
+        shown = await it.run("test -c hvc0 && getfattr --only-values -n user.pty vcon0")
+        assert shown == it.port().pty
+        slave = await open_slave(it)
+        os.write(slave, b"hello")
+        assert await read_exactly(slave, 5) == b"hello"
+        os.close(slave)
+
+
+async def test_a_console_may_be_closed_and_opened_again(mounted: OpenMount) -> None:
+    async with mounted("=echo,console") as it:
+        for word in (b"one", b"two", b"three"):
+            slave = await open_slave(it)
+            os.write(slave, word)
+            assert await read_exactly(slave, len(word)) == word
+            os.close(slave)
+
+
+async def test_what_is_written_before_anybody_reads_is_kept(mounted: OpenMount) -> None:
+    async with mounted("=null,console") as it:
+        await it.until(lambda: it.port().openers)
+        it.port().feed(b"x" * 200_000)
+        slave = await open_slave(it)
+        assert await read_exactly(slave, 200_000) == b"x" * 200_000
+        os.close(slave)
+
+
+async def test_nobody_at_the_terminal_leaves_everything_to_the_file(mounted: OpenMount) -> None:
+    async with mounted("=echo,console") as it:
+        for round in range(20):
+            assert await it.run(f"echo {round} >$P; read -r x <$P; echo $x") == f"{round}\n"
+
+
+async def test_a_full_console_holds_nobody_else_up(mounted: OpenMount) -> None:
+    async with mounted("=zero,console", "other=echo") as it:
+        await it.until(lambda: it.port().guest_throttled)
+        slave = await open_slave(it)
+        assert await it.run("exec 3<>vcon1; echo on >&3; read -r x <&3; echo $x") == "on\n"
+        assert it.port().queued <= it.port().limit + it.port()._line.in_flight  # type: ignore[union-attr]
+        os.close(slave)
+
+
+async def test_numbers_are_given_in_order_and_the_lowest_free_one(mounted: OpenMount) -> None:
+    async with mounted("a=echo,console", "b=echo", "c=echo,console") as it:
+        await it.until(lambda: it.port(2).hvc is not None)
+        assert [it.port(id).hvc for id in range(3)] == [0, None, 1]
+        first = it.port(0)
+        it.manager.remove(0)
+        assert (first.hvc, first.pty) == (None, "")
+        await it.host.add(parse_port("d=echo,console"))
+        await it.until(lambda: it.port(3).hvc is not None)
+        assert it.port(3).hvc == 0
+        assert await it.run("echo hvc*") == "hvc0 hvc1\n"
+
+
+async def test_a_console_that_comes_and_goes_is_announced(mounted: OpenMount) -> None:
+    async with mounted("a=echo") as it:
+        watch = "inotifywait", "-m", "-e", "create,delete", "--format", "%e %f", str(it.path)
+        async with program(*watch) as events:
+            assert events.stdout is not None
+            seen = b""
+            while b"established" not in seen:
+                seen += await events.stdout.receive_some()
+            await it.host.add(parse_port("b=echo,console"))
+            await it.until(lambda: 1 in it.manager.ports)
+            while b"CREATE hvc0" not in seen:
+                seen += await events.stdout.receive_some()
+            it.manager.remove(1)
+            while b"DELETE hvc0" not in seen:
+                seen += await events.stdout.receive_some()
+
+
+async def test_the_size_of_the_console_is_the_window_s(mounted: OpenMount) -> None:
+    async with mounted("=echo,console") as it:
+        it.host.resize(0, 80, 25)
+        await it.until(lambda: it.port().pty and it.port().size == (80, 25))
+        slave = await open_slave(it)
+        assert os.get_terminal_size(slave) == (80, 25)
+        os.close(slave)
+
+
+async def test_a_program_on_the_console_gets_sigwinch(mounted: OpenMount) -> None:
+    script = "trap 'stty size' WINCH; echo ready; while :; do read -t 0.05 x; done"
+    async with mounted("=null,console") as it:
+        await it.until(lambda: it.port().pty)
+        slave = it.port().pty
+        heard = bytearray()
+        it.host.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
+        command = f'exec setsid -c bash -c "{script}" <{slave} >{slave} 2>&1'
+        async with program("bash", "-c", command):
+            await it.until(lambda: b"ready" in heard)
+            it.host.resize(0, 132, 43)
+            await it.until(lambda: b"43 132" in heard)
+
+
+async def test_a_throttled_host_makes_who_writes_there_wait(mounted: OpenMount) -> None:
+    async with mounted("=null,console") as it:
+        slave = await open_slave(it)
+        heard = bytearray()
+        it.host.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
+        it.port().set_throttled(True)
+        os.write(slave, b"patience")
+        os.close(slave)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        assert not heard
+        it.port().set_throttled(False)
+        await it.until(lambda: heard == b"patience")
+
+
+async def test_a_host_that_hangs_up_and_comes_back_is_the_same_terminal(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"=unix:{tmp_path}/sock,console") as it:
+        slave = await open_slave(it)
+        for word in (b"first", b"second"):
+            async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+                await host.send_all(word)
+                assert await read_exactly(slave, len(word)) == word
+            await it.until(lambda: not it.port().host_connected)
+        os.close(slave)
+
+
+async def test_the_terminal_hangs_up_when_the_port_goes(mounted: OpenMount) -> None:
+    async with mounted("=echo,console", "other=echo") as it:
+        slave = await open_slave(it)
+        it.manager.remove(0)
+        await trio.lowlevel.wait_readable(slave)
+        assert os.read(slave, 1) == b""
+        with pytest.raises(OSError) as gone:
+            os.write(slave, b"x")
+        assert gone.value.errno == errno.EIO
+        os.close(slave)
+        assert await it.run("echo hvc*") == "hvc*\n"
+
+
+async def test_an_exclusive_console_is_its_terminal_s(mounted: OpenMount) -> None:
+    async with mounted("=echo,console", exclusive=True) as it:
+        await it.until(lambda: it.port().openers)
+        assert "busy" in await it.run("cat $P", code=1)
+
+
+async def test_a_port_that_is_no_console_gets_a_pty_by_name(mounted: OpenMount) -> None:
+    async with mounted("org.modem.0=echo", "other=echo", ttys=["org.*"]) as it:
+        slave = await open_slave(it)
+        assert (it.port().hvc, it.port(1).pty) == (None, "")
+        os.write(slave, b"AT")
+        assert await read_exactly(slave, 2) == b"AT"
+        os.close(slave)
+        it.manager.rename(it.port(), b"other")
+        assert it.port().pty == ""
+        it.manager.rename(it.port(1), b"org.new")
+        assert it.port(1).pty
+
+
+async def test_stty_and_fionread_work_on_a_console(mounted: OpenMount) -> None:
+    async with mounted("=echo,console") as it:
+        slave = await open_slave(it)
+        assert not termios.tcgetattr(slave)[3] & termios.ECHO
+        os.write(slave, b"12345")
+        await it.run("stty -F $(readlink hvc0) cols 77; stty -F $(readlink hvc0) size | grep 77")
+        os.close(slave)
