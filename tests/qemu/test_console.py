@@ -15,6 +15,7 @@ from tests.qemu import machine
 from tests.qemu.machine import Machine, open_machine, port
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
+from vconfs.device.rings import RingLink
 from vconfs.driver import Driver
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
@@ -285,3 +286,154 @@ async def test_a_device_that_was_driven_can_be_driven_again(tmp_path: Path) -> N
                     guest.open(Opener(1))
                     guest.write_nowait(b"again")
                     assert await receive_exactly(host, 5) == b"again"
+
+
+@pytest.mark.parametrize(
+    ("device", "message"),
+    [
+        ("virtio-serial-pci,disable-modern=on,disable-legacy=off,addr=4", "legacy interface"),
+        ("virtio-rng-pci,addr=4", "no virtio console on bus 0"),
+    ],
+)
+async def test_a_device_that_is_refused(tmp_path: Path, device: str, message: str) -> None:
+    async with open_machine(tmp_path, (), (device,)) as qemu:
+        with pytest.raises(DeviceError, match=message):
+            async with driven(qemu):
+                raise AssertionError
+
+
+async def test_a_folder_without_a_machine(tmp_path: Path) -> None:
+    for message in ("cannot map .*/ram: No such file", "has only 0 bytes", "cannot connect to"):
+        with pytest.raises(DeviceError, match=message):
+            async with open_qtest(PortManager(), str(tmp_path)):
+                raise AssertionError
+        ram = tmp_path / "ram"
+        ram.write_bytes(b"" if not ram.exists() else bytes(2 << 20))
+
+
+@pytest.mark.parametrize("rest", ["", "dir,addr=20", "dir,addr=4.8", "dir,window=1", "dir,"])
+async def test_addresses_that_make_no_sense(rest: str) -> None:
+    with pytest.raises(ValueError, match="qtest"):
+        async with open_qtest(PortManager(), rest):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("most", [2, 31, 511])
+async def test_the_last_port_of_many(tmp_path: Path, most: int) -> None:
+    devices = (f"virtio-serial-pci,disable-legacy=on,addr=4,max_ports={most}",)
+    arguments = port(tmp_path, most - 1, NAME)
+    async with (
+        open_machine(tmp_path, arguments, devices) as qemu,
+        driven(qemu) as (changes, _, _),
+    ):
+        last = await changes.named(most - 1, NAME)
+        async with await qemu.connect(f"c{most - 1}") as host, trio.open_nursery() as nursery:
+            await changes.connected(last)
+            last.open(Opener(1))
+            data = pattern(100_000)
+            nursery.start_soon(host.send_all, data)
+            assert await read_exactly(last, len(data)) == data
+            nursery.start_soon(write_all, last, data)
+            assert await receive_exactly(host, len(data)) == data
+
+
+async def test_a_device_with_one_port_is_a_console(tmp_path: Path) -> None:
+    devices = ("virtio-serial-pci,disable-legacy=on,addr=4,max_ports=1",)
+    arguments = port(tmp_path, 0, kind="virtconsole")
+    async with (
+        open_machine(tmp_path, arguments, devices) as qemu,
+        driven(qemu) as (changes, _, _),
+    ):
+        console = changes.ports[0]
+        assert console.console
+        assert console.host_connected
+        async with await qemu.connect("c0") as host:
+            console.open(Opener(1))
+            await host.send_all(b"login: ")
+            assert await read_exactly(console, 7) == b"login: "
+            await write_all(console, b"root")
+            assert await receive_exactly(host, 4) == b"root"
+
+
+async def test_plugging_200_times_while_another_port_transfers(tmp_path: Path) -> None:
+    async with one_port(tmp_path) as (qemu, changes, busy):
+        async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
+            await changes.connected(busy)
+            busy.open(Opener(1))
+            nursery.start_soon(send_for_ever, host)
+            nursery.start_soon(check_for_ever, busy)
+            for _ in range(200):
+                await qemu.command("device_add", driver="virtserialport", name="hot", id="p2", nr=2)
+                await changes.named(2, "hot")
+                await qemu.unplug(2)
+                await changes.until(lambda: 2 not in changes.ports)
+            nursery.cancel_scope.cancel()
+        assert busy.counters.bytes_in > 1 << 20
+
+
+PIECE = pattern(251)[:251]
+
+
+async def send_for_ever(host: trio.SocketStream) -> None:
+    while True:
+        await host.send_all(PIECE * 100)
+
+
+async def check_for_ever(port: Port) -> None:
+    while True:
+        assert await read_exactly(port, len(PIECE)) == PIECE
+
+
+async def test_reset_while_busy(tmp_path: Path) -> None:
+    async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
+        async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
+            nursery.start_soon(drain_for_ever, host)
+            for _ in range(5):
+                async with driven(qemu) as (changes, _, _):
+                    guest = await changes.named(1, NAME)
+                    await changes.connected(guest)
+                    guest.open(Opener(1))
+                    while guest.counters.bytes_out < 1 << 20:
+                        await guest.write(pattern(1 << 16))
+                assert not guest.attached
+            nursery.cancel_scope.cancel()
+
+
+async def drain_for_ever(host: trio.SocketStream) -> None:
+    while await host.receive_some():
+        pass
+
+
+async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
+    async with (
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+        driven(qemu) as (changes, driver, _),
+    ):
+        guest = await changes.named(1, NAME)
+        link = driver._link
+        assert isinstance(link, RingLink)
+        ring = link._send[3].ring
+        ring._avail[2 + (ring._added & ring._mask)] = 1000  # no such descriptor
+        ring._added += 1
+        link.flush(3)
+        with trio.fail_after(5):
+            await driver.stopped.wait()
+        assert driver.reason == "the device met an error and needs a reset"
+        assert not guest.attached
+
+
+async def test_two_machines_at_once(tmp_path: Path) -> None:
+    first, second = tmp_path / "1", tmp_path / "2"
+    first.mkdir()
+    second.mkdir()
+    async with (
+        one_port(first) as (one, lost, port_one),
+        one_port(second) as (two, changes, port_two),
+    ):
+        one.process.kill()
+        async with await two.connect("c1") as host:
+            await changes.connected(port_two)
+            port_two.open(Opener(1))
+            await host.send_all(b"alive")
+            assert await read_exactly(port_two, 5) == b"alive"
+        await lost.until(lambda: not port_one.attached)
