@@ -783,6 +783,14 @@ def test_need_reply_counts_only_where_it_was_negotiated(need_reply: int) -> None
     assert made.receive(message(99, flags=1 | need_reply)).reply == b""
 
 
+def test_the_message_that_negotiates_acknowledgements_can_ask_for_one() -> None:
+    """Linux's user-mode driver does."""
+    made = Backend(features=DEVICE, protocol_features=PROTOCOL, queues=4)
+    for chosen, reply in ((vu.PF_CONFIG, b""), (vu.PF_REPLY_ACK, ack(16, 0))):
+        choice = message(Request.SET_PROTOCOL_FEATURES, u64(chosen), flags=1 | NEED_REPLY)
+        assert made.receive(choice) == Handled(reply=reply)
+
+
 @pytest.mark.parametrize("ask", [ask for ask, _, _ in CONVERSATION])
 def test_a_request_whose_protocol_feature_was_not_negotiated_is_unknown(
     ask: Callable[[Frontend], Outgoing],

@@ -146,24 +146,35 @@ class Backend:
         request = message.request
         if message.flags & wire.REPLY:
             raise RemoteProtocolError(f"{name_of(request)} has the flag of a reply")
-        wants_ack = message.needs_reply and bool(self.protocol_features & wire.PF_REPLY_ACK)
         rule = _RULES.get(request)
         if rule is None or rule.feature & ~self.protocol_features:
             self._refuse(request, f"unknown {name_of(request)}")
-            return _ack(request, 1) if wants_ack else b""
+            return self._ack(message, 1)
         fields = rule.take_apart(message)
         try:
             reply = rule.handler(self, *fields)
         except _BrokenError:
             raise
         except RemoteProtocolError as error:
-            if rule.answered or not (wants_ack or rule.tolerated):
+            if rule.answered or not (self._wants_ack(message) or rule.tolerated):
                 raise
             self._refuse(request, str(error))
-            return _ack(request, 1) if wants_ack else b""
+            return self._ack(message, 1)
         if rule.answered:
             return b"" if reply is None else pack(request, reply, wire.REPLY)
-        return _ack(request, 0) if wants_ack else b""
+        return self._ack(message, 0)
+
+    def _wants_ack(self, message: Message) -> bool:
+        """Whether to acknowledge, now that the message was handled.
+
+        Linux wants it already for the SET_PROTOCOL_FEATURES that chooses REPLY_ACK.
+        """
+        return message.needs_reply and bool(self.protocol_features & wire.PF_REPLY_ACK)
+
+    def _ack(self, message: Message, result: int) -> bytes:
+        if not self._wants_ack(message):
+            return b""
+        return pack(message.request, wire.U64.pack(result), wire.REPLY)
 
     def _refuse(self, request: int, reason: str) -> None:
         self._tell(Refused(request, reason))
@@ -398,10 +409,6 @@ class Backend:
 
     def _get_status(self) -> bytes:
         return wire.U64.pack(self._status)
-
-
-def _ack(request: int, result: int) -> bytes:
-    return pack(request, wire.U64.pack(result), wire.REPLY)
 
 
 def _config_access(request: Request, payload: bytes) -> tuple[int, int, int, bytes]:

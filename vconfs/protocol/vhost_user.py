@@ -52,8 +52,8 @@ for no answer learns of it (as with libvhost-user, which gives up in all of thes
     starting a ring without size or address           refused, 1     failed
     kick before enable                                fine: started, but disabled
 
-NEED_REPLY counts only when REPLY_ACK was negotiated. GET_CONFIG past the end of the config space,
-but within 256 bytes, gives zeros.
+NEED_REPLY counts only when REPLY_ACK was negotiated, be it by this very message. GET_CONFIG past
+the end of the config space, but within 256 bytes, gives zeros.
 
 Whose descriptors are they
 --------------------------
