@@ -90,6 +90,7 @@ class PortFS(pyfuse3.Operations):
         self._polling: dict[Port, set[_Handle]] = {}
         self._listings: dict[int, list[_Entry]] = {}
         self._next_handle = 1
+        self._all_closed = trio.lowlevel.ParkingLot()
         self._started = time.time_ns()
         manager.listeners.append(self)
 
@@ -160,6 +161,13 @@ class PortFS(pyfuse3.Operations):
         handle = self._handles.pop(fh)
         self._stop_polling(handle)
         handle.port.close(handle.opener)
+        if not self._handles:
+            self._all_closed.unpark_all()
+
+    async def wait_all_closed(self) -> None:
+        """Wait until nobody has a port open."""
+        while self._handles:
+            await self._all_closed.park()
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Do nothing: it comes at each close of a duplicate, and is no close."""

@@ -8,7 +8,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal
 
+import pyfuse3
 import trio
 from attrs import field, frozen
 
@@ -17,11 +19,14 @@ from vconfs.announcer import Announcer
 from vconfs.background import open_background
 from vconfs.console import Consoles
 from vconfs.device.embedded import open_embedded
-from vconfs.fs import Access, PortFS
+from vconfs.fs import Access, PortFS, StockPortFS
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
+
+#: Seconds that programs have to close their files at the end of a mount.
+_GRACE = 0.5
 
 
 @frozen
@@ -35,6 +40,7 @@ class Plan:
     access: Access = field(factory=Access)
     allow_other: bool = False
     device: str = "embedded"
+    session: Literal["vconfs", "pyfuse3"] = "vconfs"
     #: Patterns of the names of ports that are to have a pty though they are no consoles.
     ttys: Sequence[str] = ()
 
@@ -75,7 +81,19 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     everybody who waited on one has their answer, and nothing is left mounted. Raises
     fuse.MountError.
     """
+    serve = _serve_by_pyfuse3 if plan.session == "pyfuse3" else _serve
     announcer = Announcer()
+    async with serve(plan, manager, announcer) as ended, open_background() as nursery:
+        nursery.start_soon(announcer.run, plan.mountpoint)
+        consoles = Consoles(nursery, announcer, plan.wants_pty)
+        with manager.listening(consoles):
+            yield ended
+
+
+@asynccontextmanager
+async def _serve(
+    plan: Plan, manager: PortManager, announcer: Announcer
+) -> AsyncIterator[trio.Event]:
     filesystem = PortFS(manager, lambda id: plan.access, announcer)
     mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
     try:
@@ -83,16 +101,15 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
             ended = trio.Event()
             session = fuse.Session(filesystem, mount.device)
             await nursery.start(_run_session, session, ended)
-            nursery.start_soon(announcer.run, plan.mountpoint)
-            consoles = Consoles(nursery, announcer, plan.wants_pty)
             try:
-                with manager.listening(consoles):
-                    yield ended
+                yield ended
             finally:
                 manager.shut()
                 mount.unmount()
                 with trio.CancelScope(shield=True):
                     await session.settle()
+                    with trio.move_on_after(_GRACE):  # readers close when they see end of file
+                        await filesystem.wait_all_closed()
     finally:
         mount.close()
         manager.listeners.remove(filesystem)
@@ -102,4 +119,32 @@ async def _run_session(
     session: fuse.Session, ended: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
     await session.run(task_status)
+    ended.set()
+
+
+@asynccontextmanager
+async def _serve_by_pyfuse3(
+    plan: Plan, manager: PortManager, announcer: Announcer
+) -> AsyncIterator[trio.Event]:
+    """Serve by libfuse, to compare with: see docs/design.md for what a port loses by it."""
+    filesystem = StockPortFS(manager, lambda id: plan.access, announcer)
+    options = {f"fsname={plan.device}", "subtype=vconfs", "default_permissions"}
+    if plan.allow_other:
+        options.add("allow_other")
+    try:
+        pyfuse3.init(filesystem, str(plan.mountpoint), options)
+    except RuntimeError as error:
+        raise fuse.MountError(f"cannot mount on {plan.mountpoint}: {error}") from None
+    try:
+        async with open_background() as nursery:
+            ended = trio.Event()
+            nursery.start_soon(_run_pyfuse3, ended)
+            yield ended
+    finally:
+        manager.shut()
+        pyfuse3.close(unmount=True)
+
+
+async def _run_pyfuse3(ended: trio.Event) -> None:
+    await pyfuse3.main()
     ended.set()

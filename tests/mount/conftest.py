@@ -102,6 +102,7 @@ class OpenMount(Protocol):
         self,
         *specs: str,
         access: Access | None = None,
+        limit_seconds: float = _LIMIT,
         ttys: Sequence[str] = (),
         **options: object,
     ) -> AbstractAsyncContextManager[Mounted]: ...
@@ -115,6 +116,7 @@ def mounted(tmp_path: Path) -> OpenMount:
     async def open_it(
         *specs: str,
         access: Access | None = None,
+        limit_seconds: float = _LIMIT,
         ttys: Sequence[str] = (),
         **options: object,
     ) -> AsyncIterator[Mounted]:
@@ -131,7 +133,7 @@ def mounted(tmp_path: Path) -> OpenMount:
             open_embedded(host, manager),
             open_mount(plan, manager),
         ):
-            with trio.fail_after(_LIMIT):
+            with trio.fail_after(limit_seconds):
                 yield Mounted(path, host, manager)
 
     return open_it

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import click
 import trio
@@ -59,6 +59,8 @@ def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> Non
     unknown = sorted(set(config) - {"device", "dialect", "options", "port"})
     if unknown:
         raise click.BadParameter(f"{path}: unknown key {unknown[0]!r}", ctx, param)
+    if "port" in config:
+        config["ports"] = config.pop("port")  # the parameter's own name
     ctx.default_map = {**(ctx.default_map or {}), **config}
 
 
@@ -79,6 +81,7 @@ def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> Non
 @click.option(
     "-o", "--options", multiple=True, callback=_options, help="Mount options, with commas between."
 )
+@click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 def command(
     foreground: bool,
@@ -86,6 +89,7 @@ def command(
     dialect: str,
     ports: tuple[HostPortSpec, ...],
     options: MountOptions,
+    session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
     """Mount the ports of a device at MOUNTPOINT.
@@ -124,6 +128,7 @@ def command(
         access=options.access,
         allow_other=options.allow_other,
         device=device,
+        session=session,
         ttys=options.ttys,
     )
     if foreground:

@@ -83,6 +83,7 @@ class Session:
         self._read_nowait = getattr(operations, "read_nowait", None)
         self._write_nowait = getattr(operations, "write_nowait", None)
         self._scopes: dict[int, trio.CancelScope] = {}
+        self._settled = trio.lowlevel.ParkingLot()
         self._complained: set[tuple[str, int]] = set()
         self._nursery: trio.Nursery
         self._task_status: trio.TaskStatus[None]
@@ -100,6 +101,12 @@ class Session:
                 nursery.cancel_scope.cancel()
         finally:
             self._device = -1  # a late notification must not go to what has this number then
+
+    async def settle(self, patience: float = 1.0) -> None:
+        """Wait until no request waits for its answer, though not for ever."""
+        with trio.move_on_after(patience):
+            while self._scopes:
+                await self._settled.park()
 
     async def _serve(self) -> None:
         # Per request this loop costs about as much as the system calls do: hence the locals, and
@@ -254,6 +261,8 @@ class Session:
                     await self._answer(unique, opcode, answer)
             finally:
                 del self._scopes[unique]
+                if not self._scopes:
+                    self._settled.unpark_all()
 
         self._nursery.start_soon(task)
 

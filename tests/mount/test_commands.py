@@ -1,0 +1,271 @@
+"""The commands, as a person calls them: what they print, how they end, what they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+VCONFS = (sys.executable, "-m", "vconfs")
+
+
+def vconfs(*words: str, code: int = 0, **environment: str) -> str:
+    """Run a command; give what it printed, on stdout when it succeeds and on stderr when not."""
+    done = subprocess.run(
+        [*VCONFS, *words],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        assert done.stdout == ""
+        assert done.stderr.startswith("vconfs: ")
+        assert done.stderr.count("\n") == 1, done.stderr
+        return done.stderr.removeprefix("vconfs: ").strip()
+    return done.stdout
+
+
+def mounts(path: Path) -> list[str]:
+    """The types of what is mounted there."""
+    lines = Path("/proc/self/mounts").read_text().splitlines()
+    return [line.split()[2] for line in lines if line.split()[1] == str(path)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder to mount on; whatever is mounted there in the end goes away."""
+    path = tmp_path / "mnt"
+    path.mkdir()
+    yield path
+    while mounts(path):
+        subprocess.run(["umount", "-l", str(path)], check=True, timeout=10)
+
+
+def daemon_of(path: Path) -> int:
+    return int(os.getxattr(path, "user.pid"))
+
+
+def test_the_default_mount_is_a_console_and_an_echo(folder: Path) -> None:
+    assert vconfs("mount", str(folder)) == ""
+    assert mounts(folder) == ["fuse.vconfs"]
+    ports = [json.loads(line) for line in vconfs("ls", "--json", str(folder)).splitlines()]
+    assert [(port["port"], port["console"]) for port in ports] == [
+        ("vcon0", True),
+        ("vcon1", False),
+    ]
+    assert ports[1]["name"] == "org.vconfs.echo"
+    with open(folder / "vcon1", "r+b", buffering=0) as port:
+        port.write(b"hello")
+        assert port.read(5) == b"hello"
+    table = vconfs("ls", str(folder))
+    assert "org.vconfs.echo" in table
+    assert "connected" in table
+    daemon = os.pidfd_open(daemon_of(folder))
+    assert vconfs("umount", str(folder)) == ""
+    assert mounts(folder) == []
+    wait_for_end(daemon)
+
+
+def wait_for_end(pidfd: int) -> None:
+    import select
+
+    assert select.select([pidfd], [], [], 10)[0]
+    os.close(pidfd)
+
+
+def test_umount_ends_a_blocked_reader(folder: Path) -> None:
+    vconfs("mount", "-o", "wait", "--port", "quiet=null", str(folder))
+    with subprocess.Popen(["cat", str(folder / "vcon0")], stdout=subprocess.PIPE) as cat:
+        while not os.getxattr(folder / "vcon0", "user.openers"):
+            assert cat.poll() is None
+        vconfs("umount", str(folder))
+        assert cat.wait(5) == 0
+    assert mounts(folder) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_mount_in_the_foreground_ends_in_order_by_a_signal(
+    folder: Path, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        ["env", "--default-signal", *VCONFS, "mount", "-f", str(folder)], stderr=subprocess.PIPE
+    ) as daemon:
+        wait_for_file(folder / "vcon1", daemon)
+        daemon.send_signal(number)
+        assert daemon.wait(10) == 0
+        assert daemon.stderr is not None
+        assert daemon.stderr.read() == b""
+    assert mounts(folder) == []
+
+
+def wait_for_file(path: Path, daemon: subprocess.Popen[bytes]) -> None:
+    while not path.exists():
+        assert daemon.poll() is None
+
+
+def test_what_a_killed_daemon_has_left_is_cleared_by_the_next_mount(folder: Path) -> None:
+    vconfs("mount", str(folder))
+    daemon = os.pidfd_open(daemon_of(folder))
+    signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    wait_for_end(daemon)
+    with pytest.raises(OSError):
+        os.listdir(folder)
+    vconfs("mount", str(folder))
+    assert mounts(folder) == ["fuse.vconfs"]
+    assert "vcon1" in os.listdir(folder)
+    vconfs("umount", str(folder))
+
+
+def test_umount_clears_a_dead_mount(folder: Path) -> None:
+    vconfs("mount", str(folder))
+    daemon = os.pidfd_open(daemon_of(folder))
+    signal.pidfd_send_signal(daemon, signal.SIGKILL)
+    wait_for_end(daemon)
+    vconfs("umount", str(folder))
+    assert mounts(folder) == []
+
+
+def test_somebody_elses_umount_ends_the_daemon(folder: Path) -> None:
+    vconfs("mount", str(folder))
+    daemon = os.pidfd_open(daemon_of(folder))
+    subprocess.run(["umount", str(folder)], check=True)
+    wait_for_end(daemon)
+
+
+def test_mount_helpers_call_it_with_a_device_and_a_folder(folder: Path) -> None:
+    assert vconfs("none", str(folder), "-o", "rw,nosuid,noauto,x-systemd.automount,wait") == ""
+    assert mounts(folder) == ["fuse.vconfs"]
+    vconfs("umount", str(folder))
+
+
+def test_options_from_a_file(folder: Path, tmp_path: Path) -> None:
+    config = tmp_path / "vconfs.toml"
+    config.write_text('port = ["a=null", "b=echo"]\noptions = ["mode=0640", "exclusive"]\n')
+    vconfs("mount", "--config", str(config), str(folder))
+    assert sorted(os.listdir(folder)) == ["by-name", "vcon0", "vcon1"]
+    assert (folder / "vcon0").stat().st_mode & 0o777 == 0o640
+    vconfs("umount", str(folder))
+    config.write_text("prot = []\n")
+    error = vconfs("mount", "--config", str(config), str(folder), code=2)
+    assert f"{config}: unknown key 'prot'" in error
+    config.write_text("port = [\n")
+    assert str(config) in vconfs("mount", "--config", str(config), str(folder), code=2)
+
+
+@pytest.mark.parametrize("command", ["", "mount", "umount", "ls", "demo"])
+def test_help_has_examples(command: str) -> None:
+    text = vconfs(*command.split(), "--help")
+    assert "Example" in text
+    assert "vconfs" in text
+
+
+# --- mistakes -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--port", "x"], "'x' is not NAME=CHARDEV"),
+        (["--port", "x=pigeon"], "unknown chardev 'pigeon'"),
+        (["--port", "x=echo,id=many"], "id is a number from 0 to 32767, not 'many'"),
+        (["-o", "nonsense"], "unknown option 'nonsense': the options are allow_other, cache"),
+        (["-o", "mode=rwx"], "mode is three octal digits, like 0660, not 'rwx'"),
+        (["-o", "mode=7777"], "mode is three octal digits"),
+        (["-o", "uid=nobody-at-all"], "uid is a number or a name that is known here"),
+        (["-o", "throttle=maybe"], "throttle is enospc or block, not 'maybe'"),
+        (["-o", "limit=0"], "limit is a number of bytes up to 1 GiB"),
+        (["-o", "limit=lots"], "limit is a number of bytes up to 1 GiB"),
+        (["-o", "wait=yes"], "wait takes no value, not 'yes'"),
+        (["--device", "floppy"], "unknown device 'floppy'"),
+        (["--dialect", "klingon"], "'klingon' is not one of"),
+        (["--config", "/nonexistent"], "/nonexistent"),
+    ],
+)
+def test_usage_errors_are_one_clear_line_and_exit_code_2(
+    folder: Path, words: list[str], message: str
+) -> None:
+    assert message in vconfs("mount", *words, str(folder), code=2)
+    assert mounts(folder) == []
+
+
+def test_unknown_commands_and_missing_arguments() -> None:
+    assert "No such command 'frobnicate'" in vconfs("frobnicate", code=2)
+    assert "Missing argument 'MOUNTPOINT'" in vconfs("mount", code=2)
+
+
+def test_places_where_nothing_can_be_mounted(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "something").touch()
+    for place, message in (
+        (tmp_path / "missing", f"{tmp_path}/missing does not exist: make the folder first"),
+        (file, f"{file} is not a folder"),
+        (full, f"{full} is not empty: mount on an empty folder"),
+    ):
+        assert message in vconfs("mount", str(place), code=1)
+        assert mounts(place) == []
+    vconfs("mount", str(folder))
+    error = vconfs("mount", str(folder), code=1)
+    assert error == f"{folder} has a vconfs mount already: `vconfs umount {folder}` first"
+    vconfs("umount", str(folder))
+
+
+def test_chardevs_that_cannot_start(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        error = vconfs("mount", "--port", f"x=unix:{path}", str(folder), code=1)
+        assert error == f"{path} is in use by another program: choose another path"
+    error = vconfs("mount", "--port", f"x=unix:{tmp_path}/no/sock", str(folder), code=1)
+    assert f"the folder {tmp_path}/no does not exist: make it first" in error
+    error = vconfs("mount", "--port", "a=null,id=3", "--port", "b=null,id=3", str(folder), code=1)
+    assert error == "port id 3 is taken by 'a'"
+    assert mounts(folder) == []
+
+
+def test_without_dev_fuse_and_without_permission(folder: Path) -> None:
+    hide = "mount --bind /dev/null /dev/fuse 2>/dev/null || exit 9; "
+    script = f'{hide} exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "-", *VCONFS, "mount", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert done.returncode == 1, done
+    assert done.stderr.count("\n") == 1
+    assert "cannot mount on" in done.stderr or "/dev/fuse" in done.stderr
+    assert mounts(folder) == []
+
+
+def test_umount_and_ls_of_what_is_no_mount(folder: Path) -> None:
+    assert vconfs("umount", str(folder), code=1) == f"{folder} is not a vconfs mount"
+    assert vconfs("ls", str(folder), code=1) == f"{folder} is not a vconfs mount"
+    missing = folder / "missing"
+    assert vconfs("ls", str(missing), code=1) == f"{missing}: No such file or directory"
+
+
+def test_a_terminal_gets_the_table_as_wide_as_it_is(folder: Path) -> None:
+    vconfs("mount", str(folder))
+    ours, theirs = pty.openpty()
+    subprocess.run([*VCONFS, "ls", str(folder)], stdout=theirs, check=True, timeout=20)
+    os.close(theirs)
+    assert b"org.vconfs.echo" in os.read(ours, 10000)
+    os.close(ours)
+    vconfs("umount", str(folder))

@@ -1,0 +1,133 @@
+"""vconfs demo: a tour of what ports do, in a scratch mount, command by command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+import click
+from attrs import frozen
+
+from vconfs.cli import Failure
+
+_LIMIT = 20
+
+#: The mount of the tour; $D is the scratch folder and $M the mountpoint in it.
+_MOUNT = (
+    "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
+    "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
+    "--port org.example.hostname=exec:hostname $M"
+)
+
+
+@frozen
+class _Step:
+    """One thing to try: what it shows, and the shell command that does."""
+
+    shows: str
+    command: str
+
+
+_STEPS = (
+    _Step("The ports are files.", "ls $M"),
+    _Step(
+        "Each tells its name, and has a link by it.",
+        "getfattr --only-values -n name $M/vcon1; echo; ls $M/by-name",
+    ),
+    _Step(
+        "What you write to the echo port comes back.",
+        "exec 3<>$M/vcon0; echo hello >&3; read -r line <&3; echo $line",
+    ),
+    _Step(
+        "The chat port is joined to a unix socket. From the host to the guest:",
+        "echo 'from the host' | socat -u - UNIX-CONNECT:$D/chat.sock; cat $M/vcon1",
+    ),
+    _Step(
+        "And from the guest to the host, by the port's name:",
+        "echo 'from the guest' > $M/by-name/org.example.chat; "
+        "socat -u UNIX-CONNECT:$D/chat.sock,readbytes=15 -",
+    ),
+    _Step(
+        "A port can be a program, run each time that somebody opens it.",
+        "cat $M/by-name/org.example.hostname",
+    ),
+    _Step(
+        "Nobody is at the socket of vcon2, and the host keeps 16 bytes for it. The write that "
+        "fills it throttles the port; the next one fails at once, and nothing is lost.",
+        "echo 'sixteen bytes..' > $M/vcon2; echo more > $M/vcon2",
+    ),
+    _Step(
+        "The host reads, and the port goes on.",
+        "socat -u UNIX-CONNECT:$D/small.sock,readbytes=16 -",
+    ),
+    _Step(
+        "A blocked reader can be interrupted, and takes nothing with it.",
+        'timeout -s INT 0.3 cat $M/vcon0; echo "cat ended with $?"',
+    ),
+    _Step("What all ports are doing, at a glance:", "vconfs ls $M"),
+    _Step(
+        "And it ends in order, even with somebody waiting.", "cat $M/vcon0 & vconfs umount $M; wait"
+    ),
+)
+
+
+@click.command("demo")
+@click.option("--shell", is_flag=True, help="Open a shell in the mount instead of the tour.")
+def command(shell: bool) -> None:
+    """Show in under 20 seconds what ports do, in a scratch mount that goes away by itself.
+
+    Each command is printed before it runs, and then what came of it.
+
+    \b
+    Examples:
+      vconfs demo
+      vconfs demo --shell
+    """
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vconfs-demo-")))
+        mountpoint = scratch / "mnt"
+        mountpoint.mkdir()
+        environment = _environment(scratch, mountpoint)
+        stack.callback(_unmount, mountpoint)
+        _show(_Step("A mount with four ports, both ends in one process.", _MOUNT), environment)
+        if shell:
+            click.echo(f"The ports are in {mountpoint}; leave the shell to end.")
+            subprocess.run([os.environ.get("SHELL", "bash")], cwd=mountpoint, check=False)
+            return
+        for step in _STEPS:
+            _show(step, environment)
+    click.echo("\nThat was all; nothing is left mounted.")
+
+
+def _environment(scratch: Path, mountpoint: Path) -> dict[str, str]:
+    here = str(Path(sys.executable).parent)
+    path = here + os.pathsep + os.environ.get("PATH", "/usr/bin:/bin")
+    return {**os.environ, "PATH": path, "D": str(scratch), "M": str(mountpoint)}
+
+
+def _show(step: _Step, environment: dict[str, str]) -> None:
+    """Print a step and run it; what fails in it is part of the show, but not a hang."""
+    click.secho(f"\n# {step.shows}", dim=True)
+    click.secho(f"$ {step.command}", bold=True)
+    with subprocess.Popen(
+        ["bash", "-c", step.command],
+        env=environment,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    ) as process:
+        try:
+            process.wait(_LIMIT)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise Failure(f"this step did not end within {_LIMIT} s") from None
+
+
+def _unmount(mountpoint: Path) -> None:
+    """Leave nothing behind, however the tour ended."""
+    if os.path.ismount(mountpoint):
+        subprocess.run([sys.executable, "-m", "vconfs", "umount", str(mountpoint)], check=False)
