@@ -22,11 +22,21 @@ class ChardevError(Exception):
     """A chardev cannot start; the message is one line that names the thing and the way out."""
 
 
+class Counters(Protocol):
+    """What a chardev counts in its port's counters."""
+
+    dropped: int  # bytes lost by rule
+
+
 class PortSide(Protocol):
     """A port, as its chardev sees it."""
 
     id: int
     name: bytes
+
+    @property
+    def counters(self) -> Counters:
+        """The port's counters."""
 
     #: Where to hand the guest's data without a task in between: called with each piece, it says
     #: how many bytes it took; the rest is queued for `receive`. The piece is good for that call.

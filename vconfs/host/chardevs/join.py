@@ -1,79 +1,114 @@
-"""Copying between a port and what is outside."""
+"""Joining a port to somebody outside: `serve`, and what streams have in common."""
 
 from __future__ import annotations
 
+import logging
 import os
 import select
-import socket
+from abc import ABC, abstractmethod
+from contextlib import suppress
 from typing import Final
 
 import trio
 
 from vconfs.host.chardev import PortSide
+from vconfs.protocol.events import Buffer
+
+log = logging.getLogger(__name__)
 
 #: Read from outside this much at a time.
 CHUNK: Final = 1 << 16
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 
 
-async def join_socket(
-    port: PortSide, sock: trio.socket.SocketType, successors: trio.socket.SocketType | None = None
-) -> None:
-    """Copy both ways between a port and a connected stream socket until that is closed.
+class Client(ABC):
+    """Somebody at the far side of a port.
 
-    A peer that only shuts its sending side down goes on receiving until it closes. Over TCP one
-    cannot tell these apart before something is sent, so there it also has to go when another
-    client waits at `successors`, the listening socket.
+    They may have said all that they will say and still listen, so that being gone is a thing of
+    its own.
     """
-    with sock:
-        port.connect()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_port_to_socket, port, sock, nursery.cancel_scope)
-                await _socket_to_port(port, sock)
-                await _wait_hang_up(sock, successors)
-                nursery.cancel_scope.cancel()
-        finally:
-            port.disconnect()
+
+    @abstractmethod
+    async def receive(self) -> Buffer:
+        """Wait for what they say; none: they have said all. Good until the next call."""
+
+    @abstractmethod
+    async def take_from(self, port: PortSide) -> None:
+        """Wait until they take something, then until the port has something, and hand it over.
+
+        In this order, so that what they do not take stays in the port. OSError: they are gone.
+        """
+
+    @abstractmethod
+    async def gone(self) -> None:
+        """Wait, after all is said, until they are gone; OSError is as good."""
 
 
-async def _socket_to_port(port: PortSide, sock: trio.socket.SocketType) -> None:
-    while data := await _receive(sock):
-        await port.send(data)
-
-
-async def _receive(sock: trio.socket.SocketType) -> bytes:
+async def serve(port: PortSide, client: Client) -> None:
+    """Join `port` and `client` until they are gone and all that they said is sent."""
+    port.connect()
     try:
-        return await sock.recv(CHUNK)
-    except OSError:
-        return b""  # reset: as good as closed
+        async with trio.open_nursery() as nursery:
+            gone = trio.Event()
+            nursery.start_soon(_hand_over, port, client, gone)
+            # Also when they can take no more: what they said before they left is still sent.
+            while len(data := await client.receive()):
+                await port.send(data)
+            nursery.start_soon(_watch, client, gone)
+            await gone.wait()
+            nursery.cancel_scope.cancel()
+    finally:
+        port.disconnect()
 
 
-async def _port_to_socket(
-    port: PortSide, sock: trio.socket.SocketType, scope: trio.CancelScope
-) -> None:
-    while True:
-        await trio.lowlevel.wait_writable(sock)  # until then the data is left in the port
-        data = memoryview(await port.receive())
+async def _hand_over(port: PortSide, client: Client, gone: trio.Event) -> None:
+    try:
+        while True:
+            await client.take_from(port)
+    except OSError as error:
+        log.warning("port %d: guest data could not be delivered: %s", port.id, error.strerror)
+    gone.set()
+
+
+async def _watch(client: Client, gone: trio.Event) -> None:
+    with suppress(OSError):
+        await client.gone()
+    gone.set()
+
+
+class SocketClient(Client):
+    """The peer of a connected stream socket."""
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        self._sock = sock
+
+    async def receive(self) -> Buffer:
+        """See `Client`."""
         try:
-            while data:
-                data = data[await sock.send(data) :]
+            return await self._sock.recv(CHUNK)
         except OSError:
-            scope.cancel()  # the peer is gone
-            return
+            return b""  # reset: as good as closed
+
+    async def take_from(self, port: PortSide) -> None:
+        """See `Client`."""
+        await trio.lowlevel.wait_writable(self._sock)
+        data = memoryview(await port.receive())
+        while data:
+            data = data[await self._sock.send(data) :]
+
+    async def gone(self) -> None:
+        """See `Client`; a unix socket's peer that closes after SHUT_WR is a hang-up."""
+        await wait_hang_up(self._sock.fileno())
 
 
-async def _wait_hang_up(
-    sock: trio.socket.SocketType, successors: trio.socket.SocketType | None
-) -> None:
-    """Wait until a peer that has shut its sending side down closes the rest as well.
+async def wait_hang_up(descriptor: int, successors: int | None = None) -> None:
+    """Wait until a descriptor reports hang-up or error, or until `successors` is readable.
 
-    An epoll set of its own, for the peer's end of file keeps the socket readable for ever.
+    An epoll set of its own, for a peer's end of file keeps the descriptor readable for ever.
     """
     with select.epoll() as news:
-        news.register(sock.fileno(), 0)  # EPOLLHUP and EPOLLERR are always told
+        news.register(descriptor, 0)  # EPOLLHUP and EPOLLERR are always told
         if successors is not None:
-            news.register(successors.fileno(), select.EPOLLIN)
+            news.register(successors, select.EPOLLIN)
         await trio.lowlevel.wait_readable(news)
 
 
@@ -86,29 +121,26 @@ class Pipe:
 
     async def receive(self) -> bytes:
         """Wait for bytes; none: end of file."""
+        await trio.lowlevel.checkpoint()  # a writer that never pauses must not starve the others
         while True:
             try:
                 return os.read(self.descriptor, CHUNK)
             except BlockingIOError:
                 await trio.lowlevel.wait_readable(self.descriptor)
 
+    def send_nowait(self, data: Buffer) -> int:
+        """Send what is taken at once, and tell how much that was; OSError."""
+        try:
+            return os.write(self.descriptor, data)
+        except BlockingIOError:
+            return 0
+
     async def send_all(self, data: bytes) -> None:
         """Send all of `data`; OSError."""
         rest = memoryview(data)
-        while rest:
-            try:
-                rest = rest[os.write(self.descriptor, rest) :]
-            except BlockingIOError:
-                await self.writable()
+        while rest := rest[self.send_nowait(rest) :]:
+            await self.writable()
 
     async def writable(self) -> None:
         """Wait until something can be sent."""
         await trio.lowlevel.wait_writable(self.descriptor)
-
-
-def large_buffer(sock: trio.socket.SocketType, size: int) -> None:
-    """Let a socket take a packet of this size."""
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

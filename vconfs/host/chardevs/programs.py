@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import select
 import signal
 import subprocess
 from contextlib import suppress
@@ -12,14 +14,23 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardevs.join import CHUNK, Pipe
 
-#: How long a program may go on after its input has ended, and after SIGTERM.
+log = logging.getLogger(__name__)
+
+#: How long a program may go on after its input has ended, and after SIGTERM; and how long it may
+#: leave its input unread when the guest has gone.
 _PATIENCE: Final = 1.0
 
 
 @frozen
 class Exec(Chardev):
-    """Runs a shell command while the guest has the port open, its input and output the port."""
+    """Runs a shell command while the guest has the port open, its input and output the port.
+
+    When the guest closes the port, the program's input ends; a program that goes on for a second
+    gets SIGTERM, and a second later SIGKILL, with all that it started. What a program leaves in
+    the background when it ends by itself is left alone.
+    """
 
     command: str
     keeps_sessions = True
@@ -29,6 +40,8 @@ class Exec(Chardev):
         """Take the command, as for sh -c."""
         if not argument.strip():
             raise ValueError("exec needs a command: exec:COMMAND")
+        if "\0" in argument:
+            raise ValueError(f"exec: a command has no NUL in it: {argument!r}")
         return cls(argument)
 
     async def run(
@@ -37,78 +50,192 @@ class Exec(Chardev):
         """Run the command at each open; the port is connected when it can be opened."""
         port.connect()
         task_status.started()
-        while True:
+        try:
             await port.next_session()
-            session = _Session(port)
-            await session.run(self.command)
-            if not session.closed:
-                port.hang_up()
-                await session.skip_the_rest()
+            while True:
+                session = _Session(port)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(session.wait_for_the_next)
+                    await session.run(self.command)
+        finally:
+            port.disconnect()
 
 
 class _Session:
-    """One run of the command."""
+    """One run of the command, from an open to the close."""
 
     def __init__(self, port: PortSide) -> None:
         self._port = port
-        self.closed = False  # whether the guest has closed the port, as far as we have read
+        self._followed = False  # whether the guest has opened the port again
+        self._all_read = False  # whether we have read up to where the guest closed the port
+        self._output = trio.CancelScope()  # of the piece that is being sent
+
+    async def wait_for_the_next(self) -> None:
+        """Return when the guest has opened the port again; this run is for nobody then."""
+        await self._port.next_session()
+        self._followed = True
+        self._output.cancel()
 
     async def run(self, command: str) -> None:
-        """Run the command until it has ended and all its output is sent."""
-        process = await trio.lowlevel.open_process(
-            command,
-            shell=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            start_new_session=True,
-        )
-        assert process.stdin is not None and process.stdout is not None
+        """Run the command until it has ended and the guest has closed the port."""
         try:
-            async with process.stdin, process.stdout, trio.open_nursery() as nursery:
-                nursery.start_soon(self._feed, process)
-                async for data in process.stdout:
-                    if not self.closed:  # what comes later is for nobody
-                        await self._port.send(data)
+            program = await _start(command)
+        except OSError as error:
+            log.warning("port %d: cannot run %r: %s", self._port.id, command, error.strerror)
+        else:
+            await self._serve(program)
+        if not self._all_read:
+            self._port.hang_up()
+            await self._read_the_rest()
+
+    @property
+    def _left(self) -> bool:
+        return self._all_read or self._followed or not self._port.guest_connected
+
+    async def _serve(self, program: _Program) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed, program)
+                await self._deliver(program)
                 nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
-                await _end(process)
+                await program.end()
 
-    async def skip_the_rest(self) -> None:
-        """Drop what the program did not read, up to where the guest closed the port."""
-        while not self.closed:
-            self.closed = not await self._port.receive()
-
-    async def _feed(self, process: trio.Process) -> None:
-        """Give the program what the guest sends; at the guest's close its input ends, then it."""
-        assert process.stdin is not None
-        with suppress(trio.BrokenResourceError):  # it reads no more
+    async def _deliver(self, program: _Program) -> None:
+        """Send the program's output until it has ended and all of that is sent."""
+        with select.epoll() as news:
+            news.register(program.output.descriptor, select.EPOLLIN)
+            news.register(program.descriptor, select.EPOLLIN)
             while True:
-                await process.stdin.wait_send_all_might_not_block()
-                data = await self._port.receive()
-                if not data:
-                    break
-                await process.stdin.send_all(data)
-            self.closed = True
-        await process.stdin.aclose()
-        await self.skip_the_rest()
-        await trio.sleep(_PATIENCE)
-        _signal(process, signal.SIGTERM)
-        await trio.sleep(_PATIENCE)
-        _signal(process, signal.SIGKILL)
+                await trio.lowlevel.wait_readable(news)
+                ended = program.has_ended  # asked first, so that all it wrote is there to read
+                data = _read_nowait(program.output)
+                if data:
+                    await self._send(data)
+                elif ended:
+                    return
+                elif data is not None:  # it has closed its output, and goes on
+                    news.unregister(program.output.descriptor)
+
+    async def _send(self, data: bytes) -> None:
+        if not self._left:  # else it is for nobody
+            with trio.CancelScope() as self._output:
+                await self._port.send(data)
+
+    async def _feed(self, program: _Program) -> None:
+        """Give the program what the guest sends; at the guest's close its input ends, then it."""
+        with suppress(OSError):  # EPIPE: it reads no more
+            await self._pass_on(program.input)
+        await program.close_input()
+        await self._read_the_rest()
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            await trio.sleep(_PATIENCE)
+            program.force(number)
+
+    async def _pass_on(self, stdin: Pipe) -> None:
+        while await self._takes(stdin):
+            rest = memoryview(await self._port.receive())
+            if not rest:
+                self._close()
+                return
+            while rest := rest[stdin.send_nowait(rest) :]:
+                if not await self._takes(stdin):
+                    return
+
+    async def _takes(self, stdin: Pipe) -> bool:
+        """Wait until the program takes input; False: it does not, and the guest has gone."""
+        while True:
+            with trio.move_on_after(_PATIENCE):
+                await stdin.writable()
+                return True
+            if self._left:
+                return False
+
+    async def _read_the_rest(self) -> None:
+        """Drop what the program did not read, up to where the guest closed the port."""
+        while not self._all_read:
+            if not await self._port.receive():
+                self._close()
+
+    def _close(self) -> None:
+        self._all_read = True
+        self._output.cancel()
 
 
-async def _end(process: trio.Process) -> None:
-    """See the program out: gently, then not."""
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        with trio.move_on_after(_PATIENCE):
+def _read_nowait(pipe: Pipe) -> bytes | None:
+    """Read what is there; none at end of file, None if there is nothing yet."""
+    try:
+        return os.read(pipe.descriptor, CHUNK)
+    except BlockingIOError:
+        return None
+
+
+class _Program:
+    """A running program, which leads a session of its own.
+
+    It is reaped by `end` alone: until then its number stays its own, and its group's.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._stdin, self._stdout = _streams(process)
+        self._forced = False
+        self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
+        self.input = Pipe(self._stdin.fileno())
+        self.output = Pipe(self._stdout.fileno())
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def close_input(self) -> None:
+        """Let it see the end of its input."""
+        await self._stdin.aclose()
+
+    def force(self, number: int) -> None:
+        """Signal it, and what it started."""
+        self._forced = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def end(self) -> None:
+        """See it out, gently first if it still runs."""
+        await self._stdin.aclose()
+        await self._stdout.aclose()
+        if not self.has_ended:
+            self.force(signal.SIGTERM)
+            with trio.move_on_after(_PATIENCE):
+                await trio.lowlevel.wait_readable(self.descriptor)
+        if self._forced:
+            self.force(signal.SIGKILL)
+        await self._process.wait()
+        os.close(self.descriptor)
+
+
+def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlevel.FdStream]:
+    stdin, stdout = process.stdin, process.stdout
+    assert isinstance(stdin, trio.lowlevel.FdStream) and isinstance(stdout, trio.lowlevel.FdStream)
+    return stdin, stdout
+
+
+async def _start(command: str) -> _Program:
+    process = await trio.lowlevel.open_process(
+        command,
+        shell=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        return _Program(process)
+    except OSError:  # no descriptor is left
+        process.kill()
+        with trio.CancelScope(shield=True):
+            for stream in _streams(process):
+                await stream.aclose()
             await process.wait()
-            break
-        _signal(process, number)
-    await process.wait()
-
-
-def _signal(process: trio.Process, number: int) -> None:
-    """Signal the program and its children: it leads a session of its own."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        raise

@@ -1,81 +1,42 @@
-"""Chardevs on sockets: unix, connect, tcp, seqpacket."""
+"""Chardevs on unix sockets: unix, seqpacket, connect."""
 
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import socket
 import stat
-from abc import abstractmethod
-from contextlib import suppress
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Final, Self
 
 import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import join_socket, large_buffer
-from vconfs.host.port import MESSAGE_MAX
-
-log = logging.getLogger(__name__)
+from vconfs.host.chardevs.join import Client, SocketClient, serve
+from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
+from vconfs.host.chardevs.packets import PacketClient
+from vconfs.host.chardevs.paths import cannot, path_argument
 
 #: The longest path of a unix socket: sockaddr_un, less the NUL.
 _PATH_MAX: Final = 107
 _RETRY_FIRST, _RETRY_MAX = 0.05, 2.0
-_BACKLOG: Final = 4
 
 
-def _path(kind: str, argument: str) -> str:
-    if not argument:
-        raise ValueError(f"{kind} needs a path: {kind}:PATH")
-    if len(os.fsencode(argument)) > _PATH_MAX:
-        raise ValueError(f"{kind}: a socket's path has at most {_PATH_MAX} bytes: {argument}")
-    return argument
-
-
-class _Listener(Chardev):
-    """Listens, and serves one client after the other; the next one waits in the backlog."""
-
-    async def run(
-        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
-        """Listen until cancelled."""
-        with self._listen() as listener:
-            try:
-                task_status.started()
-                while True:
-                    await self._serve(port, await _accept(listener), listener)
-            finally:
-                self._clean_up()
-
-    @abstractmethod
-    async def _serve(
-        self, port: PortSide, client: trio.socket.SocketType, listener: trio.socket.SocketType
-    ) -> None:
-        """Serve a client until it is gone."""
-
-    @abstractmethod
-    def _listen(self) -> trio.socket.SocketType:
-        """Make the listening socket; ChardevError."""
-
-    def _clean_up(self) -> None:
-        """Remove what `_listen` made."""
-
-
-async def _accept(listener: trio.socket.SocketType) -> trio.socket.SocketType:
-    while True:
-        try:
-            return (await listener.accept())[0]
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                log.warning("cannot accept a client: %s", error.strerror)
-                await trio.sleep(_RETRY_MAX)  # nothing tells when there is a descriptor again
+def _socket_path(kind: str, argument: str) -> str:
+    path = path_argument(kind, argument)
+    if len(os.fsencode(path)) > _PATH_MAX:
+        raise ValueError(f"{kind}: a socket's path has at most {_PATH_MAX} bytes: {path}")
+    return path
 
 
 @frozen
-class Unix(_Listener):
-    """Listens on a unix socket."""
+class Unix(Listener):
+    """Listens on a unix socket.
+
+    A client that shuts its sending side down goes on receiving until it closes.
+    """
 
     path: str
     kind = socket.SOCK_STREAM
@@ -83,85 +44,48 @@ class Unix(_Listener):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the socket's path."""
-        return cls(_path(cls.__name__.lower(), argument))
+        return cls(_socket_path(cls.__name__.lower(), argument))
 
-    async def _serve(
-        self, port: PortSide, client: trio.socket.SocketType, listener: trio.socket.SocketType
-    ) -> None:
-        await join_socket(port, client)
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+        with socket.socket(socket.AF_UNIX, self.kind) as listener, _bound(listener, self.path):
+            listener.listen(BACKLOG)
+            yield [listener]
 
-    def _listen(self) -> trio.socket.SocketType:
-        listener = trio.socket.socket(socket.AF_UNIX, self.kind)
-        try:
-            _bind_unix(listener, self.path, self.kind)
-            listener.listen(_BACKLOG)
-        except BaseException:
-            listener.close()
-            raise
-        return listener
-
-    def _clean_up(self) -> None:
-        with suppress(OSError):
-            os.unlink(self.path)
+    def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
+        return SocketClient(sock)
 
 
 @frozen
 class Seqpacket(Unix):
-    """Listens on a unix socket of packets: one for each write request of the guest."""
+    """Listens on a unix socket of packets: one for each write request of the guest.
+
+    A packet that does not fit, in either direction, is dropped and counted; the log tells of a
+    client's first. Packets of no bytes are ignored.
+    """
 
     kind = socket.SOCK_SEQPACKET
     keeps_boundaries = True
 
-    async def _serve(
-        self, port: PortSide, client: trio.socket.SocketType, listener: trio.socket.SocketType
-    ) -> None:
-        large_buffer(client, 2 * MESSAGE_MAX)
-        with client:
-            port.connect()
-            try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send_packets, port, client, nursery.cancel_scope)
-                    while packet := await _receive_packet(client):
-                        await port.send(packet)
-                    nursery.cancel_scope.cancel()
-            finally:
-                port.disconnect()
-
-    async def _send_packets(
-        self, port: PortSide, client: trio.socket.SocketType, scope: trio.CancelScope
-    ) -> None:
-        while True:
-            await trio.lowlevel.wait_writable(client)
-            packet = await port.receive_message()
-            try:
-                await client.send(packet)
-            except OSError as error:
-                if error.errno != errno.EMSGSIZE:
-                    scope.cancel()
-                    return
-                log.warning("%s: a packet of %d bytes is too large", self.path, len(packet))
+    def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
+        return PacketClient(sock, port)
 
 
-async def _receive_packet(client: trio.socket.SocketType) -> bytes:
+@contextmanager
+def _bound(listener: socket.socket, path: str) -> Iterator[None]:
+    """Bind, replacing a socket that nobody listens on any more; remove ours at the end."""
+    _replace_stale(path, listener.type)
     try:
-        return await client.recv(MESSAGE_MAX)
-    except OSError:
-        return b""
-
-
-def _bind_unix(listener: trio.socket.SocketType, path: str, kind: int) -> None:
-    """Bind, replacing a socket that nobody listens on any more."""
-    _replace_stale(path, kind)
-    raw = socket.socket(fileno=os.dup(listener.fileno()))  # binding does not wait
-    try:
-        raw.bind(path)
-    except FileNotFoundError:
-        folder = os.path.dirname(path) or "."
-        raise ChardevError(f"{path}: the folder {folder} does not exist: make it first") from None
+        listener.bind(path)
+        ours = os.lstat(path)
     except OSError as error:
-        raise ChardevError(f"{path}: {error.strerror}") from None
+        raise cannot(path, error) from None
+    try:
+        yield
     finally:
-        raw.close()
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(path), ours):  # else it was replaced meanwhile
+                os.unlink(path)
 
 
 def _replace_stale(path: str, kind: int) -> None:
@@ -182,45 +106,6 @@ def _replace_stale(path: str, kind: int) -> None:
 
 
 @frozen
-class Tcp(_Listener):
-    """Listens on a TCP port."""
-
-    host: str
-    service: int
-
-    @classmethod
-    def parse(cls, argument: str) -> Self:
-        """Take HOST:PORT; an IPv6 address stands in brackets."""
-        host, colon, service = argument.rpartition(":")
-        if not colon or not service.isascii() or not service.isdigit() or int(service) > 65535:
-            raise ValueError(f"tcp needs a host and a port: tcp:HOST:PORT, not {argument!r}")
-        return cls(host.removeprefix("[").removesuffix("]") or "localhost", int(service))
-
-    async def _serve(
-        self, port: PortSide, client: trio.socket.SocketType, listener: trio.socket.SocketType
-    ) -> None:
-        await join_socket(port, client, successors=listener)
-
-    def _listen(self) -> trio.socket.SocketType:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(
-                self.host, self.service, type=socket.SOCK_STREAM
-            )[0]
-            raw = socket.socket(family, kind, protocol)
-            try:
-                raw.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                raw.bind(address)
-                raw.listen(_BACKLOG)
-            except BaseException:
-                raw.close()
-                raise
-        except OSError as error:
-            where = f"{self.host}:{self.service}"
-            raise ChardevError(f"cannot listen on {where}: {error.strerror}") from None
-        return trio.socket.from_stdlib_socket(raw)
-
-
-@frozen
 class Connect(Chardev):
     """Connects to a unix socket that another program listens on, again when that goes away."""
 
@@ -229,22 +114,31 @@ class Connect(Chardev):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the socket's path."""
-        return cls(_path("connect", argument))
+        return cls(_socket_path("connect", argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep connected until cancelled, with longer and longer pauses between tries."""
+        """Keep connected until cancelled, with longer and longer pauses between tries.
+
+        A connection that did not last counts as a try.
+        """
         task_status.started()
         pause = _RETRY_FIRST
         while True:
-            sock = trio.socket.socket(socket.AF_UNIX)
-            try:
-                await sock.connect(self.path)
-            except OSError:
-                sock.close()
-                await trio.sleep(pause)
-                pause = min(2 * pause, _RETRY_MAX)
-                continue
-            pause = _RETRY_FIRST
-            await join_socket(port, sock)
+            begun = trio.current_time()
+            with trio.socket.socket(socket.AF_UNIX) as sock:
+                if await self._connected(sock):
+                    await serve(port, SocketClient(sock))
+            if trio.current_time() - begun > _RETRY_MAX:
+                pause = _RETRY_FIRST
+            await trio.sleep(pause)
+            pause = min(2 * pause, _RETRY_MAX)
+
+    async def _connected(self, sock: trio.socket.SocketType) -> bool:
+        try:
+            await sock.connect(self.path)
+            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,94 @@
+"""The peer of a seqpacket socket: whole write requests, whole packets."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import select
+import socket
+import struct
+import termios
+from typing import Final
+
+import trio
+
+from vconfs.host.chardev import PortSide
+from vconfs.host.chardevs.join import Client, wait_hang_up
+from vconfs.host.port import MESSAGE_MAX
+from vconfs.protocol.events import Buffer
+
+log = logging.getLogger(__name__)
+
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
+
+
+class PacketClient(Client):
+    """The peer of a connected seqpacket socket."""
+
+    def __init__(self, sock: trio.socket.SocketType, port: PortSide) -> None:
+        self._sock = sock
+        self._port = port
+        self._buffer = bytearray(MESSAGE_MAX)
+        self._warned = False
+        _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead as well
+
+    async def receive(self) -> Buffer:
+        """See `Client`: the next packet that has bytes, all of which fit."""
+        while True:
+            try:
+                size = await self._sock.recv_into(self._buffer, flags=socket.MSG_TRUNC)
+            except OSError:
+                return b""  # reset: as good as closed
+            if size > MESSAGE_MAX:
+                self._drop("from the client", size)
+            elif size:
+                return memoryview(self._buffer)[:size]
+            elif self._all_said():
+                return b""
+
+    async def take_from(self, port: PortSide) -> None:
+        """See `Client`: one write request of the guest."""
+        await trio.lowlevel.wait_writable(self._sock)
+        packet = await port.receive_message()
+        if not packet:
+            return
+        try:
+            await self._sock.send(packet)
+        except OSError as error:
+            if error.errno != errno.EMSGSIZE:
+                raise
+            self._drop("from the guest", len(packet))
+
+    async def gone(self) -> None:
+        """See `Client`."""
+        await wait_hang_up(self._sock.fileno())
+
+    def _all_said(self) -> bool:
+        """Whether no bytes meant the end, and not a packet of none, which looks the same."""
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLRDHUP)
+        return bool(poll.poll(0)) and not self._bytes_waiting()
+
+    def _bytes_waiting(self) -> int:
+        waiting = fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, struct.pack("i", 0))
+        return int(struct.unpack("i", waiting)[0])
+
+    def _drop(self, whence: str, size: int) -> None:
+        self._port.counters.dropped += size
+        if not self._warned:
+            log.warning(
+                "port %d: a packet of %d bytes %s is too large, dropped",
+                self._port.id,
+                size,
+                whence,
+            )
+            self._warned = True
+
+
+def _large_buffer(sock: trio.socket.SocketType, size: int) -> None:
+    """Let a socket take a packet of this size, or as large a one as we may."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)

@@ -1,0 +1,123 @@
+"""The pty chardev."""
+
+from __future__ import annotations
+
+import errno
+import os
+import termios
+import tty
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from typing import Self
+
+import trio
+from attrs import define
+
+from vconfs.host.chardev import Chardev, ChardevError, PortSide
+from vconfs.host.chardevs.join import Client, Pipe, serve
+from vconfs.host.chardevs.paths import cannot
+from vconfs.protocol.events import Buffer
+from vconfs.ptys import RawPty, open_pty
+
+
+@define
+class Pty(Chardev):
+    """A pty in raw mode; `path` is its slave's, and `link` a symlink to that, if one is wanted."""
+
+    link: str = ""
+    path: str = ""
+
+    @classmethod
+    def parse(cls, argument: str) -> Self:
+        """Take the symlink's path, which may be left out."""
+        if "\0" in argument:
+            raise ValueError(f"pty: a path has no NUL in it: {argument!r}")
+        return cls(argument)
+
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve whoever opens the slave, one session after the other."""
+        with _opened() as pty, _linked(self.link, pty.path):
+            self.path = pty.path
+            task_status.started()
+            while True:
+                await pty.wait_occupied()
+                await serve(port, _PtyClient(pty))
+                _renew(pty)
+
+
+@contextmanager
+def _opened() -> Iterator[RawPty]:
+    with ExitStack() as stack:
+        try:
+            pty = stack.enter_context(open_pty())
+        except OSError as error:
+            raise ChardevError(f"there is no pty to be had: {error.strerror}") from None
+        yield pty
+
+
+class _PtyClient(Client):
+    """Those who have the slave open, taken together."""
+
+    def __init__(self, pty: RawPty) -> None:
+        self._master = Pipe(pty.master)
+
+    async def receive(self) -> Buffer:
+        """See `Client`."""
+        try:
+            return await self._master.receive()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return b""  # the last one closed the slave
+
+    async def take_from(self, port: PortSide) -> None:
+        """See `Client`."""
+        await self._master.writable()
+        await self._master.send_all(await port.receive())
+
+    async def gone(self) -> None:
+        """See `Client`: a terminal's end of file is its hang-up."""
+
+
+def _renew(pty: RawPty) -> None:
+    """Drop what the last ones there did not read, and undo what they set."""
+    unused = not pty.occupied  # else the settings are those of somebody who is there
+    with suppress(OSError):  # TIOCEXCL
+        slave = os.open(pty.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            termios.tcflush(slave, termios.TCIFLUSH)
+            if unused:
+                tty.setraw(slave, termios.TCSANOW)
+        finally:
+            os.close(slave)
+
+
+@contextmanager
+def _linked(link: str, target: str) -> Iterator[None]:
+    """Keep a symlink to a pty, in place of one to a pty that may have gone."""
+    if not link:
+        yield
+        return
+    try:
+        if _points_at(link).startswith("/dev/pts/"):
+            os.unlink(link)
+        os.symlink(target, link)
+    except FileExistsError:
+        raise ChardevError(f"{link} exists and is no link to a pty: choose another path") from None
+    except OSError as error:
+        raise cannot(link, error) from None
+    try:
+        yield
+    finally:
+        if _points_at(link) == target:
+            with suppress(OSError):
+                os.unlink(link)
+
+
+def _points_at(link: str) -> str:
+    try:
+        return os.readlink(link)
+    except OSError:
+        return ""

@@ -1,0 +1,80 @@
+"""The stdio chardev."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from typing import ClassVar, Final, Self
+
+import trio
+from attrs import frozen
+
+from vconfs.host.chardev import Chardev, ChardevError, PortSide
+from vconfs.host.chardevs.join import CHUNK, Client, serve, wait_hang_up
+from vconfs.protocol.events import Buffer
+
+_STDIN: Final = 0
+_STDOUT: Final = 1
+
+
+@frozen
+class Stdio(Chardev):
+    """Our own standard input and output, for one port.
+
+    After the input's end the output goes on, until nobody reads it any more.
+    """
+
+    _taken: ClassVar[bool] = False
+
+    @classmethod
+    def parse(cls, argument: str) -> Self:
+        """Take no argument."""
+        if argument:
+            raise ValueError(f"stdio takes no argument, not {argument!r}")
+        return cls()
+
+    async def run(
+        self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Copy until cancelled, or until nobody is there."""
+        if Stdio._taken:
+            raise ChardevError("stdio is joined to another port already: one port can have it")
+        Stdio._taken = True
+        try:
+            task_status.started()
+            await serve(port, _Standard())
+        finally:
+            Stdio._taken = False
+
+
+class _Standard(Client):
+    """Whoever is at our standard streams.
+
+    These are shared with other programs, so they stay blocking: threads read and write, and do so
+    when it should not block.
+    """
+
+    async def receive(self) -> Buffer:
+        """See `Client`."""
+        try:
+            with suppress(PermissionError):  # a file, which is always ready
+                await trio.lowlevel.wait_readable(_STDIN)
+            return await trio.to_thread.run_sync(os.read, _STDIN, CHUNK, abandon_on_cancel=True)
+        except OSError:
+            return b""  # the terminal is gone, or not ours to read
+
+    async def take_from(self, port: PortSide) -> None:
+        """See `Client`."""
+        with suppress(PermissionError):
+            await trio.lowlevel.wait_writable(_STDOUT)
+        rest = memoryview(await port.receive())
+        while rest:
+            written = await trio.to_thread.run_sync(os.write, _STDOUT, rest, abandon_on_cancel=True)
+            rest = rest[written:]
+
+    async def gone(self) -> None:
+        """See `Client`."""
+        try:
+            await wait_hang_up(_STDOUT)
+        except PermissionError:  # a file: it never hangs up
+            await trio.sleep_forever()
