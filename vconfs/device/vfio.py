@@ -1,0 +1,292 @@
+"""A real virtio console of this machine, through VFIO (linux/vfio.h, type1v2 containers).
+
+The kernel's vfio-pci driver has the function and lets us at its config space and BARs; the
+IOMMU lets the device at our memory and nothing else; interrupts come as eventfds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import select
+import struct
+from collections.abc import AsyncIterator, Collection, Mapping
+from contextlib import ExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from vconfs.device.binding import VFIO_DRIVER, PciFunction, parse_address
+from vconfs.device.errors import DeviceError
+from vconfs.device.pci import open_pci
+from vconfs.driver import Driver
+from vconfs.ports import PortManager
+from vconfs.protocol import virtio_pci
+from vconfs.protocol.virtio_pci import Msix
+
+_VFIO: Final = Path("/dev/vfio")
+
+
+def _request(number: int) -> int:
+    return 0x3B00 | 100 + number
+
+
+_GET_API_VERSION: Final = _request(0)
+_CHECK_EXTENSION: Final = _request(1)
+_SET_IOMMU: Final = _request(2)
+_GROUP_GET_STATUS: Final = _request(3)
+_GROUP_SET_CONTAINER: Final = _request(4)
+_GROUP_GET_DEVICE_FD: Final = _request(6)
+_GET_REGION_INFO: Final = _request(8)
+_GET_IRQ_INFO: Final = _request(9)
+_SET_IRQS: Final = _request(10)
+_MAP_DMA: Final = _request(13)
+
+_TYPE1V2: Final = 3
+_GROUP_VIABLE: Final = 1
+_MAP_READ_WRITE: Final = 3
+_REGION_MMAP: Final = 4
+_CONFIG_REGION: Final = 7
+_IRQ_INTX, _IRQ_MSIX, _IRQ_REQUEST = 0, 2, 4
+_IRQ_DATA_NONE, _IRQ_DATA_EVENTFD = 1, 4
+_IRQ_UNMASK, _IRQ_TRIGGER = 16, 32
+
+_GROUP_STATUS: Final = struct.Struct("=II")  # argsz, flags
+_REGION_INFO: Final = struct.Struct("=IIIIQQ")  # argsz, flags, index, cap offset, size, offset
+_IRQ_INFO: Final = struct.Struct("=IIII")  # argsz, flags, index, count
+_IRQ_SET: Final = struct.Struct("=IIIII")  # argsz, flags, index, start, count; the data follow
+_DMA_MAP: Final = struct.Struct("=IIQQQ")  # argsz, flags, our address, device address, size
+
+#: The device sees our memory from here on; x86 has its interrupt window further up.
+_DMA_BASE: Final = 0x10000000
+_DMA_SIZE: Final = 64 << 20
+#: More vectors than this are not asked for.
+_VECTORS_MAX: Final = 64
+_LINE: Final = -1
+_REQUEST: Final = -2
+
+
+class VfioTransport:
+    """One PCI function behind VFIO; see `vconfs.device.pci.Transport`."""
+
+    def __init__(self, device: int, memory: memoryview, stack: ExitStack) -> None:
+        self.memory = memory
+        self.base = _DMA_BASE
+        self._device = device
+        self._stack = stack
+        self._regions: dict[int, int] = {}
+        #: BAR -> its memory as 16-bit words, for kicks without a system call.
+        self._windows: dict[int, memoryview] = {}
+        self._epoll = select.epoll()
+        stack.callback(self._epoll.close)
+        #: Eventfd -> its vector.
+        self._vectors: dict[int, int] = {}
+        self._line_masked = False
+
+    async def read_config(self, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes of the function's config space."""
+        return int.from_bytes(self._pread(_CONFIG_REGION, offset, size), "little")
+
+    async def read_whole_config(self) -> bytes:
+        """Read the first 256 bytes of the config space."""
+        return self._pread(_CONFIG_REGION, 0, virtio_pci.CONFIG_SIZE)
+
+    async def bar_sizes(self) -> Mapping[int, int]:
+        """Give the size of each memory BAR; let the function answer there, and use DMA."""
+        sizes = {}
+        for index in range(virtio_pci.BARS):
+            register = await self.read_config(virtio_pci.BAR_0 + 4 * index, 4)
+            size, can_map = self._find_region(index)
+            if size and not register & 1:
+                sizes[index] = size
+                if can_map:
+                    self._map(index, size)
+        command = await self.read_config(virtio_pci.COMMAND, 2)
+        command |= virtio_pci.COMMAND_MEMORY | virtio_pci.COMMAND_MASTER
+        command &= ~virtio_pci.COMMAND_INTX_OFF
+        self._pwrite(_CONFIG_REGION, virtio_pci.COMMAND, command.to_bytes(2, "little"))
+        return sizes
+
+    def _find_region(self, index: int) -> tuple[int, bool]:
+        """Note where a region is; give its size, and whether it can be mapped."""
+        info = bytearray(_REGION_INFO.pack(_REGION_INFO.size, 0, index, 0, 0, 0))
+        try:
+            fcntl.ioctl(self._device, _GET_REGION_INFO, info)
+        except OSError:
+            return 0, False
+        _, flags, _, _, size, offset = _REGION_INFO.unpack(info)
+        self._regions[index] = offset
+        return size, bool(flags & _REGION_MMAP)
+
+    def _map(self, index: int, size: int) -> None:
+        try:
+            window = mmap.mmap(self._device, size, offset=self._regions[index])
+        except (OSError, ValueError):
+            return  # kicks are written to the file instead
+        self._windows[index] = memoryview(window).cast("H")
+
+    async def read(self, bar: int, offset: int, size: int) -> int:
+        """Read 1, 2 or 4 bytes of a BAR."""
+        await trio.lowlevel.checkpoint()
+        return int.from_bytes(self._pread(bar, offset, size), "little")
+
+    def post(self, bar: int, offset: int, size: int, value: int) -> None:
+        """Write 1, 2 or 4 bytes of a BAR."""
+        if size == 2 and bar in self._windows:
+            self._windows[bar][offset >> 1] = value
+            return
+        with suppress(DeviceError):  # the next read will tell
+            self._pwrite(bar, offset, value.to_bytes(size, "little"))
+
+    def _pread(self, region: int, offset: int, size: int) -> bytes:
+        if region not in self._regions:
+            self._find_region(region)
+        try:
+            data = os.pread(self._device, size, self._regions[region] + offset)
+        except (OSError, KeyError) as error:
+            raise DeviceError(f"the device is gone: {error}") from None
+        if len(data) != size:
+            raise DeviceError(f"region {region}: only {len(data)} bytes at {offset:#x}")
+        return data
+
+    def _pwrite(self, region: int, offset: int, data: bytes) -> None:
+        if region not in self._regions:
+            self._find_region(region)
+        try:
+            os.pwrite(self._device, data, self._regions[region] + offset)
+        except (OSError, KeyError) as error:
+            raise DeviceError(f"the device is gone: {error}") from None
+
+    # --- interrupts -----------------------------------------------------------------------
+
+    async def enable_vectors(self, msix: Msix | None) -> int:
+        """Turn on as many MSI-X vectors as can be had, or else the line."""
+        self._watch(_IRQ_REQUEST, [_REQUEST])  # not every kernel has it
+        count = min(msix.vectors if msix else 0, self._irq_count(_IRQ_MSIX), _VECTORS_MAX)
+        while count:
+            if self._watch(_IRQ_MSIX, range(count)):
+                return count
+            count //= 2
+        if not self._watch(_IRQ_INTX, [_LINE]):
+            raise DeviceError("the device has neither MSI-X nor an interrupt line")
+        return 0
+
+    def _irq_count(self, index: int) -> int:
+        info = bytearray(_IRQ_INFO.pack(_IRQ_INFO.size, 0, index, 0))
+        try:
+            fcntl.ioctl(self._device, _GET_IRQ_INFO, info)
+        except OSError:
+            return 0
+        count: int = _IRQ_INFO.unpack(info)[3]
+        return count
+
+    def _watch(self, index: int, vectors: Collection[int]) -> bool:
+        """Have interrupts of a kind as eventfds; whether that went well."""
+        events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in vectors]
+        data = struct.pack(f"={len(events)}i", *events)
+        if not self._set_irqs(index, _IRQ_DATA_EVENTFD | _IRQ_TRIGGER, len(events), data):
+            for event in events:
+                os.close(event)
+            return False
+        for event, vector in zip(events, vectors, strict=True):
+            self._stack.callback(os.close, event)
+            self._epoll.register(event, select.EPOLLIN)
+            self._vectors[event] = vector
+        return True
+
+    def _set_irqs(self, index: int, flags: int, count: int, data: bytes = b"") -> bool:
+        header = _IRQ_SET.pack(_IRQ_SET.size + len(data), flags, index, 0, count)
+        try:
+            fcntl.ioctl(self._device, _SET_IRQS, header + data)
+        except OSError:
+            return False
+        return True
+
+    async def wait_interrupt(self) -> Collection[int]:
+        """Wait for an interrupt; the kernel masks the line with each one."""
+        if self._line_masked:
+            self._line_masked = False
+            self._set_irqs(_IRQ_INTX, _IRQ_DATA_NONE | _IRQ_UNMASK, 1)
+        await trio.lowlevel.wait_readable(self._epoll.fileno())
+        vectors = set()
+        for event, _ in self._epoll.poll(0):
+            os.eventfd_read(event)
+            vectors.add(self._vectors[event])
+        if _REQUEST in vectors:
+            raise DeviceError("the kernel wants the device back")
+        self._line_masked = _LINE in vectors
+        return vectors - {_LINE}
+
+
+@asynccontextmanager
+async def open_vfio(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
+    """Drive the virtio console at a PCI address, which vfio-pci has.
+
+    ValueError: `rest` is no address; DeviceError: the device cannot be used.
+    """
+    function = PciFunction(parse_address(rest))
+    with ExitStack() as stack:
+        transport = _open_transport(function, stack)
+        async with open_pci(manager, transport) as driver:
+            yield driver
+
+
+def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
+    group_name = function.group
+    if function.driver != VFIO_DRIVER:
+        owner = function.driver or "no driver"
+        raise DeviceError(f"{function.address} belongs to {owner}, not to {VFIO_DRIVER}: bind it")
+    container = _open(_VFIO / "vfio", stack)
+    group = _open(_VFIO / group_name, stack)
+    try:
+        _join(container, group, function)
+        name = bytearray(function.address.encode() + b"\0")
+        device = fcntl.ioctl(group, _GROUP_GET_DEVICE_FD, name)
+    except OSError as error:
+        raise DeviceError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
+    stack.callback(os.close, device)
+    return VfioTransport(device, _map_memory(container), stack)
+
+
+def _open(path: Path, stack: ExitStack) -> int:
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise DeviceError(f"cannot open {path}: {error.strerror}") from None
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _join(container: int, group: int, function: PciFunction) -> None:
+    if fcntl.ioctl(container, _GET_API_VERSION) != 0:
+        raise DeviceError("the kernel has another version of VFIO")
+    if not fcntl.ioctl(container, _CHECK_EXTENSION, _TYPE1V2):
+        raise DeviceError("the kernel's VFIO has no type1v2 IOMMU")
+    status = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
+    fcntl.ioctl(group, _GROUP_GET_STATUS, status)
+    if not _GROUP_STATUS.unpack(status)[1] & _GROUP_VIABLE:
+        others = ", ".join(function.group_neighbours) or "other functions"
+        raise DeviceError(
+            f"the IOMMU group of {function.address} is not viable: drivers have {others}"
+        )
+    fcntl.ioctl(group, _GROUP_SET_CONTAINER, struct.pack("=i", container))
+    fcntl.ioctl(container, _SET_IOMMU, _TYPE1V2)
+
+
+def _map_memory(container: int) -> memoryview:
+    """Give memory that the device reaches at _DMA_BASE."""
+    memory = mmap.mmap(-1, _DMA_SIZE)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    request = _DMA_MAP.pack(_DMA_MAP.size, _MAP_READ_WRITE, address, _DMA_BASE, _DMA_SIZE)
+    try:
+        fcntl.ioctl(container, _MAP_DMA, request)
+    except OSError as error:
+        hint = " (see ulimit -l)" if error.errno == errno.ENOMEM else ""
+        raise DeviceError(
+            f"cannot give the device {_DMA_SIZE >> 20} MiB of memory: {error.strerror}{hint}"
+        ) from None
+    return memoryview(memory)
