@@ -3,6 +3,7 @@
     /            vcon0 vcon1 …   one file for each port
                  hvc0 …          symlinks to the ptys of console ports
                  by-name/        symlinks by the ports' names: NAME -> ../vconN
+                 .events         what happens to the ports, line by line; see `events_file`
 
 A file's calls are those of its `Port`; this module has only what is the file system's own:
 inodes, handles, attributes, and the listing of directories. Nothing here waits but `read` and
@@ -25,6 +26,7 @@ from pyfuse3 import FUSEError
 
 from vconfs import fuse
 from vconfs.announcer import Announcer
+from vconfs.events_file import EVENTS_FILE, EventsFile, EventsReader
 from vconfs.names import link_name, port_file, port_id
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
@@ -33,6 +35,7 @@ from vconfs.status import PID_ATTRIBUTE, status_value, status_values
 
 ROOT: Final = pyfuse3.ROOT_INODE
 BY_NAME: Final = pyfuse3.InodeT(2)
+EVENTS: Final = pyfuse3.InodeT(3)
 #: Inodes of ports, of links by name and of links to ptys: this plus the port's id.
 _PORTS: Final = 1 << 33
 _LINKS: Final = 1 << 34
@@ -52,9 +55,9 @@ class Access:
 
 @define(eq=False)
 class _Handle:
-    """One open port file."""
+    """One open file."""
 
-    port: Port
+    port: Port | EventsReader
     opener: Opener
     flags: int
     poll_handle: pyfuse3.PollHandle | None = None
@@ -81,13 +84,16 @@ class PortFS(pyfuse3.Operations):
         manager: PortManager,
         access_for: Callable[[int], Access] = lambda id: Access(),
         announcer: Announcer | None = None,
+        access: Access | None = None,
     ) -> None:
         super().__init__()
         self._manager = manager
         self._access_for = access_for
+        self._access = access or Access()
         self._announcer = announcer or Announcer()
         self._handles: dict[int, _Handle] = {}
-        self._polling: dict[Port, set[_Handle]] = {}
+        self._polling: dict[Port | EventsReader, set[_Handle]] = {}
+        self._events = EventsFile(manager)
         self._listings: dict[int, list[_Entry]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()
@@ -144,17 +150,23 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         """Open a port; O_TRUNC and O_APPEND change nothing."""
-        port = self._manager.ports.get(inode - _PORTS)
-        if port is None:
-            raise FUSEError(errno.ENXIO)
         opener = Opener(ctx.pid)
         try:
-            port.open(opener)
+            port = self._open(inode, flags, opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
         fh = self._new_handle()
         self._handles[fh] = _Handle(port, opener, flags)
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, nonseekable=True)
+
+    def _open(self, inode: int, flags: int, opener: Opener) -> Port | EventsReader:
+        if inode == EVENTS:
+            return self._events.open(opener, flags, self._notify)
+        port = self._manager.ports.get(inode - _PORTS)
+        if port is None:
+            raise FUSEError(errno.ENXIO)
+        port.open(opener)
+        return port
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a port."""
@@ -347,23 +359,35 @@ class PortFS(pyfuse3.Operations):
 
     def port_added(self, port: Port) -> None:
         """Announce the new file."""
+        self._events.port_added(port)
         self._announcer.created(False, port_file(port.id))
         self._announce_link(port.name, created=True)
 
     def port_removed(self, port: Port) -> None:
         """Announce that the file is gone."""
+        self._events.port_removed(port)
         gone = (_PORTS + port.id, self._mode(_PORTS + port.id))
         self._announcer.removed(False, port_file(port.id), gone)
         self._announce_link(port.name, created=False)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
         """Announce the change of an attribute, and of the links."""
+        self._events.port_renamed(port, old)
         self._announcer.changed(port_file(port.id))
         self._announce_link(old, created=False)
         self._announce_link(port.name, created=True)
 
     def port_changed(self, port: Port) -> None:
-        """Notify whoever polls the port."""
+        """Notify whoever polls the port, and whoever reads of events."""
+        self._notify(port)
+        self._events.port_changed(port)
+
+    def shut(self) -> None:
+        """Hang everything up for good, because the mount ends."""
+        self._manager.shut()
+        self._events.shut()
+
+    def _notify(self, port: Port | EventsReader) -> None:
         for handle in self._polling.pop(port, ()):
             poll_handle, handle.poll_handle = handle.poll_handle, None
             if poll_handle is not None:
@@ -399,6 +423,7 @@ class PortFS(pyfuse3.Operations):
             links = {link: port for port in reversed(ports) if (link := link_name(port.name))}
             return [_link_entry(link, port) for link, port in sorted(links.items())]
         entries = [_Entry(BY_NAME_DIR, BY_NAME, stat.S_IFDIR | 0o755)]
+        entries += [_Entry(EVENTS_FILE, EVENTS, self._mode(EVENTS))]
         entries += [_pty_entry(port.hvc, port) for port in ports if port.hvc is not None]
         return entries + [self._port_entry(port) for port in ports]
 
@@ -417,6 +442,8 @@ class PortFS(pyfuse3.Operations):
             return stat.S_IFDIR | 0o755
         if inode >= _LINKS:
             return stat.S_IFLNK | 0o777
+        if inode == EVENTS:
+            return stat.S_IFREG | (self._access.mode & 0o444)
         return stat.S_IFREG | self._access_for(inode - _PORTS).mode
 
     def _attributes(self, inode: int, mode: int) -> pyfuse3.EntryAttributes:
@@ -424,7 +451,7 @@ class PortFS(pyfuse3.Operations):
         attributes.st_ino = pyfuse3.InodeT(inode)
         attributes.st_mode = pyfuse3.ModeT(mode)
         is_port = _PORTS <= inode < _LINKS
-        access = self._access_for(inode - _PORTS) if is_port else Access()
+        access = self._access_for(inode - _PORTS) if is_port else self._access
         attributes.st_uid, attributes.st_gid = access.uid, access.gid
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_blksize = 1 << 16

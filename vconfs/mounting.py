@@ -94,7 +94,7 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
 async def _serve(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
-    filesystem = PortFS(manager, lambda id: plan.access, announcer)
+    filesystem = PortFS(manager, lambda id: plan.access, announcer, plan.access)
     mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
     try:
         async with open_background() as nursery:
@@ -104,7 +104,7 @@ async def _serve(
             try:
                 yield ended
             finally:
-                manager.shut()
+                filesystem.shut()
                 mount.unmount()
                 with trio.CancelScope(shield=True):
                     await session.settle()
@@ -127,7 +127,7 @@ async def _serve_by_pyfuse3(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
     """Serve by libfuse, to compare with: see docs/design.md for what a port loses by it."""
-    filesystem = StockPortFS(manager, lambda id: plan.access, announcer)
+    filesystem = StockPortFS(manager, lambda id: plan.access, announcer, plan.access)
     options = {f"fsname={plan.device}", "subtype=vconfs", "default_permissions"}
     if plan.allow_other:
         options.add("allow_other")
@@ -141,7 +141,7 @@ async def _serve_by_pyfuse3(
             nursery.start_soon(_run_pyfuse3, ended)
             yield ended
     finally:
-        manager.shut()
+        filesystem.shut()
         pyfuse3.close(unmount=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import select
@@ -9,11 +10,13 @@ import struct
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import trio
 from attrs import frozen
-from inotify_simple import INotify, flags
+
+_IN_OPEN = 0x20  # sys/inotify.h
+_libc = ctypes.CDLL(None, use_errno=True)
 
 
 @frozen(eq=False)
@@ -22,7 +25,7 @@ class RawPty:
 
     master: int
     path: str  # of the slave
-    _opens: INotify
+    _opens: int  # an inotify descriptor
 
     @property
     def occupied(self) -> bool:
@@ -39,7 +42,8 @@ class RawPty:
         """Wait until somebody is there; one task may."""
         while not self.occupied:
             await trio.lowlevel.wait_readable(self._opens)
-            self._opens.read(timeout=0)
+            with suppress(BlockingIOError):
+                os.read(self._opens, 4096)
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the window's size; programs in the foreground there get SIGWINCH if it changed."""
@@ -56,8 +60,25 @@ def open_pty() -> Iterator[RawPty]:
             path = os.ttyname(slave)
         finally:
             os.close(slave)
-        with INotify() as opens:
-            opens.add_watch(path, flags.OPEN)
+        opens = _watch_opens(path)
+        try:
             yield RawPty(master, path, opens)
+        finally:
+            os.close(opens)
     finally:
         os.close(master)
+
+
+def _watch_opens(path: str) -> int:
+    """Make an inotify descriptor that is readable when somebody has opened the file.
+
+    Not by inotify_simple, whose first use runs ldconfig: we may not wait for another program.
+    """
+    opens: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
+    if opens < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    if _libc.inotify_add_watch(opens, os.fsencode(path), _IN_OPEN) < 0:
+        code = ctypes.get_errno()
+        os.close(opens)
+        raise OSError(code, os.strerror(code))
+    return opens

@@ -1,0 +1,155 @@
+"""MOUNTPOINT/.events: a line per event, for as many readers as there are."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import select
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from vconfs.events_file import EventsFile
+from vconfs.fs import PortFS
+from vconfs.host.spec import parse_port
+from vconfs.port import Opener, Port
+from vconfs.ports import PortManager
+
+from .conftest import Mounted, OpenMount, in_thread, program
+
+
+class Reader:
+    """An open .events file."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._left = b""
+
+    async def next(self) -> dict[str, Any]:
+        while b"\n" not in self._left:
+            data = await in_thread(lambda: os.read(self.fd, 4096))
+            if not data:
+                return {}
+            self._left += data
+        line, self._left = self._left.split(b"\n", 1)
+        event = json.loads(line)
+        assert isinstance(event, dict)
+        return event
+
+    async def until(self, kind: str) -> dict[str, Any]:
+        while (event := await self.next())["event"] != kind:
+            pass
+        return event
+
+
+@asynccontextmanager
+async def events_of(it: Mounted) -> AsyncIterator[Reader]:
+    fd = await in_thread(lambda: os.open(it.path / ".events", os.O_RDONLY))
+    yield Reader(fd)
+    await in_thread(lambda: os.close(fd))
+
+
+async def test_the_ports_that_are_there_come_first(mounted: OpenMount) -> None:
+    async with mounted("a=echo", "b=null") as it, events_of(it) as events:
+        first = await events.next()
+        assert (first["event"], first["port"], first["name"]) == ("present", "vcon0", "a")
+        assert (first["host"], first["open"], first["console"]) == (True, False, False)
+        assert (await events.next())["name"] == "b"
+        assert (await events.next())["event"] == "ready"
+
+
+async def test_a_port_s_life_line_by_line(mounted: OpenMount) -> None:
+    async with mounted("a=null") as it, events_of(it) as events:
+        await events.until("ready")
+        await it.host.add(parse_port("b=echo"))
+        seen = [await events.next() for _ in range(3)]
+        assert {event["event"] for event in seen} == {"add", "connect", "name"}
+        assert seen[-1]["name"] == "b" or seen[-2]["name"] == "b"
+        await it.run("exec 3<>vcon1; exec 3>&-")
+        assert (await events.next())["event"] == "open"
+        assert (await events.next())["event"] == "close"
+        port = it.port(1)
+        port.set_throttled(True)
+        port.set_throttled(False)
+        port.become_console()
+        port.set_connected(False)
+        it.manager.rename(port, b"c")
+        it.manager.remove(1)
+        seen = [await events.until(kind) for kind in ("throttle", "unthrottle", "console")]
+        assert [event["throttled"] for event in seen] == [True, False, False]
+        assert (await events.until("disconnect"))["host"] is False
+        assert (await events.until("name"))["name"] == "c"
+        assert (await events.until("remove"))["port"] == "vcon1"
+
+
+async def test_every_reader_gets_every_event(mounted: OpenMount) -> None:
+    async with mounted() as it, events_of(it) as one, events_of(it) as two:
+        it.manager.rename(it.port(), b"other")
+        for events in (one, two):
+            assert (await events.until("name"))["name"] == "other"
+
+
+async def test_poll_wakes_on_an_event(mounted: OpenMount) -> None:
+    async with mounted() as it:
+        fd = await in_thread(lambda: os.open(it.path / ".events", os.O_RDONLY | os.O_NONBLOCK))
+        assert await in_thread(lambda: os.read(fd, 4096))
+        with pytest.raises(BlockingIOError):
+            await in_thread(lambda: os.read(fd, 4096))
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        assert await in_thread(lambda: poll.poll(0)) == []
+        it.manager.rename(it.port(), b"other")
+        assert await in_thread(lambda: poll.poll(5000)) == [(fd, select.POLLIN)]
+        await in_thread(lambda: os.close(fd))
+
+
+async def test_the_file_is_hidden_and_cannot_be_written(mounted: OpenMount) -> None:
+    async with mounted() as it:
+        assert await it.run("ls") == "by-name\nvcon0\n"
+        assert (await it.run("stat -c '%a %F' .events")).startswith("400 regular")
+        with pytest.raises(OSError) as refused:
+            await in_thread(lambda: os.open(it.path / ".events", os.O_RDWR))
+        assert refused.value.errno == errno.EACCES
+
+
+async def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: OpenMount) -> None:
+    async with mounted() as it:
+        async with program("cat", str(it.path / ".events")) as cat:
+            assert cat.stdout is not None
+            seen = b""
+            while b"ready" not in seen:
+                seen += await cat.stdout.receive_some()
+            next(it for it in it.manager.listeners if isinstance(it, PortFS)).shut()
+            assert await cat.wait() == 0
+
+
+def test_a_reader_that_is_too_slow_learns_how_much_it_missed() -> None:
+    manager = PortManager()
+    file = EventsFile(manager)
+    opener = Opener(1)
+    reader = file.open(opener, os.O_RDONLY, lambda reader: None)
+    port = Port(0)
+    for _ in range(5000):
+        file.port_added(port)
+    lines = b"".join(bytes(piece) for piece in reader.read_nowait(1 << 30)).splitlines()
+    (lost,) = (bytes(piece) for piece in reader.read_nowait(1 << 20))
+    missing = json.loads(lost)
+    assert missing["event"] == "lost"
+    assert len(lines) + missing["count"] == 5001
+    reader.close(opener)
+    file.port_added(port)
+    assert reader.poll() == 0
+
+
+def test_small_reads_get_a_line_in_parts() -> None:
+    file = EventsFile(PortManager())
+    reader = file.open(Opener(1), os.O_RDONLY, lambda reader: None)
+    line = b""
+    while not line.endswith(b"\n"):
+        (piece,) = reader.read_nowait(3)
+        assert len(piece) <= 3
+        line += piece
+    assert json.loads(line)["event"] == "ready"
