@@ -128,6 +128,12 @@ class VfioTransport:
         except (OSError, ValueError):
             return  # kicks are written to the file instead
         self._windows[index] = memoryview(window).cast("H")
+        self._stack.callback(self._unmap, index, window)
+
+    def _unmap(self, index: int, window: mmap.mmap) -> None:
+        """Let a BAR go: the kernel keeps the function from other drivers while it is mapped."""
+        self._windows.pop(index).release()
+        window.close()
 
     async def read(self, bar: int, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes of a BAR."""
