@@ -169,7 +169,7 @@ class EventsFile:
     def __init__(self, manager: PortManager) -> None:
         self._manager = manager
         self._readers: dict[Opener, EventsReader] = {}
-        self._states: dict[Port, _State] = {}
+        self._states = {port: _state(port) for port in manager.ports.values()}
 
     def open(
         self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]

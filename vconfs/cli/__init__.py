@@ -14,6 +14,10 @@ _COMMANDS = {
     "mount": "vconfs.cli.mount",
     "umount": "vconfs.cli.umount",
     "ls": "vconfs.cli.ls",
+    "watch": "vconfs.cli.watch",
+    "top": "vconfs.cli.top",
+    "cat": "vconfs.cli.cat",
+    "connect": "vconfs.cli.connect",
     "demo": "vconfs.cli.demo",
 }
 

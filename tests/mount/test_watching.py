@@ -1,0 +1,164 @@
+"""vconfs watch, cat, connect and top, as programs beside a mount."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from vconfs.fs import PortFS
+from vconfs.host.spec import parse_port
+
+from .conftest import Mounted, OpenMount, program
+
+VCONFS = (sys.executable, "-m", "vconfs")
+
+
+def vconfs(
+    *words: object, stdin: int = subprocess.DEVNULL
+) -> AbstractAsyncContextManager[trio.Process]:
+    return program(*VCONFS, *map(str, words), stdin=stdin)
+
+
+async def seen(process: trio.Process, *words: bytes) -> bytes:
+    """Read its output until it has all those words."""
+    assert process.stdout is not None
+    output = b""
+    while not all(word in output for word in words):
+        data = await process.stdout.receive_some()
+        assert data, output.decode()
+        output += data
+    return output
+
+
+async def rest(process: trio.Process) -> str:
+    assert process.stdout is not None
+    return b"".join([data async for data in process.stdout]).decode()
+
+
+@asynccontextmanager
+async def watching(it: Mounted, *options: str) -> AsyncIterator[trio.Process]:
+    """`vconfs watch`, once it listens."""
+    async with vconfs("watch", *options, it.path) as watch:
+        filesystem = next(one for one in it.manager.listeners if isinstance(one, PortFS))
+        await it.until(lambda: filesystem._events._readers)
+        yield watch
+
+
+async def test_watch_prints_a_line_per_event(mounted: OpenMount) -> None:
+    async with mounted("a=null") as it, watching(it) as watch:
+        await it.host.add(parse_port("b=echo"))
+        await seen(watch, b"add         vcon1\n", b"name        vcon1   b\n")
+        it.manager.remove(1)
+        await seen(watch, b"remove      vcon1   b\n")
+
+
+async def test_watch_json_is_an_object_per_line(mounted: OpenMount) -> None:
+    async with mounted("a=null") as it, watching(it, "--json") as watch:
+        it.port().set_throttled(True)
+        event = json.loads(await seen(watch, b"\n"))
+        assert (event["event"], event["name"], event["throttled"]) == ("throttle", "a", True)
+
+
+async def test_watch_until_it_is_so(mounted: OpenMount, tmp_path: Path) -> None:
+    async with mounted(f"chat=unix:{tmp_path}/sock") as it:
+        async with watching(it, "--until", "connect=chat") as watch:
+            async with await trio.open_unix_socket(f"{tmp_path}/sock"):
+                assert await watch.wait() == 0
+        async with vconfs("watch", "--until", "disconnect=vcon0", it.path) as watch:
+            assert await watch.wait() == 0  # it is so already
+
+
+async def test_watch_gives_up_after_the_timeout(mounted: OpenMount) -> None:
+    async with mounted("a=null") as it:
+        words = "--timeout", "0.05", "--until", "add=later"
+        async with vconfs("watch", *words, it.path) as watch:
+            assert await watch.wait() == 1
+            assert await rest(watch) == "vconfs: nothing came in time\n"
+
+
+async def test_watch_refuses_what_it_cannot_wait_for(mounted: OpenMount, tmp_path: Path) -> None:
+    async with vconfs("watch", "--until", "rain=tomorrow", tmp_path) as watch:
+        assert await watch.wait() == 2
+    async with vconfs("watch", tmp_path) as watch:
+        assert await watch.wait() == 1
+        assert "is not a vconfs mount" in await rest(watch)
+
+
+async def test_cat_waits_for_a_host_and_ends_with_it(mounted: OpenMount, tmp_path: Path) -> None:
+    async with mounted(f"log=unix:{tmp_path}/sock") as it, vconfs("cat", it.path / "log") as cat:
+        await it.until(lambda: it.port().openers)
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await host.send_all(b"hello\n")
+            await seen(cat, b"hello\n")
+        assert await cat.wait() == 0
+
+
+async def test_cat_write_waits_while_the_host_throttles(mounted: OpenMount) -> None:
+    async with mounted("sink=null") as it:
+        it.port().set_throttled(True)
+        async with vconfs("cat", "-w", it.path / "sink", stdin=subprocess.PIPE) as cat:
+            assert cat.stdin is not None
+            await cat.stdin.send_all(b"words")
+            await it.until(lambda: it.port().openers)
+            it.port().set_throttled(False)
+            await it.until(lambda: it.port().counters.bytes_out == 5)
+            await cat.stdin.aclose()
+            assert await cat.wait() == 0
+
+
+async def test_connect_goes_both_ways_and_prints_the_answer_after_its_input_ended(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"chat=unix:{tmp_path}/sock") as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            async with vconfs("connect", it.path / "chat", stdin=subprocess.PIPE) as connect:
+                assert connect.stdin is not None
+                await connect.stdin.send_all(b"question")
+                assert await host.receive_some(100) == b"question"
+                await connect.stdin.aclose()
+                await host.send_all(b"answer")
+                await seen(connect, b"answer")
+                await host.aclose()
+                assert await connect.wait() == 0
+
+
+async def test_a_port_is_found_by_its_name_in_any_mount(mounted: OpenMount) -> None:
+    name = f"org.vconfs.test.{os.getpid()}"
+    async with mounted(f"{name}=exec:echo from here") as it:
+        async with vconfs("cat", name) as cat:
+            await seen(cat, b"from here\n")
+        async with vconfs("cat", it.path / "nothing") as cat:
+            assert await cat.wait() == 1
+            assert "there is no port" in await rest(cat)
+
+
+async def test_a_busy_port_is_told_with_who_has_it(mounted: OpenMount) -> None:
+    async with mounted("one=echo", exclusive=True) as it:
+        async with program("bash", "-c", f"exec 3<>{it.file()}; sleep 1000"):
+            await it.until(lambda: it.port().openers)
+            async with vconfs("connect", it.file()) as connect:
+                assert await connect.wait() == 1
+                assert "open by" in await rest(connect)
+
+
+async def test_top_prints_rates_where_there_is_no_terminal(mounted: OpenMount) -> None:
+    async with mounted("a=null", "b=echo") as it:
+        it.port(1).set_throttled(True)
+        async with vconfs("top", "--count", "2", "--interval", "0.05", it.path) as top:
+            output = await rest(top)
+            assert await top.wait() == 0
+        lines = output.splitlines()
+        assert len(lines) == 6
+        assert lines[0].split() == [
+            *("PORT", "NAME", "HOST", "IN/S", "OUT/S"),
+            *("QUEUED", "FILL", "THROTTLED"),
+        ]
+        assert lines[5].split() == ["vcon1", "b", "connected", "0", "0", "0", "0%", "by", "host"]

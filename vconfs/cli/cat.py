@@ -1,0 +1,34 @@
+"""vconfs cat: print what comes from a port, or send it standard input."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from vconfs.cli.joining import opened, port_to_stdout, stdin_to_port, wait_for_host
+from vconfs.cli.ports import find_port
+
+
+@click.command("cat")
+@click.option("-w", "--write", is_flag=True, help="Copy standard input to the port instead.")
+@click.argument("port")
+def command(write: bool, port: str) -> None:
+    """Wait for the host of PORT, and print what it sends until it hangs up.
+
+    PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount. With --write standard
+    input goes to the port; while the host wants no more, that waits.
+
+    \b
+    Examples:
+      vconfs cat org.example.log >log
+      vconfs cat /mnt/vcon/vcon3
+      tar c . | vconfs cat --write /mnt/vcon/org.example.backup
+    """
+    path = find_port(port)
+    with opened(path, os.O_WRONLY if write else os.O_RDONLY) as descriptor:
+        if write:
+            stdin_to_port(descriptor)
+        else:
+            wait_for_host(path, descriptor)
+            port_to_stdout(descriptor)

@@ -1,0 +1,91 @@
+"""Copying between a port and our own standard input and output."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+from vconfs.cli import Failure
+
+_CHUNK = 1 << 16
+_STDIN, _STDOUT = 0, 1
+
+
+@contextmanager
+def opened(port: Path, flags: int) -> Iterator[int]:
+    """Open a port's file; Failure says why not."""
+    try:
+        descriptor = os.open(port, flags)
+    except OSError as error:
+        reason = error.strerror
+        if error.errno == errno.EBUSY:
+            openers = os.getxattr(port, "user.openers").decode(errors="replace")
+            reason = f"it is exclusive, and open by {openers}"
+        raise Failure(f"{port}: {reason}") from None
+    try:
+        yield descriptor
+    except BrokenPipeError:
+        os._exit(1)  # who reads our output has gone; Python would complain once more at exit
+    except OSError as error:
+        raise Failure(f"{port}: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
+
+
+def wait_for_host(path: Path, port: int) -> None:
+    """Wait until the host has its side of the port open, or has left something to read."""
+    now = select.poll()
+    now.register(port, select.POLLIN)
+    with select.epoll() as changes:
+        changes.register(port, select.EPOLLIN | select.EPOLLET)
+        while any(mask & select.POLLHUP for _, mask in now.poll(0)):
+            if int(os.getxattr(path, "user.queued")):
+                return
+            changes.poll()
+
+
+def port_to_stdout(port: int) -> None:
+    """Copy to standard output until the host hangs up."""
+    while data := os.read(port, _CHUNK):
+        _write_all(_STDOUT, data)
+
+
+def stdin_to_port(port: int) -> None:
+    """Copy standard input to the port until its end, waiting while the host wants no more."""
+    while data := os.read(_STDIN, _CHUNK):
+        _write_all(port, data)
+
+
+async def join(port: int) -> None:
+    """Copy both ways until the port hangs up.
+
+    When our input ends, what the port still says is printed: a port has no way to tell the host
+    of that end, other than closing.
+    """
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_in_thread, stdin_to_port, port)
+        await _in_thread(port_to_stdout, port)
+        nursery.cancel_scope.cancel()
+
+
+async def _in_thread(copy: Callable[[int], None], port: int) -> None:
+    await trio.to_thread.run_sync(copy, port, abandon_on_cancel=True)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(descriptor, rest) :]
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            room = select.poll()
+            room.register(descriptor, select.POLLOUT)
+            room.poll()  # the host has throttled the port

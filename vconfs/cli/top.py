@@ -1,0 +1,106 @@
+"""vconfs top: what the ports of a mount are doing, live."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from vconfs.cli.ls import read_ports
+
+
+@click.command("top")
+@click.option(
+    "--interval",
+    type=click.FloatRange(0.05),
+    default=1.0,
+    show_default=True,
+    metavar="S",
+    help="Seconds between two looks.",
+)
+@click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N looks.")
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def command(interval: float, looks: int | None, mountpoint: Path) -> None:
+    """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
+
+    On a terminal the table is kept up to date, until Ctrl-C; elsewhere each look is printed.
+
+    \b
+    Examples:
+      vconfs top /mnt/vcon
+      vconfs top --count 2 --interval 10 /mnt/vcon >>ports.log
+    """
+    tables = _tables(mountpoint, interval, looks)
+    if os.isatty(1):
+        with Live(next(tables), screen=looks is None, auto_refresh=False) as live:
+            for table in tables:
+                live.update(table, refresh=True)
+    else:
+        console = Console(width=120, markup=False)
+        for table in tables:
+            console.print(table)
+
+
+def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Table]:
+    """Give a table per look, the first after no time: it has no rates yet."""
+    before: dict[object, dict[str, Any]] = {}
+    then = time.monotonic()
+    for look in count(1):
+        ports: list[dict[str, Any]] = read_ports(mountpoint)
+        now = time.monotonic()
+        yield _table(ports, before, now - then)
+        if look == looks:
+            return
+        before, then = {port["id"]: port for port in ports}, now
+        time.sleep(interval)
+
+
+def _table(
+    ports: list[dict[str, Any]], before: dict[object, dict[str, Any]], seconds: float
+) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for heading in ("PORT", "NAME", "HOST"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("IN/S", "OUT/S", "QUEUED", "FILL"):
+        table.add_column(heading, justify="right")
+    table.add_column("THROTTLED")
+    for port in ports:
+        old = before.get(port["id"])
+        table.add_row(
+            port["port"],
+            port.get("name", "-"),
+            "connected" if port["host"] else "-",
+            *(_rate(port, old, key, seconds) for key in ("bytes_in", "bytes_out")),
+            readable_size(port["queued"]),
+            f"{100 * port['queued'] // port['limit']}%",
+            _throttled(port),
+        )
+    return table
+
+
+def _rate(port: dict[str, Any], old: dict[str, Any] | None, key: str, seconds: float) -> str:
+    if old is None or not seconds:
+        return "-"
+    return readable_size(max(0, port[key] - old[key]) / seconds)
+
+
+def _throttled(port: dict[str, Any]) -> str:
+    by = {"throttled": "by host", "guest_throttled": "by guest"}
+    return ", ".join(word for key, word in by.items() if port[key]) or "-"
+
+
+def readable_size(size: float) -> str:
+    """Write a number of bytes with at most four digits: 999, 1.5K, 20M."""
+    for unit in ("", "K", "M", "G"):
+        if size < 1000:
+            return f"{size:.1f}{unit}" if unit and size < 10 else f"{size:.0f}{unit}"
+        size /= 1024
+    return f"{size:.0f}T"

@@ -1,0 +1,146 @@
+"""vconfs watch: a line per event of a mount's ports."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import click
+from attrs import frozen
+
+from vconfs.cli import Failure
+from vconfs.events_file import EVENTS_FILE
+
+#: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
+_REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
+    "add": lambda port: port is not None,
+    "remove": lambda port: port is None,
+    "connect": lambda port: port is not None and port["host"],
+    "disconnect": lambda port: port is None or not port["host"],
+    "open": lambda port: port is not None and port["open"],
+    "close": lambda port: port is None or not port["open"],
+    "throttle": lambda port: port is not None and port["throttled"],
+    "unthrottle": lambda port: port is not None and not port["throttled"],
+}
+
+
+@frozen
+class Goal:
+    """EVENT=NAME: what has to be so before `watch` ends."""
+
+    event: str
+    name: str
+
+    def reached(self, ports: dict[int, dict[str, Any]]) -> bool:
+        """Whether it is so, given the last line of every port."""
+        found = (port for port in ports.values() if self.name in (port["name"], port["port"]))
+        return _REACHED[self.event](next(found, None))
+
+
+def _goal(ctx: click.Context, param: click.Parameter, value: str | None) -> Goal | None:
+    if value is None:
+        return None
+    event, equals, name = value.partition("=")
+    if event not in _REACHED or not equals or not name:
+        known = ", ".join(_REACHED)
+        raise click.BadParameter(f"{value!r} is not EVENT=NAME, with one of {known}", ctx, param)
+    return Goal(event, name)
+
+
+@click.command("watch")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
+@click.option(
+    "--until",
+    "goal",
+    callback=_goal,
+    metavar="EVENT=NAME",
+    help="End as soon as this is so, at once if it is.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(0), metavar="S", help="Give up after S seconds: exit code 1."
+)
+@click.argument("mountpoint", type=click.Path(path_type=Path))
+def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint: Path) -> None:
+    """Print a line per event of the ports of the mount at MOUNTPOINT, until it is unmounted.
+
+    \b
+    The events are:
+      add  remove  name  console      ports that come, go, are named, turn out to be consoles
+      connect  disconnect             the host opened its side, or hung up
+      open  close                     the first program opened the port, the last one closed it
+      throttle  unthrottle            the host wants no more data, or wants it again
+      full  drained                   the host was asked to stop sending, or to go on
+      lost                            the reader was too slow, and missed some events
+
+    NAME of --until is a port's name or file name. It can wait for add, remove, connect,
+    disconnect, open, close, throttle and unthrottle.
+
+    \b
+    Examples:
+      vconfs watch /mnt/vcon
+      vconfs watch --until connect=org.example.chat --timeout 10 /mnt/vcon && echo hi >chat
+      vconfs watch --json /mnt/vcon | jq -r 'select(.event == "throttle") | .name'
+    """
+    deadline = None if timeout is None else time.monotonic() + timeout
+    ports: dict[int, dict[str, Any]] = {}
+    ready = False
+    for line in _lines(mountpoint, deadline):
+        event = json.loads(line)
+        kind = event["event"]
+        ready = ready or kind == "ready"
+        if kind == "remove":
+            ports.pop(event["id"], None)
+        elif "id" in event:
+            ports[event["id"]] = event
+        if kind not in ("present", "ready"):
+            click.echo(line if as_json else _describe(event))
+            sys.stdout.flush()
+        if ready and goal is not None and goal.reached(ports):
+            return
+    if goal is not None:
+        raise Failure(f"{mountpoint} was unmounted before {goal.event}={goal.name}")
+
+
+def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
+    """Give the lines of the mount's events, to its end; Failure, also when it is too late."""
+    try:
+        file = os.open(mountpoint / os.fsdecode(EVENTS_FILE), os.O_RDONLY | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise Failure(f"{mountpoint} is not a vconfs mount") from None
+    except OSError as error:
+        raise Failure(f"{mountpoint}: {error.strerror}") from None
+    try:
+        changes = select.poll()
+        changes.register(file, select.POLLIN)
+        rest = b""
+        while True:
+            *lines, rest = rest.split(b"\n")
+            yield from (line.decode() for line in lines)
+            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
+            if not changes.poll(left) and left is not None:
+                raise Failure("nothing came in time")
+            try:
+                data = os.read(file, 1 << 16)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return  # unmounted by force
+            if not data:
+                return
+            rest += data
+    finally:
+        os.close(file)
+
+
+def _describe(event: dict[str, Any]) -> str:
+    clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
+    if event["event"] == "lost":
+        return f"{clock}  {event['event']:<12}{event['count']} events"
+    return f"{clock}  {event['event']:<12}{event['port']:<8}{event['name']}".rstrip()
