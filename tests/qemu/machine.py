@@ -102,7 +102,7 @@ async def open_machine(
     command += ["-machine", "q35,memory-backend=ram", "-m", RAM]
     backend = f"memory-backend-file,id=ram,size={RAM},mem-path={folder}/ram,share=on"
     command += ["-object", backend, "-qtest-log", "none"]
-    listeners = {name: _listener(folder / name) for name in ("qtest", "qmp")}
+    listeners = {name: listener(folder / name) for name in ("qtest", "qmp")}
     descriptors = {name: sock.fileno() for name, sock in listeners.items()}
     for name, number in descriptors.items():
         command += ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
@@ -128,7 +128,7 @@ async def open_machine(
             await process.wait()
 
 
-def _listener(path: Path) -> socket.socket:
+def listener(path: Path) -> socket.socket:
     """Listen before QEMU starts, so that nobody has to wait for the socket to be there."""
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fspath(path))

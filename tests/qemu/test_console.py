@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import select
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from tests.qemu import machine
+from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.machine import Machine, open_machine, port
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
@@ -27,40 +28,6 @@ pytestmark = [
 ]
 
 NAME = "org.libvirt.channel.0"
-
-
-class Changes:
-    """Waits until something holds, looking again after each change of a port."""
-
-    def __init__(self, manager: PortManager) -> None:
-        self.ports = manager.ports
-        self._changed = trio.Event()
-        manager.listeners.append(self)
-
-    def port_added(self, port: Port) -> None:
-        self._changed.set()
-
-    def port_removed(self, port: Port) -> None:
-        self._changed.set()
-
-    def port_renamed(self, port: Port, old: bytes) -> None:
-        self._changed.set()
-
-    def port_changed(self, port: Port) -> None:
-        self._changed.set()
-
-    async def until(self, holds: Callable[[], bool]) -> None:
-        with trio.fail_after(5):
-            while not holds():
-                self._changed = trio.Event()
-                await self._changed.wait()
-
-    async def named(self, id: int, name: str) -> Port:
-        await self.until(lambda: id in self.ports and self.ports[id].name == name.encode())
-        return self.ports[id]
-
-    async def connected(self, port: Port, connected: bool = True) -> None:
-        await self.until(lambda: port.host_connected == connected)
 
 
 @asynccontextmanager
@@ -80,30 +47,6 @@ async def one_port(folder: Path) -> AsyncIterator[tuple[Machine, Changes, Port]]
         driven(qemu) as (changes, _, _),
     ):
         yield qemu, changes, await changes.named(1, NAME)
-
-
-async def receive_exactly(stream: trio.SocketStream, size: int) -> bytes:
-    data = bytearray()
-    with trio.fail_after(10):
-        while len(data) < size:
-            piece = await stream.receive_some()
-            assert piece, f"end of stream after {len(data)} bytes"
-            data += piece
-    return bytes(data)
-
-
-async def read_exactly(port: Port, size: int) -> bytes:
-    data = bytearray()
-    with trio.fail_after(10):
-        while len(data) < size:
-            pieces = await port.read(size - len(data))
-            assert pieces, f"end of file after {len(data)} bytes"
-            data += b"".join(pieces)
-    return bytes(data)
-
-
-def pattern(size: int) -> bytes:
-    return bytes(i * 31 % 251 for i in range(251)) * (size // 251 + 1)
 
 
 async def test_ports_names_and_kinds(tmp_path: Path) -> None:
@@ -163,12 +106,6 @@ async def test_every_byte_arrives_in_order(tmp_path: Path, size: int) -> None:
             assert await read_exactly(port, size) == data
             nursery.start_soon(write_all, port, data)
             assert await receive_exactly(host, size) == data
-
-
-async def write_all(port: Port, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[await port.write(view) :]
 
 
 async def test_the_host_connects_and_disconnects(tmp_path: Path) -> None:
