@@ -41,8 +41,8 @@ class Driver:
 
     def start(self) -> None:
         """Bring the device up: learn its ports and ask for their names."""
-        self._sender.post(self._end.device_ready())
         self.config_changed()
+        self._sender.post(self._end.device_ready())
         for queue in range(0, self._end.queues, 2):
             self.received(queue)
 

@@ -20,11 +20,9 @@ from vconfs.device.rings import RingLink
 from vconfs.driver import Driver
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
-from vconfs.protocol.dialect import DIALECTS
 
 pytestmark = [
     pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed"),
-    pytest.mark.skipif("virtio1" not in DIALECTS, reason="the dialect is not there yet"),
 ]
 
 NAME = "org.libvirt.channel.0"

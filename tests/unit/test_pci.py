@@ -15,10 +15,7 @@ from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci, plan_queues
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
-from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtio_pci import NO_VECTOR, Common, Msix, Register, Status
-
-pytestmark = pytest.mark.skipif("virtio1" not in DIALECTS, reason="the dialect is not there yet")
 
 ISR, CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
 

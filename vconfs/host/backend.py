@@ -108,7 +108,7 @@ class Backend:
 
     def port_added(self, id: int, config_changed: bool) -> None:
         """Announce a port."""
-        if config_changed:
+        if config_changed and self._end.ports_in_config:
             self._announce_config()
         else:
             self._sender.post(self._end.port_add(id))
@@ -116,7 +116,7 @@ class Backend:
     def port_removed(self, id: int, config_changed: bool) -> None:
         """Take a port away; a guest that cannot be told so sees it hung up."""
         self._introduced.discard(id)
-        if config_changed:
+        if config_changed and self._end.ports_in_config:
             self._announce_config()
         else:
             gone = self._end.port_remove(id) or self._end.port_open(id, False)

@@ -7,7 +7,7 @@ from typing import Final, Protocol
 
 from attrs import frozen
 
-from vconfs.protocol import v8
+from vconfs.protocol import v8, virtio1
 from vconfs.protocol.events import Event, Message
 
 
@@ -15,7 +15,10 @@ class End(Protocol):
     """What the guest end and the host end of a dialect share."""
 
     multiport: bool
+    #: Back-pressure on a port is a message; else the receiver holds the port's buffers back.
     throttles: bool
+    #: Which ports there are stands in the config space; else messages say so.
+    ports_in_config: bool
     header_size: int
 
     @property
@@ -69,4 +72,5 @@ class Dialect:
 
 DIALECTS: Final[Mapping[str, Dialect]] = {
     "v8": Dialect(v8.GuestEnd, v8.HostEnd, v8.FEATURES),
+    "virtio1": Dialect(virtio1.GuestEnd, virtio1.HostEnd, virtio1.FEATURES),
 }

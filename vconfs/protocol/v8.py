@@ -29,10 +29,19 @@ have: events 6 PORT_ADD, 7 PORT_REMOVE and 8 RESIZE (u16 cols, u16 rows follow).
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
 from enum import IntEnum
-from typing import ClassVar, Final, TypeAlias
+from typing import ClassVar, Final
 
+from vconfs.protocol._control import (
+    NAME_MAX,
+    PORTS_MAX,
+    SIZE,
+    Handlers,
+    check_name,
+    named,
+    opened,
+    resized,
+)
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
     CacheSet,
@@ -45,12 +54,13 @@ from vconfs.protocol.events import (
     NameAsked,
     NameStale,
     PortAdded,
-    PortNamed,
     PortOpened,
     PortRemoved,
     Resized,
     Throttled,
 )
+
+__all__ = ["NAME_MAX", "PORTS_MAX", "GuestEnd", "HostEnd"]
 
 F_SIZE: Final = 1 << 0
 F_MULTIPORT: Final = 1 << 1
@@ -66,19 +76,10 @@ INTERNAL: Final = 1
 HEADER: Final = struct.Struct("<III")
 CONTROL: Final = struct.Struct("<HH")
 CONFIG: Final = struct.Struct("<HHI")
-SIZE: Final = struct.Struct("<HH")
 _HEADER_CONTROL: Final = struct.Struct("<IIIHH")
 
-#: The longest name: what fits into one page beside header and control packet.
-NAME_MAX: Final = 4096 - HEADER.size - CONTROL.size
-#: More ports than this are not believed; the standard's own bound for ids is its queue count.
-PORTS_MAX: Final = 1 << 15
 #: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
 LIMIT_UNIT: Final = 1 << 20
-
-
-#: Control event -> what to make of (id, value, payload).
-_Handlers: TypeAlias = Mapping[int, Callable[[int, int, memoryview], Event]]
 
 
 class ControlEvent(IntEnum):
@@ -102,6 +103,7 @@ class _End:
     sends_on: int
     #: Back-pressure on a port is a THROTTLE_PORT message, and the buffers are everybody's.
     throttles = True
+    ports_in_config = True
 
     def __init__(self, features: int) -> None:
         self.features = features
@@ -157,7 +159,7 @@ class _End:
             return Ignored(id, f"unknown control event {event}")
         return handler(id, value, packet[CONTROL.size :])
 
-    _handlers: ClassVar[_Handlers]
+    _handlers: ClassVar[Handlers]
 
     def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
         if not self.multiport:
@@ -168,24 +170,6 @@ class _End:
 
     def _extension(self, id: int, event: int, payload: bytes = b"") -> Message | None:
         return self._control(id, event, 1, payload) if self._extended else None
-
-
-def _named(id: int, value: int, payload: memoryview) -> Event:
-    name = bytes(payload)
-    if len(name) > NAME_MAX + 1:
-        return Ignored(id, f"a name of {len(name)} bytes is longer than {NAME_MAX}")
-    return PortNamed(id, name.removesuffix(b"\0"))
-
-
-def _resized(id: int, value: int, payload: memoryview) -> Event:
-    if len(payload) < SIZE.size:
-        return Ignored(id, f"a RESIZE with {len(payload)} bytes of size is too short")
-    cols, rows = SIZE.unpack_from(payload)
-    return Resized(id, cols, rows)
-
-
-def _opened(id: int, value: int, payload: memoryview) -> Event:
-    return PortOpened(id, bool(value))
 
 
 def _throttled(id: int, value: int, payload: memoryview) -> Event:
@@ -203,9 +187,9 @@ class GuestEnd(_End):
     """
 
     sends_on = OUTPUT
-    _handlers: ClassVar[_Handlers] = {
-        ControlEvent.PORT_OPEN: _opened,
-        ControlEvent.PORT_NAME: _named,
+    _handlers: ClassVar[Handlers] = {
+        ControlEvent.PORT_OPEN: opened,
+        ControlEvent.PORT_NAME: named,
         ControlEvent.CONSOLE_PORT: _console,
         ControlEvent.CACHE_BUFFERS: lambda id, value, payload: CacheSet(id, bool(value)),
         ControlEvent.THROTTLE_PORT: _throttled,
@@ -214,7 +198,7 @@ class GuestEnd(_End):
             PortAdded(id) if id < PORTS_MAX else Ignored(id, f"port id {id} is too large")
         ),
         ControlEvent.PORT_REMOVE: lambda id, value, payload: PortRemoved(id),
-        ControlEvent.RESIZE: _resized,
+        ControlEvent.RESIZE: resized,
     }
 
     def __init__(self, features: int) -> None:
@@ -265,8 +249,8 @@ class HostEnd(_End):
     """
 
     sends_on = INPUT
-    _handlers: ClassVar[_Handlers] = {
-        ControlEvent.PORT_OPEN: _opened,
+    _handlers: ClassVar[Handlers] = {
+        ControlEvent.PORT_OPEN: opened,
         ControlEvent.PORT_NAME: lambda id, value, payload: NameAsked(id),
         ControlEvent.THROTTLE_PORT: _throttled,
     }
@@ -277,9 +261,7 @@ class HostEnd(_End):
 
     def port_name(self, id: int, name: bytes) -> Message | None:
         """Tell the port's name."""
-        if len(name) > NAME_MAX:
-            raise LocalProtocolError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
-        return self._control(id, ControlEvent.PORT_NAME, 1, name)
+        return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
 
     def console_port(self, id: int) -> Message | None:
         """Tell that the port is a console."""
