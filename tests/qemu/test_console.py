@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import select
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -335,8 +336,9 @@ async def test_reset_while_busy(tmp_path: Path) -> None:
 
 
 async def drain_for_ever(host: trio.SocketStream) -> None:
-    while await host.receive_some():
-        pass
+    with suppress(trio.BrokenResourceError):
+        while await host.receive_some():
+            pass
 
 
 async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
@@ -372,3 +374,53 @@ async def test_two_machines_at_once(tmp_path: Path) -> None:
             await host.send_all(b"alive")
             assert await read_exactly(port_two, 5) == b"alive"
         await lost.until(lambda: not port_one.attached)
+
+
+@pytest.mark.parametrize("moment", [0, 1, 1 << 12, 1 << 20, 1 << 22])
+async def test_qemu_is_killed_while_data_flows(tmp_path: Path, moment: int) -> None:
+    async with (
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+        driven(qemu) as (changes, driver, _),
+    ):
+        guest = await changes.named(1, NAME)
+        host = await qemu.connect("c1")
+        await changes.connected(guest)
+        guest.open(Opener(1))
+        with trio.fail_after(10):
+            async with host, trio.open_nursery() as nursery:
+                nursery.start_soon(send_until_lost, host)
+                nursery.start_soon(drain_for_ever, host)
+                nursery.start_soon(write_until_lost, guest)
+                nursery.start_soon(kill_at, qemu, changes, moment)
+                while await guest.read(1 << 16):
+                    pass
+        await driver.stopped.wait()
+        assert "QEMU is gone" in driver.reason
+
+
+async def send_until_lost(host: trio.SocketStream) -> None:
+    with suppress(trio.BrokenResourceError):
+        await send_for_ever(host)
+
+
+async def write_until_lost(port: Port) -> None:
+    while True:
+        try:
+            await port.write(PIECE * 100)
+        except OSError as error:
+            assert error.errno == errno.ENOTCONN
+            return
+
+
+async def kill_at(qemu: Machine, changes: Changes, moment: int) -> None:
+    await changes.until(lambda: changes.ports[1].counters.bytes_in >= moment)
+    qemu.process.kill()
+
+
+async def test_qemu_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vconfs.device.qtest._ANSWER_SECONDS", 0.1)
+    async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
+        qemu.process.send_signal(signal.SIGSTOP)
+        with pytest.raises(DeviceError, match=r"QEMU has not answered in 0\.1 s"):
+            async with driven(qemu):
+                raise AssertionError

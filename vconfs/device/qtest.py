@@ -165,7 +165,7 @@ class QtestClient:
             _settle(pending, DeviceError(f"QEMU refuses a command: {event.reason}"))
 
     def _lose(self, reason: str) -> None:
-        self._lost = reason
+        self._lost = self._lost or reason
         self._out.clear()
         for pending in self._pending:
             _settle(pending, DeviceError(reason))
