@@ -1,0 +1,189 @@
+"""Programs that end too early, too late, or not at all."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+from inotify_simple import INotify, flags
+
+from vconfs.host.chardevs import programs
+
+from .chardev_port import FakePort, descriptors, serving
+
+
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(programs, "_PATIENCE", 0.2)
+
+
+async def a_line(port: FakePort) -> str:
+    await port.until(lambda: b"\n" in port.received)
+    return port.received.decode().splitlines()[0]
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[int]:
+    """Give a descriptor that is readable when the process has ended."""
+    descriptor = os.pidfd_open(pid)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def test_both_ways_and_again() -> None:
+    async with serving("exec:echo hello; cat") as port:
+        assert port.connected
+        for _ in range(2):
+            port.open()
+            await port.until_received(b"hello\n")
+            port.write(b"to and fro")
+            await port.until_received(b"hello\nto and fro")
+            port.close()
+            await port.until(lambda: not port.queue)
+            port.sent.clear()
+        assert port.hang_ups == 0
+
+
+async def test_all_output_before_the_hang_up() -> None:
+    async with serving("exec:head -c 3000000 /dev/zero") as port:
+        port.throttle(True)
+        port.open()
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        port.throttle(False)
+        await port.until(lambda: port.hang_ups == 1)
+        assert len(port.received) == 3_000_000
+        assert port.connected
+        port.write(b"nobody reads this any more")
+        port.close()
+        port.sent.clear()
+        port.open()
+        await port.until(lambda: port.hang_ups == 2)
+        assert len(port.received) == 3_000_000
+
+
+async def test_input_of_a_program_that_has_closed_its_output(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    async with serving(f"exec:exec cat > {path}") as port:
+        with INotify() as changes:
+            changes.add_watch(tmp_path, flags.MODIFY | flags.CLOSE_WRITE)
+            port.open()
+            port.write(b"one ")
+            await trio.lowlevel.wait_readable(changes)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert port.hang_ups == 0
+            port.write(b"two")
+            port.close()
+            while not any(event.mask & flags.CLOSE_WRITE for event in changes.read(timeout=0)):
+                await trio.lowlevel.wait_readable(changes)
+        assert path.read_bytes() == b"one two"
+
+
+async def test_a_program_in_the_background_keeps_nobody_waiting() -> None:
+    async with serving("exec:sleep 1000 & echo $!") as port:
+        port.open()
+        pid = int(await a_line(port))
+        await port.until(lambda: port.hang_ups == 1)
+        with watched(pid) as ended:
+            assert not select.select([ended], [], [], 0)[0], "it was left there to stay"
+            os.kill(pid, signal.SIGKILL)
+            await trio.lowlevel.wait_readable(ended)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo $$; exec sleep 1000",
+        "trap '' TERM; echo $$; while :; do sleep 1000; done",
+        "sleep 1000 & echo $!; wait",
+        "trap '' TERM; sleep 1000 & echo $!; wait",
+    ],
+)
+@pytest.mark.parametrize("written", [0, 500_000])
+async def test_a_program_is_ended_after_the_close(command: str, written: int) -> None:
+    async with serving(f"exec:{command}") as port:
+        port.open()
+        with watched(int(await a_line(port))) as ended:
+            if written:
+                port.write(bytes(written))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            port.close()
+            with trio.fail_after(10):
+                await trio.lowlevel.wait_readable(ended)
+        assert port.hang_ups == 0
+
+
+async def test_the_next_open_waits_for_a_stubborn_program_and_gets_its_own() -> None:
+    async with serving("exec:echo $$; exec sleep 1000") as port:
+        port.open()
+        first = await a_line(port)
+        port.write(bytes(500_000))
+        port.close()
+        port.open()
+        port.sent.clear()
+        assert await a_line(port) != first
+
+
+async def test_no_output_of_an_old_run_reaches_the_next() -> None:
+    async with serving("exec:echo start; cat >/dev/null; echo late") as port:
+        port.open()
+        await port.until_received(b"start\n")
+        port.close()
+        port.open()
+        await port.until_received(b"start\nstart\n")
+
+
+async def test_a_program_that_cannot_be_run(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(*args: object, **options: object) -> None:
+        raise OSError(11, os.strerror(11))
+
+    async with serving("exec:true") as port:
+        with monkeypatch.context() as failing:
+            failing.setattr(trio.lowlevel, "open_process", fail)
+            port.open()
+            await port.until(lambda: port.hang_ups == 1)
+        port.close()
+        port.open()
+        await port.until(lambda: port.hang_ups == 2)
+    assert "cannot run 'true': Resource temporarily unavailable" in caplog.text
+
+
+async def test_no_descriptor_to_watch_a_program_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = descriptors()
+
+    def fail(pid: int) -> int:
+        raise OSError(24, os.strerror(24))
+
+    monkeypatch.setattr("vconfs.host.chardevs.programs.os.pidfd_open", fail)
+    async with serving("exec:sleep 1000") as port:
+        port.open()
+        await port.until(lambda: port.hang_ups == 1)
+        assert descriptors().keys() >= before.keys()
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize(
+    "command", ["echo $$; exec cat", "trap '' TERM; sleep 1000 & echo $!; yes; wait"]
+)
+async def test_cancelled_amid_all(command: str) -> None:
+    before = descriptors()
+    async with serving(f"exec:{command}") as port:
+        port.open()
+        pid = int(await a_line(port))
+        port.throttle(True)
+        port.write(bytes(1_000_000))
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        ended = os.pidfd_open(pid)
+    await trio.lowlevel.wait_readable(ended)
+    os.close(ended)
+    assert descriptors() == before
