@@ -24,6 +24,7 @@ from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
+from vconfs.rules import Rule, Settings, settings_for
 
 #: Seconds that programs have to close their files at the end of a mount.
 _GRACE = 0.5
@@ -43,11 +44,36 @@ class Plan:
     session: Literal["vconfs", "pyfuse3"] = "vconfs"
     #: Patterns of the names of ports that are to have a pty though they are no consoles.
     ttys: Sequence[str] = ()
+    rules: Sequence[Rule] = ()
+
+    def settings(self, id: int, name: bytes) -> Settings:
+        """Tell what is set for the port with this id and name."""
+        default = Settings(self.port_options, self.access)
+        return settings_for(self.rules, id, name, default)
 
     def wants_pty(self, port: Port) -> bool:
         """Whether a port is to have a pty."""
+        if (tty := self.settings(port.id, port.name).tty) is not None:
+            return tty
         name = os.fsdecode(port.name)
         return port.console or any(fnmatchcase(name, pattern) for pattern in self.ttys)
+
+
+@frozen
+class _Ruler:
+    """Applies the rules of a plan to the ports, as they come and are named."""
+
+    plan: Plan
+
+    def port_added(self, port: Port) -> None:
+        if self.plan.rules:
+            port.set_options(self.plan.settings(port.id, port.name).port)
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        self.port_added(port)
+
+    def port_removed(self, port: Port) -> None: ...
+    def port_changed(self, port: Port) -> None: ...
 
 
 async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
@@ -86,15 +112,23 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     async with serve(plan, manager, announcer) as ended, open_background() as nursery:
         nursery.start_soon(announcer.run, plan.mountpoint)
         consoles = Consoles(nursery, announcer, plan.wants_pty)
-        with manager.listening(consoles):
+        with manager.listening(_Ruler(plan)), manager.listening(consoles):
             yield ended
+
+
+def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
+    def access(id: int) -> Access:
+        port = manager.ports.get(id)
+        return plan.settings(id, port.name if port else b"").access
+
+    return access
 
 
 @asynccontextmanager
 async def _serve(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
-    filesystem = PortFS(manager, lambda id: plan.access, announcer, plan.access)
+    filesystem = PortFS(manager, _access_for(plan, manager), announcer, plan.access)
     mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
     try:
         async with open_background() as nursery:
@@ -127,7 +161,7 @@ async def _serve_by_pyfuse3(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
     """Serve by libfuse, to compare with: see docs/design.md for what a port loses by it."""
-    filesystem = StockPortFS(manager, lambda id: plan.access, announcer, plan.access)
+    filesystem = StockPortFS(manager, _access_for(plan, manager), announcer, plan.access)
     options = {f"fsname={plan.device}", "subtype=vconfs", "default_permissions"}
     if plan.allow_other:
         options.add("allow_other")

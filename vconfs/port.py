@@ -331,6 +331,13 @@ class Port:
         self.size = (cols, rows)
         self.on_change(self)
 
+    def set_options(self, options: PortOptions) -> None:
+        """Behave otherwise from now on; who waits looks whether that changes anything."""
+        if options != self.options:
+            self.options = options
+            self._limit_changed()
+            self._changed()
+
     def set_throttled(self, throttled: bool) -> None:
         """The host wants no more data, or wants it again."""
         self.host_throttled = throttled

@@ -24,6 +24,7 @@ from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
+from vconfs.rules import parse_rules
 
 T = TypeVar("T")
 
@@ -104,6 +105,7 @@ class OpenMount(Protocol):
         access: Access | None = None,
         limit_seconds: float = _LIMIT,
         ttys: Sequence[str] = (),
+        rules: str = "",
         **options: object,
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
@@ -118,6 +120,7 @@ def mounted(tmp_path: Path) -> OpenMount:
         access: Access | None = None,
         limit_seconds: float = _LIMIT,
         ttys: Sequence[str] = (),
+        rules: str = "",
         **options: object,
     ) -> AsyncIterator[Mounted]:
         path = tmp_path / "mnt"
@@ -126,7 +129,11 @@ def mounted(tmp_path: Path) -> OpenMount:
         ports: Sequence[str] = specs or ["port=echo"]
         manager = PortManager(lambda id: port_options)
         plan = Plan(
-            path, [parse_port(port) for port in ports], access=access or Access(), ttys=ttys
+            path,
+            [parse_port(port) for port in ports],
+            access=access or Access(),
+            ttys=ttys,
+            rules=parse_rules(rules, "rules"),
         )
         async with (
             open_host(plan.host_ports) as host,

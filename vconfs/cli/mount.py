@@ -18,6 +18,7 @@ from vconfs.host.host import HostError
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
+from vconfs.rules import Rule, RulesError, parse_rules
 
 #: The ports of the embedded device when none is asked for.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
@@ -56,12 +57,23 @@ def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> Non
         config = tomllib.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
         raise click.BadParameter(f"{path}: {error}", ctx, param) from None
-    unknown = sorted(set(config) - {"device", "dialect", "options", "port"})
+    unknown = sorted(set(config) - {"device", "dialect", "options", "port", "rules"})
     if unknown:
         raise click.BadParameter(f"{path}: unknown key {unknown[0]!r}", ctx, param)
     if "port" in config:
         config["ports"] = config.pop("port")  # the parameter's own name
     ctx.default_map = {**(ctx.default_map or {}), **config}
+
+
+def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Rule]:
+    if path is None:
+        return []
+    try:
+        return parse_rules(Path(path).read_text(), path)
+    except RulesError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path}: {error}", ctx, param) from None
 
 
 @click.command("mount")
@@ -81,6 +93,7 @@ def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> Non
 @click.option(
     "-o", "--options", multiple=True, callback=_options, help="Mount options, with commas between."
 )
+@click.option("--rules", callback=_rules, help="Options by port, from a TOML file.", metavar="FILE")
 @click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=click.Path(path_type=Path))
 def command(
@@ -89,6 +102,7 @@ def command(
     dialect: str,
     ports: tuple[HostPortSpec, ...],
     options: MountOptions,
+    rules: list[Rule],
     session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
@@ -106,6 +120,10 @@ def command(
     The -o options are:
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
       throttle=enospc|block  limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
+
+    \b
+    A file of rules has tables [[port]] with a name pattern or an id, and options for those ports:
+      mode  uid  gid  exclusive  wait  cache  throttle  limit  tty
 
     \b
     Examples:
@@ -130,6 +148,7 @@ def command(
         device=device,
         session=session,
         ttys=options.ttys,
+        rules=rules,
     )
     if foreground:
         _serve(plan, lambda: None)

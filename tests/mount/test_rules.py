@@ -1,0 +1,69 @@
+"""Rules of a mount: they hold as soon as a port has its name, and follow its renaming."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import trio
+
+from .conftest import OpenMount, in_thread
+
+RULES = """
+[[port]]
+name = "shared.*"
+mode = "0640"
+gid = 65534
+exclusive = true
+limit = 4096
+
+[[port]]
+name = "modem"
+tty = true
+
+[[port]]
+id = 0
+tty = false
+"""
+
+
+async def test_each_port_gets_what_its_rules_say(mounted: OpenMount) -> None:
+    specs = "plain=echo,console", "shared.a=echo", "modem=echo"
+    async with mounted(*specs, rules=RULES) as it:
+        await it.until(lambda: it.port(2).pty)
+        assert await it.run("stat -c '%a %g' vcon*") == "600 0\n640 65534\n600 0\n"
+        assert [it.port(id).limit for id in range(3)] == [1 << 20, 4096, 1 << 20]
+        assert [it.port(id).options.exclusive for id in range(3)] == [False, True, False]
+        assert (it.port(0).pty, it.port(0).hvc) == ("", None)
+
+
+async def test_a_renamed_port_gets_what_its_new_name_is_given(mounted: OpenMount) -> None:
+    async with mounted("other=echo", "x=null", rules=RULES) as it:
+        it.host.rename(1, b"shared.late")
+        await it.until(lambda: it.port(1).options.exclusive)
+        assert await in_thread(lambda: it.file(1).stat().st_mode & 0o777) == 0o640
+        it.host.rename(1, b"x")
+        await it.until(lambda: not it.port(1).options.exclusive)
+        assert await in_thread(lambda: it.file(1).stat().st_mode & 0o777) == 0o600
+
+
+async def test_a_reader_no_longer_waits_for_a_host_when_the_rule_is_gone(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    rules = '[[port]]\nname = "patient"\nwait = true'
+    async with mounted(f"patient=unix:{tmp_path}/sock", rules=rules) as it:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(it.run, "cat $P")
+            await it.until(lambda: it.port()._read_turn.locked())
+            it.manager.rename(it.port(), b"hasty")
+
+
+def test_a_wrong_file_is_a_usage_error_that_names_the_line(tmp_path: Path) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text("[[port]]\nid = 1\nmood = 1\n")
+    words = [sys.executable, "-m", "vconfs", "mount", "--rules", rules, tmp_path]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert f"{rules}:3: mood: unknown key" in done.stderr
+    assert len(done.stderr.splitlines()) == 1

@@ -1,0 +1,72 @@
+"""How the values of options are written, on the command line and in a file of rules.
+
+Every parser takes the option's key and the text, and raises ValueError with what is wrong.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import re
+from collections.abc import Callable, Mapping
+
+_LIMIT_MAX = 1 << 30
+
+
+def _flag(key: str, value: str) -> bool:
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{key} takes no value, not {value!r}")
+    return value != "0"
+
+
+def _throttle(key: str, value: str) -> str:
+    if value not in ("enospc", "block"):
+        raise ValueError(f"throttle is enospc or block, not {value!r}")
+    return value
+
+
+def _size(key: str, value: str) -> int:
+    match = re.fullmatch("([0-9]{1,10})([kKmM]?)", value)
+    size = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
+    if not 0 < size <= _LIMIT_MAX:
+        raise ValueError(f"{key} is a number of bytes up to 1 GiB, like 65536 or 4M, not {value!r}")
+    return size
+
+
+def _mode(key: str, value: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError(f"mode is three octal digits, like 0660, not {value!r}")
+    return int(value, 8)
+
+
+def _user(key: str, value: str) -> int:
+    return _id(key, value, lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _group(key: str, value: str) -> int:
+    return _id(key, value, lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id(key: str, value: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch("[0-9]{1,9}", value):
+        return int(value)
+    try:
+        return look_up(value)
+    except KeyError:
+        raise ValueError(f"{key} is a number or a name that is known here, not {value!r}") from None
+
+
+#: Fields of PortOptions.
+PORT_OPTIONS: Mapping[str, Callable[[str, str], object]] = {
+    "exclusive": _flag,
+    "wait": _flag,
+    "cache": _flag,
+    "throttle": _throttle,
+    "limit": _size,
+}
+#: Fields of Access.
+ACCESS_OPTIONS: Mapping[str, Callable[[str, str], int]] = {
+    "mode": _mode,
+    "uid": _user,
+    "gid": _group,
+}
