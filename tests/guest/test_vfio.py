@@ -14,11 +14,9 @@ from tests.guest.inside import ADDRESS, LINE_ADDRESS, NAME, SIZE
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import QEMU, listener
 from vconfs.background import open_background
-from vconfs.protocol.dialect import DIALECTS
 
 pytestmark = [
     pytest.mark.skipif(guest.missing(), reason=f"{QEMU}, apt-get or busybox is not installed"),
-    pytest.mark.skipif("virtio1" not in DIALECTS, reason="the dialect is not there yet"),
     pytest.mark.timeout(300),
 ]
 
