@@ -12,17 +12,14 @@ import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
-from statistics import median
 
-from benchmarks.measure import ask, build, one_cpu, serving
+from benchmarks.measure import Samples, ask, build, one_cpu, report, serving
 
 BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}
 PEERS = ("libfuse", "session", "pyfuse3")
 REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "5"))
 SECONDS = "0.4"
 ROUNDS = "5000"
-
-Samples = dict[tuple[str, str], list[float]]
 
 
 def main() -> None:
@@ -35,7 +32,7 @@ def main() -> None:
         for _ in range(REPETITIONS):
             for peer in PEERS:
                 measure(peer, place, samples)
-    report(samples)
+    report(samples, PEERS, "session", "libfuse")
 
 
 def server(peer: str, place: Path) -> list[str]:
@@ -56,19 +53,3 @@ def measure(peer: str, place: Path, samples: Samples) -> None:
         middle, late = ask(client, "pingpong", file, ROUNDS)
         samples["ping-pong", peer].append(middle)
         samples["ping-pong p99", peer].append(late)
-
-
-def report(samples: Samples) -> None:
-    print(f"{'':16}" + "".join(f"{peer:>22}" for peer in PEERS) + f"{'session/libfuse':>18}")
-    for row in dict.fromkeys(row for row, _ in samples):
-        unit = "us" if row.startswith("ping") else "MB/s"
-        cells = [
-            f"{median(samples[row, peer]):9.1f} {unit:4} ±{_spread(samples[row, peer]):3.0f}%"
-            for peer in PEERS
-        ]
-        ratio = median(samples[row, "session"]) / median(samples[row, "libfuse"])
-        print(f"{row:16}" + "".join(f"{cell:>22}" for cell in cells) + f"{ratio:18.2f}")
-
-
-def _spread(values: list[float]) -> float:
-    return 50 * (max(values) - min(values)) / median(values)

@@ -8,8 +8,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 HERE = Path(__file__).parent
+
+#: (what was measured, of which peer) -> what came out each time.
+Samples = dict[tuple[str, str], list[float]]
 
 
 def build(source: str, into: Path, *packages: str) -> Path:
@@ -54,3 +58,20 @@ def serving(command: Sequence[str], mountpoint: Path) -> Iterator[None]:
 def ask(*command: str) -> list[float]:
     """Run a program that prints numbers."""
     return [float(word) for word in subprocess.check_output(command, text=True).split()]
+
+
+def report(samples: Samples, peers: Sequence[str], ours: str, other: str) -> None:
+    """Print the medians of the peers, and the ratio of two of them."""
+    print(f"{'':16}" + "".join(f"{peer:>22}" for peer in peers) + f"{ours + '/' + other:>18}")
+    for row in dict.fromkeys(row for row, _ in samples):
+        unit = "us" if row.startswith("ping") else "MB/s"
+        cells = [
+            f"{median(samples[row, peer]):9.1f} {unit:4} ±{_spread(samples[row, peer]):3.0f}%"
+            for peer in peers
+        ]
+        ratio = median(samples[row, ours]) / median(samples[row, other])
+        print(f"{row:16}" + "".join(f"{cell:>22}" for cell in cells) + f"{ratio:18.2f}")
+
+
+def _spread(values: list[float]) -> float:
+    return 50 * (max(values) - min(values)) / median(values)

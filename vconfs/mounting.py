@@ -82,16 +82,17 @@ async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> N
     Raises HostError or fuse.MountError, and then has left nothing behind.
     """
     manager = PortManager(lambda id: plan.port_options)
-    async with (
-        open_host(plan.host_ports) as host,
-        open_embedded(host, manager, plan.dialect),
-        open_mount(plan, manager) as ended,
-    ):
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with open_background() as nursery:
-                nursery.start_soon(_end_on_signal, signals, ended)
-                ready()
-                await ended.wait()
+    # Signals first: one that came between mounting and listening for it would leave a dead mount.
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with (
+            open_host(plan.host_ports) as host,
+            open_embedded(host, manager, plan.dialect),
+            open_mount(plan, manager) as ended,
+            open_background() as nursery,
+        ):
+            nursery.start_soon(_end_on_signal, signals, ended)
+            ready()
+            await ended.wait()
 
 
 async def _end_on_signal(signals: AsyncIterator[int], ended: trio.Event) -> None:

@@ -38,6 +38,7 @@ async def test_what_a_mount_holds(mounted: OpenMount) -> None:
             "vcon0": (stat.S_IFREG, 0o640),
             "vcon1": (stat.S_IFREG, 0o640),
             "by-name": (stat.S_IFDIR, 0o755),
+            ".events": (stat.S_IFREG, 0o440),
         }
         assert await in_thread(lambda: listing(it.path / "by-name")) == {
             "org.example.0": (stat.S_IFLNK, 0o777)
@@ -201,7 +202,7 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
     async with mounted() as it:
         for id in range(1, 500):
             await it.host.add(parse_port(f"p{id}=null,id={id}"))
-        assert len(await in_thread(lambda: os.listdir(it.path))) == 501
+        assert len(await in_thread(lambda: os.listdir(it.path))) == 502  # by-name and .events too
         assert len(await in_thread(lambda: os.listdir(it.path / "by-name"))) == 500
         assert await it.run("ls -l | wc -l") == "502\n"
 
