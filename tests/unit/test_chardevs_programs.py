@@ -158,17 +158,27 @@ async def test_a_program_that_cannot_be_run(
     assert "cannot run 'true': Resource temporarily unavailable" in caplog.text
 
 
-async def test_no_descriptor_to_watch_a_program_with(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_descriptor_to_watch_a_program_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = descriptors()
+    os.mkfifo(tmp_path / "pid")
+    fifo = os.open(tmp_path / "pid", os.O_RDWR)
+    open_pidfd, children = os.pidfd_open, []
 
     def fail(pid: int) -> int:
+        child = int(os.read(fifo, 100))  # waits until the shell has started it
+        children.append(open_pidfd(child))
         raise OSError(24, os.strerror(24))
 
     monkeypatch.setattr("vconfs.host.chardevs.programs.os.pidfd_open", fail)
-    async with serving("exec:sleep 1000") as port:
+    async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
         await port.until(lambda: port.hang_ups == 1)
-        assert descriptors().keys() >= before.keys()
+        (child,) = children
+        await trio.lowlevel.wait_readable(child)
+    os.close(child)
+    os.close(fifo)
     assert descriptors() == before
 
 

@@ -233,7 +233,7 @@ async def _start(command: str) -> _Program:
     try:
         return _Program(process)
     except OSError:  # no descriptor is left
-        process.kill()
+        os.killpg(process.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):
             for stream in _streams(process):
                 await stream.aclose()
