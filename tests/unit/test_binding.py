@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vconfs.cli import main
+from vconfs.device import binding
 from vconfs.device.binding import PciFunction, bound, candidates, parse_address
 from vconfs.device.errors import DeviceError
 
@@ -123,3 +125,52 @@ def test_no_permission(sysfs: Path) -> None:
     path.mkdir()
     with pytest.raises(DeviceError, match=r"cannot bind 0000:00:05.0: Is a directory"):
         PciFunction(CONSOLE, sysfs).bind()
+
+
+def run(*words: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
+def test_the_commands(
+    sysfs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(binding, "SYSFS", sysfs)
+    assert run("bind") == 0
+    assert capsys.readouterr().out == "0000:00:05.0  -\n"
+    give(sysfs, CONSOLE, "vfio-pci")
+    assert run("bind", "00:05.0") == 0
+    assert run("bind") == 0
+    assert capsys.readouterr().out == "0000:00:05.0  vfio-pci\n"
+    override = sysfs / "bus/pci/devices" / CONSOLE / "driver_override"
+    assert override.read_text() == "vfio-pci"
+    assert run("unbind", CONSOLE) == 0
+    assert override.read_text() == "\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("bind", "0000:00:09.0"), 1, "virtio consoles: 0000:00:05.0"),
+        (("unbind", "0000:00:09.0"), 1, "no PCI function 0000:00:09.0"),
+        (("bind", CONSOLE), 1, "vfio-pci does not take 0000:00:05.0"),
+        (("bind", OTHER), 1, "0000:00:06.0 is not a virtio console"),
+        (("bind", "5"), 2, "'5' is no PCI address"),
+        (("unbind",), 2, "Missing argument"),
+    ],
+)
+def test_the_commands_fail_clearly(
+    words: tuple[str, ...],
+    code: int,
+    message: str,
+    sysfs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(binding, "SYSFS", sysfs)
+    assert run(*words) == code
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1

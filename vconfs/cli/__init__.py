@@ -18,6 +18,8 @@ _COMMANDS = {
     "top": "vconfs.cli.top",
     "cat": "vconfs.cli.cat",
     "connect": "vconfs.cli.connect",
+    "bind": "vconfs.cli.bind",
+    "unbind": "vconfs.cli.unbind",
     "demo": "vconfs.cli.demo",
 }
 

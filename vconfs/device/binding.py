@@ -67,7 +67,12 @@ class PciFunction:
         ]
 
     def bind(self, driver: str = VFIO_DRIVER) -> None:
-        """Give the function to a driver and to no other; DeviceError: that driver has it not."""
+        """Give the console to a driver and to no other.
+
+        DeviceError: it is no virtio console, or the driver does not take it.
+        """
+        if self.address not in candidates(self._sysfs):
+            raise DeviceError(f"{self.address} is not a virtio console")
         self._override(driver)
         if self.driver != driver:
             self._override("\n")

@@ -1,0 +1,48 @@
+"""vconfs bind: take a PCI function away from the kernel's driver, for `--device pci:ADDRESS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from vconfs.cli import Failure
+from vconfs.device import binding
+from vconfs.device.errors import DeviceError
+
+
+class PciAddress(click.ParamType[str]):
+    """A PCI address on the command line."""
+
+    name = "ADDRESS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it; what is wrong with it is a usage error."""
+        try:
+            return binding.parse_address(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+@click.command("bind")
+@click.argument("address", type=PciAddress(), required=False)
+def command(address: str | None) -> None:
+    """Give the virtio console at the PCI address to VFIO, so that vconfs can drive it.
+
+    Without ADDRESS, list the virtio consoles of this machine and the drivers that have them. The
+    kernel's own ports of that console (/dev/vport*) go away until `vconfs unbind`.
+
+    \b
+    Examples:
+      vconfs bind
+      vconfs bind 0000:00:05.0
+    """
+    try:
+        if address is None:
+            for found in binding.candidates(binding.SYSFS):
+                driver = binding.PciFunction(found, binding.SYSFS).driver
+                click.echo(f"{found}  {driver or '-'}")
+        else:
+            binding.PciFunction(address, binding.SYSFS).bind()
+    except DeviceError as error:
+        raise Failure(str(error)) from None

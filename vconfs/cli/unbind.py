@@ -1,0 +1,25 @@
+"""vconfs unbind: give a PCI function back to the kernel's driver."""
+
+from __future__ import annotations
+
+import click
+
+from vconfs.cli import Failure
+from vconfs.cli.bind import PciAddress
+from vconfs.device import binding
+from vconfs.device.errors import DeviceError
+
+
+@click.command("unbind")
+@click.argument("address", type=PciAddress())
+def command(address: str) -> None:
+    """Give the virtio console at the PCI address back to the kernel's own driver.
+
+    \b
+    Example:
+      vconfs unbind 0000:00:05.0
+    """
+    try:
+        binding.PciFunction(address, binding.SYSFS).unbind()
+    except DeviceError as error:
+        raise Failure(str(error)) from None
