@@ -94,17 +94,15 @@ class _ReceiveQueue(_Queue):
 
 
 class _SendQueue(_Queue):
-    #: Slots have come back since the owner was last told of room.
-    freed = False
-
-    def reclaim(self) -> None:
-        """Zero and keep the slots that the device has used."""
+    def reclaim(self) -> bool:
+        """Zero and keep the slots that the device has used; whether there were any."""
         memory, slots = self.memory, self.slots
+        before = len(slots)
         while (used := self.ring.pop_used()) is not None:
             slot, size = self.lent[used[0]]
             memory[slot : slot + size] = bytes(size)
             slots.append(slot)
-            self.freed = True
+        return len(slots) > before
 
     def send(self, header: bytes, data: Buffer) -> None:
         slot = self.slots.pop()
@@ -141,6 +139,8 @@ class RingLink(Link):
         self._dead = False
         self._receive: dict[int, _ReceiveQueue] = {}
         self._send: dict[int, _SendQueue] = {}
+        #: Sending queues whose slots have come back since the owner was last told of room.
+        self._freed: set[int] = set()
         offset = 0
         for number, spec in queues.items():
             if number % 2:
@@ -148,6 +148,8 @@ class RingLink(Link):
             else:
                 self._receive[number] = _ReceiveQueue(memory, offset, spec, base, event_idx)
             offset += spec.memory
+        all_queues: dict[int, _Queue] = {**self._receive, **self._send}
+        self._rings = {number: queue.ring for number, queue in all_queues.items()}
         self.in_flight = max(queues[number].memory for number in self._receive)
 
     def layout(self, queue: int) -> Layout:
@@ -171,9 +173,8 @@ class RingLink(Link):
             return
         try:
             if queue % 2:
-                found = self._send[queue]
-                found.reclaim()
-                found.freed = False
+                self._send[queue].reclaim()
+                self._freed.discard(queue)
                 self.owner.room(queue)
             else:
                 self.owner.received(queue)
@@ -182,13 +183,9 @@ class RingLink(Link):
 
     def interrupt_used(self, queues: Iterable[int]) -> None:
         """The device has used buffers of some of these queues: those that show it."""
-        for number in queues:
-            if number % 2:
-                sending = self._send[number]
-                if sending.freed or sending.ring.has_used():
-                    self.interrupt(number)
-            elif self._receive[number].ring.has_used():
-                self.interrupt(number)
+        rings, freed = self._rings, self._freed
+        for queue in [n for n in queues if rings[n].has_used() or n in freed]:
+            self.interrupt(queue)
 
     def config_interrupt(self) -> None:
         """The device's config space has changed."""
@@ -237,7 +234,8 @@ class RingLink(Link):
         if self._dead:
             return False
         try:
-            found.reclaim()
+            if found.reclaim():
+                self._freed.add(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return False

@@ -1,0 +1,129 @@
+"""The guest end's link over rings, with the test as the device."""
+
+from __future__ import annotations
+
+import pytest
+
+from vconfs.device.pci import plan_queues
+from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
+
+SPECS = {0: QueueSpec(8, 4096), 1: QueueSpec(8, 4096, 2), 2: QueueSpec(4, 64), 3: QueueSpec(4, 64)}
+BASE = 1 << 32
+
+
+class Owner:
+    """Notes what the link says."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, int]] = []
+
+    def received(self, queue: int) -> None:
+        self.said.append(("received", queue))
+
+    def room(self, queue: int) -> None:
+        self.said.append(("room", queue))
+
+    def config_changed(self) -> None:
+        self.said.append(("config", -1))
+
+    def lost(self, reason: str) -> None:
+        self.said.append((reason, -1))
+
+
+class Ends:
+    """A link and the device's side of its rings."""
+
+    def __init__(self, filling: bytes = b"\0") -> None:
+        size = sum(spec.memory for spec in SPECS.values())
+        self.memory = memoryview(bytearray(filling * size))
+        self.kicks: list[int] = []
+        self.link = RingLink(
+            self.memory, SPECS, features=0, kick=self.kicks.append, read_config=bytes, base=BASE
+        )
+        self.owner = self.link.owner = Owner()
+        memory = GuestMemory([(BASE, self.memory)])
+        self.device = {}
+        for queue in SPECS:
+            at = self.link.layout(queue)
+            shifted = type(at)(at.size, BASE + at.desc, BASE + at.avail, BASE + at.used)
+            self.device[queue] = DeviceQueue(memory, shifted)
+
+    def use(self, queue: int) -> bytes:
+        """Be the device: use one buffer, and give what was in it."""
+        chain = self.device[queue].pop()
+        assert chain is not None
+        data = b"".join(chain.readable)
+        for part in chain.writable:
+            part[:3] = b"abc"
+        self.device[queue].push(chain.head, 3 if chain.writable else 0)
+        self.device[queue].publish()
+        return data
+
+
+@pytest.mark.parametrize("filling", [b"\0", b"\xa5"])
+def test_memory_that_was_used_before_does_no_harm(filling: bytes) -> None:
+    ends = Ends(filling)
+    ends.link.start()
+    ends.link.send(1, b"he", b"llo")
+    ends.link.flush(1)
+    assert ends.kicks == [0, 2, 1]
+    assert ends.use(1) == b"hello"
+    ends.use(0)
+    received = ends.link.receive(0)
+    assert received == b"abc"
+    assert ends.link.receive(0) is None
+
+
+def test_fewer_buffers_than_descriptors() -> None:
+    ends = Ends()
+    link = ends.link
+    assert link.room_for(1, 10) == 2 * 4086
+    for _ in range(2):
+        assert link.capacity(1) == 4096
+        link.send(1, b"", b"x")
+    assert link.capacity(1) == link.room_for(1, 0) == 0
+    link.flush(1)
+    ends.use(1)
+    assert link.capacity(1) == 4096
+
+
+def test_an_interrupt_is_for_the_queues_that_show_it() -> None:
+    ends = Ends()
+    ends.link.start()
+    ends.link.interrupt_used(SPECS)
+    assert ends.owner.said == []
+    ends.use(2)
+    ends.link.interrupt_used([0, 1])
+    assert ends.owner.said == []
+    ends.link.interrupt_used(SPECS)
+    assert ends.owner.said == [("received", 2)]
+
+
+def test_room_is_told_of_even_when_its_buffers_were_seen_before() -> None:
+    ends = Ends()
+    for _ in range(2):
+        ends.link.send(1, b"", b"x")
+    ends.link.flush(1)
+    ends.use(1)
+    assert ends.link.room_for(1, 0) == 4096  # somebody else looked
+    ends.link.interrupt_used(SPECS)
+    assert ends.owner.said == [("room", 1)]
+    ends.link.interrupt_used(SPECS)
+    assert ends.owner.said == [("room", 1)]
+
+
+def test_what_was_sent_is_wiped() -> None:
+    ends = Ends()
+    ends.link.send(1, b"", b"a secret")
+    ends.link.flush(1)
+    ends.use(1)
+    assert b"a secret" in bytes(ends.memory)
+    ends.link.interrupt_used([1])
+    assert b"a secret" not in bytes(ends.memory)
+
+
+def test_small_queues_are_used_whole() -> None:
+    specs = plan_queues([2, 2, 1, 1, 4, 4], 2, 1 << 20)
+    assert [spec.size for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
+    assert [spec.buffers for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
