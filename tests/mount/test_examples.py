@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import struct
 import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -112,3 +116,84 @@ async def test_a_folder_that_is_no_mount_is_refused(tmp_path: Path, shell: list[
         )
         assert done.returncode == code
         assert len(done.stderr.splitlines()) == 1
+
+
+# --- who ----------------------------------------------------------------------------------
+
+
+def utmp_entry(user: str) -> bytes:
+    """A USER_PROCESS record of utmp(5)."""
+    head = struct.pack("hi32s4s32s256s", 7, os.getpid(), b"pts/0", b"ts/0", user.encode(), b"")
+    return head.ljust(384, b"\0")
+
+
+async def next_line(stream: trio.SocketStream) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        data = await stream.receive_some(1)
+        assert data
+        line += data
+    return line.decode().rstrip("\n")
+
+
+@needs_inotifywait
+async def test_who_tells_the_host_of_each_change(
+    mounted: OpenMount, tmp_path: Path, shell: list[str]
+) -> None:
+    utmp = tmp_path / "utmp"
+    utmp.write_bytes(utmp_entry("alice"))
+    async with mounted(f"who=unix:{tmp_path}/sock") as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            script = [*shell, str(EXAMPLES / "who.sh"), str(it.file()), str(utmp)]
+            async with program("setsid", *script) as running:
+                assert await next_line(host) == "alice"
+                utmp.write_bytes(utmp_entry("bob") + utmp_entry("alice") + utmp_entry("bob"))
+                while (line := await next_line(host)) != "alice bob":
+                    assert line in ("", "bob")  # the file was being written
+                utmp.write_bytes(b"")
+                assert await next_line(host) == ""
+                await trio.run_process(["pkill", "-KILL", "-s", str(running.pid)], check=False)
+
+
+# --- chat ---------------------------------------------------------------------------------
+
+
+async def test_chat_goes_both_ways(mounted: OpenMount, tmp_path: Path, shell: list[str]) -> None:
+    chat = str(EXAMPLES / "chat.sh")
+    async with mounted(f"chat=pipe:{tmp_path}/chat") as it:
+        guest_words = ["env", "CHAT_NAME=guest", *shell, chat, str(it.path / "by-name/chat")]
+        host_words = ["env", "CHAT_NAME=host", *shell, chat, f"{tmp_path}/chat.out"]
+        async with (
+            program(*guest_words, stdin=subprocess.PIPE) as guest,
+            program(*host_words, f"{tmp_path}/chat.in", stdin=subprocess.PIPE) as host,
+        ):
+            assert guest.stdin and guest.stdout and host.stdin and host.stdout
+            await it.until(lambda: len(it.port().openers) == 2)
+            await guest.stdin.send_all(b"hello, host\n")
+            assert await host.stdout.receive_some() == b"guest: hello, host\n"
+            await host.stdin.send_all(b"hello, guest\n")
+            assert await guest.stdout.receive_some() == b"host: hello, guest\n"
+            for process in (guest, host):
+                assert process.stdin
+                await process.stdin.aclose()
+                assert await process.wait() == 0
+
+
+# --- looking into the guest ---------------------------------------------------------------
+
+
+async def test_the_host_looks_into_the_guest(mounted: OpenMount, tmp_path: Path) -> None:
+    script = str(EXAMPLES / "guest-inspect.py")
+    async with mounted(f"inspect=unix:{tmp_path}/sock", wait=True) as it:
+        async with program(sys.executable, script, str(it.file())):
+            for _ in range(2):  # one host after the other
+                async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+                    await host.send_all(b"system\nfilesystems\npackages\nweather\n")
+                    answers = [json.loads(await next_line(host)) for _ in range(4)]
+                system, filesystems, packages, unknown = answers
+                assert system["kernel"] == os.uname().release
+                assert "/" in [filesystem["path"] for filesystem in filesystems]
+                assert isinstance(packages, dict)
+                assert "unknown question 'weather'" in unknown["error"]
+                await it.until(lambda: not it.port().host_connected)

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Tells the host who is logged in, in the guest: a line of names at the start and at each change.
+#
+#   guest:  who.sh /mnt/vcon/by-name/org.example.who [UTMP]
+#   host:   socat -u UNIX-CONNECT:/run/who.sock -
+#
+# The end of the line of names is the end of a message; an empty line: nobody.
+set -eu
+
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    echo "usage: who.sh PORT [UTMP]" >&2
+    exit 2
+fi
+port=$1 utmp=${2:-/run/utmp}
+
+told=none
+tell() {
+    users=$(who "$utmp" | awk '{ print $1 }' | sort -u | paste -s -d ' ' -)
+    [ "$users" = "$told" ] && return
+    printf '%s\n' "$users" >&3 && told=$users # a port that is throttled is told at the next change
+}
+
+exec 3>"$port"
+# login and sshd write the file and close it; some write to it without closing.
+inotifywait -m -e modify,close_write --format changed "$utmp" 2>&1 |
+    while read -r line; do
+        case $line in
+        "Setting up watches.") ;;
+        *) tell ;; # "Watches established.", too: the first look
+        esac
+    done
