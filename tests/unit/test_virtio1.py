@@ -132,9 +132,13 @@ def test_a_short_config_space_is_ignored(length: int) -> None:
 
 def test_the_config_tells_the_size_of_the_console_when_it_changes() -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
+    assert guest.receive_config(host.config(1, 80, 25)) == []  # there is no port 0 yet
+    read(guest, control(0, 1, 1))
     assert guest.receive_config(host.config(1, 80, 25)) == [events.Resized(0, 80, 25)]
     assert guest.receive_config(host.config(1, 80, 25)) == []
     assert guest.receive_config(host.config(1, 90, 25)) == [events.Resized(0, 90, 25)]
+    read(guest, control(0, 2, 1))
+    assert guest.receive_config(host.config(1, 100, 25)) == []
 
 
 def test_without_multiport_there_is_one_console_and_nothing_but_data() -> None:

@@ -33,11 +33,17 @@ from enum import IntEnum
 from typing import ClassVar, Final
 
 from vconfs.protocol._control import (
+    CONFIG,
+    F_MULTIPORT,
+    F_SIZE,
     NAME_MAX,
     PORTS_MAX,
     SIZE,
+    ConfigReader,
     Handlers,
     check_name,
+    check_size,
+    console,
     named,
     opened,
     resized,
@@ -45,7 +51,6 @@ from vconfs.protocol._control import (
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
     CacheSet,
-    ConsolePort,
     Data,
     Event,
     Ignored,
@@ -54,16 +59,30 @@ from vconfs.protocol.events import (
     NameAsked,
     NameStale,
     PortAdded,
-    PortOpened,
     PortRemoved,
-    Resized,
     Throttled,
 )
 
-__all__ = ["NAME_MAX", "PORTS_MAX", "GuestEnd", "HostEnd"]
+__all__ = [
+    "CONFIG",
+    "CONTROL",
+    "FEATURES",
+    "F_MULTIPORT",
+    "F_PORT_EVENTS",
+    "F_SIZE",
+    "HEADER",
+    "INPUT",
+    "INTERNAL",
+    "LIMIT_UNIT",
+    "NAME_MAX",
+    "OUTPUT",
+    "PORTS_MAX",
+    "QUEUES",
+    "ControlEvent",
+    "GuestEnd",
+    "HostEnd",
+]
 
-F_SIZE: Final = 1 << 0
-F_MULTIPORT: Final = 1 << 1
 F_PORT_EVENTS: Final = 1 << 23
 FEATURES: Final = F_SIZE | F_MULTIPORT | F_PORT_EVENTS
 
@@ -75,7 +94,6 @@ INTERNAL: Final = 1
 
 HEADER: Final = struct.Struct("<III")
 CONTROL: Final = struct.Struct("<HH")
-CONFIG: Final = struct.Struct("<HHI")
 _HEADER_CONTROL: Final = struct.Struct("<IIIHH")
 
 #: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
@@ -176,11 +194,7 @@ def _throttled(id: int, value: int, payload: memoryview) -> Event:
     return Throttled(id, bool(value))
 
 
-def _console(id: int, value: int, payload: memoryview) -> Event:
-    return ConsolePort(id) if value else Ignored(id, "CONSOLE_PORT with value 0")
-
-
-class GuestEnd(_End):
+class GuestEnd(ConfigReader, _End):
     """The driver's end of the dialect.
 
     `features` are the negotiated ones (F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
@@ -190,7 +204,7 @@ class GuestEnd(_End):
     _handlers: ClassVar[Handlers] = {
         ControlEvent.PORT_OPEN: opened,
         ControlEvent.PORT_NAME: named,
-        ControlEvent.CONSOLE_PORT: _console,
+        ControlEvent.CONSOLE_PORT: console,
         ControlEvent.CACHE_BUFFERS: lambda id, value, payload: CacheSet(id, bool(value)),
         ControlEvent.THROTTLE_PORT: _throttled,
         ControlEvent.BUFFER_LIMIT: lambda id, value, payload: LimitSet(id, value * LIMIT_UNIT),
@@ -204,14 +218,6 @@ class GuestEnd(_End):
     def __init__(self, features: int) -> None:
         super().__init__(features)
         self._ports = 0
-        self._size = (0, 0)
-
-    def receive_config(self, config: bytes) -> list[Event]:
-        """Say what a config space means, at the start and after each config interrupt."""
-        if len(config) < CONFIG.size:
-            return [Ignored(None, f"a config space of {len(config)} bytes is too short")]
-        cols, rows, ports = CONFIG.unpack_from(config)
-        return self._count_changed(ports) + self._size_changed(cols, rows)
 
     def device_ready(self) -> Message | None:
         """Nothing: in this dialect the host waits for no such message."""
@@ -221,25 +227,15 @@ class GuestEnd(_End):
         """Ask for the port's name: what the guest does for every port that it has added."""
         return self._control(id, ControlEvent.PORT_NAME, 0)
 
-    def _count_changed(self, ports: int) -> list[Event]:
-        if not self.multiport:
-            first = not self._ports
-            self._ports = 1
-            return [PortAdded(0), ConsolePort(0), PortOpened(0, True)] if first else []
-        ports, before = max(ports, 1), self._ports
+    def _ports_changed(self, ports: int) -> list[Event]:
         if ports > PORTS_MAX:
             return [Ignored(None, f"{ports} ports are more than {PORTS_MAX}")]
+        ports, before = max(ports, 1), self._ports
         self._ports = ports
         if ports == before:
             return [NameStale(0)]
         added: list[Event] = [PortAdded(id) for id in range(before, ports)]
         return added or [PortRemoved(id) for id in range(ports, before)]
-
-    def _size_changed(self, cols: int, rows: int) -> list[Event]:
-        if not self.features & F_SIZE or (cols, rows) == self._size:
-            return []
-        self._size = (cols, rows)
-        return [Resized(0, cols, rows)]
 
 
 class HostEnd(_End):
@@ -257,7 +253,7 @@ class HostEnd(_End):
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes:
         """The config space for this many ports (the largest id and one)."""
-        return CONFIG.pack(cols, rows, ports)
+        return CONFIG.pack(*check_size(cols, rows), ports)
 
     def port_name(self, id: int, name: bytes) -> Message | None:
         """Tell the port's name."""
@@ -287,4 +283,4 @@ class HostEnd(_End):
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
         """Tell the size of the console on a port (PORT_EVENTS only; else see `config`)."""
-        return self._extension(id, ControlEvent.RESIZE, SIZE.pack(cols, rows))
+        return self._extension(id, ControlEvent.RESIZE, SIZE.pack(*check_size(cols, rows)))

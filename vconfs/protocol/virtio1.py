@@ -8,11 +8,16 @@ after which the bytes of a name or a size may stand:
 
     control  le32 id, le16 event, le16 value
 
-The config space (le16 cols, le16 rows, le32 max_nr_ports, le32 emerg_wr) bounds the ports' ids;
-which ports there are is said by messages. The guest begins with DEVICE_READY, the host answers
-PORT_ADD for each port, the guest PORT_READY, and then the host tells what the port is
-(CONSOLE_PORT, PORT_NAME, PORT_OPEN) in whatever order it likes; some do so before PORT_READY.
-Without MULTIPORT there is one port, 0, which is a console and whose other side counts as open.
+The config space (le16 cols, le16 rows, le32 max_nr_ports, le32 emerg_wr) bounds the ports' ids,
+once and for all, because the queues are set up for that many; which ports there are is said by
+messages. The guest begins with DEVICE_READY, the host answers PORT_ADD for each port, the guest
+PORT_READY, and then the host tells what the port is (CONSOLE_PORT, PORT_NAME, PORT_OPEN) in
+whatever order it likes; some do so before PORT_READY. A PORT_ADD of a port that is there is one
+more `PortAdded`: the owner answers it again. Without MULTIPORT there is one port, 0, which is a
+console and whose other side counts as open.
+
+The size in the config space is port 0's. With MULTIPORT it means nothing before that port was
+added; hosts send RESIZE then, for Linux reads no size from the config space at all.
 
 There is no throttling: a receiver holds its buffers back. Two traps are the owner's business. A
 hang-up comes on the control queue and can overtake data in the port's queue, so that queue must be
@@ -20,7 +25,8 @@ looked at first. And QEMU drops control messages for which no buffer is posted, 
 kept full.
 
 As in v8, `receive` makes one event of one buffer and never raises, and a method for each thing to
-send returns a `Message`, or None where there is nothing to say in this dialect.
+send returns a `Message`, or None where there is nothing to say in this dialect, or nobody to hear
+it: a port whose id is not below max_nr_ports does not exist for the other end.
 """
 
 from __future__ import annotations
@@ -30,46 +36,69 @@ from enum import IntEnum
 from typing import ClassVar, Final
 
 from vconfs.protocol._control import (
+    CONFIG,
+    F_MULTIPORT,
+    F_SIZE,
     NAME_MAX,
     PORTS_MAX,
     SIZE,
+    ConfigReader,
     Handlers,
     check_name,
+    check_size,
+    console,
     named,
     opened,
     resized,
 )
+from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
-    ConsolePort,
+    Buffer,
     Data,
     DeviceReady,
     Event,
     Ignored,
     Message,
     PortAdded,
-    PortOpened,
     PortReady,
     PortRemoved,
     Resized,
 )
 
-__all__ = ["NAME_MAX", "PORTS_MAX", "GuestEnd", "HostEnd"]
+__all__ = [
+    "CONFIG",
+    "CONTROL",
+    "CONTROL_IN",
+    "CONTROL_OUT",
+    "EMERGENCY_WRITE",
+    "FEATURES",
+    "F_EMERG_WRITE",
+    "F_MULTIPORT",
+    "F_SIZE",
+    "MAX_PORTS",
+    "NAME_MAX",
+    "NO_PORT",
+    "PORTS_MAX",
+    "ControlEvent",
+    "GuestEnd",
+    "HostEnd",
+]
 
-F_SIZE: Final = 1 << 0
-F_MULTIPORT: Final = 1 << 1
 F_EMERG_WRITE: Final = 1 << 2
+#: What both ends do by themselves; for F_EMERG_WRITE a host must also see config writes.
 FEATURES: Final = F_SIZE | F_MULTIPORT
 
 CONTROL_IN: Final = 2
 CONTROL_OUT: Final = 3
 
 CONTROL: Final = struct.Struct("<IHH")
-#: The config space without the emergency write field, which one may write but not read.
-CONFIG: Final = struct.Struct("<HHI")
+#: The bytes of the config space that a guest may write, behind those of CONFIG.
+EMERGENCY_WRITE: Final = range(8, 12)
 
 #: The id of messages that are about the device as a whole.
 NO_PORT: Final = 0xFFFFFFFF
-DEFAULT_MAX_PORTS: Final = 31
+#: How many ports a device has room for if nobody says: QEMU's number, and 64 queues.
+MAX_PORTS: Final = 31
 
 
 class ControlEvent(IntEnum):
@@ -95,12 +124,11 @@ class _End:
     _is_host: ClassVar[int]
     _handlers: ClassVar[Handlers]
 
-    def __init__(self, features: int, max_ports: int, *, rows_first: bool) -> None:
+    def __init__(self, features: int, max_ports: int) -> None:
         self.features = features
         self.multiport = bool(features & F_MULTIPORT)
         #: Ids are smaller than this.
         self.max_ports = max_ports if self.multiport else 1
-        self._rows_first = rows_first
 
     @property
     def queues(self) -> int:
@@ -117,7 +145,7 @@ class _End:
 
     def port_of(self, queue: int) -> int | None:
         """The port that a queue belongs to; None: it is for control messages."""
-        if queue < CONTROL_IN:
+        if queue < CONTROL_IN or not self.multiport:
             return 0
         return None if queue <= CONTROL_OUT else queue // 2 - 1
 
@@ -134,10 +162,11 @@ class _End:
         return self._control(id, ControlEvent.PORT_OPEN, opened)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
-        """Make an event of one buffer that came in on `queue`."""
+        """Make an event of one buffer that came in on `queue`, which is one of `queues`."""
         id = self.port_of(queue)
-        if id is not None or not self.multiport:
-            return Data(id or 0, buffer)
+        return self._receive_control(buffer) if id is None else Data(id, buffer)
+
+    def _receive_control(self, buffer: memoryview) -> Event:
         if len(buffer) < CONTROL.size:
             return Ignored(None, f"a control message of {len(buffer)} bytes is too short")
         about, event, value = CONTROL.unpack_from(buffer)
@@ -146,21 +175,20 @@ class _End:
             return Ignored(about, f"unknown control event {event}")
         if about >= self.max_ports and event != ControlEvent.DEVICE_READY:
             return Ignored(about, f"port id {about} of a device with {self.max_ports} ports")
-        return self._in_order(handler(about, value, buffer[CONTROL.size :]))
-
-    def _in_order(self, event: Event) -> Event:
-        if self._rows_first and isinstance(event, Resized):
-            return Resized(event.id, event.rows, event.cols)
-        return event
+        return handler(about, value, buffer[CONTROL.size :])
 
     def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
+        """Make a message about a port, if the other end can have it."""
+        return self._message(id, event, value, payload) if id < self.max_ports else None
+
+    def _message(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
         if not self.multiport:
             return None
         queue = CONTROL_OUT - self._is_host
         return Message(queue, CONTROL.pack(id, event, value) + payload)
 
 
-class GuestEnd(_End):
+class GuestEnd(ConfigReader, _End):
     """The driver's end of the dialect.
 
     `features` are the negotiated ones. How many ports there can be is learnt by `receive_config`.
@@ -171,40 +199,42 @@ class GuestEnd(_End):
     _handlers: ClassVar[Handlers] = {
         ControlEvent.PORT_ADD: lambda id, value, payload: PortAdded(id),
         ControlEvent.PORT_REMOVE: lambda id, value, payload: PortRemoved(id),
-        ControlEvent.CONSOLE_PORT: lambda id, value, payload: (
-            ConsolePort(id) if value else Ignored(id, "CONSOLE_PORT with value 0")
-        ),
+        ControlEvent.CONSOLE_PORT: console,
         ControlEvent.RESIZE: resized,
         ControlEvent.PORT_OPEN: opened,
         ControlEvent.PORT_NAME: named,
     }
 
     def __init__(self, features: int, *, resize_rows_first: bool = False) -> None:
-        super().__init__(features, DEFAULT_MAX_PORTS, rows_first=resize_rows_first)
-        self._started = False
-        self._size = (0, 0)
+        super().__init__(features, MAX_PORTS)
+        self._rows_first = resize_rows_first
+        self._has_port_0 = not self.multiport
+        self._max_nr_ports: int | None = None  # as the config space said first
 
-    def receive_config(self, config: bytes) -> list[Event]:
-        """Say what a config space means, at the start and after each config interrupt."""
-        if len(config) < CONFIG.size:
-            return [Ignored(None, f"a config space of {len(config)} bytes is too short")]
-        cols, rows, ports = CONFIG.unpack_from(config)
-        events: list[Event] = []
-        if self.multiport and not self._started:
-            if not 0 < ports <= PORTS_MAX:
-                events.append(Ignored(None, f"{ports} ports are not 1 to {PORTS_MAX}"))
+    def _receive_control(self, buffer: memoryview) -> Event:
+        event = super()._receive_control(buffer)
+        if isinstance(event, Resized) and self._rows_first:
+            return Resized(event.id, event.rows, event.cols)
+        if isinstance(event, PortAdded | PortRemoved) and event.id == 0:
+            self._has_port_0 = isinstance(event, PortAdded)
+        return event
+
+    def _ports_changed(self, ports: int) -> list[Event]:
+        if self._max_nr_ports is None:
+            self._max_nr_ports = ports
             self.max_ports = min(max(ports, 1), PORTS_MAX)
-        elif not self._started:
-            events += [PortAdded(0), ConsolePort(0), PortOpened(0, True)]
-        self._started = True
-        if self.features & F_SIZE and (cols, rows) != self._size:
-            self._size = (cols, rows)
-            events.append(Resized(0, cols, rows))
-        return events
+            if self.max_ports != ports:
+                return [Ignored(None, f"{ports} ports are not 1 to {PORTS_MAX}")]
+        elif self._max_nr_ports != ports:
+            return [Ignored(None, f"max_nr_ports is {ports} and was {self._max_nr_ports}")]
+        return []
+
+    def _size_changed(self, cols: int, rows: int) -> list[Event]:
+        return super()._size_changed(cols, rows) if self._has_port_0 else []
 
     def device_ready(self) -> Message | None:
         """Ask for the ports to be announced: the driver is up."""
-        return self._control(NO_PORT, ControlEvent.DEVICE_READY, 1)
+        return self._message(NO_PORT, ControlEvent.DEVICE_READY, 1)
 
     def port_ready(self, id: int) -> Message | None:
         """Say that a port has been taken up: what the guest does for every port announced."""
@@ -229,14 +259,26 @@ class HostEnd(_End):
         self,
         features: int,
         *,
-        max_ports: int = DEFAULT_MAX_PORTS,
+        max_ports: int = MAX_PORTS,
         resize_rows_first: bool = False,
     ) -> None:
-        super().__init__(features, max_ports, rows_first=resize_rows_first)
+        if not 0 < max_ports <= PORTS_MAX:
+            raise LocalProtocolError(f"a device has 1 to {PORTS_MAX} ports, not {max_ports}")
+        super().__init__(features, max_ports)
+        self._rows_first = resize_rows_first
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes:
         """The config space; how many ports there are now does not matter."""
-        return CONFIG.pack(cols, rows, self.max_ports) + bytes(4)
+        return CONFIG.pack(*check_size(cols, rows), self.max_ports) + bytes(len(EMERGENCY_WRITE))
+
+    def receive_config_write(self, offset: int, data: Buffer) -> Event:
+        """Say what a guest's write to the config space means: one byte for port 0, or nothing.
+
+        With F_EMERG_WRITE a guest may do this at any time, even before it has set up a queue.
+        """
+        if offset != EMERGENCY_WRITE.start or not data:
+            return Ignored(None, f"{len(data)} bytes written to the config space at {offset}")
+        return Data(0, memoryview(data)[:1])
 
     def port_add(self, id: int) -> Message | None:
         """Announce a port."""
@@ -256,8 +298,9 @@ class HostEnd(_End):
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
         """Tell the size of the console on a port."""
-        first, second = (rows, cols) if self._rows_first else (cols, rows)
-        return self._control(id, ControlEvent.RESIZE, 1, SIZE.pack(first, second))
+        size = check_size(cols, rows)
+        fields = reversed(size) if self._rows_first else size
+        return self._control(id, ControlEvent.RESIZE, 1, SIZE.pack(*fields))
 
     def cache_buffers(self, id: int, on: bool) -> Message | None:
         """Nothing: the standard leaves that to the guest."""
