@@ -197,3 +197,49 @@ async def test_the_host_looks_into_the_guest(mounted: OpenMount, tmp_path: Path)
                 assert isinstance(packages, dict)
                 assert "unknown question 'weather'" in unknown["error"]
                 await it.until(lambda: not it.port().host_connected)
+
+
+# --- clipboard ----------------------------------------------------------------------------
+
+
+@needs_inotifywait
+async def test_a_clipboard_is_shared_both_ways(
+    mounted: OpenMount, tmp_path: Path, shell: list[str]
+) -> None:
+    clips = {}
+    for end in ("guest", "host"):
+        (tmp_path / end).mkdir()
+        clips[end] = tmp_path / end / "clip"
+    async with mounted(f"clip=pipe:{tmp_path}/port") as it:
+        ports = {"guest": [str(it.file())], "host": [f"{tmp_path}/port.{w}" for w in ("out", "in")]}
+        words = {
+            end: [
+                "env",
+                f"TMPDIR={tmp_path}",
+                f"CLIPBOARD={clips[end]}",
+                *shell,
+                str(EXAMPLES / "clipboard.sh"),
+            ]
+            for end in clips
+        }
+        async with (
+            program("setsid", *words["guest"], *ports["guest"]) as guest,
+            program("setsid", *words["host"], *ports["host"]) as host,
+        ):
+            try:
+                text = "two lines\nof ünicode\n" + "x" * 200_000
+                for end, other in (("guest", "host"), ("host", "guest")):
+                    text += end
+                    await until_copied(it, clips[end], clips[other], text)
+            finally:
+                for process in (guest, host):
+                    await trio.run_process(["pkill", "-KILL", "-s", str(process.pid)], check=False)
+
+
+async def until_copied(it: Mounted, here: Path, there: Path, text: str) -> None:
+    """Write a text at one end, again and again until somebody listens, and see it at the other."""
+    with trio.fail_after(10):
+        while not there.exists() or there.read_text() != text:
+            here.write_text(text)
+            with trio.move_on_after(0.5):
+                await it.until(lambda: there.exists() and there.read_text() == text)

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Shares the clipboard between guest and host: run it at both ends of one port.
+#
+#   host:   vconfs … --port org.example.clipboard=pipe:/run/clip …
+#           clipboard.sh /run/clip.out /run/clip.in
+#   guest:  clipboard.sh /mnt/vcon/by-name/org.example.clipboard
+#
+# Under Wayland it is the session's clipboard, by wl-copy and wl-paste. Elsewhere, and if CLIPBOARD
+# names one, it is a file: what is written to it at one end appears at the other. Each content goes
+# over the port as one line in base64. It ends when the port does.
+set -eu
+
+if [ $# -lt 1 ] || [ $# -gt 2 ]; then
+    echo "usage: clipboard.sh PORT, or clipboard.sh FROM TO" >&2
+    exit 2
+fi
+from=$1 to=${2:-$1}
+work=$(mktemp -d)
+pids=
+finish() {
+    for pid in $pids; do kill "$pid" 2>/dev/null || :; done
+    rm -rf "$work"
+}
+trap finish EXIT
+trap 'exit 1' HUP INT TERM
+mkfifo "$work/changes" "$work/lines"
+: >"$work/last"
+
+if [ -z "${CLIPBOARD-}" ] && [ -n "${WAYLAND_DISPLAY-}" ] && command -v wl-paste >/dev/null; then
+    get() { wl-paste --no-newline 2>/dev/null || :; }
+    put() { wl-copy; }
+    wl-paste --watch echo changed >"$work/changes" &
+else
+    clipboard=${CLIPBOARD:-$HOME/.clipboard}
+    [ -e "$clipboard" ] || : >"$clipboard"
+    get() { cat "$clipboard"; }
+    put() { cat >"$work/new" && cp "$work/new" "$clipboard"; }
+    inotifywait -qm -e close_write,moved_to --format %f "${clipboard%/*}" >"$work/changes" &
+fi
+pids="$pids $!"
+
+# Only what is new is sent: neither what came from there, nor the same once more.
+{
+    while read -r _; do
+        get | base64 -w 0 >"$work/now"
+        cmp -s "$work/now" "$work/last" && continue
+        cp "$work/now" "$work/last"
+        { cat "$work/now" && echo; } >&3
+    done <"$work/changes"
+} 3>"$to" &
+pids="$pids $!"
+
+cat "$from" >"$work/lines" &
+pids="$pids $!"
+while IFS= read -r line; do
+    printf %s "$line" >"$work/last"
+    printf %s "$line" | base64 -d | put
+done <"$work/lines"
