@@ -1,8 +1,5 @@
 """What happens to the ports, as a file of lines: MOUNTPOINT/.events.
 
-The file can be opened but is not listed, so that whoever goes through the mount's files finds
-ports only.
-
 Each opener first gets a line per port that is there ("present"), then "ready", and from then on
 a line per event. A line is one JSON object:
 

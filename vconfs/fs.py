@@ -3,7 +3,7 @@
     /            vcon0 vcon1 …   one file for each port
                  hvc0 …          symlinks to the ptys of console ports
                  by-name/        symlinks by the ports' names: NAME -> ../vconN
-                 .events         what happens to the ports (not listed); see `events_file`
+                 .events         what happens to the ports, line by line; see `events_file`
 
 A file's calls are those of its `Port`; this module has only what is the file system's own:
 inodes, handles, attributes, and the listing of directories. Nothing here waits but `read` and
@@ -423,6 +423,7 @@ class PortFS(pyfuse3.Operations):
             links = {link: port for port in reversed(ports) if (link := link_name(port.name))}
             return [_link_entry(link, port) for link, port in sorted(links.items())]
         entries = [_Entry(BY_NAME_DIR, BY_NAME, stat.S_IFDIR | 0o755)]
+        entries += [_Entry(EVENTS_FILE, EVENTS, self._mode(EVENTS))]
         entries += [_pty_entry(port.hvc, port) for port in ports if port.hvc is not None]
         return entries + [self._port_entry(port) for port in ports]
 
@@ -430,8 +431,6 @@ class PortFS(pyfuse3.Operations):
         if parent == ROOT and (id := port_id(name)) is not None:
             port = self._manager.ports.get(id)
             return None if port is None else self._port_entry(port)
-        if parent == ROOT and name == EVENTS_FILE:
-            return _Entry(EVENTS_FILE, EVENTS, self._mode(EVENTS))  # found, but not listed
         return next((entry for entry in self._names(parent) if entry.name == name), None)
 
     def _port_entry(self, port: Port) -> _Entry:
