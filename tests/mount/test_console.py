@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import termios
 from pathlib import Path
 
@@ -198,3 +199,21 @@ async def test_stty_and_fionread_work_on_a_console(mounted: OpenMount) -> None:
         os.write(slave, b"12345")
         await it.run("stty -F $(readlink hvc0) cols 77; stty -F $(readlink hvc0) size | grep 77")
         os.close(slave)
+
+
+@pytest.mark.skipif(not shutil.which("agetty"), reason="needs agetty")
+async def test_agetty_runs_its_login_program_on_a_console(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"=unix:{tmp_path}/sock,console") as it:
+        await it.until(lambda: it.port().pty)
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            line = it.port().pty.removeprefix("/dev/")
+            words = "setsid", "agetty", "--skip-login", "--noissue", "--login-program"
+            async with program(*words, "/bin/cat", "--login-options", "/etc/hostname", line):
+                seen = b""
+                wanted = Path("/etc/hostname").read_bytes().strip()
+                while wanted not in seen:
+                    data = await host.receive_some()
+                    assert data
+                    seen += data
