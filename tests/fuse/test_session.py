@@ -249,6 +249,20 @@ async def test_a_notification_after_the_end_goes_nowhere() -> None:
         await kernel.assert_silent()
 
 
+async def test_settled_is_when_nothing_waits_for_its_answer() -> None:
+    operations = Quiet()
+    async with connected(operations) as kernel:
+        await kernel.session.settle(60)
+        unique = await kernel.send(k.READ, read_body())
+        await trio.testing.wait_all_tasks_blocked()
+        await kernel.session.settle(0)  # it gives up
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(kernel.session.settle, 60)
+            await trio.testing.wait_all_tasks_blocked()
+            operations.changed.set()
+        assert (await kernel.receive()).unique == unique
+
+
 # --- order --------------------------------------------------------------------------------
 
 
@@ -280,6 +294,27 @@ async def test_prompt_handlers_run_in_order_without_a_task() -> None:
         # DIRECT_IO | KEEP_CACHE (which pyfuse3 has on by default) | NONSEEKABLE | STREAM
         assert struct.unpack("<QII", opened.body) == (5, 1 | 2 | 4 | 16, 0)
         assert (released.error, refused.error) == (0, errno.EACCES)
+
+
+async def test_other_tasks_have_their_turn_while_requests_flood() -> None:
+    operations = Quiet()
+    operations.data = bytes(1000)
+    left: list[int] = []
+
+    async def other() -> None:
+        while operations.data:
+            left.append(len(operations.data))
+            await trio.lowlevel.checkpoint()
+
+    async with connected(operations) as kernel, trio.open_nursery() as nursery:
+        for unique in range(200):  # all are there before the session reads the first
+            head = struct.pack("<IIQQIIII", 80, k.READ, unique, 1, 0, 0, 0, 0)
+            kernel.socket._sock.send(head + read_body(size=1))  # type: ignore[attr-defined]
+        nursery.start_soon(other)
+        for _ in range(200):
+            await kernel.receive()
+        operations.data = b""
+    assert any(800 < count < 1000 for count in left)
 
 
 async def test_the_context_tells_who_asks() -> None:

@@ -52,7 +52,6 @@ FORGET_ONE: Final = struct.Struct("=QQ")
 POLL_IN: Final = struct.Struct("=QQII")  # fh kh flags events
 POLL_OUT: Final = struct.Struct("=II")
 POLL_WAKEUP: Final = struct.Struct("=Q")
-GETATTR_IN: Final = struct.Struct("=IIQ")
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 ATTR_OUT: Final = struct.Struct("=QII")  # valid, valid_nsec, dummy; then ATTR
 ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times may lie before 1970
@@ -166,7 +165,6 @@ _FOR_EVER: Final = float(1 << 62)
 POLL_SCHEDULE_NOTIFY: Final = 1
 NOTIFY_POLL: Final = 1
 FSYNC_FDATASYNC: Final = 1
-GETATTR_FH: Final = 1
 
 
 def init_reply(minor: int, max_readahead: int, flags: int) -> bytes:
