@@ -1,16 +1,19 @@
-"""The standard's dialect as tables: every message, both ends, and what may not be sent."""
+"""The standard's dialect as tables: every message, both ends, and what may not be sent.
+
+What holds for both dialects is in test_dialects.py.
+"""
 
 from __future__ import annotations
 
 import select
 import struct
 from collections.abc import Callable
+from itertools import permutations
 
 import pytest
 import trio
-from hypothesis import given
-from hypothesis import strategies as st
 
+from vconfs.port import Opener, PortOptions
 from vconfs.protocol import events, virtio1
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import Event, Message
@@ -66,24 +69,71 @@ def test_what_the_guest_end_sends_the_host_end_reads(
 
 
 @pytest.mark.parametrize("data", [data for _, data, _ in TO_GUEST + TO_HOST])
-def test_a_message_cut_anywhere_is_ignored(data: bytes) -> None:
-    for length in range(8):
-        for end in (virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)):
-            assert isinstance(read(end, data[:length]), events.Ignored)
+def test_short_control_messages_are_checked(data: bytes) -> None:
+    for end in (virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)):
+        for length in range(8):
+            assert read(end, data[:length]) == events.Ignored(
+                None, f"a control message of {length} bytes is too short"
+            )
 
 
-def test_names_come_with_a_nul_or_without() -> None:
+@pytest.mark.parametrize("id", [0, 5, 99, 0xFFFFFFFF])
+def test_device_ready_is_about_no_port_whatever_its_id(id: int) -> None:
+    host = virtio1.HostEnd(ALL)
+    assert read(host, control(id, 0, 1)) == events.DeviceReady(True)
+    assert read(host, control(id, 0, 0)) == events.DeviceReady(False)
+
+
+def test_a_guest_that_could_not_take_a_port_up() -> None:
+    assert read(virtio1.HostEnd(ALL), control(3, 3, 0)) == events.PortReady(3, False)
+
+
+def test_a_port_is_introduced_in_any_order_and_more_than_once() -> None:
+    """NAME before PORT_READY, OPEN before CONSOLE_PORT, PORT_ADD again: hosts differ."""
+    messages = {
+        control(3, 1, 0): events.PortAdded(3),
+        control(3, 7, 1, b"name"): events.PortNamed(3, b"name"),
+        control(3, 6, 1): events.PortOpened(3, True),
+        control(3, 4, 1): events.ConsolePort(3),
+    }
     guest = virtio1.GuestEnd(ALL)
-    for sent in (b"org.qemu", b"org.qemu\0"):
-        assert read(guest, control(3, 7, 1, sent)) == events.PortNamed(3, b"org.qemu")
-    assert isinstance(read(guest, control(3, 7, 1, bytes(65536))), events.Ignored)
+    for order in permutations(messages):
+        for message in (*order, *order):
+            assert read(guest, message) == messages[message]
+
+
+@pytest.mark.parametrize("event", [0, 3])
+def test_the_host_cannot_send_what_is_the_guests(event: int) -> None:
+    assert read(virtio1.GuestEnd(ALL), control(3, event, 1)) == events.Ignored(
+        3, f"unknown control event {event}"
+    )
+
+
+@pytest.mark.parametrize("event", [1, 2, 4, 5, 7])
+def test_the_guest_cannot_send_what_is_the_hosts(event: int) -> None:
+    assert read(virtio1.HostEnd(ALL), control(3, event, 1, bytes(4))) == events.Ignored(
+        3, f"unknown control event {event}"
+    )
+
+
+def test_console_port_with_value_zero_says_nothing() -> None:
+    assert read(virtio1.GuestEnd(ALL), control(0, 4, 0)) == events.Ignored(
+        0, "CONSOLE_PORT with value 0"
+    )
+
+
+@pytest.mark.parametrize("length", range(4))
+def test_a_resize_without_its_size_is_ignored(length: int) -> None:
+    assert read(virtio1.GuestEnd(ALL), control(0, 5, 1, bytes(length))) == events.Ignored(
+        0, f"a RESIZE with {length} bytes of size is too short"
+    )
 
 
 def test_a_resize_in_the_other_order() -> None:
     message = control(0, 5, 1, struct.pack("<HH", 25, 80))
     assert read(virtio1.GuestEnd(ALL, resize_rows_first=True), message) == events.Resized(0, 80, 25)
     assert virtio1.HostEnd(ALL, resize_rows_first=True).resize(0, 80, 25) == Message(2, message)
-    assert isinstance(read(virtio1.GuestEnd(ALL), control(0, 5, 1, b"123")), events.Ignored)
+    assert read(virtio1.GuestEnd(ALL), message) == events.Resized(0, 25, 80)
 
 
 def test_queue_numbers() -> None:
@@ -102,10 +152,28 @@ def test_queue_numbers() -> None:
 def test_ids_beyond_the_devices_ports_are_ignored(id: int) -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
     guest.receive_config(host.config(1))
-    assert read(guest, control(id, 1, 1)) == events.Ignored(
-        id, f"port id {id} of a device with 31 ports"
-    )
-    assert isinstance(read(host, control(id, 6, 1)), events.Ignored)
+    beyond = events.Ignored(id, f"port id {id} of a device with 31 ports")
+    for event in (1, 2, 4, 5, 6, 7):
+        assert read(guest, control(id, event, 1, bytes(4))) == beyond
+    for event in (3, 6):
+        assert read(host, control(id, event, 1)) == beyond
+
+
+def test_nothing_is_said_of_ports_that_the_other_end_cannot_have() -> None:
+    guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL, max_ports=4)
+    guest.receive_config(host.config(1))
+    assert guest.max_ports == 4
+    assert guest.queues == host.queues == 10
+    assert host.port_add(3) == Message(2, control(3, 1, 1))
+    assert host.port_add(4) is host.port_remove(4) is host.port_name(4, b"name") is None
+    assert host.console_port(4) is host.resize(4, 80, 25) is host.port_open(4, True) is None
+    assert guest.port_ready(4) is guest.port_open(4, True) is None
+
+
+@pytest.mark.parametrize("ports", [0, -1, virtio1.PORTS_MAX + 1])
+def test_a_device_that_cannot_be_is_the_callers_mistake(ports: int) -> None:
+    with pytest.raises(LocalProtocolError, match=f"1 to {virtio1.PORTS_MAX} ports, not {ports}"):
+        virtio1.HostEnd(ALL, max_ports=ports)
 
 
 @pytest.mark.parametrize("event", [8, 100, 65535])
@@ -116,22 +184,53 @@ def test_unknown_events_are_ignored(event: int) -> None:
         )
 
 
-@pytest.mark.parametrize("ports", [0, virtio1.PORTS_MAX + 1, 2**32 - 1])
-def test_an_absurd_number_of_ports_is_bounded(ports: int) -> None:
+@pytest.mark.parametrize(
+    ("ports", "bounded"),
+    [(0, 1), (virtio1.PORTS_MAX + 1, virtio1.PORTS_MAX), (2**32 - 1, virtio1.PORTS_MAX)],
+)
+def test_an_absurd_number_of_ports_is_bounded(ports: int, bounded: int) -> None:
     guest = virtio1.GuestEnd(ALL)
-    (event,) = guest.receive_config(struct.pack("<HHI", 0, 0, ports))
-    assert isinstance(event, events.Ignored)
-    assert 1 <= guest.max_ports <= virtio1.PORTS_MAX
+    config = struct.pack("<HHI", 0, 0, ports)
+    assert guest.receive_config(config) == [
+        events.Ignored(None, f"{ports} ports are not 1 to {virtio1.PORTS_MAX}")
+    ]
+    assert guest.max_ports == bounded
+    assert guest.receive_config(config) == []
 
 
-@pytest.mark.parametrize("length", range(8))
-def test_a_short_config_space_is_ignored(length: int) -> None:
-    (event,) = virtio1.GuestEnd(ALL).receive_config(bytes(length))
-    assert isinstance(event, events.Ignored)
+@pytest.mark.parametrize("ports", [0, 1, 7, 9, 2**32 - 1])
+def test_the_number_of_ports_cannot_change(ports: int) -> None:
+    guest = virtio1.GuestEnd(ALL)
+    assert guest.receive_config(struct.pack("<HHI", 0, 0, 8)) == []
+    assert guest.receive_config(struct.pack("<HHI", 0, 0, ports)) == [
+        events.Ignored(None, f"max_nr_ports is {ports} and was 8")
+    ]
+    assert guest.max_ports == 8
+    assert read(guest, control(7, 1, 1)) == events.PortAdded(7)
+
+
+def test_the_config_space_of_the_host_end() -> None:
+    host = virtio1.HostEnd(ALL, max_ports=5)
+    assert host.config(2, 80, 25) == struct.pack("<HHII", 80, 25, 5, 0)
+    assert virtio1.HostEnd(0, max_ports=5).config(1) == struct.pack("<HHII", 0, 0, 1, 0)
+
+
+def test_an_emergency_write_is_a_byte_from_port_0() -> None:
+    host = virtio1.HostEnd(ALL | virtio1.F_EMERG_WRITE)
+    for data in (b"A", b"A\0\0\0", b"ABCD"):
+        assert host.receive_config_write(8, data) == events.Data(0, memoryview(b"A"))
+
+
+@pytest.mark.parametrize(("offset", "data"), [(8, b""), (0, b"A"), (9, b"A"), (12, b"A")])
+def test_other_writes_to_the_config_space_are_ignored(offset: int, data: bytes) -> None:
+    assert virtio1.HostEnd(ALL).receive_config_write(offset, data) == events.Ignored(
+        None, f"{len(data)} bytes written to the config space at {offset}"
+    )
 
 
 def test_the_config_tells_the_size_of_the_console_when_it_changes() -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
+    read(guest, control(1, 1, 1))
     assert guest.receive_config(host.config(1, 80, 25)) == []  # there is no port 0 yet
     read(guest, control(0, 1, 1))
     assert guest.receive_config(host.config(1, 80, 25)) == [events.Resized(0, 80, 25)]
@@ -141,37 +240,11 @@ def test_the_config_tells_the_size_of_the_console_when_it_changes() -> None:
     assert guest.receive_config(host.config(1, 100, 25)) == []
 
 
-def test_without_multiport_there_is_one_console_and_nothing_but_data() -> None:
-    guest, host = virtio1.GuestEnd(virtio1.F_SIZE), virtio1.HostEnd(0)
-    assert guest.queues == host.queues == 2
-    assert guest.receive_config(host.config(1, 80, 25)) == [
-        events.PortAdded(0),
-        events.ConsolePort(0),
-        events.PortOpened(0, True),
-        events.Resized(0, 80, 25),
-    ]
-    for send, _, _ in TO_GUEST:
-        assert send(host) is None
-    for ask, _, _ in TO_HOST:
-        assert ask(guest) is None
-
-
 def test_what_this_dialect_has_no_message_for() -> None:
     host, guest = virtio1.HostEnd(ALL), virtio1.GuestEnd(ALL)
     assert host.cache_buffers(1, True) is host.buffer_limit(1, 1) is host.throttle(1, True) is None
     assert guest.throttle(1, True) is None
     assert guest.data_header(1, 100) == b""
-    with pytest.raises(LocalProtocolError, match="at most 4080 bytes"):
-        host.port_name(1, bytes(4081))
-
-
-_EVENTS = (*(type(event) for _, _, event in TO_GUEST + TO_HOST), events.Data, events.Ignored)
-
-
-@given(st.binary(max_size=40), st.integers(0, 70), st.sampled_from([ALL, virtio1.F_MULTIPORT, 0]))
-def test_random_buffers_always_give_an_event(data: bytes, queue: int, features: int) -> None:
-    for end in (virtio1.GuestEnd(features), virtio1.HostEnd(features)):
-        assert isinstance(end.receive(queue, memoryview(data)), _EVENTS)
 
 
 # --- both ends, over real rings -----------------------------------------------------------
@@ -219,3 +292,39 @@ async def test_back_pressure_is_the_ring_both_ways() -> None:
         while read_back < sent:
             read_back += len(taken(port.read_nowait(1 << 20)))
         assert puppet.port.send_nowait(b"again") == 5
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="the driver takes the hang-up before what a full port left in its ring",
+)
+async def test_a_hang_up_waits_for_the_data_that_it_overtook() -> None:
+    puppet = Puppet()
+    options = PortOptions(limit=100_000)
+    async with open_ends([spec(puppet=puppet)], options, dialect="virtio1") as ends:
+        port, sent, got = ends.ports[0], 0, 0
+        while step := puppet.port.send_nowait(bytes(60_000)):
+            sent += step
+        puppet.port.disconnect()
+        while size := len(taken(port.read_nowait(1 << 20))):
+            got += size
+        assert got == sent
+        assert not port.host_connected
+
+
+@pytest.mark.xfail(
+    raises=AssertionError,
+    reason="the backend takes the close before what a full port left in its ring",
+)
+async def test_a_close_waits_for_the_data_that_it_overtook() -> None:
+    puppet = Puppet()
+    puppet.keeps_sessions = True
+    async with open_ends([spec(puppet=puppet, host_limit=1000)], dialect="virtio1") as ends:
+        opener = Opener(1)
+        ends.ports[0].open(opener)
+        sent = sum(ends.ports[0].write_nowait(bytes(60_000)) for _ in range(5))
+        ends.ports[0].close(opener)
+        got = 0
+        while data := await puppet.port.receive():
+            got += len(data)
+        assert got == sent

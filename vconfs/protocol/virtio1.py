@@ -145,7 +145,7 @@ class _End:
 
     def port_of(self, queue: int) -> int | None:
         """The port that a queue belongs to; None: it is for control messages."""
-        if queue < CONTROL_IN or not self.multiport:
+        if queue < CONTROL_IN:
             return 0
         return None if queue <= CONTROL_OUT else queue // 2 - 1
 
