@@ -308,8 +308,7 @@ async def test_a_hang_up_waits_for_the_data_that_it_overtook() -> None:
         puppet.port.disconnect()
         while size := len(taken(port.read_nowait(1 << 20))):
             got += size
-        assert got == sent
-        assert not port.host_connected
+    assert got == sent
 
 
 @pytest.mark.xfail(
@@ -327,4 +326,4 @@ async def test_a_close_waits_for_the_data_that_it_overtook() -> None:
         got = 0
         while data := await puppet.port.receive():
             got += len(data)
-        assert got == sent
+    assert got == sent

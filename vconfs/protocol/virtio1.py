@@ -20,9 +20,9 @@ The size in the config space is port 0's. With MULTIPORT it means nothing before
 added; hosts send RESIZE then, for Linux reads no size from the config space at all.
 
 There is no throttling: a receiver holds its buffers back. Two traps are the owner's business. A
-hang-up comes on the control queue and can overtake data in the port's queue, so that queue must be
-looked at first. And QEMU drops control messages for which no buffer is posted, so that ring must be
-kept full.
+hang-up comes on the control queue and can overtake data in the port's queue, which must be emptied
+first; where the port has no space for it now, the hang-up must wait. And QEMU drops control
+messages for which no buffer is posted, so the control ring must be kept full.
 
 As in v8, `receive` makes one event of one buffer and never raises, and a method for each thing to
 send returns a `Message`, or None where there is nothing to say in this dialect, or nobody to hear
