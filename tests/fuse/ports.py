@@ -25,8 +25,12 @@ class Port:
         self.poll_handles: dict[int, Any] = {}
         self._changed = trio.lowlevel.ParkingLot()
 
-    def changed(self) -> None:
+    def progressed(self) -> None:
+        """Let a test look whether what it waits for has come."""
         self._changed.unpark_all()
+
+    def changed(self) -> None:
+        self.progressed()
         for handle in self.poll_handles.values():
             handle.notify()
         self.poll_handles.clear()
@@ -46,12 +50,12 @@ class Port:
     async def wait_for(self, condition: Callable[[], object]) -> None:
         """Wait as one of the callers that `blocked` counts."""
         self.waiting += 1
-        self._changed.unpark_all()
+        self.progressed()
         try:
             await self.until(condition)
         finally:
             self.waiting -= 1
-            self._changed.unpark_all()
+            self.progressed()
 
 
 class Ports(pyfuse3.Operations):
@@ -102,6 +106,7 @@ class Ports(pyfuse3.Operations):
         port = self._handles[fh]
         if poll_handle is not None:
             port.poll_handles[fh] = poll_handle
+            port.progressed()
         mask = (IN if port.data else 0) | (OUT if port.room > len(port.data) else 0)
         return mask | (select.POLLHUP | IN if port.hung_up else 0)
 

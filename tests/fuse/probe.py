@@ -138,6 +138,7 @@ def names(top: Path) -> Iterator[Call]:
     yield lambda: os.mkdir(top / "dir", 0o777)
     yield lambda: os.mkdir(top / "dir")
     yield lambda: os.lstat(top / "dir")
+    yield lambda: os.getxattr(top / "dir", "user.umask")
     yield lambda: os.mkfifo(top / "dir/fifo", 0o600)
     yield lambda: os.mknod(top / "dir/device", stat.S_IFCHR | 0o600, os.makedev(5, 300))
     yield lambda: os.lstat(top / "dir/fifo")

@@ -202,16 +202,11 @@ for _ in range(3):
         async with program(sys.executable, "-I", "-c", script, str(it.file)) as waiter:
             for word in (b"one", b"two", b"three"):
                 # It waits when the kernel has a handle to be told by.
-                await wait_polled(port)
+                await port.until(lambda: port.poll_handles)
                 port.put(word)
                 output = await heard(waiter)
                 assert output.decode() == f"{events} {word!r}\n"
             assert await waiter.wait() == 0
-
-
-async def wait_polled(port: Port) -> None:
-    while not port.poll_handles:
-        await trio.lowlevel.checkpoint()
 
 
 async def test_a_hang_up_wakes_whoever_polls(serve: Serve) -> None:
@@ -226,7 +221,7 @@ print(poller.poll()[0][1] == select.POLLHUP)
         async with trio.open_nursery() as nursery:
 
             async def hang_up() -> None:
-                await wait_polled(port)
+                await port.until(lambda: port.poll_handles)
                 port.hung_up = True
                 port.changed()
 
@@ -365,9 +360,7 @@ async def test_a_cancelled_session_leaves_nobody_waiting(serve: Serve) -> None:
             assert await cat.wait() == 1
 
 
-async def test_an_orderly_operation_outlives_a_stormy_session(serve: Serve) -> None:
-    """Clients that die in every state; the mount then still works."""
-
+async def test_clients_that_die_in_any_state_leave_the_mount_working(serve: Serve) -> None:
     class Slow(Ports):
         async def read(self, fh: FileHandleT, off: int, size: int) -> Any:
             await trio.lowlevel.checkpoint()

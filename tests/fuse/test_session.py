@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
-from vconfs.fuse import RequestContext
+from vconfs.fuse import RequestContext, Session
 
 from . import kernel as k
 from .kernel import Kernel, Quiet, connect, connected, read_body, write_body
@@ -348,6 +348,74 @@ async def test_poll_has_a_handle_only_when_the_kernel_wants_to_be_told() -> None
         assert handles[0] is None
         handles[1].notify()
         assert await kernel.receive() == k.Reply(0, 1, struct.pack("<Q", 99))
+
+
+# --- requests that are taken back ---------------------------------------------------------
+
+
+async def test_a_request_that_vanishes_while_it_is_read_is_no_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stock, failures = os.readv, [errno.ENOENT] * 3
+
+    def readv(device: int, buffers: Any) -> int:
+        if failures:
+            raise OSError(failures.pop(), "taken back")
+        return stock(device, buffers)
+
+    monkeypatch.setattr(os, "readv", readv)
+    async with connected(Quiet()):
+        assert not failures
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.ECONNABORTED])
+async def test_a_device_without_a_mount_is_the_end(
+    monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def readv(device: int, buffers: Any) -> int:
+        raise OSError(code, "unmounted")
+
+    monkeypatch.setattr(os, "readv", readv)
+    await Session(Quiet(), 0).run()
+
+
+async def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock, failures = os.writev, [errno.ENOENT]
+
+    def writev(device: int, buffers: Any) -> int:
+        if failures:
+            raise OSError(failures.pop(), "taken back")
+        return stock(device, buffers)
+
+    operations = Quiet()
+    operations.data = b"ab"
+    async with connected(operations) as kernel:
+        monkeypatch.setattr(os, "writev", writev)
+        await kernel.send(k.READ, read_body(size=1))
+        assert (await kernel.ask(k.READ, read_body(size=1))).body == b"b"
+        assert not caplog.records
+
+
+async def test_an_answer_that_the_kernel_refuses_becomes_eio(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    stock, failures = os.writev, [errno.EINVAL] * 2
+
+    def writev(device: int, buffers: Any) -> int:
+        if len(buffers) > 1 and failures:
+            raise OSError(failures.pop(), "refused")
+        return stock(device, buffers)
+
+    operations = Quiet()
+    operations.data = b"abc"
+    async with connected(operations) as kernel:
+        monkeypatch.setattr(os, "writev", writev)
+        for _ in range(2):
+            assert (await kernel.ask(k.READ, read_body(size=1))).error == errno.EIO
+        assert len(caplog.records) == 1
+        assert (await kernel.ask(k.READ, read_body(size=1))).body == b"c"
 
 
 # --- what should not happen ---------------------------------------------------------------

@@ -66,4 +66,5 @@ def test_the_probe_has_seen_what_it_should(both: dict[str, Answers]) -> None:
     assert answers["xattrs"][:4] == [repr(b"green"), repr(b""), "ENODATA", repr(b"0 0")]
     assert answers["opening"] == ["ENXIO", "ENOENT", "EISDIR", "ELOOP", "EEXIST"]
     assert answers["changes"][7]["mtime_ns"] == -1
+    assert answers["names"][3] == repr(b"27")
     assert answers["forgetting"] == ["500", "1", "500", repr(b"none")]

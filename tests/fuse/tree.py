@@ -106,7 +106,9 @@ class Tree(pyfuse3.Operations):
 
     async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: Any) -> Any:
         mode = stat.S_IFDIR | stat.S_IMODE(mode)
-        return await self.mknod(parent_inode, name, mode, ctx.umask << 8, ctx)
+        entry = await self.mknod(parent_inode, name, mode, 0, ctx)
+        self._nodes[entry.st_ino].xattrs[b"user.umask"] = b"%o" % ctx.umask
+        return entry
 
     async def symlink(self, parent_inode: InodeT, name: bytes, target: bytes, ctx: Any) -> Any:
         node = self._add(self._nodes[parent_inode], name, stat.S_IFLNK | 0o777)

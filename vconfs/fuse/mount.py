@@ -155,7 +155,7 @@ def _adopt(device: int) -> int:
 
 
 def _clear_dead_mount(place: Path) -> None:
-    """Unmount what a vconfs that was killed has left: each access of it fails with ENOTCONN."""
+    """Unmount what a vconfs that was killed has left."""
     while is_mounted(place) and _is_dead(place):
         try:
             unmount(place, lazy=True)
@@ -167,8 +167,9 @@ def _clear_dead_mount(place: Path) -> None:
 
 
 def _is_dead(place: Path) -> bool:
+    """Whether nobody serves the mount any more; statfs, for the kernel may remember a stat."""
     try:
-        os.stat(place)
+        os.statvfs(place)
     except OSError as error:
         return error.errno == errno.ENOTCONN
     return False

@@ -14,16 +14,22 @@ from vconfs.protocol.events import Buffer
 
 
 class PortOperations(Protocol):
-    """The optional attributes of an operations object that our session makes use of."""
+    """The optional attributes of an operations object that our session makes use of.
 
-    #: Handlers that never wait: they are awaited in the order of arrival, without a task.
+    The `*_nowait` methods are for files that are opened as nonseekable: they have no offset.
+    """
+
+    #: Names of the handlers that never wait, like "open": they are awaited in the order of
+    #: arrival, without a task.
     prompt: frozenset[str]
 
     def read_nowait(self, fh: int, size: int, flags: int) -> Buffer | Sequence[Buffer]:
-        """Read at once, or raise trio.WouldBlock or pyfuse3.FUSEError.
+        """Read up to `size` bytes at once, or raise trio.WouldBlock or pyfuse3.FUSEError.
 
-        `flags` are the open file's flags of this moment. After WouldBlock the caller gets EAGAIN
-        if they have O_NONBLOCK; else `read` is awaited.
+        The data may come in pieces, which are handed to the kernel as they are. `flags` are the
+        open file's flags of this moment. After WouldBlock the caller gets EAGAIN if they have
+        O_NONBLOCK; else `read` is awaited. The kernel makes several requests of a read above
+        1 MiB; of these only the first may wait, the others end the read.
         """
 
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:

@@ -8,9 +8,9 @@ requests other tasks get their turn.
 
 Reads and writes are first tried at once (`PortOperations.read_nowait`, `write_nowait`). Handlers
 that never wait (`prompt`) are awaited in place, so that opens, closes and look-ups happen in the
-order in which the kernel sent them. Everything else becomes a task. Each task runs in a cancel
-scope that is kept under its request's number before the task starts, for FUSE_INTERRUPT, which
-the kernel sends when a signal comes for whoever waits, cancels it: the answer is EINTR.
+order in which the kernel sent them. Everything else becomes a task, with a cancel scope that is
+kept under the request's number from before the task starts. When a signal comes for whoever
+waits, the kernel sends FUSE_INTERRUPT with that number: the scope is cancelled, the answer EINTR.
 
 Every request is answered exactly once, but for FORGET, BATCH_FORGET and INTERRUPT, which have no
 answer. ENOENT from a reply means that the request is not waited for any more; ENODEV from a read
@@ -50,7 +50,7 @@ _TURN: Final = 32
 _PIECES: Final = os.sysconf("SC_IOV_MAX")
 #: Of the data of a read: not a sequence of pieces, but one.
 _ONE_PIECE: Final = (bytes, memoryview, bytearray)
-#: What has a way of its own.
+#: What the loop sees to itself, without a task or a handler.
 _TRANSFERS: Final = (Opcode.READ, Opcode.WRITE)
 #: Computes the body of a reply.
 _Answer = Callable[[], Awaitable[Buffer]]
@@ -164,8 +164,9 @@ class Session:
         """Answer with EIO: without any answer, whoever asked would wait for ever."""
         self._complain("reply", error.errno or 0, "the kernel refuses a reply: %s", error)
         _, _, unique = wire.OUT_HEADER.unpack_from(head)
-        with suppress(OSError):
-            os.writev(self._device, [_pack_head(_HEAD, -errno.EIO, unique)])
+        if unique:  # else it was a notification
+            with suppress(OSError):
+                os.writev(self._device, [_pack_head(_HEAD, -errno.EIO, unique)])
 
     def notify_poll(self, kh: int) -> None:
         """Wake whoever polls: the kernel then asks `poll` again."""
@@ -236,7 +237,7 @@ class Session:
         body = bytes(self._view[wire.IN_HEADER.size : size])
         request = Request(self, opcode, unique, node, RequestContext(uid, gid, pid), body)
         try:
-            if opcode in _TRANSFERS:
+            if opcode in _TRANSFERS:  # the loop takes all but those of a wrong length
                 return self._malformed(unique, opcode)
             if opcode == Opcode.INTERRUPT:
                 return self._on_interrupt(request)
