@@ -18,12 +18,13 @@ class ByteQueue:
     apart, and the reader is shown the end of file that lies between.
     """
 
-    __slots__ = ("_chunks", "_offset", "size")
+    __slots__ = ("_chunks", "_offset", "marks", "size")
 
     def __init__(self) -> None:
         self._chunks: deque[bytes | bytearray | None] = deque()  # None: a mark
         self._offset = 0  # bytes of the first chunk that are taken already
         self.size = 0
+        self.marks = 0
 
     def put(self, data: Buffer) -> None:
         """Append a copy of `data`."""
@@ -47,9 +48,10 @@ class ByteQueue:
                 self._chunks.popleft()
                 self._offset = 0
             else:
-                # A copy: a bytearray that somebody has a view of could not grow any more.
                 rest = size
-                pieces.append(bytes(memoryview(chunk)[self._offset : self._offset + rest]))
+                piece = memoryview(chunk)[self._offset : self._offset + rest]
+                # A copy: a bytearray that somebody has a view of could not grow any more.
+                pieces.append(bytes(piece) if isinstance(chunk, bytearray) else piece)
                 self._offset += rest
             size -= rest
             self.size -= rest
@@ -64,15 +66,17 @@ class ByteQueue:
         """Append a mark, unless the last thing in the queue is one; `always`: even then."""
         if always or not self._chunks or self._chunks[-1] is not None:
             self._chunks.append(None)
+            self.marks += 1
 
     def take_mark(self) -> None:
         """Remove the mark at the head."""
         assert self.at_mark
         self._chunks.popleft()
+        self.marks -= 1
 
     def clear(self) -> int:
         """Drop everything; tell how many bytes that were."""
         dropped = self.size
         self._chunks.clear()
-        self._offset = self.size = 0
+        self._offset = self.size = self.marks = 0
         return dropped

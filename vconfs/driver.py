@@ -33,6 +33,8 @@ class Driver:
         self.reason = ""
         #: Set when nothing more will come.
         self.stopped = trio.Event()
+        #: Ports that found no room when they were polled: room is then a change of their state.
+        self._without_room: set[int] = set()
         self._manager = manager
         self._link = link
         self._end = end
@@ -80,9 +82,12 @@ class Driver:
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`, and let pollers know."""
         self._sender.room(queue)
-        for port in self._manager.ports.values():
-            if port.wants_room and self._sender.has_room(port.id):
-                port.room_came()
+        if not self._without_room:
+            return
+        for id in [id for id in self._without_room if self._sender.has_room(id)]:
+            self._without_room.discard(id)
+            if id in self._manager.ports:
+                self._manager.ports[id].room_came()
 
     def config_changed(self) -> None:
         """Look at the config space again."""
@@ -97,8 +102,11 @@ class Driver:
     # --- what the ports ask for -----------------------------------------------------------
 
     def has_room(self, id: int) -> bool:
-        """Whether a write of this port would take something."""
-        return self._sender.has_room(id)
+        """Whether a write of this port would take something; if not, it is told when it would."""
+        room = self._sender.has_room(id)
+        if not room:
+            self._without_room.add(id)
+        return room
 
     def send_nowait(self, id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`."""

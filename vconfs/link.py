@@ -55,6 +55,13 @@ class Link(ABC):
     def capacity(self, queue: int) -> int:
         """How many bytes, header included, the next buffer of `queue` holds; 0: there is none."""
 
+    def want_room(self, queue: int) -> bool:
+        """Ask to be told `room` when the next buffer can be sent; True: it can already.
+
+        Whoever is told by `room_for` or `capacity` that there is none need not ask.
+        """
+        return False
+
     @abstractmethod
     def send(self, queue: int, header: bytes, data: Buffer) -> None:
         """Fill the next buffer of `queue`; it goes out with the next `flush`.

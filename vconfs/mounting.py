@@ -15,6 +15,7 @@ import trio
 from attrs import field, frozen
 
 from vconfs import fuse
+from vconfs.allocator import keep_freed_memory
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
 from vconfs.console import Consoles
@@ -81,6 +82,7 @@ async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> N
 
     Raises HostError or fuse.MountError, and then has left nothing behind.
     """
+    keep_freed_memory()
     manager = PortManager(lambda id: plan.port_options)
     # Signals first: one that came between mounting and listening for it would leave a dead mount.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:

@@ -110,9 +110,6 @@ class Port:
     openers: set[Opener] = field(factory=set)
     counters: Counters = field(factory=Counters)
 
-    #: Set when poll said "not writable" for want of buffers: room is then a change of state.
-    wants_room: bool = field(init=False, default=False)
-
     _line: Line | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
@@ -158,9 +155,7 @@ class Port:
         if not line.throttles and not self.host_connected:
             return mask | _READABLE  # the standard's driver reports end of file as readable
         if not self.host_throttled:
-            self.wants_room = not line.has_room(self.id)
-            if not self.wants_room:
-                mask |= _WRITABLE
+            mask |= _WRITABLE if line.has_room(self.id) else 0
         return mask
 
     @property
@@ -216,7 +211,8 @@ class Port:
         queue = self._queue
         if queue.size and not queue.at_mark:
             pieces = queue.take(size)
-            self._delivered = True
+            if self.host_connected and not queue.marks:
+                self._delivered = True
             self._after_read()
             return pieces
         if queue.at_mark:
@@ -370,7 +366,6 @@ class Port:
 
     def room_came(self) -> None:
         """There are buffers to send again, and poll had said that there were none."""
-        self.wants_room = False
         self.on_change(self)
 
     def remove(self) -> None:
@@ -411,8 +406,10 @@ class Port:
         self._changed()
 
     def _changed(self) -> None:
-        self._readable.unpark_all()
-        self._writable.unpark_all()
+        if self._readable:
+            self._readable.unpark_all()
+        if self._writable:
+            self._writable.unpark_all()
         if self._line is not None and self._write_turn.locked():
             self._line.nudge(self.id)
         self.on_change(self)

@@ -404,7 +404,6 @@ def test_poll_masks() -> None:
     port.set_throttled(False)
     line.room = 0
     assert port.poll() == IN
-    assert port.wants_room
     port.remove()
     assert port.poll() == IN | HUP | select.POLLERR
     port.read_nowait(1)

@@ -75,11 +75,12 @@ class PortMachine(RuleBasedStateMachine):
         if not self.connected:
             return
         self.connected = self.host_throttled = False
+        marked = bool(self.size() or self.delivered)
         if self.end_of_file and self.later:
             # The first of two hang-ups stays; the second is behind what came between. The model
             # has room for one, so what a program sees is checked with one at a time.
             self.read_all()
-        if self.size() or self.delivered:
+        if marked:
             self.end_of_file = True
         self.delivered = False
 
@@ -135,7 +136,8 @@ class PortMachine(RuleBasedStateMachine):
         if self.queued:
             expected, self.queued = self.queued[:size], self.queued[size:]
             assert taken(self.port.read_nowait(size)) == expected
-            self.delivered = True
+            if self.connected and not self.end_of_file:
+                self.delivered = True
             self.unthrottle_model()
         elif self.end_of_file:
             assert self.port.read_nowait(size) == []

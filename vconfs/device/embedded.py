@@ -17,8 +17,9 @@ from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
-#: 64 buffers of 64 KiB each way and port or, in v8, for all ports.
-DATA_QUEUE = QueueSpec(size=64, slot_size=(1 << 16) + 64)
+#: 16 buffers of 256 KiB each way and port or, in v8, for all ports: what a buffer costs is the
+#: handling of it, and large reads and writes then are few buffers.
+DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
 CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
 #: So many notifications are answered at once; then other tasks have their turn.

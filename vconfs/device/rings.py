@@ -21,6 +21,8 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
 
 _PAGE = 4096
+_ZEROS_SIZE = 1 << 19
+_ZEROS = memoryview(bytes(_ZEROS_SIZE))
 
 
 @frozen
@@ -100,7 +102,7 @@ class _SendQueue(_Queue):
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:
             slot, size = self.lent[used[0]]
-            memory[slot : slot + size] = bytes(size)
+            memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
             slots.append(slot)
         return len(slots) > before
 

@@ -50,6 +50,7 @@ class Backend:
         self._announce_config = announce_config
         self._sender = Sender(link, end)
         self._introduced: set[int] = set()
+        self._pumping: set[int] = set()
         self._logged: set[str] = set()
         link.owner = self
 
@@ -91,10 +92,10 @@ class Backend:
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`."""
         self._sender.room(queue)
-        for id in self._introduced:
-            port = self._ports.get(id)
-            if port is not None and port.source is not None:
-                port.pump()
+        if self._pumping:
+            ports, self._pumping = self._pumping, set()
+            for id in ports & self._ports.keys():
+                self._ports[id].pump()
 
     def config_changed(self) -> None:
         """Never called: the config space is ours."""
@@ -145,6 +146,11 @@ class Backend:
         """How many bytes the guest has buffers for."""
         queue = self._end.data_queue(id)
         return self._link.room_for(queue, self._end.header_size)
+
+    def pump_later(self, id: int) -> None:
+        """Ask the port for more of its source when there is room."""
+        self._pumping.add(id)
+        self._link.want_room(self._end.data_queue(id))
 
     def send_nowait(self, id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`."""

@@ -55,6 +55,7 @@ class HostLine(Protocol):
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
     def nudge(self, id: int) -> None: ...  # noqa: D102
     def room_for(self, id: int) -> int: ...  # noqa: D102
+    def pump_later(self, id: int) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
     def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
     def refill(self, id: int) -> None: ...  # noqa: D102
@@ -245,6 +246,7 @@ class HostPort:
             line.open_port(self.id, True)
         self._throttle_when_full()
         self._wake()
+        self.pump()
 
     def detach(self) -> None:
         """The guest is gone."""
@@ -288,12 +290,13 @@ class HostPort:
             self._throttle_when_full()
 
     def pump(self) -> None:
-        """Send what a `source` has, as far as the guest takes it now."""
+        """Send what a `source` has, as far as the guest takes it now, and go on when it can."""
         source, line = self.source, self._line
-        if source is None or line is None or not self._may_send():
+        if source is None or line is None or not self.connected or not self._may_send():
             return
+        line.pump_later(self.id)
         room = min(line.room_for(self.id), _HELPING)
-        if room > 0 and self.connected:
+        if room > 0:
             data = source(room)
             if len(data):
                 self.send_nowait(data)

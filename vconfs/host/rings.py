@@ -18,7 +18,7 @@ from vconfs.protocol.virtqueue import Chain, DeviceQueue
 #: The largest buffer that a guest may send; more is refused, for it would have to be gathered.
 BUFFER_MAX: Final = 4 << 20
 #: What a guest's buffer holds at most in practice; a ring full of these may be under way.
-_BUFFER_USUAL: Final = 1 << 16
+_BUFFER_USUAL: Final = 1 << 18
 
 
 class _Offered:
@@ -83,6 +83,8 @@ class DeviceLink(Link):
         self._queues = dict(queues)
         self._offered = {number: _Offered(q) for number, q in queues.items() if number % 2 == 0}
         self._received: dict[int, deque[int]] = {n: deque() for n in queues if n % 2}
+        for offered in self._offered.values():
+            offered.ring.suppress_kicks()  # until somebody finds no buffer: see `want_room`
 
     @property
     def config(self) -> bytes:
@@ -97,6 +99,7 @@ class DeviceLink(Link):
             if queue % 2:
                 self.owner.received(queue)
             else:
+                self._offered[queue].ring.suppress_kicks()
                 self.owner.room(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
@@ -110,7 +113,11 @@ class DeviceLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
         offered = self._collect(queue)
-        return offered.bytes - header_size * len(offered.chains) if offered else 0
+        if offered is None:
+            return 0
+        if not offered.chains and self.want_room(queue):
+            self._collect(queue)
+        return offered.bytes - header_size * len(offered.chains)
 
     def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
@@ -119,7 +126,14 @@ class DeviceLink(Link):
             return 0
         if not offered.chains and self._collect(queue) is None:
             return 0
+        if not offered.chains and self.want_room(queue):
+            self._collect(queue)
         return offered.chains[0].writable_length if offered.chains else 0
+
+    def want_room(self, queue: int) -> bool:
+        """See `Link.want_room`."""
+        offered = self._offered.get(queue)
+        return offered is not None and offered.ring.request_kicks()
 
     def send(self, queue: int, header: bytes, data: Buffer) -> None:
         """See `Link.send`."""
