@@ -35,6 +35,8 @@ class Driver:
         self.stopped = trio.Event()
         #: Ports that found no room when they were polled: room is then a change of their state.
         self._without_room: set[int] = set()
+        #: Ports whose hang-up has overtaken data that they are too full for (virtio1).
+        self._hanging_up: set[int] = set()
         self._manager = manager
         self._link = link
         self._end = end
@@ -130,8 +132,9 @@ class Driver:
 
     def refill(self, port: Port) -> None:
         """The port has space again: fetch what its own queue holds (virtio1)."""
-        if not self.throttles:
-            self.received(self._end.receive_queue(port.id))
+        if not self.throttles and not self._is_behind(port) and port.id in self._hanging_up:
+            self._hanging_up.discard(port.id)
+            port.set_connected(False)
 
     # --- events ---------------------------------------------------------------------------
 
@@ -164,10 +167,24 @@ class Driver:
             self._manager.remove(event.id)
 
     def _opened(self, event: events.PortOpened) -> None:
-        if port := self._port(event):
-            if not event.opened and not self.throttles:
-                self.received(self._end.receive_queue(port.id))  # what was sent before it
+        port = self._port(event)
+        if port is None:
+            return
+        if port.id in self._hanging_up:  # there is a new connection: the old one ends here
+            self._hanging_up.discard(port.id)
+            port.set_connected(False)
+        if not event.opened and self._is_behind(port):
+            self._hanging_up.add(port.id)
+        else:
             port.set_connected(event.opened)
+
+    def _is_behind(self, port: Port) -> bool:
+        """Fetch what was sent before a hang-up (virtio1); whether the port is too full for it."""
+        if self.throttles:
+            return False
+        queue = self._end.receive_queue(port.id)
+        self.received(queue)
+        return not self._wants(queue)
 
     def _named(self, event: events.PortNamed) -> None:
         if port := self._port(event):

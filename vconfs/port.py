@@ -351,7 +351,7 @@ class Port:
         if self._was_reset:
             self.counters.dropped += size
             return
-        if not self.host_connected:
+        if not self.host_connected and self._line is not None and self._line.throttles:
             self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
         self.counters.bytes_in += size
         self._queue.put(data)

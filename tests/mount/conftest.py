@@ -80,7 +80,7 @@ async def program(*command: str, stdin: int = subprocess.DEVNULL) -> AsyncIterat
     """Run a program beside the test, which does not outlive it."""
     # Whoever started the tests in the background made them, and so us, ignore SIGINT.
     process = await trio.lowlevel.open_process(
-        ["env", "--default-signal", *command],
+        ["env", "--default-signal", "-u", "PYTHONUNBUFFERED", *command],
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

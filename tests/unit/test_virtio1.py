@@ -294,9 +294,6 @@ async def test_back_pressure_is_the_ring_both_ways() -> None:
         assert puppet.port.send_nowait(b"again") == 5
 
 
-@pytest.mark.xfail(
-    reason="the driver takes the hang-up before what a full port left in its ring",
-)
 async def test_a_hang_up_waits_for_the_data_that_it_overtook() -> None:
     puppet = Puppet()
     options = PortOptions(limit=100_000)
@@ -310,9 +307,6 @@ async def test_a_hang_up_waits_for_the_data_that_it_overtook() -> None:
     assert got == sent
 
 
-@pytest.mark.xfail(
-    reason="the backend takes the close before what a full port left in its ring",
-)
 async def test_a_close_waits_for_the_data_that_it_overtook() -> None:
     puppet = Puppet()
     puppet.keeps_sessions = True

@@ -50,6 +50,8 @@ class Backend:
         self._announce_config = announce_config
         self._sender = Sender(link, end)
         self._introduced: set[int] = set()
+        #: Ports whose close has overtaken data that they are too full for (virtio1).
+        self._closing: set[int] = set()
         self._pumping: set[int] = set()
         self._logged: set[str] = set()
         link.owner = self
@@ -174,7 +176,10 @@ class Backend:
 
     def refill(self, id: int) -> None:
         """The port has space again: fetch what its own queue holds (virtio1)."""
-        self.received(self._end.receive_queue(id))
+        port = self._ports.get(id)
+        if port is not None and not self._is_behind(port) and id in self._closing:
+            self._closing.discard(id)
+            port.set_guest_connected(False)
 
     # --- events ---------------------------------------------------------------------------
 
@@ -236,8 +241,24 @@ class Backend:
         self._introduce(port)
 
     def _opened(self, event: events.PortOpened) -> None:
-        if port := self._port(event):
+        port = self._port(event)
+        if port is None:
+            return
+        if port.id in self._closing:  # the guest has opened it again: that ends the close
+            self._closing.discard(port.id)
+            port.set_guest_connected(False)
+        if not event.opened and self._is_behind(port):
+            self._closing.add(port.id)
+        else:
             port.set_guest_connected(event.opened)
+
+    def _is_behind(self, port: HostPort) -> bool:
+        """Fetch what was sent before a close (virtio1); whether the port is too full for it."""
+        if self.throttles:
+            return False
+        queue = self._end.receive_queue(port.id)
+        self.received(queue)
+        return not self._wants(queue)
 
     def _throttled(self, event: events.Throttled) -> None:
         if port := self._port(event):

@@ -30,6 +30,7 @@ MESSAGE_MAX = 1 << 20
 _MESSAGE_COST = 64
 #: How much a `source` may give before others have their turn.
 _HELPING = 1 << 18
+_HELPINGS = 4
 
 
 @frozen
@@ -295,11 +296,14 @@ class HostPort:
         if source is None or line is None or not self.connected or not self._may_send():
             return
         line.pump_later(self.id)
-        room = min(line.room_for(self.id), _HELPING)
-        if room > 0:
+        for _ in range(_HELPINGS):
+            room = min(line.room_for(self.id), _HELPING)
+            if room <= 0 or not self._may_send():
+                return
             data = source(room)
-            if len(data):
-                self.send_nowait(data)
+            if not len(data):
+                return
+            self.send_nowait(data)
 
     # --- throttling the guest -------------------------------------------------------------
 
