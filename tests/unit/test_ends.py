@@ -237,6 +237,9 @@ async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
                 await ends.host.add(wrong)
         with pytest.raises(HostError, match="there is no port 7"):
             ends.host.remove(7)
+        with pytest.raises(HostError, match="up to 65535 columns and rows, not 70000 by 1"):
+            ends.host.resize(0, 70000, 1)
+        assert ends.host.size == (0, 0)
         assert sorted(ends.host.ports) == [0]
         assert sorted(ends.ports) == [0]
 

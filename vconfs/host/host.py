@@ -97,6 +97,8 @@ class Host:
     def resize(self, id: int, cols: int, rows: int) -> None:
         """Change the size of a port's console."""
         port = self._find(id)
+        if not (0 <= cols < 1 << 16 and 0 <= rows < 1 << 16):
+            raise HostError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
         port.size = (cols, rows)
         if id == 0:
             self.size = port.size
