@@ -163,7 +163,7 @@ async def _run_session(
 async def _serve_by_pyfuse3(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
-    """Serve by libfuse, to compare with: see docs/design.md for what a port loses by it."""
+    """Serve by libfuse, to compare with: no signal ends a read then, and fcntl is not seen."""
     filesystem = StockPortFS(manager, _access_for(plan, manager), announcer, plan.access)
     options = {f"fsname={plan.device}", "subtype=vconfs", "default_permissions"}
     if plan.allow_other:

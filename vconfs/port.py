@@ -44,7 +44,7 @@ DEFAULT_LIMIT = 1 << 20
 
 @frozen
 class PortOptions:
-    """How the ports of a mount behave; see "What a file does" in docs/files.md."""
+    """How the ports of a mount behave; see "What a file does" in README.md."""
 
     exclusive: bool = False  # a second open is refused with EBUSY
     wait: bool = False  # a read with no host waits for one instead of reporting end of file
