@@ -28,6 +28,8 @@ class Driver:
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
         self.throttles = end.throttles
+        #: Whether all ports are known as soon as the driver has started.
+        self.tells_all_ports = end.ports_in_config
         self.in_flight = link.in_flight
         #: Why the link was lost; empty: it was not, or was let go by `stop`.
         self.reason = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,10 +19,10 @@ from vconfs.allocator import keep_freed_memory
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
 from vconfs.console import Consoles
-from vconfs.device.embedded import open_embedded
+from vconfs.device.errors import DeviceError
+from vconfs.device.keeping import Connection
+from vconfs.device.open import Device
 from vconfs.fs import Access, PortFS, StockPortFS
-from vconfs.host.host import open_host
-from vconfs.host.port import HostPortSpec
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import Rule, Settings, settings_for
@@ -36,12 +36,11 @@ class Plan:
     """What is to be mounted, and how."""
 
     mountpoint: Path
-    host_ports: Sequence[HostPortSpec]
-    dialect: str = "v8"
+    #: What mount(8) and /proc/mounts show of the device.
+    source: str = "none"
     port_options: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
     allow_other: bool = False
-    device: str = "embedded"
     session: Literal["vconfs", "pyfuse3"] = "vconfs"
     #: Patterns of the names of ports that are to have a pty though they are no consoles.
     ttys: Sequence[str] = ()
@@ -77,29 +76,43 @@ class _Ruler:
     def port_changed(self, port: Port) -> None: ...
 
 
-async def serve_mount(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
-    """Mount, call `ready` when the ports are there, and serve until unmounted or signalled.
+async def serve_mount(
+    plan: Plan, device: Device, *, once: bool = False, ready: Callable[[], None] = lambda: None
+) -> None:
+    """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
-    Raises HostError or fuse.MountError, and then has left nothing behind.
+    It ends when it is unmounted, when a signal asks for it or, with `once`, when the device is
+    lost. Raises HostError, DeviceError or fuse.MountError, and has then left nothing behind.
     """
     keep_freed_memory()
     manager = PortManager(lambda id: plan.port_options)
+    connection = Connection(device, manager, once=once)
+    stop = trio.Event()
     # Signals first: one that came between mounting and listening for it would leave a dead mount.
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with (
-            open_host(plan.host_ports) as host,
-            open_embedded(host, manager, plan.dialect),
-            open_mount(plan, manager) as ended,
-            open_background() as nursery,
-        ):
-            nursery.start_soon(_end_on_signal, signals, ended)
-            ready()
-            await ended.wait()
+        async with open_background() as nursery:
+            nursery.start_soon(_stop_on_signal, signals, stop)
+            nursery.start_soon(_after, connection.lost.wait, stop.set)
+            with trio.CancelScope() as opening:
+                nursery.start_soon(_after, stop.wait, opening.cancel)
+                await nursery.start(connection.run)
+            if not stop.is_set():
+                async with open_mount(plan, manager) as ended:
+                    nursery.start_soon(_after, ended.wait, stop.set)
+                    ready()
+                    await stop.wait()
+    if connection.lost.is_set():
+        raise DeviceError(f"{device.url}: {connection.reason}")
 
 
-async def _end_on_signal(signals: AsyncIterator[int], ended: trio.Event) -> None:
+async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
     async for _ in signals:
-        ended.set()
+        stop.set()
+
+
+async def _after(wait: Callable[[], Awaitable[object]], then: Callable[[], None]) -> None:
+    await wait()
+    then()
 
 
 @asynccontextmanager
@@ -132,7 +145,7 @@ async def _serve(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
     filesystem = PortFS(manager, _access_for(plan, manager), announcer, plan.access)
-    mount = fuse.mount(plan.mountpoint, source=plan.device, allow_other=plan.allow_other)
+    mount = fuse.mount(plan.mountpoint, source=plan.source, allow_other=plan.allow_other)
     try:
         async with open_background() as nursery:
             ended = trio.Event()
@@ -165,7 +178,7 @@ async def _serve_by_pyfuse3(
 ) -> AsyncIterator[trio.Event]:
     """Serve by libfuse, to compare with: no signal ends a read then, and fcntl is not seen."""
     filesystem = StockPortFS(manager, _access_for(plan, manager), announcer, plan.access)
-    options = {f"fsname={plan.device}", "subtype=vconfs", "default_permissions"}
+    options = {f"fsname={plan.source}", "subtype=vconfs", "default_permissions"}
     if plan.allow_other:
         options.add("allow_other")
     try:

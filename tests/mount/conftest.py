@@ -130,13 +130,12 @@ def mounted(tmp_path: Path) -> OpenMount:
         manager = PortManager(lambda id: port_options)
         plan = Plan(
             path,
-            [parse_port(port) for port in ports],
             access=access or Access(),
             ttys=ttys,
             rules=parse_rules(rules, "rules"),
         )
         async with (
-            open_host(plan.host_ports) as host,
+            open_host([parse_port(port) for port in ports]) as host,
             open_embedded(host, manager),
             open_mount(plan, manager),
         ):

@@ -35,7 +35,7 @@ async def mounted_machine(folder: Path) -> AsyncIterator[tuple[Machine, Changes,
     async with (
         open_machine(folder, port(folder, 1, NAME)) as qemu,
         open_qtest(manager, str(folder)),
-        open_mount(Plan(mountpoint, (), device=f"qtest:{folder}"), manager),
+        open_mount(Plan(mountpoint), manager),
     ):
         with trio.fail_after(15):
             await changes.named(1, NAME)

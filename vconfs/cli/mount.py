@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,10 +15,13 @@ from vconfs import fuse
 from vconfs.cli import Failure
 from vconfs.cli.background import run_in_background
 from vconfs.cli.options import MountOptions, parse_options
+from vconfs.device.errors import DeviceError
+from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.host import HostError
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
+from vconfs.protocol.dialect import DIALECTS
 from vconfs.rules import Rule, RulesError, parse_rules
 
 #: The ports of the embedded device when none is asked for.
@@ -85,8 +89,10 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     help="Options from a TOML file.",
 )
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("--device", default="embedded", show_default=True, help="Where the ports come from.")
-@click.option("--dialect", type=click.Choice(["v8", "virtio1"]), default="v8", show_default=True)
+@click.option("--device", default=EMBEDDED, show_default=True, help="Where the ports come from.")
+@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with the device.")
+@click.option("--once", is_flag=True, help="End when the device is lost, and do not try it again.")
+@click.option("--bind", is_flag=True, help="Take a PCI device from its driver until the end.")
 @click.option(
     "--port", "ports", type=PortSpec(), multiple=True, help="A port of the embedded device."
 )
@@ -99,7 +105,9 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
 def command(
     foreground: bool,
     device: str,
-    dialect: str,
+    dialect: str | None,
+    once: bool,
+    bind: bool,
     ports: tuple[HostPortSpec, ...],
     options: MountOptions,
     rules: list[Rule],
@@ -109,9 +117,14 @@ def command(
     """Mount the ports of a device at MOUNTPOINT.
 
     With no device, both ends run in this process, and each --port joins one port to something
-    outside. With no --port either: a console on a pty, and an echo.
+    outside. With no --port either: a console on a pty, and an echo. A device that is lost is tried
+    again, while the ports stay, hung up.
 
     \b
+    DEVICE is one of:
+      embedded                     a host end in this process
+      pci:ADDRESS                  a virtio console that vfio-pci has, or that --bind gives to it
+      qtest:DIR[,addr=SLOT.FUNC]   a console of a QEMU process without a guest
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
       file:PATH  exec:COMMAND  stdio  echo  null  zero
@@ -130,34 +143,43 @@ def command(
       vconfs mount /mnt/vcon
       vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
       vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
+      vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon
     """
-    if device != "embedded":
-        raise click.BadParameter(
-            f"unknown device {device!r}: it is embedded", param_hint="--device"
-        )
-    specs = ports or tuple(parse_port(port) for port in DEFAULT_PORTS)
     plan = Plan(
         mountpoint,
-        specs,
-        dialect=dialect,
+        source=device,
         port_options=options.port,
         access=options.access,
         allow_other=options.allow_other,
-        device=device,
         session=session,
         ttys=options.ttys,
         rules=rules,
     )
+    opened = _device(device, dialect, bind, ports)
+
+    def serve(ready: Callable[[], None]) -> None:
+        try:
+            trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
+        except (HostError, DeviceError, fuse.MountError) as error:
+            raise Failure(str(error)) from None
+
     if foreground:
-        _serve(plan, lambda: None)
+        serve(lambda: None)
     else:
-        run_in_background(lambda ready: _serve(plan, ready))
+        run_in_background(serve)
 
 
-def _serve(plan: Plan, ready: Callable[[], None]) -> None:
+def _device(url: str, dialect: str | None, bind: bool, ports: Sequence[HostPortSpec]) -> Device:
+    if url == EMBEDDED:
+        if bind:
+            raise click.BadParameter("only a PCI device is bound", param_hint="--bind")
+        specs = ports or [parse_port(port) for port in DEFAULT_PORTS]
+        return Embedded(specs, dialect or "v8")
+    if ports:
+        raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--port")
     try:
-        trio.run(serve_mount, plan, ready)
-    except (HostError, fuse.MountError) as error:
-        raise Failure(str(error)) from None
+        return parse_device(url, dialect, bind=bind)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--device") from None

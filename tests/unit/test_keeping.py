@@ -1,0 +1,124 @@
+"""Devices that go away and come back, and what their ports see of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from vconfs.device.errors import DeviceError
+from vconfs.device.keeping import Connection
+from vconfs.device.open import Embedded, parse_device
+from vconfs.driver import Driver
+from vconfs.host.spec import parse_port
+from vconfs.port import Opener
+from vconfs.ports import PortManager
+
+
+class Fleeting:
+    """A device that has other ports each time it is opened; none: it cannot be had."""
+
+    url = "fleeting:"
+
+    def __init__(self, *times: Sequence[str], dialect: str = "v8") -> None:
+        self.times = list(times)
+        self.dialect = dialect
+        self.driver: Driver | None = None
+        self.opened = 0
+
+    @asynccontextmanager
+    async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
+        self.opened += 1
+        ports = self.times.pop(0) if len(self.times) > 1 else self.times[0]
+        if not ports:
+            raise DeviceError("it sleeps")
+        specs = [parse_port(port) for port in ports]
+        async with Embedded(specs, self.dialect).open(manager) as self.driver:
+            yield self.driver
+
+    def lose(self) -> None:
+        assert self.driver is not None
+        self.driver.lost("it fell asleep")
+
+
+dialects = pytest.mark.parametrize("dialect", ["v8", "virtio1"])
+
+
+@dialects
+async def test_ports_come_back_with_their_openers(
+    dialect: str, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    device = Fleeting(["a=echo", "b=echo", "c=echo"], [], [], ["a=echo", "B=echo"], dialect=dialect)
+    manager = PortManager()
+    await nursery.start(Connection(device, manager).run)
+    a, b, c = (manager.ports[id] for id in range(3))
+    opener = Opener(1)
+    a.open(opener)
+    assert a.write_nowait(b"before") == 6
+    device.lose()
+    assert not a.attached
+    assert b"".join(a.read_nowait(10)) == b"before"
+    assert a.read_nowait(10) == []
+    await trio.sleep(5)
+    assert manager.ports == {0: a, 1: b}
+    assert (a.attached, b.name, c.removed) == (True, b"B", True)
+    assert a.write_nowait(b"after") == 5
+    assert b"".join(a.read_nowait(10)) == b"after"
+
+
+async def test_pauses_grow_and_start_anew(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    device = Fleeting(["a=null"], [])
+    await nursery.start(Connection(device, PortManager()).run)
+    device.lose()
+    await trio.sleep(100)
+    assert 50 < device.opened < 60
+
+
+async def test_the_same_failure_is_logged_once(
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = Fleeting(["a=null"], [])
+    await nursery.start(Connection(device, PortManager()).run)
+    with caplog.at_level(logging.WARNING):
+        device.lose()
+        await trio.sleep(100)
+    said = [record.getMessage() for record in caplog.records]
+    assert said.count("fleeting:: it sleeps; trying again") == 1
+
+
+async def test_a_device_that_cannot_be_had_at_first(nursery: trio.Nursery) -> None:
+    with pytest.raises(DeviceError, match="it sleeps"):
+        await nursery.start(Connection(Fleeting([]), PortManager()).run)
+
+
+async def test_once(nursery: trio.Nursery) -> None:
+    device = Fleeting(["a=null"])
+    connection = Connection(device, PortManager(), once=True)
+    await nursery.start(connection.run)
+    device.lose()
+    with trio.fail_after(5):
+        await connection.lost.wait()
+    assert (connection.reason, device.opened) == ("it fell asleep", 1)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "reason"),
+    [
+        ("no", {}, "unknown device 'no': it is one of embedded, "),
+        ("pci:5", {}, "'5' is no PCI address"),
+        ("pci:00:05.0", {"dialect": "v8"}, "pci: devices speak virtio1, not v8"),
+        ("qtest:", {}, "qtest: needs the directory"),
+        ("qtest:/tmp", {"bind": True}, "qtest: devices have no driver to be taken from"),
+    ],
+)
+def test_wrong_urls(url: str, options: dict[str, str], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        parse_device(url, **options)  # type: ignore[arg-type]

@@ -1,0 +1,111 @@
+"""Keeping the ports joined to a device that may go away and come back.
+
+When the device is lost the ports hang up and stay, and it is tried again, at first soon and then
+at longer intervals. Ports with the same id come back to life; those that the device does not have
+any more go once it has had time to announce them.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from vconfs.device.errors import DeviceError
+from vconfs.device.open import Device
+from vconfs.driver import Driver
+from vconfs.port import Port
+from vconfs.ports import PortManager
+
+log = logging.getLogger(__name__)
+
+#: Seconds from a loss to the first new try; each further one takes twice as long, up to the last.
+_FIRST_PAUSE: Final = 0.05
+_LAST_PAUSE: Final = 2.0
+#: A device has announced its ports when it was quiet for so many seconds, or has had its time.
+_QUIET: Final = 0.1
+_ANNOUNCING_MAX: Final = 2.0
+
+
+class Connection:
+    """Joins the ports of `manager` to `device`, again and again or, with `once`, once."""
+
+    def __init__(self, device: Device, manager: PortManager, *, once: bool = False) -> None:
+        #: Set when the device is lost and not tried again.
+        self.lost = trio.Event()
+        #: Why the device was lost, or could not be had, the last time.
+        self.reason = ""
+        self._device = device
+        self._manager = manager
+        self._once = once
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Connect, say that we have started when the ports are there, and stay connected.
+
+        Raises what opening the device raises, when the very first try fails.
+        """
+        pause = _FIRST_PAUSE
+        had = False
+        while True:
+            try:
+                reason = await self._connect(task_status if not had else trio.TASK_STATUS_IGNORED)
+                had, pause = True, _FIRST_PAUSE
+            except DeviceError as error:
+                if not had:
+                    raise
+                reason = str(error)
+            if self._once:
+                self.reason = reason
+                self.lost.set()
+                return
+            if reason != self.reason:
+                log.warning("%s: %s; trying again", self._device.url, reason)
+            self.reason = reason
+            await trio.sleep(pause)
+            pause = min(2 * pause, _LAST_PAUSE)
+
+    async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
+        """Serve one connection; tell why it was lost."""
+        async with self._device.open(self._manager) as driver:
+            await _announced(driver, self._manager)
+            if driver.stopped.is_set():
+                raise DeviceError(driver.reason)
+            driver.forget_missing_ports()
+            self.reason = ""
+            task_status.started()
+            await driver.stopped.wait()
+            return driver.reason
+
+
+class _Changes:
+    """Notices whether anything has become of the ports."""
+
+    def __init__(self) -> None:
+        self.seen = True
+
+    def port_added(self, port: Port) -> None:
+        self.seen = True
+
+    def port_removed(self, port: Port) -> None:
+        self.seen = True
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        self.seen = True
+
+    def port_changed(self, port: Port) -> None: ...
+
+
+async def _announced(driver: Driver, manager: PortManager) -> None:
+    """Wait until the device has announced its ports: no message says which is the last."""
+    changes = _Changes()
+    with manager.listening(changes), trio.move_on_after(_ANNOUNCING_MAX):
+        while changes.seen and not driver.stopped.is_set() and not _all_told(driver, manager):
+            changes.seen = False
+            await trio.sleep(_QUIET)
+
+
+def _all_told(driver: Driver, manager: PortManager) -> bool:
+    """Whether the device told all ports at once, and by now their names too."""
+    attached = [port for port in manager.ports.values() if port.attached]
+    return driver.tells_all_ports and all(port.name or port.console for port in attached)

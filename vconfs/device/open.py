@@ -1,0 +1,125 @@
+"""DEVICE urls: which device the guest end has, and how it is reached."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
+
+from attrs import field, frozen
+
+from vconfs.device.binding import PciFunction, bound, parse_address
+from vconfs.device.embedded import open_embedded
+from vconfs.device.pci import DIALECT as PCI_DIALECT
+from vconfs.device.qtest import QtestAddress, open_qtest
+from vconfs.device.vfio import open_vfio
+from vconfs.driver import Driver
+from vconfs.host.host import open_host
+from vconfs.host.port import HostPortSpec
+from vconfs.ports import PortManager
+from vconfs.protocol.dialect import DIALECTS
+
+EMBEDDED: Final = "embedded"
+
+#: Opens a device: the ports to join to it, what its url says after the scheme, and the dialect
+#: (None: the device's own). ValueError: the url makes no sense; DeviceError: it cannot be had.
+Open = Callable[[PortManager, str, str | None], AbstractAsyncContextManager[Driver]]
+
+
+class Device(Protocol):
+    """A device that the guest end can open, and open again when it was lost."""
+
+    @property
+    def url(self) -> str:
+        """What the user calls it."""
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Driver]:
+        """Join the ports of `manager` to it for as long as the block runs; DeviceError."""
+
+
+@frozen
+class Embedded:
+    """A host end of our own, in this process, with these ports."""
+
+    host_ports: Sequence[HostPortSpec]
+    dialect: str = "v8"
+    url: str = EMBEDDED
+
+    @asynccontextmanager
+    async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
+        """See `Device.open`; HostError: a port cannot be had."""
+        async with (
+            open_host(self.host_ports) as host,
+            open_embedded(host, manager, self.dialect) as driver,
+        ):
+            yield driver
+
+
+@frozen
+class Kind:
+    """What a scheme of DEVICE urls stands for."""
+
+    open: Open
+    #: Reads what stands after the scheme; ValueError: it makes no sense.
+    check: Callable[[str], object]
+    dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
+    #: Opens the device after taking it from the driver that has it.
+    open_bound: Open | None = None
+
+
+@asynccontextmanager
+async def _open_bound_vfio(
+    manager: PortManager, rest: str, dialect: str | None
+) -> AsyncIterator[Driver]:
+    with bound(PciFunction(parse_address(rest))):
+        async with open_vfio(manager, rest) as driver:
+            yield driver
+
+
+#: What can stand before the colon of a DEVICE url.
+DEVICES: Final[Mapping[str, Kind]] = {
+    "pci": Kind(
+        lambda manager, rest, dialect: open_vfio(manager, rest),
+        parse_address,
+        dialects=(PCI_DIALECT,),
+        open_bound=_open_bound_vfio,
+    ),
+    "qtest": Kind(
+        lambda manager, rest, dialect: open_qtest(manager, rest),
+        QtestAddress.parse,
+        dialects=(PCI_DIALECT,),
+    ),
+}
+
+
+@frozen
+class _Remote:
+    """A device at a url."""
+
+    url: str
+    dialect: str | None
+    _open: Open
+    _rest: str
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Driver]:
+        """See `Device.open`."""
+        return self._open(manager, self._rest, self.dialect)
+
+
+def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:
+    """Read a DEVICE url other than `embedded`; ValueError says what is wrong with it.
+
+    With `bind`, a PCI function is taken from its driver while it is open, and given back.
+    """
+    scheme, _, rest = url.partition(":")
+    kind = DEVICES.get(scheme)
+    if kind is None:
+        known = ", ".join([EMBEDDED, *(f"{name}:…" for name in DEVICES)])
+        raise ValueError(f"unknown device {url!r}: it is one of {known}")
+    kind.check(rest)
+    if dialect is not None and dialect not in kind.dialects:
+        raise ValueError(f"{scheme}: devices speak {' or '.join(kind.dialects)}, not {dialect}")
+    opener = kind.open_bound if bind else kind.open
+    if opener is None:
+        raise ValueError(f"{scheme}: devices have no driver to be taken from")
+    return _Remote(url, dialect, opener, rest)
