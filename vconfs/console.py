@@ -35,10 +35,10 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
-from vconfs.fs import pty_link
 from vconfs.host.chardevs.join import Pipe
 from vconfs.port import Opener, Port
 from vconfs.ptys import RawPty, open_pty
+from vconfs.tree import pty_link
 
 log = logging.getLogger(__name__)
 
@@ -193,7 +193,8 @@ class Consoles:
         console.scope.cancel()
         number, port.hvc, port.pty = port.hvc, None, ""
         if number is not None:
-            self._announcer.removed(False, b"hvc%d" % number, pty_link(port.id))
+            link = pty_link(number, port.id)
+            self._announcer.removed(False, link.name, (link.inode, link.mode))
 
     def _number(self, port: Port) -> None:
         """Give a console the lowest free number; a port may become one later than it came."""

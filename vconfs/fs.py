@@ -1,13 +1,8 @@
 """PortFS: the ports of a port manager as files.
 
-    /            vcon0 vcon1 …   one file for each port
-                 hvc0 …          symlinks to the ptys of console ports
-                 by-name/        symlinks by the ports' names: NAME -> ../vconN
-                 .events         what happens to the ports, line by line; see `events_file`
-
 A file's calls are those of its `Port`; this module has only what is the file system's own:
-inodes, handles, attributes, and the listing of directories. Nothing here waits but `read` and
-`write`, and those only in the port.
+open files, polling, and the order of calls; the names are in `tree`. Nothing here waits but `read`
+and `write`, and those only in the port.
 """
 
 from __future__ import annotations
@@ -15,42 +10,22 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Sequence
-from typing import Final
 
 import pyfuse3
 import trio
-from attrs import define, field, frozen
+from attrs import define
 from pyfuse3 import FUSEError
 
 from vconfs import fuse
 from vconfs.announcer import Announcer
-from vconfs.events_file import EVENTS_FILE, EventsFile, EventsReader
-from vconfs.names import link_name, port_file, port_id
+from vconfs.events_file import EventsFile, EventsReader
+from vconfs.names import link_name, port_file
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
 from vconfs.status import PID_ATTRIBUTE, status_value, status_values
-
-ROOT: Final = pyfuse3.ROOT_INODE
-BY_NAME: Final = pyfuse3.InodeT(2)
-EVENTS: Final = pyfuse3.InodeT(3)
-#: Inodes of ports, of links by name and of links to ptys: this plus the port's id.
-_PORTS: Final = 1 << 33
-_LINKS: Final = 1 << 34
-_PTYS: Final = 1 << 35
-
-BY_NAME_DIR: Final = b"by-name"
-
-
-@frozen
-class Access:
-    """Who may use the files: permission bits and owner."""
-
-    mode: int = 0o600
-    uid: int = field(factory=os.getuid)
-    gid: int = field(factory=os.getgid)
+from vconfs.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
 
 
 @define(eq=False)
@@ -61,16 +36,6 @@ class _Handle:
     opener: Opener
     flags: int
     poll_handle: pyfuse3.PollHandle | None = None
-
-
-@frozen
-class _Entry:
-    """One name in a directory."""
-
-    name: bytes
-    inode: int
-    mode: int
-    target: bytes = b""  # of a symlink
 
 
 class PortFS(pyfuse3.Operations):
@@ -88,16 +53,14 @@ class PortFS(pyfuse3.Operations):
     ) -> None:
         super().__init__()
         self._manager = manager
-        self._access_for = access_for
-        self._access = access or Access()
+        self._tree = Tree(manager, access_for, access or Access())
         self._announcer = announcer or Announcer()
         self._handles: dict[int, _Handle] = {}
         self._polling: dict[Port | EventsReader, set[_Handle]] = {}
         self._events = EventsFile(manager)
-        self._listings: dict[int, list[_Entry]] = {}
+        self._listings: dict[int, list[Entry]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()
-        self._started = time.time_ns()
         manager.listeners.append(self)
 
     # --- reading, writing, polling --------------------------------------------------------
@@ -162,7 +125,7 @@ class PortFS(pyfuse3.Operations):
     def _open(self, inode: int, flags: int, opener: Opener) -> Port | EventsReader:
         if inode == EVENTS:
             return self._events.open(opener, flags, self._notify)
-        port = self._manager.ports.get(inode - _PORTS)
+        port = self._tree.port_of(inode)
         if port is None:
             raise FUSEError(errno.ENXIO)
         port.open(opener)
@@ -193,19 +156,19 @@ class PortFS(pyfuse3.Operations):
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Find a name; the announcer sees what it is about to create or remove differently."""
-        entry = self._find(parent_inode, name)
+        entry = self._tree.find(parent_inode, name)
         pretended = self._announcer.pretends(parent_inode == BY_NAME, name, ctx.pid)
         if pretended is not None:
-            entry = _Entry(name, *pretended) if pretended else None
+            entry = Entry(name, *pretended) if pretended else None
         if entry is None:
             raise FUSEError(errno.ENOENT)
-        return self._attributes(entry.inode, entry.mode)
+        return self._tree.attributes(entry.inode, entry.mode)
 
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Give a node's attributes, also when its port is gone but still open."""
-        return self._attributes(inode, self._mode(inode))
+        return self._tree.attributes(inode, self._tree.mode(inode))
 
     async def setattr(
         self,
@@ -216,7 +179,7 @@ class PortFS(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Accept what changes nothing; a truncation, a time, or the owner and mode that are."""
-        now = self._attributes(inode, self._mode(inode))
+        now = self._tree.attributes(inode, self._tree.mode(inode))
         changes = (
             (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
             or (fields.update_uid and attr.st_uid != now.st_uid)
@@ -230,10 +193,10 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileNameT:
         """Give a symlink's target."""
-        for entry in [*self._names(ROOT), *self._names(BY_NAME)]:
-            if entry.inode == inode and entry.target:
-                return pyfuse3.FileNameT(entry.target)
-        raise FUSEError(errno.ENOENT)
+        target = self._tree.target(inode)
+        if target is None:
+            raise FUSEError(errno.ENOENT)
+        return pyfuse3.FileNameT(target)
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
         """Give the number of ports as the number of files."""
@@ -258,7 +221,7 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
         """Give the port's name, or its status; see `status`."""
-        port = self._manager.ports.get(inode - _PORTS)
+        port = self._tree.port_of(inode)
         value = None if port is None else status_value(port, name)
         if inode == ROOT and name == PID_ATTRIBUTE:
             value = b"%d" % os.getpid()
@@ -270,7 +233,7 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> Sequence[pyfuse3.XAttrNameT]:
         """List the attributes that the port has now."""
-        port = self._manager.ports.get(inode - _PORTS)
+        port = self._tree.port_of(inode)
         return [] if port is None else [pyfuse3.XAttrNameT(n) for n in status_values(port)]
 
     async def setxattr(
@@ -296,7 +259,7 @@ class PortFS(pyfuse3.Operations):
     ) -> pyfuse3.FileHandleT:
         """Take a listing; it does not change under the reader."""
         fh = self._new_handle()
-        self._listings[fh] = self._names(inode)
+        self._listings[fh] = self._tree.names(inode)
         return pyfuse3.FileHandleT(fh)
 
     async def readdir(
@@ -304,7 +267,7 @@ class PortFS(pyfuse3.Operations):
     ) -> None:
         """List the names from the `start_id`-th on."""
         for next_id, entry in enumerate(self._listings[fh][start_id:], start_id + 1):
-            attributes = self._attributes(entry.inode, entry.mode)
+            attributes = self._tree.attributes(entry.inode, entry.mode)
             if not fuse.readdir_reply(token, entry.name, attributes, next_id):
                 return
 
@@ -350,10 +313,10 @@ class PortFS(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         if not self._announcer.is_me(ctx.pid):
             raise FUSEError(errno.EPERM)
-        entry = self._find(parent, name)
+        entry = self._tree.find(parent, name)
         if entry is None:
             raise FUSEError(errno.ENOENT)  # it has gone again meanwhile
-        return self._attributes(entry.inode, entry.mode)
+        return self._tree.attributes(entry.inode, entry.mode)
 
     # --- listening to the manager ---------------------------------------------------------
 
@@ -366,8 +329,8 @@ class PortFS(pyfuse3.Operations):
     def port_removed(self, port: Port) -> None:
         """Announce that the file is gone."""
         self._events.port_removed(port)
-        gone = (_PORTS + port.id, self._mode(_PORTS + port.id))
-        self._announcer.removed(False, port_file(port.id), gone)
+        inode = port_inode(port.id)
+        self._announcer.removed(False, port_file(port.id), (inode, self._tree.mode(inode)))
         self._announce_link(port.name, created=False)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
@@ -401,7 +364,8 @@ class PortFS(pyfuse3.Operations):
         if created and there is not None:
             self._announcer.created(True, link)
         elif not created and there is None:
-            self._announcer.removed(True, link, (_LINKS, stat.S_IFLNK | 0o777))
+            gone = by_name_link(link)
+            self._announcer.removed(True, link, (gone.inode, gone.mode))
 
     # --- helpers --------------------------------------------------------------------------
 
@@ -416,62 +380,6 @@ class PortFS(pyfuse3.Operations):
             polling.discard(handle)
             if not polling:
                 del self._polling[handle.port]
-
-    def _names(self, inode: int) -> list[_Entry]:
-        ports = sorted(self._manager.ports.values(), key=lambda port: port.id)
-        if inode == BY_NAME:
-            links = {link: port for port in reversed(ports) if (link := link_name(port.name))}
-            return [_link_entry(link, port) for link, port in sorted(links.items())]
-        entries = [_Entry(BY_NAME_DIR, BY_NAME, stat.S_IFDIR | 0o755)]
-        entries += [_Entry(EVENTS_FILE, EVENTS, self._mode(EVENTS))]
-        entries += [_pty_entry(port.hvc, port) for port in ports if port.hvc is not None]
-        return entries + [self._port_entry(port) for port in ports]
-
-    def _find(self, parent: int, name: bytes) -> _Entry | None:
-        if parent == ROOT and (id := port_id(name)) is not None:
-            port = self._manager.ports.get(id)
-            return None if port is None else self._port_entry(port)
-        return next((entry for entry in self._names(parent) if entry.name == name), None)
-
-    def _port_entry(self, port: Port) -> _Entry:
-        inode = _PORTS + port.id
-        return _Entry(port_file(port.id), inode, self._mode(inode))
-
-    def _mode(self, inode: int) -> int:
-        if inode in (ROOT, BY_NAME):
-            return stat.S_IFDIR | 0o755
-        if inode >= _LINKS:
-            return stat.S_IFLNK | 0o777
-        if inode == EVENTS:
-            return stat.S_IFREG | (self._access.mode & 0o444)
-        return stat.S_IFREG | self._access_for(inode - _PORTS).mode
-
-    def _attributes(self, inode: int, mode: int) -> pyfuse3.EntryAttributes:
-        attributes = pyfuse3.EntryAttributes()
-        attributes.st_ino = pyfuse3.InodeT(inode)
-        attributes.st_mode = pyfuse3.ModeT(mode)
-        is_port = _PORTS <= inode < _LINKS
-        access = self._access_for(inode - _PORTS) if is_port else self._access
-        attributes.st_uid, attributes.st_gid = access.uid, access.gid
-        attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
-        attributes.st_blksize = 1 << 16
-        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self._started
-        attributes.entry_timeout = attributes.attr_timeout = 0
-        return attributes
-
-
-def _link_entry(link: bytes, port: Port) -> _Entry:
-    target = b"../" + port_file(port.id)
-    return _Entry(link, _LINKS + port.id, stat.S_IFLNK | 0o777, target)
-
-
-def _pty_entry(number: int, port: Port) -> _Entry:
-    return _Entry(b"hvc%d" % number, *pty_link(port.id), port.pty.encode())
-
-
-def pty_link(id: int) -> tuple[int, int]:
-    """Give inode and mode of the link to a port's pty."""
-    return (_PTYS + id, stat.S_IFLNK | 0o777)
 
 
 class StockPortFS(PortFS):

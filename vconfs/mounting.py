@@ -22,10 +22,11 @@ from vconfs.console import Consoles
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import Device
-from vconfs.fs import Access, PortFS, StockPortFS
+from vconfs.fs import PortFS, StockPortFS
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import Rule, Settings, settings_for
+from vconfs.tree import Access
 
 #: Seconds that programs have to close their files at the end of a mount.
 _GRACE = 0.5

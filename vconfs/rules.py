@@ -25,9 +25,9 @@ from typing import Any, Final
 
 from attrs import evolve, field, frozen
 
-from vconfs.fs import Access
 from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS
 from vconfs.port import PortOptions
+from vconfs.tree import Access
 
 #: Options that are true or false in the file.
 _FLAGS: Final = ("exclusive", "cache", "wait", "tty")

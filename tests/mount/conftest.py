@@ -18,13 +18,13 @@ import trio
 from attrs import frozen
 
 from vconfs.device.embedded import open_embedded
-from vconfs.fs import Access
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import parse_rules
+from vconfs.tree import Access
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ import pytest
 import trio
 from inotify_simple import INotify, flags
 
-from vconfs.fs import Access
 from vconfs.host.spec import parse_port
+from vconfs.tree import Access
 
 from .conftest import OpenMount, in_thread, program
 from .test_files import error_of

@@ -8,9 +8,9 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from vconfs.fs import Access
 from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS
 from vconfs.port import PortOptions
+from vconfs.tree import Access
 
 #: Options that mount(8) and fstab add, and that mean nothing here.
 _FOR_OTHERS = re.compile(
