@@ -130,6 +130,17 @@ def test_closing_takes_an_aborted_mount_away(place: Path, connections: Path) -> 
     assert not fuse.is_mounted(place)
 
 
+async def test_a_mount_that_is_taken_away_before_it_is_served(
+    place: Path, nursery: trio.Nursery
+) -> None:
+    mount = fuse.mount(place)
+    fuse.unmount(place)
+    session = fuse.Session(Ports(), mount.device)
+    with pytest.raises(fuse.MountError, match="unmounted before"):
+        await nursery.start(session.run)
+    mount.close()
+
+
 def test_a_place_with_odd_characters_and_a_symlink_to_it(tmp_path: Path) -> None:
     odd = tmp_path / "a b\\c,d\té"
     odd.mkdir()

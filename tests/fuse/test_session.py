@@ -14,7 +14,7 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
-from vconfs.fuse import RequestContext, Session
+from vconfs.fuse import MountError, RequestContext, Session
 
 from . import kernel as k
 from .kernel import Kernel, Quiet, connect, connected, read_body, write_body
@@ -376,7 +376,8 @@ async def test_a_device_without_a_mount_is_the_end(
         raise OSError(code, "unmounted")
 
     monkeypatch.setattr(os, "readv", readv)
-    await Session(Quiet(), 0).run()
+    with pytest.raises(MountError, match="unmounted before"):
+        await Session(Quiet(), 0).run()
 
 
 async def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(

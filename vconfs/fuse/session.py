@@ -33,6 +33,7 @@ from pyfuse3 import FUSEError
 
 from vconfs.fuse import wire
 from vconfs.fuse.handlers import HANDLERS, Request
+from vconfs.fuse.mount import MountError
 from vconfs.fuse.operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
 from vconfs.fuse.wire import MalformedRequest, Opcode
 from vconfs.protocol.events import Buffer
@@ -87,11 +88,13 @@ class Session:
         self._complained: set[tuple[str, int]] = set()
         self._nursery: trio.Nursery
         self._task_status: trio.TaskStatus[None]
+        self._agreed = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until unmounted; `started` is called when the kernel and we have agreed.
 
         When cancelled, every request that waits is answered with EINTR.
+        MountError: it was unmounted before that.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -101,6 +104,8 @@ class Session:
                 nursery.cancel_scope.cancel()
         finally:
             self._device = -1  # a late notification must not go to what has this number then
+        if not self._agreed:
+            raise MountError("it was unmounted before the kernel had begun to use it")
 
     async def settle(self, patience: float = 1.0) -> None:
         """Wait until no request waits for its answer, though not for ever."""
@@ -298,6 +303,7 @@ class Session:
                 wanted |= flag
         self._reply(request.unique, wire.init_reply(minor, readahead, wanted & offered))
         self.operations.init()
+        self._agreed = True
         self._task_status.started()
 
     # --- what should not happen -----------------------------------------------------------
