@@ -136,6 +136,11 @@ class Port:
         return self.host_limit or self.options.limit
 
     @property
+    def wants_data(self) -> bool:
+        """Whether there is space for more from the host (asked where rings throttle)."""
+        return self._queue.size < self.limit
+
+    @property
     def cache(self) -> bool:
         """Whether unread data survives a close."""
         return self.host_cache or self.options.cache

@@ -1,33 +1,28 @@
-"""The device's side of one connection to a guest: the host ports' way to it.
-
-It mirrors the guest end's driver: what the guest sends it hands to the dialect, and does what the
-resulting event asks for; what the host ports send it frames by the dialect and sends.
-"""
+"""The back-end: the device's side of one connection to a guest."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
-
-import trio
+from typing import Any, ClassVar
 
 from vconfs.host.port import HostPort
 from vconfs.link import Link
+from vconfs.link_end import LinkEnd
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
-from vconfs.protocol.events import Buffer, Event
-from vconfs.sender import Sender
 
 log = logging.getLogger(__name__)
 
 
-class Backend:
+class Backend(LinkEnd[HostPort]):
     """Joins the ports of a host to one guest, until that is lost.
 
     A port is spoken of only after the guest has taken it up (by asking its name in v8, by
     PORT_READY in virtio1): it is then introduced with its name and all that is known of it.
     """
+
+    peer = "guest"
 
     def __init__(
         self,
@@ -36,25 +31,14 @@ class Backend:
         end: HostDialect,
         announce_config: Callable[[], None],
     ) -> None:
-        self.throttles = end.throttles
-        self.in_flight = link.in_flight
-        #: Why the guest was lost; empty: it was not, or was let go by `stop`.
-        self.reason = ""
-        #: Set when nothing more will come.
-        self.stopped = trio.Event()
+        super().__init__(link, end, ports)
         #: Messages that the guest may not send.
         self.ignored = 0
-        self._ports = ports
-        self._link = link
         self._end = end
         self._announce_config = announce_config
-        self._sender = Sender(link, end)
         self._introduced: set[int] = set()
-        #: Ports whose close has overtaken data that they are too full for (virtio1).
-        self._closing: set[int] = set()
         self._pumping: set[int] = set()
         self._logged: set[str] = set()
-        link.owner = self
 
     def start(self) -> None:
         """Serve the guest: its driver has set the queues up."""
@@ -64,32 +48,13 @@ class Backend:
         for queue in range(1, self._end.queues, 2):
             self.received(queue)
 
-    def stop(self, reason: str = "") -> None:
-        """Let the guest go."""
-        if self.stopped.is_set():
-            return
-        self.reason = reason
-        self.stopped.set()
-        self._sender.close()
+    def _detach_ports(self) -> None:
         for id in self._introduced:
             if id in self._ports:
                 self._ports[id].detach()
         self._introduced.clear()
 
     # --- what the link tells --------------------------------------------------------------
-
-    def received(self, queue: int) -> None:
-        """Handle every buffer that the guest sent on `queue`, as far as their ports want them."""
-        link, receive = self._link, self._end.receive
-        if self.stopped.is_set() or not self._wants(queue):
-            return
-        while (buffer := link.receive(queue)) is not None:
-            event = receive(queue, buffer)
-            self._handlers[type(event)](self, event)
-            link.done(queue)
-            if not self._wants(queue):
-                break
-        link.flush(queue)
 
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`."""
@@ -101,11 +66,6 @@ class Backend:
 
     def config_changed(self) -> None:
         """Never called: the config space is ours."""
-
-    def lost(self, reason: str) -> None:
-        """Let the guest go, for it left or broke a rule."""
-        log.warning("guest lost: %s", reason)
-        self.stop(reason)
 
     # --- what becomes of the host's ports -------------------------------------------------
 
@@ -154,41 +114,7 @@ class Backend:
         self._pumping.add(id)
         self._link.want_room(self._end.data_queue(id))
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
-        """See `Sender.send_nowait`."""
-        return self._sender.send_nowait(id, data)
-
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """See `Sender.send`."""
-        return await self._sender.send(id, data, wanted)
-
-    def nudge(self, id: int) -> None:
-        """See `Sender.nudge`."""
-        self._sender.nudge(id)
-
-    def open_port(self, id: int, opened: bool) -> None:
-        """Tell the guest that somebody is there, or nobody."""
-        self._sender.post(self._end.port_open(id, opened))
-
-    def throttle(self, id: int, on: bool) -> None:
-        """Ask the guest to stop sending to the port, or to go on."""
-        self._sender.post(self._end.throttle(id, on))
-
-    def refill(self, id: int) -> None:
-        """The port has space again: fetch what its own queue holds (virtio1)."""
-        port = self._ports.get(id)
-        if port is not None and not self._is_behind(port) and id in self._closing:
-            self._closing.discard(id)
-            port.set_guest_connected(False)
-
     # --- events ---------------------------------------------------------------------------
-
-    def _wants(self, queue: int) -> bool:
-        if self.throttles:
-            return True
-        id = self._end.port_of(queue)
-        port = None if id is None else self._ports.get(id)
-        return port is None or port.wants_data
 
     def _introduce(self, port: HostPort) -> None:
         id, end, post = port.id, self._end, self._sender.post
@@ -241,24 +167,11 @@ class Backend:
         self._introduce(port)
 
     def _opened(self, event: events.PortOpened) -> None:
-        port = self._port(event)
-        if port is None:
-            return
-        if port.id in self._closing:  # the guest has opened it again: that ends the close
-            self._closing.discard(port.id)
-            port.set_guest_connected(False)
-        if not event.opened and self._is_behind(port):
-            self._closing.add(port.id)
-        else:
-            port.set_guest_connected(event.opened)
+        if port := self._port(event):
+            self._opened_by_peer(port, event.opened)
 
-    def _is_behind(self, port: HostPort) -> bool:
-        """Fetch what was sent before a close (virtio1); whether the port is too full for it."""
-        if self.throttles:
-            return False
-        queue = self._end.receive_queue(port.id)
-        self.received(queue)
-        return not self._wants(queue)
+    def _set_connected(self, port: HostPort, connected: bool) -> None:
+        port.set_guest_connected(connected)
 
     def _throttled(self, event: events.Throttled) -> None:
         if port := self._port(event):
@@ -273,10 +186,7 @@ class Backend:
             self._logged.add(reason)
             log.warning("guest: %s", reason)
 
-    def _unexpected(self, event: Event) -> None:
-        raise AssertionError(f"the host end of a dialect gave {event}")
-
-    _handlers: Mapping[type, Callable[[Backend, Any], None]] = {
+    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]] = {
         events.Data: _data,
         events.DeviceReady: _ready,
         events.PortReady: _port_ready,
@@ -284,12 +194,12 @@ class Backend:
         events.PortOpened: _opened,
         events.Throttled: _throttled,
         events.Ignored: _ignored,
-        events.PortAdded: _unexpected,
-        events.PortRemoved: _unexpected,
-        events.PortNamed: _unexpected,
-        events.NameStale: _unexpected,
-        events.ConsolePort: _unexpected,
-        events.CacheSet: _unexpected,
-        events.LimitSet: _unexpected,
-        events.Resized: _unexpected,
+        events.PortAdded: LinkEnd._unexpected,
+        events.PortRemoved: LinkEnd._unexpected,
+        events.PortNamed: LinkEnd._unexpected,
+        events.NameStale: LinkEnd._unexpected,
+        events.ConsolePort: LinkEnd._unexpected,
+        events.CacheSet: LinkEnd._unexpected,
+        events.LimitSet: LinkEnd._unexpected,
+        events.Resized: LinkEnd._unexpected,
     }

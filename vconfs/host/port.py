@@ -59,7 +59,7 @@ class HostLine(Protocol):
     def pump_later(self, id: int) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
     def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
-    def refill(self, id: int) -> None: ...  # noqa: D102
+    def refill(self, port: HostPort) -> None: ...  # noqa: D102
 
 
 @define
@@ -315,7 +315,7 @@ class HostPort:
             self.host_throttled = False
             line.throttle(self.id, False)
         if not line.throttles:
-            line.refill(self.id)
+            line.refill(self)
 
     def _throttle_when_full(self) -> None:
         line, limit = self._line, self.spec.host_limit

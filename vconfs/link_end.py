@@ -1,0 +1,163 @@
+"""What the two ends of a link have in common: the guest's driver and the host's back-end.
+
+Each stands between its ports and the link. What comes in it hands to its dialect, and does what
+the resulting event asks for; what its ports send it frames by the dialect and sends.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import trio
+
+from vconfs.link import Link
+from vconfs.protocol.dialect import End
+from vconfs.protocol.events import Buffer, Event
+from vconfs.sender import Sender
+
+log = logging.getLogger(__name__)
+
+
+class EndPort(Protocol):
+    """What an end needs to know of one of its ports."""
+
+    @property
+    def id(self) -> int: ...  # noqa: D102
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether there is space for more (asked where rings throttle)."""
+
+
+P = TypeVar("P", bound=EndPort)
+
+
+class LinkEnd(ABC, Generic[P]):
+    """Joins ports to one link, until that is lost."""
+
+    #: What to call the other side in the log.
+    peer: ClassVar[str]
+    #: What to do for each class of event.
+    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
+
+    def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
+        self.throttles = end.throttles
+        self.in_flight = link.in_flight
+        #: Why the link was lost; empty: it was not, or was let go by `stop`.
+        self.reason = ""
+        #: Set when nothing more will come.
+        self.stopped = trio.Event()
+        self._link = link
+        self._dialect = end
+        self._ports = ports
+        #: Ports whose hang-up has overtaken data that they are too full for (virtio1).
+        self._hanging_up: set[int] = set()
+        self._sender = Sender(link, end)
+        link.owner = self
+
+    def stop(self, reason: str = "") -> None:
+        """Let the other side go; the ports stay, hung up."""
+        if self.stopped.is_set():
+            return
+        self.reason = reason
+        self.stopped.set()
+        self._sender.close()
+        self._detach_ports()
+
+    @abstractmethod
+    def _detach_ports(self) -> None:
+        """Tell the ports that there is no other side any more."""
+
+    @abstractmethod
+    def _set_connected(self, port: P, connected: bool) -> None:
+        """Tell a port that the other side opened it, or closed it."""
+
+    # --- what the link tells --------------------------------------------------------------
+
+    def received(self, queue: int) -> None:
+        """Handle every buffer that came on `queue`, as far as their ports want them now."""
+        link, receive, handlers = self._link, self._dialect.receive, self.handlers
+        if self.stopped.is_set() or not self._wants(queue):
+            return
+        while (buffer := link.receive(queue)) is not None:
+            event = receive(queue, buffer)
+            handlers[type(event)](self, event)
+            link.done(queue)
+            if not self._wants(queue):
+                break
+        link.flush(queue)
+
+    @abstractmethod
+    def room(self, queue: int) -> None:
+        """Use the room that has come on `queue`."""
+
+    @abstractmethod
+    def config_changed(self) -> None:
+        """Look at the config space again."""
+
+    def lost(self, reason: str) -> None:
+        """Let the other side go, for it left or broke a rule."""
+        log.warning("%s lost: %s", self.peer, reason)
+        self.stop(reason)
+
+    # --- what the ports ask for -----------------------------------------------------------
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        """See `Sender.send_nowait`."""
+        return self._sender.send_nowait(id, data)
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """See `Sender.send`."""
+        return await self._sender.send(id, data, wanted)
+
+    def nudge(self, id: int) -> None:
+        """See `Sender.nudge`."""
+        self._sender.nudge(id)
+
+    def open_port(self, id: int, opened: bool) -> None:
+        """Tell the other side that the port was opened here, or closed."""
+        self._sender.post(self._dialect.port_open(id, opened))
+
+    def throttle(self, id: int, on: bool) -> None:
+        """Ask the other side to stop sending to the port, or to go on."""
+        self._sender.post(self._dialect.throttle(id, on))
+
+    def refill(self, port: P) -> None:
+        """The port has space again: fetch what its own queue holds (virtio1)."""
+        if not self.throttles and not self._is_behind(port) and port.id in self._hanging_up:
+            self._hanging_up.discard(port.id)
+            self._set_connected(port, False)
+
+    # --- where each port has its own queue (virtio1) --------------------------------------
+
+    def _wants(self, queue: int) -> bool:
+        """Whether buffers of `queue` can be taken: one port's full queue holds back its ring."""
+        if self.throttles:
+            return True
+        id = self._dialect.port_of(queue)
+        port = None if id is None else self._ports.get(id)
+        return port is None or port.wants_data
+
+    def _opened_by_peer(self, port: P, opened: bool) -> None:
+        """The peer opened or closed its side, but what it sent before comes first."""
+        if port.id in self._hanging_up:  # there is a new connection: the old one ends here
+            self._hanging_up.discard(port.id)
+            self._set_connected(port, False)
+        if not opened and self._is_behind(port):
+            self._hanging_up.add(port.id)
+        else:
+            self._set_connected(port, opened)
+
+    def _is_behind(self, port: P) -> bool:
+        """Fetch what was sent before a hang-up; whether the port is too full for it."""
+        if self.throttles:
+            return False
+        queue = self._dialect.receive_queue(port.id)
+        self.received(queue)
+        return not self._wants(queue)
+
+    def _unexpected(self, event: Event) -> None:
+        raise AssertionError(f"this end of a dialect gave {event}")
