@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
+import trio
+
 from vconfs.link import Link
 from vconfs.link_end import LinkEnd
 from vconfs.port import Port
 from vconfs.ports import PortManager
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
+from vconfs.protocol.events import Buffer
 
 
 class Driver(LinkEnd[Port]):
@@ -38,12 +41,6 @@ class Driver(LinkEnd[Port]):
         for port in list(self._manager.ports.values()):
             port.detach()
 
-    def forget_missing_ports(self) -> None:
-        """Remove the ports that an earlier device had and this one has not announced."""
-        for port in list(self._manager.ports.values()):
-            if not port.attached:
-                self._manager.remove(port.id)
-
     # --- what the link tells --------------------------------------------------------------
 
     def room(self, queue: int) -> None:
@@ -69,6 +66,17 @@ class Driver(LinkEnd[Port]):
         if not room:
             self._without_room.add(id)
         return room
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        """See `Sender.send_nowait`; who could not send all is told when there is room again."""
+        try:
+            sent = self._sender.send_nowait(id, data)
+        except trio.WouldBlock:
+            self._without_room.add(id)
+            raise
+        if sent < len(data):
+            self.has_room(id)
+        return sent
 
     # --- events ---------------------------------------------------------------------------
 

@@ -171,14 +171,18 @@ class Port:
     # --- open and close -------------------------------------------------------------------
 
     def open(self, opener: Opener) -> None:
-        """Add an opener; the host is told of the first. EBUSY, ENXIO."""
+        """Add an opener; the host is told of the first. EBUSY, ENXIO, or what the device says."""
         if self.removed:
             _fail(errno.ENXIO)
         if self.openers and self.options.exclusive:
             _fail(errno.EBUSY)
         self.openers.add(opener)
         if len(self.openers) == 1 and self._line is not None:
-            self._line.open_port(self.id, True)
+            try:
+                self._line.open_port(self.id, True)
+            except OSError:
+                self.openers.discard(opener)
+                raise
         self.on_change(self)
 
     def close(self, opener: Opener) -> None:

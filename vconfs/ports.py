@@ -69,6 +69,12 @@ class PortManager:
         for listener in self.listeners:
             listener.port_removed(port)
 
+    def remove_detached(self) -> None:
+        """Remove the ports that an earlier device had and the present one does not."""
+        for port in list(self.ports.values()):
+            if not port.attached:
+                self.remove(port.id)
+
     def rename(self, port: Port, name: bytes) -> None:
         """Give a port its name; empty: none."""
         old, port.name = port.name, name

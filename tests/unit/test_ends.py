@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import select
 from typing import cast
 
 import pytest
@@ -273,3 +274,23 @@ async def test_the_write_buffers_are_zeroed_when_the_host_has_used_them() -> Non
 
 def memory_of(ends: Ends) -> bytes:
     return bytes(ends.driver._link._send[1].memory)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("size", "refused"), [(1 << 20, True), (1_000_003, False)])
+async def test_who_could_not_write_all_is_told_of_room_without_asking_again(
+    size: int, refused: bool
+) -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)], dialect="virtio1") as ends:
+        port = ends.ports[0]
+        chunk = bytes(size)
+        try:
+            while port.write_nowait(chunk) == size:
+                pass
+        except trio.WouldBlock:
+            assert refused
+        told: list[Port] = []
+        port.on_change = told.append
+        await puppet.port.receive(1 << 20)
+        assert told == [port]
+        assert port.poll() & select.POLLOUT

@@ -124,6 +124,7 @@ def command(
     DEVICE is one of:
       embedded                     a host end in this process
       pci:ADDRESS                  a virtio console that vfio-pci has, or that --bind gives to it
+      kernel                       the ports of the kernel's own driver, /dev/vport0p1 …
       qtest:DIR[,addr=SLOT.FUNC]   a console of a QEMU process without a guest
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH

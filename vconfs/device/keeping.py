@@ -13,8 +13,7 @@ from typing import Final
 import trio
 
 from vconfs.device.errors import DeviceError
-from vconfs.device.open import Device
-from vconfs.driver import Driver
+from vconfs.device.open import Device, Joint
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
@@ -67,15 +66,15 @@ class Connection:
 
     async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
         """Serve one connection; tell why it was lost."""
-        async with self._device.open(self._manager) as driver:
-            await _announced(driver, self._manager)
-            if driver.stopped.is_set():
-                raise DeviceError(driver.reason)
-            driver.forget_missing_ports()
+        async with self._device.open(self._manager) as joint:
+            await _announced(joint, self._manager)
+            if joint.stopped.is_set():
+                raise DeviceError(joint.reason)
+            self._manager.remove_detached()
             self.reason = ""
             task_status.started()
-            await driver.stopped.wait()
-            return driver.reason
+            await joint.stopped.wait()
+            return joint.reason
 
 
 class _Changes:
@@ -96,16 +95,16 @@ class _Changes:
     def port_changed(self, port: Port) -> None: ...
 
 
-async def _announced(driver: Driver, manager: PortManager) -> None:
+async def _announced(joint: Joint, manager: PortManager) -> None:
     """Wait until the device has announced its ports: no message says which is the last."""
     changes = _Changes()
     with manager.listening(changes), trio.move_on_after(_ANNOUNCING_MAX):
-        while changes.seen and not driver.stopped.is_set() and not _all_told(driver, manager):
+        while changes.seen and not joint.stopped.is_set() and not _all_told(joint, manager):
             changes.seen = False
             await trio.sleep(_QUIET)
 
 
-def _all_told(driver: Driver, manager: PortManager) -> bool:
+def _all_told(joint: Joint, manager: PortManager) -> bool:
     """Whether the device told all ports at once, and by now their names too."""
     attached = [port for port in manager.ports.values() if port.attached]
-    return driver.tells_all_ports and all(port.name or port.console for port in attached)
+    return joint.tells_all_ports and all(port.name or port.console for port in attached)

@@ -6,14 +6,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
+import trio
 from attrs import field, frozen
 
 from vconfs.device.binding import PciFunction, bound, parse_address
 from vconfs.device.embedded import open_embedded
+from vconfs.device.kernel import open_kernel
 from vconfs.device.pci import DIALECT as PCI_DIALECT
 from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.vfio import open_vfio
-from vconfs.driver import Driver
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
@@ -21,9 +22,20 @@ from vconfs.protocol.dialect import DIALECTS
 
 EMBEDDED: Final = "embedded"
 
+
+class Joint(Protocol):
+    """What joins ports to a device, until that is lost."""
+
+    #: Whether all ports are known as soon as the device is open; else they come one by one.
+    tells_all_ports: bool
+    #: Set when nothing more will come, and why.
+    stopped: trio.Event
+    reason: str
+
+
 #: Opens a device: the ports to join to it, what its url says after the scheme, and the dialect
 #: (None: the device's own). ValueError: the url makes no sense; DeviceError: it cannot be had.
-Open = Callable[[PortManager, str, str | None], AbstractAsyncContextManager[Driver]]
+Open = Callable[[PortManager, str, str | None], AbstractAsyncContextManager[Joint]]
 
 
 class Device(Protocol):
@@ -33,7 +45,7 @@ class Device(Protocol):
     def url(self) -> str:
         """What the user calls it."""
 
-    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Driver]:
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
         """Join the ports of `manager` to it for as long as the block runs; DeviceError."""
 
 
@@ -46,7 +58,7 @@ class Embedded:
     url: str = EMBEDDED
 
     @asynccontextmanager
-    async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
+    async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
         """See `Device.open`; HostError: a port cannot be had."""
         async with (
             open_host(self.host_ports) as host,
@@ -70,14 +82,22 @@ class Kind:
 @asynccontextmanager
 async def _open_bound_vfio(
     manager: PortManager, rest: str, dialect: str | None
-) -> AsyncIterator[Driver]:
+) -> AsyncIterator[Joint]:
     with bound(PciFunction(parse_address(rest))):
         async with open_vfio(manager, rest) as driver:
             yield driver
 
 
+def _check_nothing(rest: str) -> None:
+    if rest:
+        raise ValueError(f"this device has no address: what is {rest!r}?")
+
+
 #: What can stand before the colon of a DEVICE url.
 DEVICES: Final[Mapping[str, Kind]] = {
+    "kernel": Kind(
+        lambda manager, rest, dialect: open_kernel(manager), _check_nothing, dialects=(PCI_DIALECT,)
+    ),
     "pci": Kind(
         lambda manager, rest, dialect: open_vfio(manager, rest),
         parse_address,
@@ -101,7 +121,7 @@ class _Remote:
     _open: Open
     _rest: str
 
-    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Driver]:
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
         """See `Device.open`."""
         return self._open(manager, self._rest, self.dialect)
 
@@ -114,7 +134,7 @@ def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) ->
     scheme, _, rest = url.partition(":")
     kind = DEVICES.get(scheme)
     if kind is None:
-        known = ", ".join([EMBEDDED, *(f"{name}:…" for name in DEVICES)])
+        known = ", ".join([EMBEDDED, *DEVICES])
         raise ValueError(f"unknown device {url!r}: it is one of {known}")
     kind.check(rest)
     if dialect is not None and dialect not in kind.dialects:
