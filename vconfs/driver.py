@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import trio
@@ -92,9 +93,11 @@ class Driver(LinkEnd[Port]):
 
     def _added(self, event: events.PortAdded) -> None:
         port = self._manager.add(event.id)
-        if not port.attached:
-            port.attach(self)
-        self._sender.post(self._end.port_ready(event.id))
+        ready = partial(self._sender.post, self._end.port_ready(event.id))
+        if port.attached:
+            ready()
+        else:
+            port.attach(self, ready)
 
     def _removed(self, event: events.PortRemoved) -> None:
         if self._port(event):

@@ -295,10 +295,14 @@ class Port:
 
     # --- what the host does ---------------------------------------------------------------
 
-    def attach(self, line: Line) -> None:
-        """The port's device is connected, anew or for the first time."""
+    def attach(self, line: Line, introduce: Callable[[], None] = lambda: None) -> None:
+        """The port's device is connected, anew or for the first time.
+
+        `introduce` makes the port known to its host, who then listens to it.
+        """
         self._line = line
         self.host_throttled = self.guest_throttled = self._was_reset = False
+        introduce()
         if self.openers:
             line.open_port(self.id, True)
         self._limit_changed()

@@ -10,10 +10,12 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.device.embedded import open_embedded
 from vconfs.host.chardev import ChardevError
 from vconfs.host.host import HostError, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.port import Opener, Port, PortOptions
+from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
 from vconfs.testing import Ends, Puppet, open_ends
 
@@ -264,6 +266,22 @@ async def test_a_device_that_goes_leaves_hung_up_ports_and_comes_back_to_them() 
         with pytest.raises(OSError) as caught:
             port.write_nowait(b"x")
         assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize("dialect", ["v8", "virtio1"])
+async def test_a_new_connection_tells_what_is_open_and_full_already(dialect: str) -> None:
+    puppet = Puppet()
+    manager = PortManager(lambda id: PortOptions(limit=100))
+    async with open_host([spec(puppet=puppet)]) as host:
+        async with open_embedded(host, manager, dialect):
+            manager.ports[0].open(Opener(1))
+            await puppet.port.send(bytes(100))
+        assert not puppet.port.guest_connected
+        async with open_embedded(host, manager, dialect):
+            assert puppet.port.guest_connected
+            assert cast(HostPort, puppet.port).guest_throttled == (dialect == "v8")
+            assert host.guest is not None
+            assert host.guest.ignored == 0
 
 
 async def test_the_write_buffers_are_zeroed_when_the_host_has_used_them() -> None:
