@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -17,9 +17,12 @@ import pytest
 import trio
 from attrs import frozen
 
+from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
+from vconfs.device.stream import open_stream
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
+from vconfs.host.stream import serve_stream
 from vconfs.mounting import Plan, open_mount
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
@@ -110,8 +113,40 @@ class OpenMount(Protocol):
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
+OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
+
+
+@asynccontextmanager
+async def _open_unix_stream(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
+    url = f"unix:{folder}/device"
+    async with open_background() as nursery:
+        await nursery.start(serve_stream, host, url, None)
+        async with open_stream(manager, url):
+            yield
+
+
+#: How the guest end of a test reaches its host end, which is in the same process.
+DEVICES: Mapping[str, OpenDevice] = {
+    "embedded": lambda host, manager, folder: open_embedded(host, manager),
+    "stream-unix": _open_unix_stream,
+}
+#: The tests of what ports do, which hold for each device.
+FOR_ALL_DEVICES = ("test_files", "test_programs", "test_bulk", "test_events_file")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of what ports do with every device."""
+    if "device" in metafunc.fixturenames and metafunc.module.__name__.endswith(FOR_ALL_DEVICES):
+        metafunc.parametrize("device", DEVICES, indirect=True)
+
+
 @pytest.fixture
-def mounted(tmp_path: Path) -> OpenMount:
+def device(request: pytest.FixtureRequest) -> OpenDevice:
+    return DEVICES[getattr(request, "param", "embedded")]
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, device: OpenDevice) -> OpenMount:
     """Mount ports like "name=echo", with PortOptions, below a temporary folder."""
 
     @asynccontextmanager
@@ -136,7 +171,7 @@ def mounted(tmp_path: Path) -> OpenMount:
         )
         async with (
             open_host([parse_port(port) for port in ports]) as host,
-            open_embedded(host, manager),
+            device(host, manager, tmp_path),
             open_mount(plan, manager),
         ):
             with trio.fail_after(limit_seconds):

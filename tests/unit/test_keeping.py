@@ -117,6 +117,7 @@ async def test_once(nursery: trio.Nursery) -> None:
         ("pci:00:05.0", {"dialect": "v8"}, "pci: devices speak virtio1, not v8"),
         ("qtest:", {}, "qtest: needs the directory"),
         ("qtest:/tmp", {"bind": True}, "qtest: devices have no driver to be taken from"),
+        ("stream:unix:/s", {"dialect": "virtio1"}, "stream: devices speak v8, not virtio1"),
     ],
 )
 def test_wrong_urls(url: str, options: dict[str, str], reason: str) -> None:

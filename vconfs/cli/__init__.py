@@ -12,6 +12,7 @@ import click
 #: Command -> its module, imported only when asked for.
 _COMMANDS = {
     "mount": "vconfs.cli.mount",
+    "host": "vconfs.cli.host",
     "umount": "vconfs.cli.umount",
     "ls": "vconfs.cli.ls",
     "watch": "vconfs.cli.watch",

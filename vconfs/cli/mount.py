@@ -6,7 +6,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import click
 import trio
@@ -15,6 +15,7 @@ from vconfs import fuse
 from vconfs.cli import Failure
 from vconfs.cli.background import run_in_background
 from vconfs.cli.options import MountOptions, parse_options
+from vconfs.cli.port_spec import PortSpec
 from vconfs.device.errors import DeviceError
 from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.host import HostError
@@ -26,23 +27,6 @@ from vconfs.rules import Rule, RulesError, parse_rules
 
 #: The ports of the embedded device when none is asked for.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
-
-
-class PortSpec(click.ParamType[HostPortSpec]):
-    """NAME=CHARDEV[,OPTION…] on the command line."""
-
-    name = "NAME=CHARDEV[,OPTION…]"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> HostPortSpec:
-        """Read it; what is wrong with it is a usage error."""
-        if isinstance(value, HostPortSpec):
-            return value
-        try:
-            return parse_port(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
 
 
 def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> MountOptions:
@@ -126,6 +110,9 @@ def command(
       pci:ADDRESS                  a virtio console that vfio-pci has, or that --bind gives to it
       kernel                       the ports of the kernel's own driver, /dev/vport0p1 …
       qtest:DIR[,addr=SLOT.FUNC]   a console of a QEMU process without a guest
+      stream:PLACE                 a `vconfs host` at the other end of a byte stream; PLACE is
+                                   unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
+                                   exec:COMMAND  stdio, and any with ,window=BYTES
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
       file:PATH  exec:COMMAND  stdio  echo  null  zero
@@ -145,6 +132,7 @@ def command(
       vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
       vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
       vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
+      vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon
     """

@@ -14,11 +14,14 @@ from vconfs.device.embedded import open_embedded
 from vconfs.device.kernel import open_kernel
 from vconfs.device.pci import DIALECT as PCI_DIALECT
 from vconfs.device.qtest import QtestAddress, open_qtest
+from vconfs.device.stream import open_stream
 from vconfs.device.vfio import open_vfio
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
+from vconfs.streams.url import DIALECT as STREAM_DIALECT
+from vconfs.streams.url import parse_place
 
 EMBEDDED: Final = "embedded"
 
@@ -108,6 +111,11 @@ DEVICES: Final[Mapping[str, Kind]] = {
         lambda manager, rest, dialect: open_qtest(manager, rest),
         QtestAddress.parse,
         dialects=(PCI_DIALECT,),
+    ),
+    "stream": Kind(
+        lambda manager, rest, dialect: open_stream(manager, rest),
+        parse_place,
+        dialects=(STREAM_DIALECT,),
     ),
 }
 

@@ -70,7 +70,7 @@ class Listener(Chardev):
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Listen until cancelled."""
-        async with self._listening() as listeners:
+        async with self.listening() as listeners:
             with Door(listeners) as door:
                 task_status.started()
                 while True:
@@ -78,7 +78,7 @@ class Listener(Chardev):
                         await serve(port, self._client(port, sock, door))
 
     @abstractmethod
-    def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
+    def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
         """Listen in a block; ChardevError."""
 
     @abstractmethod

@@ -79,7 +79,7 @@ class _Session:
     async def run(self, command: str) -> None:
         """Run the command until it has ended and the guest has closed the port."""
         try:
-            program = await _start(command)
+            program = await start_program(command)
         except OSError as error:
             log.warning("port %d: cannot run %r: %s", self._port.id, command, error.strerror)
         else:
@@ -92,7 +92,7 @@ class _Session:
     def _left(self) -> bool:
         return self._all_read or self._followed or not self._port.guest_connected
 
-    async def _serve(self, program: _Program) -> None:
+    async def _serve(self, program: Program) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._feed, program)
@@ -102,7 +102,7 @@ class _Session:
             with trio.CancelScope(shield=True):
                 await program.end()
 
-    async def _deliver(self, program: _Program) -> None:
+    async def _deliver(self, program: Program) -> None:
         """Send the program's output until it has ended and all of that is sent."""
         with select.epoll() as news:
             news.register(program.output.descriptor, select.EPOLLIN)
@@ -123,7 +123,7 @@ class _Session:
             with trio.CancelScope() as self._output:
                 await self._port.send(data)
 
-    async def _feed(self, program: _Program) -> None:
+    async def _feed(self, program: Program) -> None:
         """Give the program what the guest sends; at the guest's close its input ends, then it."""
         with suppress(OSError):  # EPIPE: it reads no more
             await self._pass_on(program.input)
@@ -171,7 +171,7 @@ def _read_nowait(pipe: Pipe) -> bytes | None:
         return None
 
 
-class _Program:
+class Program:
     """A running program, which leads a session of its own.
 
     It is reaped by `end` alone: until then its number stays its own, and its group's.
@@ -222,7 +222,8 @@ def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlev
     return stdin, stdout
 
 
-async def _start(command: str) -> _Program:
+async def start_program(command: str) -> Program:
+    """Run a shell command with pipes at both ends; OSError."""
     process = await trio.lowlevel.open_process(
         command,
         shell=True,
@@ -231,7 +232,7 @@ async def _start(command: str) -> _Program:
         start_new_session=True,
     )
     try:
-        return _Program(process)
+        return Program(process)
     except OSError:  # no descriptor is left
         os.killpg(process.pid, signal.SIGKILL)
         with trio.CancelScope(shield=True):

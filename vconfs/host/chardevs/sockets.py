@@ -47,7 +47,8 @@ class Unix(Listener):
         return cls(_socket_path(cls.__name__.lower(), argument))
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+    async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+        """See `Listener.listening`."""
         with socket.socket(socket.AF_UNIX, self.kind) as listener, _bound(listener, self.path):
             listener.listen(BACKLOG)
             yield [listener]

@@ -24,7 +24,8 @@ class Stdio(Chardev):
     After the input's end the output goes on, until nobody reads it any more.
     """
 
-    _taken: ClassVar[bool] = False
+    #: Whether a port, or a stream to the other end, has them.
+    taken: ClassVar[bool] = False
 
     @classmethod
     def parse(cls, argument: str) -> Self:
@@ -37,14 +38,14 @@ class Stdio(Chardev):
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Copy until cancelled, or until nobody is there."""
-        if Stdio._taken:
-            raise ChardevError("stdio is joined to another port already: one port can have it")
-        Stdio._taken = True
+        if Stdio.taken:
+            raise ChardevError("stdio is joined to something else already: one port can have it")
+        Stdio.taken = True
         try:
             task_status.started()
             await serve(port, _Standard())
         finally:
-            Stdio._taken = False
+            Stdio.taken = False
 
 
 class _Standard(Client):

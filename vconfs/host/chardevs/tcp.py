@@ -53,7 +53,8 @@ class Tcp(Listener):
         return cls(host.removeprefix("[").removesuffix("]") or "localhost", int(service))
 
     @asynccontextmanager
-    async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+    async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+        """See `Listener.listening`."""
         with ExitStack() as stack:
             try:
                 listeners = await self._listen(stack)

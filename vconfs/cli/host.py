@@ -1,0 +1,54 @@
+"""vconfs host: the host end of the ports, for guests in other processes."""
+
+from __future__ import annotations
+
+import click
+import trio
+
+from vconfs.cli import Failure
+from vconfs.cli.port_spec import PortSpec
+from vconfs.host.host import HostError
+from vconfs.host.listening import parse_listener
+from vconfs.host.port import HostPortSpec
+from vconfs.host.serving import Plan, serve_host
+from vconfs.protocol.dialect import DIALECTS
+
+
+@click.command("host")
+@click.option("--listen", "url", required=True, metavar="URL", help="Where guests come.")
+@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with them.")
+@click.option("--port", "ports", type=PortSpec(), multiple=True, help="A port.")
+def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> None:
+    """Serve ports to a guest that comes at URL, and to the next one when it has left.
+
+    It stays in the foreground, and ends on SIGINT and SIGTERM. The ports stay when a guest goes;
+    what each is joined to is written as for `vconfs mount`.
+
+    \b
+    URL is one of:
+      stream:unix:PATH             a unix socket
+      stream:tcp:HOST:PORT         a TCP port
+      stream:vsock:CID:PORT        a port to virtual machines; -1 is any CID
+      stream:tty:PATH[,baud=N]     a serial line
+      stream:exec:COMMAND          the input and output of a shell command
+      stream:stdio                 our own; ends with it
+    and any stream with ,window=BYTES that may be under way to us (2048 on a tty).
+
+    \b
+    Examples:
+      vconfs host --listen stream:unix:/run/vcon.sock --port chat=unix:/run/chat.sock
+      vconfs mount --device stream:unix:/run/vcon.sock /mnt/vcon      (the guest of it)
+      vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
+    """
+    try:
+        listener = parse_listener(url, dialect)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--listen") from None
+
+    def ready() -> None:
+        click.echo(f"vconfs: listening on {url}", err=True)
+
+    try:
+        trio.run(serve_host, Plan(listener, ports), ready)
+    except HostError as error:
+        raise Failure(str(error)) from None

@@ -1,0 +1,37 @@
+"""A host end at the other end of a byte stream (v8 only)."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from vconfs.device.errors import DeviceError
+from vconfs.driver import Driver
+from vconfs.ports import PortManager
+from vconfs.protocol import v8
+from vconfs.protocol.stream import Role
+from vconfs.streams.errors import StreamError
+from vconfs.streams.link import open_link
+from vconfs.streams.url import parse_place
+
+
+@asynccontextmanager
+async def open_stream(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
+    """Join the ports of `manager` to the host end that `stream:REST` leads to.
+
+    ValueError: `rest` makes no sense; DeviceError: the host end cannot be reached.
+    """
+    place = parse_place(rest)
+    try:
+        async with (
+            place.connect() as wire,
+            open_link(wire, place, Role.GUEST, v8.FEATURES) as link,
+        ):
+            driver = Driver(manager, link, v8.GuestEnd(link.features))
+            driver.start()
+            try:
+                yield driver
+            finally:
+                driver.stop()
+    except StreamError as error:
+        raise DeviceError(str(error)) from None

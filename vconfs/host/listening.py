@@ -1,0 +1,72 @@
+"""Where the host end listens for guests: what can stand behind `vconfs host --listen`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Protocol
+
+import trio
+from attrs import field, frozen
+
+from vconfs.host.host import Host
+from vconfs.host.stream import serve_stream
+from vconfs.protocol.dialect import DIALECTS
+from vconfs.streams.url import DIALECT as STREAM_DIALECT
+from vconfs.streams.url import parse_place
+
+
+class Serve(Protocol):
+    """Serves guests, one at a time, until none can come any more.
+
+    Its arguments: the host end, what the url says after the scheme, and the dialect (None: the
+    transport's own). `started` is called when guests can come. HostError: it cannot listen.
+    """
+
+    async def __call__(  # noqa: D102
+        self, host: Host, rest: str, dialect: str | None, task_status: trio.TaskStatus[None]
+    ) -> None: ...
+
+
+@frozen
+class Kind:
+    """What a scheme of LISTEN urls stands for."""
+
+    serve: Serve
+    #: Reads what stands after the scheme; ValueError: it makes no sense.
+    check: Callable[[str], object]
+    dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
+
+
+#: What can stand before the colon of a LISTEN url.
+LISTENERS: Final[Mapping[str, Kind]] = {
+    "stream": Kind(serve_stream, parse_place, dialects=(STREAM_DIALECT,)),
+}
+
+
+@frozen
+class Listener:
+    """A place where guests are waited for."""
+
+    url: str
+    dialect: str | None
+    _serve: Serve
+    _rest: str
+
+    async def serve(
+        self, host: Host, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve the guests that come there, until none can come any more; HostError."""
+        await self._serve(host, self._rest, self.dialect, task_status)
+
+
+def parse_listener(url: str, dialect: str | None = None) -> Listener:
+    """Read a LISTEN url; ValueError says what is wrong with it."""
+    scheme, _, rest = url.partition(":")
+    kind = LISTENERS.get(scheme)
+    if kind is None:
+        known = ", ".join(f"{name}:…" for name in LISTENERS)
+        raise ValueError(f"nobody can listen on {url!r}: it is one of {known}")
+    kind.check(rest)
+    if dialect is not None and dialect not in kind.dialects:
+        raise ValueError(f"{scheme}: guests speak {' or '.join(kind.dialects)}, not {dialect}")
+    return Listener(url, dialect, kind.serve, rest)

@@ -1,0 +1,47 @@
+"""A host end from beginning to end: its ports, whoever comes as a guest, and an orderly end."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable, Sequence
+
+import trio
+from attrs import frozen
+
+from vconfs.allocator import keep_freed_memory
+from vconfs.background import open_background
+from vconfs.host.host import open_host
+from vconfs.host.listening import Listener
+from vconfs.host.port import HostPortSpec
+
+
+@frozen
+class Plan:
+    """Which ports there are to be, and where guests come."""
+
+    listener: Listener
+    ports: Sequence[HostPortSpec] = ()
+
+
+async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
+    """Open the ports, listen, call `ready`, and serve one guest after the other.
+
+    It ends when a signal asks for it, or when no guest can come any more. Raises HostError, and
+    has then left nothing behind.
+    """
+    keep_freed_memory()
+
+    class Status(trio.TaskStatus[None]):
+        def started(self, value: None = None) -> None:
+            ready()
+
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_background() as nursery:
+            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
+            async with open_host(plan.ports) as host:
+                await plan.listener.serve(host, Status())
+
+
+async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()

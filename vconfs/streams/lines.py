@@ -1,0 +1,179 @@
+"""Streams that both ends open alike: a terminal line, a program, our own input and output."""
+
+from __future__ import annotations
+
+import errno
+import os
+import termios
+import tty
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from typing import ClassVar, Final, Self
+
+import trio
+from attrs import frozen
+
+from vconfs.host.chardevs.paths import path_argument
+from vconfs.host.chardevs.programs import Exec, start_program
+from vconfs.host.chardevs.stdio import Stdio
+from vconfs.streams.errors import StreamError
+from vconfs.streams.place import NextGuest, Place, split_options, window_option
+from vconfs.streams.wire import Wire
+
+#: A terminal line drops what its reader has no time for; its buffers hold at least this much.
+_TTY_WINDOW: Final = 2048
+#: A kernel may talk on a serial line before the peer does.
+_TTY_NOISE: Final = 1 << 20
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+
+
+class Line(Place):
+    """What has no clients that come and go: to wait for a guest is to open it."""
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[NextGuest]:
+        """See `Place.listen`."""
+        yield self.connect
+
+
+@frozen(kw_only=True)
+class TtyPlace(Line):
+    """A terminal line, in raw mode at its own speed or another."""
+
+    path: str
+    baud: int | None  # None: as it is
+    noise_max: ClassVar[int] = _TTY_NOISE
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read PATH[,baud=N][,window=N]; ValueError."""
+        rest, options = split_options(rest, "baud", "window")
+        return cls(
+            path=path_argument("tty", rest),
+            baud=_speed(options["baud"]) if "baud" in options else None,
+            window=window_option(options, _TTY_WINDOW),
+        )
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Wire]:
+        """See `Place.connect`."""
+        try:
+            line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise StreamError(f"cannot open {self.path}: {error.strerror}") from None
+        try:
+            with self._raw(line):
+                yield Wire(line, line)
+        finally:
+            os.close(line)
+
+    @contextmanager
+    def _raw(self, line: int) -> Iterator[None]:
+        try:
+            before = termios.tcgetattr(line)
+            tty.setraw(line, termios.TCSANOW)
+            mode = termios.tcgetattr(line)
+            mode[2] |= termios.CLOCAL | termios.CREAD
+            if self.baud is not None:
+                mode[4] = mode[5] = self.baud
+            termios.tcsetattr(line, termios.TCSANOW, mode)
+        except termios.error as error:
+            code, reason = error.args
+            why = "it is no terminal" if code == errno.ENOTTY else reason
+            raise StreamError(f"cannot use {self.path}: {why}") from None
+        try:
+            yield
+        finally:
+            with suppress(termios.error):
+                termios.tcsetattr(line, termios.TCSANOW, before)
+
+
+def _speed(text: str) -> int:
+    """Give termios' code of a speed; ValueError."""
+    known = {name[1:]: code for name, code in vars(termios).items() if _is_speed(name)}
+    if text not in known:
+        speeds = ", ".join(sorted(known, key=int))
+        raise ValueError(f"a tty cannot run at {text!r} baud: the speeds are {speeds}")
+    speed = known[text]
+    assert isinstance(speed, int)
+    return speed
+
+
+def _is_speed(name: str) -> bool:
+    return name.startswith("B") and name[1:].isdigit() and name != "B0"
+
+
+@frozen(kw_only=True)
+class ExecPlace(Line):
+    """The standard input and output of a shell command."""
+
+    command: str
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read COMMAND[,window=N]; ValueError."""
+        rest, options = split_options(rest, "window")
+        return cls(command=Exec.parse(rest).command, window=window_option(options))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Wire]:
+        """See `Place.connect`."""
+        try:
+            program = await start_program(self.command)
+        except OSError as error:
+            raise StreamError(f"cannot run {self.command!r}: {error.strerror}") from None
+        try:
+            yield Wire(program.output.descriptor, program.input.descriptor)
+        finally:
+            with trio.CancelScope(shield=True):
+                await program.end()
+
+
+@frozen(kw_only=True)
+class StdioPlace(Place):
+    """Our own standard input and output, which then are for the protocol alone.
+
+    What else is written to standard output goes to standard error.
+    """
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read [,window=N]; ValueError."""
+        rest, options = split_options(rest, "window")
+        if rest:
+            raise ValueError(f"stdio takes no argument, not {rest!r}")
+        return cls(window=window_option(options))
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Wire]:
+        """See `Place.connect`."""
+        if Stdio.taken:
+            raise StreamError("standard input and output have ended, or a port has them")
+        if os.isatty(_STDIN) or os.isatty(_STDOUT):
+            raise StreamError("standard input or output is a terminal: use tty:PATH for it")
+        Stdio.taken = True  # and stays so: there is no other end to come
+        with _taken_over() as (reader, writer):
+            yield Wire(reader, writer)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[NextGuest]:
+        """See `Place.listen`."""
+        guests = [self.connect]
+        yield lambda: guests.pop()() if guests else nullcontext()
+
+
+@contextmanager
+def _taken_over() -> Iterator[tuple[int, int]]:
+    """Keep our standard streams from everything else in this process."""
+    reader, writer = os.dup(_STDIN), os.dup(_STDOUT)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, _STDIN)
+    os.dup2(_STDERR, _STDOUT)
+    os.close(null)
+    blocking = os.get_blocking(reader), os.get_blocking(writer)
+    try:
+        yield reader, writer
+    finally:
+        for descriptor, before in zip((reader, writer), blocking, strict=True):
+            os.set_blocking(descriptor, before)  # others may have it too
+            os.close(descriptor)

@@ -1,0 +1,292 @@
+"""The link over a byte stream, the same for both ends.
+
+Frames that the stream does not take at once wait here, all in the order in which they were sent:
+a port's hang-up must not overtake its data. Data is taken while less than `_WAITING_MAX` waits
+and the peer's window has space, each time a whole write request. Control messages are taken for a
+bit longer, so that none is kept back by data that was promised already.
+
+What comes is read at all times, whoever is slow: it is the ports that throttle.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import trio
+
+from vconfs.background import open_background
+from vconfs.link import Link
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.events import Buffer
+from vconfs.protocol.stream import (
+    HEADER,
+    INPUT,
+    OUTPUT,
+    Closed,
+    ConfigChanged,
+    Connection,
+    CreditReceived,
+    Event,
+    Frame,
+    Hello,
+    Role,
+)
+from vconfs.streams.errors import StreamError
+from vconfs.streams.place import Place
+from vconfs.streams.wire import Wire
+
+#: Seconds that a peer has for its hello.
+HELLO_LIMIT: Final = 10.0
+#: Data is taken while less than this waits for the stream, in bytes.
+_WAITING_MAX: Final = 1 << 18
+#: Control messages may take so much more, here and of the peer's window.
+_RESERVE: Final = 1 << 16
+#: Seconds for the last words of both ends.
+_GRACE: Final = 0.5
+
+
+@asynccontextmanager
+async def open_link(
+    wire: Wire, place: Place, role: Role, features: int, config: bytes = b""
+) -> AsyncIterator[StreamLink]:
+    """Meet the other end on `wire`, and carry frames for as long as the block runs.
+
+    The block has to give the link its owner before it waits for anything. StreamError: the peer
+    says no hello, or a wrong one.
+    """
+    connection = Connection(role, window=place.window, noise_max=place.noise_max)
+    hello = await _shake_hands(wire, connection, features, config)
+    link = StreamLink(wire, connection, hello, place.window)
+    try:
+        async with open_background() as nursery:
+            nursery.start_soon(link.run)
+            yield link
+    finally:
+        await link.leave(f"the {role.name.lower()} end leaves")
+
+
+async def _shake_hands(wire: Wire, connection: Connection, features: int, config: bytes) -> Hello:
+    said = connection.hello(features, config)
+    try:
+        with trio.fail_after(HELLO_LIMIT):
+            while said := said[wire.send_nowait([said]) :]:
+                await wire.writable()
+            while (event := connection.next_event()) is None:
+                if data := await wire.receive():
+                    connection.feed(data)
+                else:
+                    connection.feed_eof()
+    except trio.TooSlowError:
+        raise StreamError(f"the peer said no hello within {HELLO_LIMIT:.0f} seconds") from None
+    except OSError as error:
+        raise StreamError(f"the stream broke: {error.strerror}") from None
+    except RemoteProtocolError as error:
+        raise StreamError(str(error)) from None
+    if isinstance(event, Closed):
+        raise StreamError(event.reason)
+    assert isinstance(event, Hello)
+    return event
+
+
+class StreamLink(Link):
+    """A link over a stream whose ends have said hello; `run` carries its bytes.
+
+    `window` is what we granted to the peer.
+    """
+
+    def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
+        self.features = connection.features
+        # What waits for the stream when we throttle, and as much again: credit that was given
+        # back while the message waited behind others.
+        self.in_flight = 2 * window
+        self._wire = wire
+        self._connection = connection
+        self._config = hello.config
+        self._config_due: bytes | None = None
+        self._receives = INPUT if connection.role is Role.GUEST else OUTPUT
+        self._held: deque[int] = deque()  # sizes of the payloads that the owner looks at
+        self._payload = connection.max_payload
+        spare = hello.window // 2 - HEADER.size - self._payload
+        self._reserve = max(0, min(_RESERVE, spare))
+        self._fresh: list[Buffer] = []  # sent since the last flush
+        self._waiting = bytearray()  # for the stream
+        self._sent = trio.Event()  # and more waits, or somebody wants to send more
+        self._room_wanted = False
+        self._broken = ""  # why nothing can be written
+        self._dead = False
+
+    @property
+    def config(self) -> bytes:
+        """See `Link.config`."""
+        return self._config
+
+    # --- sending --------------------------------------------------------------------------
+
+    def room_for(self, queue: int, header_size: int) -> int:
+        """See `Link.room_for`."""
+        return self._payload - header_size if self._has_room(0, self._reserve) else 0
+
+    def capacity(self, queue: int) -> int:
+        """See `Link.capacity`."""
+        return self._payload if self._has_room(_RESERVE, 0) else 0
+
+    def want_room(self, queue: int) -> bool:
+        """See `Link.want_room`."""
+        self._room_wanted = True
+        return self._has_room(0, self._reserve)
+
+    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+        """See `Link.send`."""
+        head = self._connection.frame_header(queue, len(header) + len(data))
+        self._fresh.append(head + header)
+        if len(data):
+            self._fresh.append(data)
+
+    def send_config(self, config: bytes) -> None:
+        """Tell the guest the config space, as soon as there is room for it (host end)."""
+        self._config_due = config
+        self._send_config()
+
+    def flush(self, queue: int) -> None:
+        """See `Link.flush`."""
+        fresh, self._fresh = self._fresh, []
+        if not fresh or self._dead:
+            return
+        sent = 0 if self._waiting else self._write(fresh)
+        for piece in fresh:
+            if sent < len(piece):
+                self._waiting += memoryview(piece)[sent:]
+            sent = max(0, sent - len(piece))
+        if self._waiting or self._room_wanted:
+            self._sent.set()
+
+    # --- receiving ------------------------------------------------------------------------
+
+    def receive(self, queue: int) -> memoryview | None:
+        """See `Link.receive`."""
+        if queue != self._receives:
+            return None
+        try:
+            while not self._dead and (event := self._connection.next_event()) is not None:
+                if isinstance(event, Frame):
+                    self._held.append(len(event.payload))
+                    return event.payload
+                self._take_in(event)
+        except RemoteProtocolError as error:
+            self._say_bye(str(error))
+            self._lose(str(error))
+        return None
+
+    def _take_in(self, event: Event) -> None:
+        match event:
+            case ConfigChanged():
+                self._config = event.config
+                self._acknowledge(len(event.config))
+                self.owner.config_changed()
+            case CreditReceived():
+                self._tell_room()
+            case Closed():
+                self._lose(event.reason)
+            case _:
+                raise AssertionError(f"a stream gave {event} behind the hellos")
+
+    def done(self, queue: int) -> None:
+        """See `Link.done`."""
+        self._acknowledge(self._held.popleft())
+
+    # --- the stream -----------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Carry the bytes until the link is lost."""
+        async with open_background() as nursery:
+            nursery.start_soon(self._write_on)
+            try:
+                while not self._dead:
+                    if data := await self._wire.receive():
+                        self._connection.feed(data)
+                    else:
+                        self._connection.feed_eof()
+                    self.owner.received(self._receives)
+            except OSError as error:
+                self._lose(f"the stream broke: {error.strerror}")
+
+    async def leave(self, reason: str) -> None:
+        """Tell the peer why we leave, and give it a moment to take everything that was sent.
+
+        To be called when `run` has ended.
+        """
+        lost = self._dead
+        self._say_bye(reason)
+        self._dead = True
+        with trio.move_on_after(_GRACE, shield=True), suppress(OSError):
+            while self._waiting and not self._broken:
+                await self._wire.writable()
+                self._write_waiting()
+            while not lost and await self._wire.receive():
+                pass  # a stream that is closed with something unread may lose what was sent
+
+    def _has_room(self, more_waiting: int, reserve: int) -> bool:
+        """Whether the largest payload can be sent; if not, the owner is told when it can."""
+        connection, waiting = self._connection, len(self._waiting)
+        room = (
+            not self._dead
+            and waiting < _WAITING_MAX + more_waiting
+            and connection.free - HEADER.size - reserve >= self._payload
+        )
+        if not room:
+            self._room_wanted = True
+        return room
+
+    def _tell_room(self) -> None:
+        if self._config_due is not None:
+            self._send_config()
+        if self._room_wanted and not self._dead and len(self._waiting) <= _WAITING_MAX // 2:
+            self._room_wanted = False
+            self.owner.room(OUTPUT if self._receives == INPUT else INPUT)
+
+    def _send_config(self) -> None:
+        if self._config_due is not None and self._has_room(_RESERVE, 0):
+            self._fresh.append(self._connection.config(self._config_due))
+            self._config_due = None
+            self.flush(INPUT)
+
+    def _acknowledge(self, size: int) -> None:
+        if credit := self._connection.acknowledge(size):
+            self._fresh.append(credit)
+
+    def _say_bye(self, reason: str) -> None:
+        if not self._dead and (bye := self._connection.bye(reason)):
+            self._fresh.append(bye)
+            self.flush(self._receives)
+
+    def _write(self, pieces: list[Buffer]) -> int:
+        try:
+            return self._wire.send_nowait(pieces)
+        except OSError as error:
+            self._broken = self._broken or f"the stream broke: {error.strerror}"
+            return 0
+
+    def _write_waiting(self) -> None:
+        del self._waiting[: self._write([self._waiting])]
+
+    async def _write_on(self) -> None:
+        """Write what waits whenever the stream takes more of it, and tell of room."""
+        while True:
+            await self._sent.wait()
+            self._sent = trio.Event()
+            while self._waiting:
+                await self._wire.writable()
+                self._write_waiting()
+                if self._broken:
+                    await trio.sleep(_GRACE)  # most often the stream's end tells better why
+                    return self._lose(self._broken)
+                self._tell_room()
+            self._tell_room()
+
+    def _lose(self, reason: str) -> None:
+        if not self._dead:
+            self._dead = True
+            self.owner.lost(reason)

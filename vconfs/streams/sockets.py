@@ -1,0 +1,186 @@
+"""Streams over sockets: unix, tcp, vsock."""
+
+from __future__ import annotations
+
+import re
+import socket
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from typing import Final, Self
+
+import trio
+from attrs import frozen
+
+from vconfs.host.chardev import ChardevError
+from vconfs.host.chardevs.listeners import BACKLOG, Door
+from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.chardevs.tcp import Tcp
+from vconfs.streams.errors import StreamError
+from vconfs.streams.place import NextGuest, Place, split_options, window_option
+from vconfs.streams.wire import Wire
+
+_CID_MAX: Final = (1 << 32) - 1
+#: A TCP peer that says nothing is probed after so many seconds, so often, and is then lost.
+_IDLE, _PROBES = 5, 3
+_PROBE_PAUSE: Final = 3
+_SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)  # milliseconds, for data unanswered
+
+
+class SocketPlace(Place):
+    """What streams over sockets have in common."""
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Wire]:
+        """See `Place.connect`."""
+        try:
+            sock = await self._connected()
+        except (OSError, UnicodeError) as error:
+            raise StreamError(f"cannot connect to {self._where}: {_why(error)}") from None
+        with sock:
+            yield self._wire(sock)
+
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[NextGuest]:
+        """See `Place.listen`."""
+        try:
+            async with self._listening() as listeners:
+                with Door(listeners) as door:
+                    yield lambda: self._accepted(door)
+        except ChardevError as error:
+            raise StreamError(str(error)) from None
+
+    @asynccontextmanager
+    async def _accepted(self, door: Door) -> AsyncIterator[Wire]:
+        with await door.accept() as sock:
+            yield self._wire(sock)
+
+    def _wire(self, sock: trio.socket.SocketType) -> Wire:
+        return Wire(sock.fileno(), sock.fileno())
+
+    @property
+    @abstractmethod
+    def _where(self) -> str: ...
+
+    @abstractmethod
+    async def _connected(self) -> trio.socket.SocketType: ...
+
+    @abstractmethod
+    def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]: ...
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    """Say why a connection failed; of several tries for one name, why the first one did."""
+    cause = error.__cause__
+    if isinstance(cause, BaseExceptionGroup) and isinstance(cause.exceptions[0], OSError):
+        error = cause.exceptions[0]
+    return (error.strerror if isinstance(error, OSError) else "") or str(error)
+
+
+@frozen
+class UnixPlace(SocketPlace):
+    """A unix socket."""
+
+    unix: Unix
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read PATH[,window=N]; ValueError."""
+        path, options = split_options(rest, "window")
+        return cls(Unix.parse(path), window=window_option(options))
+
+    @property
+    def _where(self) -> str:
+        return self.unix.path
+
+    async def _connected(self) -> trio.socket.SocketType:
+        sock = trio.socket.socket(socket.AF_UNIX)
+        try:
+            await sock.connect(self.unix.path)
+            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
+        return self.unix.listening()
+
+
+@frozen
+class TcpPlace(SocketPlace):
+    """A TCP port, whose peer is probed: a silent network is no connection."""
+
+    tcp: Tcp
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read HOST:PORT[,window=N], an IPv6 address in brackets; ValueError."""
+        address, options = split_options(rest, "window")
+        return cls(Tcp.parse(address), window=window_option(options))
+
+    @property
+    def _where(self) -> str:
+        host = self.tcp.host
+        return f"[{host}]:{self.tcp.service}" if ":" in host else f"{host}:{self.tcp.service}"
+
+    async def _connected(self) -> trio.socket.SocketType:
+        return (await trio.open_tcp_stream(self.tcp.host, self.tcp.service)).socket
+
+    def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
+        return self.tcp.listening()
+
+    def _wire(self, sock: trio.socket.SocketType) -> Wire:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in (
+            (socket.TCP_NODELAY, 1),
+            (socket.TCP_KEEPIDLE, _IDLE),
+            (socket.TCP_KEEPINTVL, _PROBE_PAUSE),
+            (socket.TCP_KEEPCNT, _PROBES),
+            (socket.TCP_USER_TIMEOUT, _SILENCE_MAX),
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
+        return super()._wire(sock)
+
+
+@frozen
+class VsockPlace(SocketPlace):
+    """A port between a virtual machine and its host. To listen, any CID is written -1."""
+
+    cid: int
+    service: int
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read CID:PORT[,window=N]; ValueError."""
+        address, options = split_options(rest, "window")
+        found = re.fullmatch("(-1|[0-9]{1,10}):([0-9]{1,10})", address)
+        if not found or max(map(int, found.groups())) > _CID_MAX:
+            raise ValueError(f"vsock needs two numbers: vsock:CID:PORT, not {address!r}")
+        cid, service = map(int, found.groups())
+        return cls(cid & _CID_MAX, service, window=window_option(options))
+
+    @property
+    def _where(self) -> str:
+        return f"vsock {self.cid}:{self.service}"
+
+    async def _connected(self) -> trio.socket.SocketType:
+        sock = trio.socket.socket(socket.AF_VSOCK)
+        try:
+            await sock.connect((self.cid, self.service))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+        with ExitStack() as stack:
+            try:
+                listener = stack.enter_context(socket.socket(socket.AF_VSOCK))
+                listener.bind((self.cid, self.service))
+                listener.listen(BACKLOG)
+            except OSError as error:
+                why = error.strerror
+                raise StreamError(f"cannot listen on {self._where}: {why}") from None
+            yield [listener]

@@ -1,0 +1,47 @@
+"""The bytes of a stream, through descriptors that never block."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Final
+
+import trio
+
+from vconfs.protocol.events import Buffer
+
+#: Ask the kernel for so much at a time; a socket's buffer holds about as much.
+_READ_SIZE: Final = 1 << 18
+
+
+class Wire:
+    """A stream that is read from one descriptor and written to another, or to the same.
+
+    Whoever makes one closes them.
+    """
+
+    def __init__(self, reader: int, writer: int) -> None:
+        os.set_blocking(reader, False)
+        os.set_blocking(writer, False)
+        self._reader = reader
+        self._writer = writer
+
+    async def receive(self) -> bytes:
+        """Wait for bytes; none: the stream has ended. OSError: it broke."""
+        await trio.lowlevel.checkpoint()  # a peer that never pauses must not starve the others
+        while True:
+            try:
+                return os.read(self._reader, _READ_SIZE)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self._reader)
+
+    def send_nowait(self, pieces: Sequence[Buffer]) -> int:
+        """Send what is taken at once, and tell how many bytes that was. OSError: it broke."""
+        try:
+            return os.writev(self._writer, pieces)
+        except BlockingIOError:
+            return 0
+
+    async def writable(self) -> None:
+        """Wait until something can be sent, or never any more."""
+        await trio.lowlevel.wait_writable(self._writer)
