@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from vconfs.protocol.events import Buffer
 
@@ -16,12 +17,18 @@ class ByteQueue:
 
     `take` never goes past a mark: what was sent before a hang-up and what comes after it stay
     apart, and the reader is shown the end of file that lies between.
+
+    A large buffer can be in the queue without a copy of it: `lend`. Whoever takes from the queue
+    calls `give_back` first, and has used by then what it took before.
     """
 
-    __slots__ = ("_chunks", "_offset", "marks", "size")
+    __slots__ = ("_chunks", "_lenders", "_offset", "_spent", "marks", "size")
 
     def __init__(self) -> None:
-        self._chunks: deque[bytes | bytearray | None] = deque()  # None: a mark
+        #: None: a mark; a memoryview: lent, and its lender is in `_lenders`, in the same order.
+        self._chunks: deque[bytes | bytearray | memoryview | None] = deque()
+        self._lenders: deque[Callable[[], None]] = deque()
+        self._spent: list[Callable[[], None]] = []  # of chunks that are taken
         self._offset = 0  # bytes of the first chunk that are taken already
         self.size = 0
         self.marks = 0
@@ -38,6 +45,28 @@ class ByteQueue:
         else:
             self._chunks.append(bytearray(data) if size < _CHUNK // 2 else bytes(data))
 
+    def lend(self, data: memoryview, lender: Callable[[], None]) -> None:
+        """Append `data` itself; `lender` is called when it is of no more use here."""
+        self.size += len(data)
+        self._chunks.append(data)
+        self._lenders.append(lender)
+
+    def give_back(self) -> None:
+        """Tell the lenders of what has been taken."""
+        if self._spent:
+            spent, self._spent = self._spent, []
+            for lender in spent:
+                lender()
+
+    def own(self) -> None:
+        """Copy what is still lent, for the lenders go."""
+        for index, chunk in enumerate(self._chunks):
+            if isinstance(chunk, memoryview):
+                self._chunks[index] = bytes(chunk)
+        self._spent += self._lenders
+        self._lenders.clear()
+        self.give_back()
+
     def take(self, size: int) -> list[Buffer]:
         """Remove up to `size` bytes, not past a mark, and give them in pieces."""
         pieces: list[Buffer] = []
@@ -47,6 +76,8 @@ class ByteQueue:
                 pieces.append(memoryview(chunk)[self._offset :] if self._offset else chunk)
                 self._chunks.popleft()
                 self._offset = 0
+                if isinstance(chunk, memoryview):
+                    self._spent.append(self._lenders.popleft())
             else:
                 rest = size
                 piece = memoryview(chunk)[self._offset : self._offset + rest]
@@ -79,4 +110,7 @@ class ByteQueue:
         dropped = self.size
         self._chunks.clear()
         self._offset = self.size = self.marks = 0
+        self._spent += self._lenders
+        self._lenders.clear()
+        self.give_back()
         return dropped

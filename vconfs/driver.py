@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import trio
 
@@ -15,6 +15,9 @@ from vconfs.ports import PortManager
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
+
+#: Bytes in a buffer from which on it stays where it is until it is read.
+_WORTH_HOLDING: Final = 1 << 16
 
 
 class Driver(LinkEnd[Port]):
@@ -89,7 +92,10 @@ class Driver(LinkEnd[Port]):
 
     def _data(self, event: events.Data) -> None:
         if port := self._port(event):
-            port.feed(event.data)
+            data, lender = event.data, None
+            if len(data) >= _WORTH_HOLDING:
+                lender = self._link.hold(self._end.receive_queue(port.id))
+            port.feed(data, lender)
 
     def _added(self, event: events.PortAdded) -> None:
         port = self._manager.add(event.id)

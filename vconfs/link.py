@@ -9,6 +9,7 @@ takes or sends as much as it likes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 from vconfs.protocol.events import Buffer
@@ -72,6 +73,13 @@ class Link(ABC):
     @abstractmethod
     def receive(self, queue: int) -> memoryview | None:
         """Give the next buffer that came on `queue`: a view that is good until its `done`."""
+
+    def hold(self, queue: int) -> Callable[[], None] | None:
+        """Keep the buffer that was received last past its `done`, until the result is called.
+
+        None: it cannot be kept, and what is wanted of it must be copied.
+        """
+        return None
 
     @abstractmethod
     def done(self, queue: int) -> None:

@@ -191,6 +191,7 @@ class Port:
         if self.openers:
             self.on_change(self)
             return
+        self._queue.give_back()
         if not self.cache:
             self.counters.dropped += self._queue.clear()
             self._delivered = False
@@ -202,7 +203,10 @@ class Port:
     # --- reading --------------------------------------------------------------------------
 
     def read_nowait(self, size: int) -> list[Buffer]:
-        """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock."""
+        """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock.
+
+        The pieces may lie in the device's memory, and are good until the next call.
+        """
         if self._read_turn.locked():
             raise trio.WouldBlock
         return self._take(size)
@@ -218,6 +222,7 @@ class Port:
 
     def _take(self, size: int) -> list[Buffer]:
         queue = self._queue
+        queue.give_back()
         if queue.size and not queue.at_mark:
             pieces = queue.take(size)
             if self.host_connected and not queue.marks:
@@ -311,6 +316,7 @@ class Port:
     def detach(self) -> None:
         """The port's device is gone; the port stays, hung up."""
         self.host_throttled = self.guest_throttled = False
+        self._queue.own()
         self.set_connected(False)
         self._let_go()
 
@@ -358,16 +364,21 @@ class Port:
         self._limit_changed()
         self.on_change(self)
 
-    def feed(self, data: Buffer) -> None:
-        """The host sent `data`."""
+    def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
+        """The host sent `data`, which is copied or, with a `lender`, lent: see `ByteQueue`."""
         size = len(data)
         if self._was_reset:
             self.counters.dropped += size
+            if lender is not None:
+                lender()
             return
         if not self.host_connected and self._line is not None and self._line.throttles:
             self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
         self.counters.bytes_in += size
-        self._queue.put(data)
+        if lender is None:
+            self._queue.put(data)
+        else:
+            self._queue.lend(data, lender)
         line = self._line
         if line is not None and line.throttles and self._queue.size >= self.limit:
             if not self.guest_throttled:

@@ -98,3 +98,73 @@ def test_agrees_with_a_list(steps: list[bytes | int | None]) -> None:
             assert drain(queue, step) == expected
         assert queue.size == sum(len(piece) for piece in model if piece is not None)
         assert queue.at_mark == bool(model and model[0] is None)
+
+
+class Lender:
+    """Lends its own memory, and spoils it when it gets it back."""
+
+    def __init__(self, data: bytes) -> None:
+        self.memory = bytearray(data)
+        self.has_it = False
+
+    def lend(self, queue: ByteQueue) -> None:
+        queue.lend(memoryview(self.memory), self.take_back)
+
+    def take_back(self) -> None:
+        assert not self.has_it
+        self.has_it = True
+        self.memory[:] = b"!" * len(self.memory)
+
+
+def test_what_is_lent_is_good_until_it_is_given_back() -> None:
+    queue, first, second = ByteQueue(), Lender(b"abc"), Lender(b"def")
+    first.lend(queue)
+    second.lend(queue)
+    queue.put(b"ghi")
+    assert queue.size == 9
+    pieces = queue.take(4)
+    queue.put(b"jkl")
+    assert b"".join(pieces) == b"abcd"
+    queue.give_back()
+    assert (first.has_it, second.has_it) == (True, False)
+    assert drain(queue, 100) == b"efghijkl"
+    queue.give_back()
+    queue.give_back()
+    assert second.has_it
+
+
+def test_lent_bytes_are_kept_when_the_lender_goes() -> None:
+    queue, lenders = ByteQueue(), [Lender(b"abc"), Lender(b"def")]
+    for lender in lenders:
+        lender.lend(queue)
+        queue.put_mark()
+    assert drain(queue, 1) == b"a"
+    queue.own()
+    assert all(lender.has_it for lender in lenders)
+    assert drain(queue, 100) == b"bc"
+    queue.take_mark()
+    assert drain(queue, 100) == b"def"
+
+
+def test_what_is_dropped_goes_back_to_its_lender() -> None:
+    queue, lender = ByteQueue(), Lender(b"abc")
+    lender.lend(queue)
+    assert queue.clear() == 3
+    assert lender.has_it
+
+
+def test_a_lender_may_lend_again_at_once() -> None:
+    queue = ByteQueue()
+    memory = memoryview(bytearray(4))
+    lent = 0
+
+    def again() -> None:
+        nonlocal lent
+        lent += 1
+        memory[:] = b"%04d" % lent
+        queue.lend(memory, again)
+
+    again()
+    for number in range(1, 5):
+        assert drain(queue, 100) == b"%04d" % number
+        queue.give_back()

@@ -312,3 +312,47 @@ async def test_who_could_not_write_all_is_told_of_room_without_asking_again(
         await puppet.port.receive(1 << 20)
         assert told == [port]
         assert port.poll() & select.POLLOUT
+
+
+LARGE = bytes(range(256)) * 1024
+
+
+async def test_large_buffers_that_nobody_reads_hold_nobody_else_back() -> None:
+    slow, quick = Puppet(), Puppet()
+    async with open_ends([spec(b"slow", slow), spec(b"quick", quick)]) as ends:
+        port = ends.ports[0]
+        port.open(Opener(1))
+        sent = 0
+        while (step := slow.port.send_nowait(LARGE)) > 0:
+            sent += step
+        assert port.guest_throttled
+        assert port.queued == sent
+        for _ in range(50):
+            assert quick.port.send_nowait(LARGE) == len(LARGE)
+            assert read_all(ends.ports[1]) == LARGE
+        assert read_all(port) == LARGE * (sent // len(LARGE))
+
+
+@pytest.mark.parametrize("dialect", ["v8", "virtio1"])
+async def test_large_buffers_outlive_their_device_unchanged(dialect: str) -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)], dialect=dialect) as ends:
+        port = ends.ports[0]
+        port.open(Opener(1))
+        assert puppet.port.send_nowait(LARGE) == len(LARGE)
+        first = taken(port.read_nowait(1000))
+        ends.driver.stop()
+        assert first + read_all(port) == LARGE
+
+
+async def test_large_buffers_that_were_dropped_at_a_close_are_used_again() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        port = ends.ports[0]
+        for _ in range(50):
+            opener = Opener(1)
+            port.open(opener)
+            assert puppet.port.send_nowait(LARGE) == len(LARGE)
+            assert taken(port.read_nowait(1000)) == LARGE[:1000]
+            port.close(opener)
+        assert port.counters.dropped == 50 * (len(LARGE) - 1000)

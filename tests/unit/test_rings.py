@@ -127,3 +127,49 @@ def test_small_queues_are_used_whole() -> None:
     specs = plan_queues([2, 2, 1, 1, 4, 4], 2, 1 << 20)
     assert [spec.size for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
     assert [spec.buffers for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
+
+
+def test_half_of_the_received_buffers_can_be_kept() -> None:
+    ends = Ends()
+    ends.link.start()
+    kept = []
+    for _ in range(8):
+        ends.use(0)
+        assert ends.link.receive(0) is not None
+        kept.append(ends.link.hold(0))
+        ends.link.done(0)
+    ends.link.flush(0)
+    assert [lender is not None for lender in kept] == [True] * 4 + [False] * 4
+    assert lendable(ends) == 4
+    ends.kicks.clear()
+    for lender in kept[:4]:
+        assert lender is not None
+        lender()
+    assert lendable(ends) == 4
+    assert ends.kicks
+
+
+def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
+    ends = Ends()
+    ends.link.start()
+    ends.use(0)
+    first = ends.link.receive(0)
+    lender = ends.link.hold(0)
+    ends.link.done(0)
+    assert first is not None
+    assert lender is not None
+    first[:3] = b"old"
+    for _ in range(100):
+        ends.use(0)
+        assert ends.link.receive(0) is not None
+        ends.link.done(0)
+        ends.link.flush(0)
+    assert bytes(first[:3]) == b"old"
+
+
+def lendable(ends: Ends) -> int:
+    """How many empty buffers the device finds."""
+    count = 0
+    while ends.device[0].pop() is not None:
+        count += 1
+    return count

@@ -17,8 +17,10 @@ from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
-#: 16 buffers of 256 KiB each way and port or, in v8, for all ports: what a buffer costs is the
-#: handling of it, and large reads and writes then are few buffers.
+#: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
+#: The host's are the largest, for the guest end reads from them in place; a port's own queue
+#: (virtio1) has smaller ones.
+RECEIVE_QUEUE = QueueSpec(size=16, slot_size=(768 << 10) + 64, slots=8)
 DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
 CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
@@ -109,5 +111,6 @@ async def open_embedded(
 
 
 def _queues(count: int) -> dict[int, QueueSpec]:
-    control = (2, 3) if count > 2 else ()
-    return {n: CONTROL_QUEUE if n in control else DATA_QUEUE for n in range(count)}
+    if count == 2:
+        return {0: RECEIVE_QUEUE, 1: DATA_QUEUE}
+    return {n: CONTROL_QUEUE if n in (2, 3) else DATA_QUEUE for n in range(count)}

@@ -100,7 +100,7 @@ class _Channel:
                 port.set_connected(False)
                 return
             port.set_connected(True)
-            port.feed(data)
+            port.feed(memoryview(data))
 
     def has_room(self) -> bool:
         poll = select.poll()

@@ -23,6 +23,8 @@ from vconfs.protocol.virtqueue import DriverQueue, Layout
 _PAGE = 4096
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
+#: In the place of a received slot that its owner keeps.
+_KEPT = -1
 
 
 @frozen
@@ -76,6 +78,8 @@ class _ReceiveQueue(_Queue):
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
         self.held: deque[int] = deque()  # slots whose bytes the owner still looks at
+        self.kept = 0  # slots that the owner keeps for longer: at most half of them
+        self.kept_max = spec.buffers // 2
         while self.slots:
             self._lend(self.slots.pop())
 
@@ -88,8 +92,21 @@ class _ReceiveQueue(_Queue):
         self.held.append(slot)
         return self.memory[slot : slot + written]
 
+    def hold(self) -> int | None:
+        if self.kept >= self.kept_max:
+            return None
+        self.kept += 1
+        slot, self.held[-1] = self.held[-1], _KEPT
+        return slot
+
+    def give_back(self, slot: int) -> None:
+        self.kept -= 1
+        self._lend(slot)
+
     def done(self) -> None:
-        self._lend(self.held.popleft())
+        slot = self.held.popleft()
+        if slot != _KEPT:
+            self._lend(slot)
 
     def _lend(self, slot: int) -> None:
         self.lent[self.ring.add(slot, self.slot_size, writable=True)] = (slot, 0)
@@ -219,6 +236,19 @@ class RingLink(Link):
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""
         return None if self._dead else self._receive[queue].receive()
+
+    def hold(self, queue: int) -> Callable[[], None] | None:
+        """See `Link.hold`; others always find half of the slots to send into."""
+        found = self._receive[queue]
+        slot = found.hold()
+        if slot is None:
+            return None
+
+        def give_back() -> None:
+            found.give_back(slot)
+            self.flush(queue)
+
+        return give_back
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""

@@ -29,8 +29,7 @@ MESSAGE_MAX = 1 << 20
 #: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
 _MESSAGE_COST = 64
 #: How much a `source` may give before others have their turn.
-_HELPING = 1 << 18
-_HELPINGS = 4
+_HELPING = 768 << 10
 
 
 @frozen
@@ -296,13 +295,8 @@ class HostPort:
         if source is None or line is None or not self.connected or not self._may_send():
             return
         line.pump_later(self.id)
-        for _ in range(_HELPINGS):
-            room = min(line.room_for(self.id), _HELPING)
-            if room <= 0 or not self._may_send():
-                return
-            data = source(room)
-            if not len(data):
-                return
+        room = min(line.room_for(self.id), _HELPING)
+        if room > 0 and len(data := source(room)):
             self.send_nowait(data)
 
     # --- throttling the guest -------------------------------------------------------------
