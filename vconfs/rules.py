@@ -17,7 +17,6 @@ mount: a later one wins. A port that has no name yet is matched as soon as it ge
 from __future__ import annotations
 
 import os
-import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ from attrs import evolve, field, frozen
 
 from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS
 from vconfs.port import PortOptions
+from vconfs.toml_lines import place_in_array, place_of
 from vconfs.tree import Access
 
 #: Options that are true or false in the file.
@@ -35,7 +35,6 @@ _FLAGS: Final = ("exclusive", "cache", "wait", "tty")
 _NUMBERS: Final = ("limit", "uid", "gid")
 _KEYS: Final = ("name", "id", "tty", *PORT_OPTIONS, *ACCESS_OPTIONS)
 _ID_MAX: Final = (1 << 32) - 1
-_TABLE = re.compile(r"\s*\[\[\s*port\s*\]\]")
 
 
 class RulesError(ValueError):
@@ -93,10 +92,12 @@ def parse_rules(text: str, file: str) -> list[Rule]:
         raise RulesError(f"{file}: {error}") from None
     for key in config:
         if key != "port":
-            raise RulesError(f"{file}: {key}: unknown key: there are only [[port]] tables")
+            where = place_of(key, text, file)
+            raise RulesError(f"{where}: {key}: unknown key: there are only [[port]] tables")
     tables = config.get("port", [])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
-        raise RulesError(f"{file}: port: write it [[port]], with two brackets")
+        where = place_of("port", text, file)
+        raise RulesError(f"{where}: port: write it [[port]], with two brackets")
     return [_parse_table(table, index, text, file) for index, table in enumerate(tables)]
 
 
@@ -110,8 +111,7 @@ def _parse_table(table: Mapping[str, object], index: int, text: str, file: str) 
         if "name" not in table and "id" not in table:
             raise ValueError("a table needs a name or an id")
     except ValueError as error:
-        line = _line_of(text, index, key)
-        where = file if line is None else f"{file}:{line}"
+        where = place_in_array(key, "port", index, text, file)
         raise RulesError(f"{where}: {key + ': ' if key else ''}{error}") from None
     return Rule(
         values.get("name"),
@@ -141,16 +141,3 @@ def _parse_value(key: str, value: object) -> object:
         return value
     parse = PORT_OPTIONS.get(key) or ACCESS_OPTIONS[key]
     return parse(key, value)
-
-
-def _line_of(text: str, index: int, key: str) -> int | None:
-    """Find the line of a key of the table with this index, or of the table itself."""
-    tables = -1
-    for number, line in enumerate(text.splitlines(), 1):
-        if _TABLE.match(line):
-            tables += 1
-            if tables == index and not key:
-                return number
-        elif tables == index and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=", line):
-            return number
-    return None

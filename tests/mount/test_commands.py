@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,11 +159,68 @@ def test_options_from_a_file(folder: Path, tmp_path: Path) -> None:
     assert sorted(path.name for path in folder.glob("vcon*")) == ["vcon0", "vcon1"]
     assert (folder / "vcon0").stat().st_mode & 0o777 == 0o640
     vconfs("umount", str(folder))
-    config.write_text("prot = []\n")
-    error = vconfs("mount", "--config", str(config), str(folder), code=2)
-    assert f"{config}: unknown key 'prot'" in error
-    config.write_text("port = [\n")
-    assert str(config) in vconfs("mount", "--config", str(config), str(folder), code=2)
+
+
+@pytest.mark.parametrize(
+    ("words", "text", "message"),
+    [
+        ("mount {folder}", "prot = []", ":1: prot: unknown key: the keys are log-format, "),
+        ("mount {folder}", '\ndevice = "x"', ":2: device: unknown device 'x'"),
+        ("mount {folder}", 'port = ["a=echo", "b=x"]', ":1: port: unknown chardev 'x'"),
+        ("mount {folder}", 'options = "mode=1"', ":1: options: mode is three octal digits"),
+        ("mount {folder}", 'rules = "/no"', ":1: rules: /no: No such file or directory"),
+        ("host", 'listen = "x"', ":1: listen: nobody can listen on 'x'"),
+        ("host", 'log-format = "xml"', ":1: log-format: 'xml' is not one of 'text', 'json'"),
+    ],
+)
+def test_what_is_wrong_with_a_file_of_options_is_told_with_line_and_key(
+    folder: Path, tmp_path: Path, words: str, text: str, message: str
+) -> None:
+    config = tmp_path / "vconfs.toml"
+    config.write_text(text)
+    command, *rest = words.format(folder=folder).split()
+    assert f"{config}{message}" in vconfs(command, "--config", str(config), *rest, code=2)
+
+
+def test_a_log_in_json_is_an_object_per_line(folder: Path, tmp_path: Path) -> None:
+    url = f"stream:unix:{tmp_path}/device"
+    host_words = "host", "--log-format", "json", "--listen", url, "--port", "a=echo"
+    guest_words = "mount", "-f", "--log-format", "json", "--device", url, str(folder)
+    with running(*host_words) as host:
+        line = logged(host)
+        assert (line["level"], line["message"]) == ("info", f"listening on {url}")
+        assert isinstance(line["time"], float)
+        with running(*guest_words) as guest:
+            wait_for_file(folder / "vcon0", guest)
+            host.terminate()
+            assert host.wait(10) == 0
+            assert logged(guest)["level"] == "warning"
+            guest.terminate()
+            assert guest.wait(10) == 0
+    done = subprocess.run(
+        [*VCONFS, *guest_words[:-1], "/missing"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert json.loads(done.stderr)["level"] == "error"
+
+
+@contextmanager
+def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in the foreground that does not outlive the block."""
+    command = "env", "--default-signal", *VCONFS, *words
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def logged(process: subprocess.Popen[bytes]) -> dict[str, Any]:
+    """The next line that a command writes to stderr."""
+    assert process.stderr is not None
+    line = json.loads(process.stderr.readline())
+    assert list(line) == ["time", "level", "message"]
+    return dict(line)
 
 
 @pytest.mark.parametrize("command", ["", "mount", "umount", "ls", "demo"])

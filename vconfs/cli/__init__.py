@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 import click
+
+from vconfs.cli.logs import set_log_format
+from vconfs.cli.mount_helper import mount_words
+
+log = logging.getLogger(__name__)
 
 #: Command -> its module, imported only when asked for.
 _COMMANDS = {
@@ -62,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; what mount(8) calls, `vconfs DEVICE DIR -o OPTIONS`, is `vconfs mount`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
-        device = [] if words[0] in ("none", "vconfs") else ["--device", words[0]]
-        words = ["mount", *device, *words[1:]]
+        words = mount_words(words)
+    set_log_format()
     try:
         sys.exit(vconfs.main(words, prog_name="vconfs", standalone_mode=False) or 0)
     except click.UsageError as error:
@@ -76,5 +82,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    click.echo("vconfs: " + " ".join(message.split()), err=True)
+    log.error("%s", message)
     sys.exit(code)

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import logging
+
 import click
 import trio
 
 from vconfs.cli import Failure
+from vconfs.cli.config import config_option
+from vconfs.cli.logs import log_format_option
 from vconfs.cli.port_spec import PortSpec
+from vconfs.cli.urls import LISTEN_URL
 from vconfs.host.host import HostError
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.protocol.dialect import DIALECTS
 
+log = logging.getLogger(__name__)
+
 
 @click.command("host")
-@click.option("--listen", "url", required=True, metavar="URL", help="Where guests come.")
+@config_option
+@log_format_option
+@click.option("--listen", "url", type=LISTEN_URL, required=True, help="Where guests come.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with them.")
 @click.option("--port", "ports", type=PortSpec(), multiple=True, help="A port.")
 def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> None:
@@ -46,7 +55,7 @@ def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> N
         raise click.BadParameter(str(error), param_hint="--listen") from None
 
     def ready() -> None:
-        click.echo(f"vconfs: listening on {url}", err=True)
+        log.info("listening on %s", url)
 
     try:
         trio.run(serve_host, Plan(listener, ports), ready)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,11 @@ import trio
 from vconfs import fuse
 from vconfs.cli import Failure
 from vconfs.cli.background import run_in_background
+from vconfs.cli.config import config_option, read_text
+from vconfs.cli.logs import log_format_option
 from vconfs.cli.options import MountOptions, parse_options
 from vconfs.cli.port_spec import PortSpec
+from vconfs.cli.urls import DEVICE_URL
 from vconfs.device.errors import DeviceError
 from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.host import HostError
@@ -23,7 +25,7 @@ from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.rules import Rule, RulesError, parse_rules
+from vconfs.rules import Rule, parse_rules
 
 #: The ports of the embedded device when none is asked for.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
@@ -37,43 +39,26 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-def _config(ctx: click.Context, param: click.Parameter, path: str | None) -> None:
-    """Take defaults for the other options from a TOML file."""
-    if path is None:
-        return
-    try:
-        config = tomllib.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise click.BadParameter(f"{path}: {error}", ctx, param) from None
-    unknown = sorted(set(config) - {"device", "dialect", "options", "port", "rules"})
-    if unknown:
-        raise click.BadParameter(f"{path}: unknown key {unknown[0]!r}", ctx, param)
-    if "port" in config:
-        config["ports"] = config.pop("port")  # the parameter's own name
-    ctx.default_map = {**(ctx.default_map or {}), **config}
-
-
 def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Rule]:
     if path is None:
         return []
     try:
-        return parse_rules(Path(path).read_text(), path)
-    except RulesError as error:
+        return parse_rules(read_text(path), path)
+    except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path}: {error}", ctx, param) from None
 
 
 @click.command("mount")
-@click.option(
-    "--config",
-    callback=_config,
-    is_eager=True,
-    expose_value=False,
-    help="Options from a TOML file.",
-)
+@config_option
+@log_format_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
-@click.option("--device", default=EMBEDDED, show_default=True, help="Where the ports come from.")
+@click.option(
+    "--device",
+    type=DEVICE_URL,
+    default=EMBEDDED,
+    show_default=True,
+    help="Where the ports come from.",
+)
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with the device.")
 @click.option("--once", is_flag=True, help="End when the device is lost, and do not try it again.")
 @click.option("--bind", is_flag=True, help="Take a PCI device from its driver until the end.")

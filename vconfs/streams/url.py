@@ -12,7 +12,8 @@ from vconfs.streams.sockets import TcpPlace, UnixPlace, VsockPlace
 #: What streams carry.
 DIALECT: Final = "v8"
 
-_PLACES: Final[Mapping[str, Callable[[str], Place]]] = {
+#: How a place is called, and who reads what stands behind that.
+PLACES: Final[Mapping[str, Callable[[str], Place]]] = {
     "unix": UnixPlace.parse,
     "tcp": TcpPlace.parse,
     "vsock": VsockPlace.parse,
@@ -25,7 +26,7 @@ _PLACES: Final[Mapping[str, Callable[[str], Place]]] = {
 def parse_place(text: str) -> Place:
     """Read what stands behind `stream:`; ValueError names what is wrong with it."""
     name = text.replace(",", ":").partition(":")[0]
-    if name not in _PLACES:
-        known = ", ".join(f"stream:{name}" for name in _PLACES)
+    if name not in PLACES:
+        known = ", ".join(f"stream:{name}" for name in PLACES)
         raise ValueError(f"unknown stream {text!r}: it is one of {known}")
-    return _PLACES[name](text.removeprefix(name).removeprefix(":"))
+    return PLACES[name](text.removeprefix(name).removeprefix(":"))

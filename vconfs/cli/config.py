@@ -1,0 +1,96 @@
+"""Options of a command from a TOML file: the keys are its long options without the dashes.
+
+    device = "stream:unix:/run/vcon.sock"
+    options = "wait,mode=0660"          # or a list
+    port = ["chat=unix:/run/chat.sock", "log=file:/var/log/guest"]
+    once = true
+
+What the command line says of an option wins over the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from vconfs.toml_lines import place_of
+
+
+def config_keys(command: click.Command) -> Mapping[str, click.Option]:
+    """Give the options of a command that a file may have, by their keys."""
+    return {
+        max(param.opts, key=len).removeprefix("--"): param
+        for param in command.params
+        if isinstance(param, click.Option) and not param.hidden and param.name != "config"
+    }
+
+
+def read_text(file: str) -> str:
+    """Read a file that an option names; ValueError names it and what is wrong."""
+    try:
+        return Path(file).read_text()
+    except OSError as error:
+        raise ValueError(f"{file}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _read(ctx: click.Context, param: click.Parameter, file: str | None) -> None:
+    """Take the file's values as the defaults of the other options."""
+    if file is None:
+        return
+    try:
+        text = read_text(file)
+        config = _parse(text, file)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+    keys = config_keys(ctx.command)
+    defaults: dict[str, object] = {}
+    for key, value in config.items():
+        try:
+            if key not in keys:
+                raise ValueError(f"unknown key: the keys are {', '.join(keys)}")
+            defaults[str(keys[key].name)] = _checked(ctx, keys[key], key, value)
+        except ValueError as error:
+            where = place_of(key, text, file)
+            raise click.BadParameter(f"{where}: {key}: {error}", ctx, param) from None
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _parse(text: str, file: str) -> dict[str, object]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
+def _checked(ctx: click.Context, option: click.Option, key: str, value: object) -> object:
+    """Give a value as the command line would have it; ValueError says what is wrong with it."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is true or false, not {value!r}")
+        return value
+    texts = value if option.multiple and isinstance(value, list) else [value]
+    if not all(isinstance(text, str) for text in texts):
+        kind = "a text or a list of texts" if option.multiple else "a text"
+        raise ValueError(f"{key} is {kind} in quotes, not {value!r}")
+    given = texts if option.multiple else texts[0]
+    try:
+        option.process_value(ctx, given)
+    except click.BadParameter as error:
+        raise ValueError(error.message) from None
+    return given
+
+
+#: An option of every command that can be started with many.
+config_option = click.option(
+    "--config",
+    metavar="FILE",
+    callback=_read,
+    is_eager=True,
+    expose_value=False,
+    help="Options from a TOML file, see vconfs.toml(5).",
+)

@@ -1,0 +1,61 @@
+"""DEVICE and LISTEN urls on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import click
+from attrs import frozen
+from click.shell_completion import CompletionItem
+
+from vconfs.device import binding
+from vconfs.device.open import DEVICES, EMBEDDED, parse_device
+from vconfs.host.listening import LISTENERS, parse_listener
+from vconfs.streams.url import PLACES
+
+
+@frozen
+class Url(click.ParamType[str]):
+    """A url that is checked when it is read, and used later."""
+
+    check: Callable[[str], object]
+    proposals: Callable[[], Sequence[str]]
+    name: str = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Read it; what is wrong with it is a usage error."""
+        try:
+            self.check(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose how urls begin."""
+        return [CompletionItem(url) for url in self.proposals() if url.startswith(incomplete)]
+
+
+def _check_device(url: str) -> None:
+    if url != EMBEDDED:
+        parse_device(url)
+
+
+def _beginnings(schemes: Sequence[str]) -> Iterator[str]:
+    for scheme in schemes:
+        if scheme == "stream":
+            yield from (f"stream:{place}" + ":" * (place != "stdio") for place in PLACES)
+        else:
+            yield f"{scheme}:"
+
+
+def _devices() -> list[str]:
+    found = [f"pci:{address}" for address in binding.candidates(binding.SYSFS)]
+    others = [scheme for scheme in DEVICES if scheme not in ("kernel", "pci")]
+    return [EMBEDDED, "kernel", *found, *_beginnings(others)]
+
+
+DEVICE_URL = Url(_check_device, _devices)
+LISTEN_URL = Url(parse_listener, lambda: list(_beginnings(list(LISTENERS))))
