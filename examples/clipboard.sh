@@ -5,9 +5,10 @@
 #           clipboard.sh /run/clip.out /run/clip.in
 #   guest:  clipboard.sh /mnt/vcon/by-name/org.example.clipboard
 #
-# Under Wayland it is the session's clipboard, by wl-copy and wl-paste. Elsewhere, and if CLIPBOARD
-# names one, it is a file: what is written to it at one end appears at the other. Each content goes
-# over the port as one line in base64. It ends when the port does.
+# Under Wayland it is the session's clipboard, by wl-copy and wl-paste; under X it is that one, by
+# xclip, which has to be asked once a second. Elsewhere, and if CLIPBOARD names one, it is a file:
+# what is written to it at one end appears at the other. Each content goes over the port as one line
+# in base64. It ends when the port does.
 set -eu
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -30,6 +31,10 @@ if [ -z "${CLIPBOARD-}" ] && [ -n "${WAYLAND_DISPLAY-}" ] && command -v wl-paste
     get() { wl-paste --no-newline 2>/dev/null || :; }
     put() { wl-copy; }
     wl-paste --watch echo changed >"$work/changes" &
+elif [ -z "${CLIPBOARD-}" ] && [ -n "${DISPLAY-}" ] && command -v xclip >/dev/null; then
+    get() { xclip -selection clipboard -out 2>/dev/null || :; }
+    put() { xclip -selection clipboard -in; }
+    while sleep 1; do echo changed; done >"$work/changes" &
 else
     clipboard=${CLIPBOARD:-$HOME/.clipboard}
     [ -e "$clipboard" ] || : >"$clipboard"

@@ -6,7 +6,7 @@
 #
 # It needs nothing of vconfs: inotifywait tells of changes, getfattr of names. A name has its
 # "/" written as "%2F", "%" as "%25"; of two ports of one name the one with the lowest number has
-# the link. As a unit: ExecStart=/usr/share/vconfs/udev-links.sh /mnt/vcon /dev/vcon
+# the link. udev-links.service beside it is a unit that runs it with its mount.
 set -eu
 
 if [ $# -ne 2 ]; then

@@ -6,6 +6,7 @@ The test's thread serves the mount: whatever it does itself with a file there mu
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from attrs import frozen
 from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
+from vconfs.fs import PortFS
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.host.stream import serve_stream
@@ -52,6 +54,12 @@ class Mounted:
 
     def file(self, id: int = 0) -> Path:
         return self.path / f"vcon{id}"
+
+    @property
+    def events_readers(self) -> int:
+        """How many have the file of events open, and have read what it says of the present."""
+        filesystem = next(one for one in self.manager.listeners if isinstance(one, PortFS))
+        return sum(not reader._lines for reader in filesystem._events._readers.values())
 
     async def run(self, command: str, *, code: int = 0) -> str:
         """Run a shell command in the mount, with $P the first port's file."""
@@ -178,3 +186,15 @@ def mounted(tmp_path: Path, device: OpenDevice) -> OpenMount:
                 yield Mounted(path, host, manager)
 
     return open_it
+
+
+#: The shells that scripts for /bin/sh have to run in.
+SHELLS = {"dash": ["dash"], "busybox": ["busybox", "sh"]}
+
+
+@pytest.fixture(params=sorted(SHELLS))
+def shell(request: pytest.FixtureRequest) -> list[str]:
+    words = SHELLS[request.param]
+    if not shutil.which(words[0]):
+        pytest.skip(f"needs {words[0]}")
+    return words

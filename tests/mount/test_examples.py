@@ -18,14 +18,7 @@ import trio
 from vconfs.host.spec import parse_port
 
 from .conftest import Mounted, OpenMount, in_thread, program
-
-EXAMPLES = Path(__file__).parents[2] / "examples"
-SHELLS = {"dash": ["dash"], "busybox": ["busybox", "sh"]}
-
-needs_inotifywait = pytest.mark.skipif(
-    not shutil.which("inotifywait") or not shutil.which("getfattr"),
-    reason="needs inotifywait and getfattr",
-)
+from .examples import EXAMPLES, kill_session, needs_inotifywait, next_line
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
@@ -33,14 +26,6 @@ def test_shellcheck_has_nothing_to_say() -> None:
     scripts = sorted(EXAMPLES.glob("*.sh"))
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.stdout == ""
-
-
-@pytest.fixture(params=sorted(SHELLS))
-def shell(request: pytest.FixtureRequest) -> list[str]:
-    words = SHELLS[request.param]
-    if not shutil.which(words[0]):
-        pytest.skip(f"needs {words[0]}")
-    return words
 
 
 def links(folder: Path) -> dict[str, str]:
@@ -61,7 +46,7 @@ async def linking(it: Mounted, shell: list[str], folder: Path) -> AsyncIterator[
         try:
             yield running
         finally:
-            await trio.run_process(["pkill", "-KILL", "-s", str(running.pid)], check=False)
+            await kill_session(running)
 
 
 @needs_inotifywait
@@ -108,6 +93,45 @@ async def test_the_links_go_with_the_mount(mounted: OpenMount, tmp_path: Path) -
         assert links(folder) == {}
 
 
+def unit_command(mountpoint: str, folder: str) -> list[str]:
+    """What the unit starts, with other paths."""
+    paths = {
+        "/usr/local/libexec/udev-links.sh": str(EXAMPLES / "udev-links.sh"),
+        "/mnt/vcon": mountpoint,
+        "/dev/vcon": folder,
+    }
+    lines = (EXAMPLES / "udev-links.service").read_text().splitlines()
+    (command,) = (line for line in lines if line.startswith("ExecStart="))
+    return [paths[word] for word in command.removeprefix("ExecStart=").split()]
+
+
+@needs_inotifywait
+async def test_the_links_unit_starts_the_script_as_it_is(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    folder = tmp_path / "links"
+    async with mounted("org.a=echo") as it:
+        async with program("setsid", *unit_command(str(it.path), str(folder))) as running:
+            await changes_to(folder, {"org.a": "vcon0"}, it)
+            await kill_session(running)
+
+
+@pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
+def test_systemd_has_nothing_to_say_of_the_links_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "udev-links.service"
+    text = (EXAMPLES / unit.name).read_text()
+    unit.write_text(text.replace("/usr/local/libexec", str(EXAMPLES)))
+    (tmp_path / "mnt-vcon.mount").write_text("[Mount]\nWhat=none\nWhere=/mnt/vcon\n")
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", str(unit)],
+        env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 async def test_a_folder_that_is_no_mount_is_refused(tmp_path: Path, shell: list[str]) -> None:
     script = str(EXAMPLES / "udev-links.sh")
     for arguments, code in (([], 2), ([str(tmp_path), str(tmp_path)], 1)):
@@ -127,15 +151,6 @@ def utmp_entry(user: str) -> bytes:
     return head.ljust(384, b"\0")
 
 
-async def next_line(stream: trio.SocketStream) -> str:
-    line = b""
-    while not line.endswith(b"\n"):
-        data = await stream.receive_some(1)
-        assert data
-        line += data
-    return line.decode().rstrip("\n")
-
-
 @needs_inotifywait
 async def test_who_tells_the_host_of_each_change(
     mounted: OpenMount, tmp_path: Path, shell: list[str]
@@ -153,7 +168,7 @@ async def test_who_tells_the_host_of_each_change(
                     assert line in ("", "bob")  # the file was being written
                 utmp.write_bytes(b"")
                 assert await next_line(host) == ""
-                await trio.run_process(["pkill", "-KILL", "-s", str(running.pid)], check=False)
+                await kill_session(running)
 
 
 # --- chat ---------------------------------------------------------------------------------
@@ -197,49 +212,3 @@ async def test_the_host_looks_into_the_guest(mounted: OpenMount, tmp_path: Path)
                 assert isinstance(packages, dict)
                 assert "unknown question 'weather'" in unknown["error"]
                 await it.until(lambda: not it.port().host_connected)
-
-
-# --- clipboard ----------------------------------------------------------------------------
-
-
-@needs_inotifywait
-async def test_a_clipboard_is_shared_both_ways(
-    mounted: OpenMount, tmp_path: Path, shell: list[str]
-) -> None:
-    clips = {}
-    for end in ("guest", "host"):
-        (tmp_path / end).mkdir()
-        clips[end] = tmp_path / end / "clip"
-    async with mounted(f"clip=pipe:{tmp_path}/port") as it:
-        ports = {"guest": [str(it.file())], "host": [f"{tmp_path}/port.{w}" for w in ("out", "in")]}
-        words = {
-            end: [
-                "env",
-                f"TMPDIR={tmp_path}",
-                f"CLIPBOARD={clips[end]}",
-                *shell,
-                str(EXAMPLES / "clipboard.sh"),
-            ]
-            for end in clips
-        }
-        async with (
-            program("setsid", *words["guest"], *ports["guest"]) as guest,
-            program("setsid", *words["host"], *ports["host"]) as host,
-        ):
-            try:
-                text = "two lines\nof ünicode\n" + "x" * 200_000
-                for end, other in (("guest", "host"), ("host", "guest")):
-                    text += end
-                    await until_copied(it, clips[end], clips[other], text)
-            finally:
-                for process in (guest, host):
-                    await trio.run_process(["pkill", "-KILL", "-s", str(process.pid)], check=False)
-
-
-async def until_copied(it: Mounted, here: Path, there: Path, text: str) -> None:
-    """Write a text at one end, again and again until somebody listens, and see it at the other."""
-    with trio.fail_after(10):
-        while not there.exists() or there.read_text() != text:
-            here.write_text(text)
-            with trio.move_on_after(0.5):
-                await it.until(lambda: there.exists() and there.read_text() == text)

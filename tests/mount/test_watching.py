@@ -12,7 +12,6 @@ from pathlib import Path
 
 import trio
 
-from vconfs.fs import PortFS
 from vconfs.host.spec import parse_port
 
 from .conftest import Mounted, OpenMount, program
@@ -46,8 +45,7 @@ async def rest(process: trio.Process) -> str:
 async def watching(it: Mounted, *options: str) -> AsyncIterator[trio.Process]:
     """`vconfs watch`, once it listens."""
     async with vconfs("watch", *options, it.path) as watch:
-        filesystem = next(one for one in it.manager.listeners if isinstance(one, PortFS))
-        await it.until(lambda: filesystem._events._readers)
+        await it.until(lambda: it.events_readers)
         yield watch
 
 

@@ -1,0 +1,78 @@
+#!/usr/bin/env python3
+"""Locks the session when the viewer at a port goes away: whoever comes next is a stranger.
+
+    guest:  lock-session.py /mnt/vcon org.example.viewer [SESSION]
+    host:   the viewer keeps its end of the port open, as in: socat - UNIX-CONNECT:/run/viewer.sock
+
+The viewer says nothing; that it hangs up, crashes, or loses its port is what counts. It asks
+logind, over the system bus, to lock SESSION or, if none is named, all of them. It needs jeepney
+(python3-jeepney), and the right to lock: root has it, and so has a session for itself.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from jeepney import DBusAddress, DBusErrorResponse, new_method_call
+from jeepney.io.blocking import open_dbus_connection
+from jeepney.wrappers import unwrap_msg
+
+_LOGIND = DBusAddress(
+    "/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager"
+)
+_TIMEOUT = 10
+
+
+def lock(session: str | None) -> None:
+    """Ask logind to lock a session, or all; DBusErrorResponse, OSError."""
+    call = (
+        new_method_call(_LOGIND, "LockSession", "s", (session,))
+        if session
+        else new_method_call(_LOGIND, "LockSessions")
+    )
+    with open_dbus_connection("SYSTEM") as bus:
+        unwrap_msg(bus.send_and_get_reply(call, timeout=_TIMEOUT))
+
+
+def departures(events: Iterable[str], name: str) -> Iterator[str]:
+    """Give what happened each time that the host of the port with this name has gone."""
+    there = False
+    with suppress(OSError):  # the mount was ended by force
+        for line in events:
+            event = json.loads(line)
+            if name not in (event.get("name"), event.get("port")):
+                continue
+            was_there, there = there, event["host"] and event["event"] != "remove"
+            if was_there and not there:
+                yield event["event"]
+    if there:
+        yield "end of the mount"
+
+
+def guard(events: Iterable[str], name: str, session: str | None) -> None:
+    """Lock at each departure, to the end of the events."""
+    for what in departures(events, name):
+        try:
+            lock(session)
+            print(f"{name}: {what}: locked", flush=True)
+        except (OSError, DBusErrorResponse) as error:
+            print(f"{name}: {what}: cannot lock: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """Guard one port, until the mount ends."""
+    if len(sys.argv) not in (3, 4):
+        sys.exit("usage: lock-session.py MOUNTPOINT PORT [SESSION]")
+    mountpoint, name, session = [*sys.argv[1:], None][:3]
+    try:
+        with open(f"{mountpoint}/.events") as events:
+            guard(events, str(name), session)
+    except OSError as error:  # also when it is closed after an end by force
+        sys.exit(f"{mountpoint}/.events: {error.strerror}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,206 @@
+"""The examples that act on a guest's sessions: lock-session.py and power.sh, with fakes below."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import define, field
+from jeepney import HeaderFields, Message, MessageType, new_error, new_method_return
+from jeepney.bus_messages import message_bus
+from jeepney.io.trio import DBusConnection, open_dbus_connection
+from jeepney.wrappers import unwrap_msg
+
+from .conftest import Mounted, OpenMount, program
+from .examples import EXAMPLES, kill_session, next_line, put_in_path
+
+# --- locking the session ------------------------------------------------------------------
+
+_LOGIND = "org.freedesktop.login1"
+
+
+@define
+class FakeLogind:
+    """Answers on a private bus as logind does, and remembers what it was asked to lock."""
+
+    address: str
+    calls: list[tuple[object, ...]] = field(factory=list)
+    refuses: bool = False
+    _called: trio.Event = field(factory=trio.Event)
+
+    async def until_called(self, times: int) -> None:
+        while len(self.calls) < times:
+            self._called = trio.Event()
+            await self._called.wait()
+
+    async def serve(self, bus: DBusConnection) -> None:
+        while True:
+            call = await bus.receive()
+            if call.header.message_type is MessageType.method_call:
+                await bus.send(self._answer(call))
+
+    def _answer(self, call: Message) -> Message:
+        if self.refuses:
+            return new_error(call, "org.freedesktop.DBus.Error.AccessDenied", "s", ("not you",))
+        self.calls.append((call.header.fields[HeaderFields.member], *call.body))
+        self._called.set()
+        return new_method_return(call)
+
+
+@asynccontextmanager
+async def fake_logind(folder: Path) -> AsyncIterator[FakeLogind]:
+    """Run a bus of our own, with logind's name on it."""
+    address = f"unix:path={folder}/bus"
+    words = "dbus-daemon", "--session", "--nofork", f"--address={address}", "--print-address=1"
+    async with program(*words) as daemon:
+        assert daemon.stdout is not None
+        assert "unix:path=" in await next_line(daemon.stdout)  # it listens
+        bus = await open_dbus_connection(address)
+        async with bus, trio.open_nursery() as nursery:
+            async with bus.router() as router:
+                unwrap_msg(await router.send_and_get_reply(message_bus.RequestName(_LOGIND)))
+            logind = FakeLogind(address)
+            nursery.start_soon(logind.serve, bus)
+            yield logind
+            nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def locking(it: Mounted, bus: str, *session: str) -> AsyncIterator[trio.Process]:
+    """Run the example, once it looks at the port."""
+    script = str(EXAMPLES / "lock-session.py")
+    words = sys.executable, script, str(it.path), "org.viewer", *session
+    async with program("env", f"DBUS_SYSTEM_BUS_ADDRESS={bus}", *words) as running:
+        yield running
+
+
+@asynccontextmanager
+async def viewer(it: Mounted, path: Path) -> AsyncIterator[None]:
+    async with await trio.open_unix_socket(str(path)):
+        await it.until(lambda: it.port().host_connected)
+        yield
+    await it.until(lambda: not it.port().host_connected)
+
+
+needs_bus = pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="needs dbus-daemon")
+
+
+@needs_bus
+async def test_sessions_are_locked_each_time_that_the_viewer_goes(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    sock = tmp_path / "sock"
+    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
+        async with locking(it, logind.address) as running:
+            assert running.stdout is not None
+            await it.until(lambda: it.events_readers)
+            for times in (1, 2):
+                async with viewer(it, sock):
+                    assert len(logind.calls) == times - 1
+                await logind.until_called(times)
+                assert logind.calls[-1] == ("LockSessions",)
+                assert await next_line(running.stdout) == "org.viewer: disconnect: locked"
+
+
+@needs_bus
+async def test_one_session_is_locked_also_when_the_port_goes_under_its_viewer(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    sock = tmp_path / "sock"
+    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
+        async with await trio.open_unix_socket(str(sock)):
+            await it.until(lambda: it.port().host_connected)
+            async with locking(it, logind.address, "c2"):
+                await it.until(lambda: it.events_readers)
+                it.manager.remove(0)
+                await logind.until_called(1)
+        assert logind.calls == [("LockSession", "c2")]
+
+
+@needs_bus
+@pytest.mark.parametrize("end", ["", "umount -f", "without a viewer"])
+async def test_the_end_of_the_mount_locks_what_somebody_viewed(
+    mounted: OpenMount, tmp_path: Path, end: str
+) -> None:
+    port = f"org.viewer=unix:{tmp_path}/sock" if end == "without a viewer" else "org.viewer=null"
+    async with fake_logind(tmp_path) as logind, AsyncExitStack() as stack:
+        async with mounted(port) as it:
+            running = await stack.enter_async_context(locking(it, logind.address))
+            await it.until(lambda: it.events_readers)
+            if end == "umount -f":
+                # It says that the mount is busy, and has aborted it.
+                await trio.run_process([*end.split(), str(it.path)], check=False)
+        with trio.fail_after(10):
+            assert await running.wait() == (end == "umount -f")
+        assert logind.calls == ([] if end == "without a viewer" else [("LockSessions",)])
+
+
+@needs_bus
+async def test_a_refusal_is_told_and_the_next_departure_tried_again(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    sock = tmp_path / "sock"
+    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
+        logind.refuses = True
+        async with locking(it, logind.address) as running:
+            assert running.stdout is not None
+            await it.until(lambda: it.events_readers)
+            async with viewer(it, sock):
+                pass
+            assert "cannot lock: " in await next_line(running.stdout)
+            logind.refuses = False
+            async with viewer(it, sock):
+                pass
+            assert "disconnect: locked" in await next_line(running.stdout)
+
+
+# --- shutting down and logging off --------------------------------------------------------
+
+
+async def test_the_host_switches_the_guest_off(
+    mounted: OpenMount, tmp_path: Path, shell: list[str]
+) -> None:
+    log = tmp_path / "log"
+    for name in ("systemctl", "loginctl"):
+        put_in_path(tmp_path / "bin", name, f'echo {name} "$@" >>{log}')
+    put_in_path(
+        tmp_path / "bin", "loginctl", f'echo loginctl "$@" >>{log}; echo no such user; exit 1'
+    )
+    path = f"PATH={tmp_path}/bin:{os.environ['PATH']}"
+    async with mounted(f"power=unix:{tmp_path}/sock", wait=True) as it:
+        words = "setsid", "env", path, *shell, str(EXAMPLES / "power.sh"), str(it.file())
+        async with program(*words) as running:
+            for question, answer in (
+                ("reboot", "ok"),
+                ("shutdown", "ok"),
+                ("logoff alice", "failed: no such user"),
+                ("logoff *", "failed: no such user"),
+                ("logoff", "failed: it is shutdown, reboot or logoff USER"),
+                ("shutdown now", "failed: it is shutdown, reboot or logoff USER"),
+            ):  # each of another host
+                async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+                    await host.send_all(question.encode() + b"\n")
+                    assert await next_line(host) == answer
+                await it.until(lambda: not it.port().host_connected)
+            it.manager.remove(0)
+            assert await running.wait() == 0
+            await kill_session(running)
+    assert log.read_text().splitlines() == [
+        "systemctl --no-block reboot",
+        "systemctl --no-block poweroff",
+        "loginctl terminate-user -- alice",
+        "loginctl terminate-user -- *",
+    ]
+
+
+def test_without_a_port_the_usage_is_told(shell: list[str]) -> None:
+    script = str(EXAMPLES / "power.sh")
+    done = subprocess.run([*shell, script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "usage: power.sh PORT\n")
