@@ -1,24 +1,64 @@
-"""A booted guest whose root is this machine's own: runs one Python module, and ends."""
+"""A booted guest whose root is this machine's own. A worker in it does what tests ask for.
+
+Its virtio consoles are DEVICES; each has two ports, whose chardevs are sockets of the same names.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import trio
+from attrs import frozen
 
 from tests.guest import initramfs
-from tests.qemu.machine import QEMU
+from tests.qemu.machine import QEMU, Monitor, listener, open_monitor
+from tests.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "guest"
-#: From power-on to the end of the module, under emulation.
-SECONDS = 120
+#: Seconds that it may take to boot, and to power off.
+BOOT_SECONDS = 60
+END_SECONDS = 20
+
+
+@frozen
+class Console:
+    """A virtio console of the guest's."""
+
+    slot: str
+    options: str = ""
+
+    @property
+    def address(self) -> str:
+        return f"0000:00:{self.slot}.0"
+
+    @property
+    def bus(self) -> str:
+        """What QEMU's ports are plugged into."""
+        return f"v{self.slot}.0"
+
+    @property
+    def data(self) -> str:
+        """The name of the first port, and of its chardev."""
+        return f"org.example.data.{self.slot}"
+
+    @property
+    def agent(self) -> str:
+        """The name of the second port, for a guest agent."""
+        return f"org.qemu.guest_agent.{self.slot}"
+
+
+VECTORS = Console("10")
+LINE = Console("11", ",vectors=0")  # without MSI-X
+KERNELS = Console("12")  # which the kernel's driver keeps
+DEVICES = (VECTORS, LINE, KERNELS)
 
 
 def kernel() -> Path | None:
@@ -32,60 +72,120 @@ def kernel() -> Path | None:
 
 def missing() -> bool:
     """Whether the tests cannot run: on a developer's machine they are skipped then."""
-    programs = (QEMU, "apt-get", "busybox")
+    programs = (QEMU, "apt-get", "busybox", "qemu-ga")
     return not os.environ.get("CI") and any(shutil.which(program) is None for program in programs)
 
 
 class Guest:
-    """A booted guest; its status is that of the module."""
+    """A booted guest."""
 
-    def __init__(self, folder: Path, process: trio.Process) -> None:
-        self._folder = folder
+    def __init__(
+        self, folder: Path, process: subprocess.Popen[bytes], worker: socket.socket
+    ) -> None:
+        self.folder = folder
         self._process = process
-
-    async def check_ended_well(self) -> None:
-        """Wait for the end; show the guest's console if it is a bad one."""
-        with trio.move_on_after(SECONDS):
-            await self._process.wait()
-        code = self._process.returncode
-        # See `init`: the status is in there, so that 0 and 1 are failures of the machinery.
-        assert code == 2 * 16 + 1, f"QEMU ended with {code}; the guest said:\n{self.console}"
+        self._worker = worker
 
     @property
     def console(self) -> str:
-        return (self._folder / "console.log").read_text(errors="replace")
+        """All that the guest has said."""
+        return (self.folder / "console.log").read_text(errors="replace")
+
+    @asynccontextmanager
+    async def open_remote(self) -> AsyncIterator[Remote]:
+        """Do things in the guest; one at a time can."""
+        async with open_remote(self._worker) as remote:
+            yield remote
+
+    @asynccontextmanager
+    async def open_monitor(self) -> AsyncIterator[Monitor]:
+        """Talk to QEMU's monitor; one at a time can."""
+        async with open_monitor(self.folder) as monitor:
+            yield monitor
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """Be the host of the port with that name."""
+        return await trio.open_unix_socket(self.folder / name)
+
+    async def wait_booted(self) -> None:
+        with trio.move_on_after(BOOT_SECONDS):
+            async with self.open_remote() as remote:
+                await remote.ready()
+            return
+        raise AssertionError(f"the guest has not booted:\n{self.console}")
+
+    async def end(self, status: int) -> None:
+        """Have the worker end with this status; the guest ends with it."""
+        async with self.open_remote() as remote:
+            await remote.leave(status)
+
+    def check_ended(self, status: int) -> None:
+        try:
+            code = self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        # See `init`: the status is in there, so that 0 and 1 are failures of the machinery.
+        wanted = 2 * (16 + status) + 1
+        assert code == wanted, f"QEMU ended with {code}; the guest said:\n{self.console}"
 
 
-@asynccontextmanager
-async def open_guest(
-    folder: Path,
-    boot: Path,
-    module: str,
-    arguments: Sequence[str],
-    descriptors: Sequence[int] = (),
-) -> AsyncIterator[Guest]:
-    """Boot with these QEMU arguments, and run a module of this repository as root.
+@contextmanager
+def open_guest(folder: Path, boot: Path) -> Iterator[Guest]:
+    """Boot a guest, which is not ready yet."""
+    archive = folder / "initramfs.cpio"
+    archive.write_bytes(initramfs.build(boot, Path(__file__).parent / "init"))
+    with ExitStack() as stack:
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        inherited = [stack.enter_context(theirs)]
 
-    QEMU gets the `descriptors`, which the arguments may name.
-    """
-    (folder / "initramfs.cpio").write_bytes(
-        await trio.to_thread.run_sync(initramfs.build, boot, Path(__file__).parent / "init")
-    )
+        def chardev(name: str) -> list[str]:
+            inherited.append(stack.enter_context(listener(folder / name)))
+            number = inherited[-1].fileno()
+            return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
+
+        command = _machine(folder, boot)
+        command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
+        command += ["-serial", "chardev:worker"]
+        command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
+        for device in DEVICES:
+            command += chardev(device.data) + chardev(device.agent) + _console(device)
+        descriptors = [sock.fileno() for sock in inherited]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        for sock in inherited:
+            sock.close()
+        try:
+            yield Guest(folder, process, ours)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def _machine(folder: Path, boot: Path) -> list[str]:
     share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
     append = "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on"
-    append += f" guest.folder={ROOT} guest.python={sys.executable} guest.module={module}"
-    command = [QEMU, "-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"]
-    command += ["-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic"]
-    command += ["-nic", "none", "-kernel", str(boot / "vmlinux"), "-initrd"]
-    command += [f"{folder}/initramfs.cpio", "-serial", f"file:{folder}/console.log"]
-    command += ["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-virtfs", share]
-    command += ["-device", "intel-iommu,intremap=on", "-append", append, *arguments]
-    process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.DEVNULL, pass_fds=tuple(descriptors)
-    )
-    try:
-        yield Guest(folder, process)
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    append += f" guest.folder={ROOT} guest.python={sys.executable}"
+    append += " guest.module=tests.remote.worker guest.argument=/dev/ttyS1"
+    return [
+        *(QEMU, "-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
+        *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
+        *("-kernel", str(boot / "vmlinux"), "-initrd", f"{folder}/initramfs.cpio"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-virtfs", share),
+        *("-device", "intel-iommu,intremap=on", "-append", append),
+        *("-serial", f"file:{folder}/console.log"),
+    ]
+
+
+def _console(device: Console) -> Sequence[str]:
+    common = "disable-legacy=on,iommu_platform=on"
+    bus = device.bus
+    ports = enumerate([device.data, device.agent], 1)
+    return [
+        "-device",
+        f"virtio-serial-pci,id={bus[:-2]},{common},addr={device.slot}{device.options}",
+        *(
+            word
+            for nr, name in ports
+            for word in ("-device", f"virtserialport,bus={bus},nr={nr},chardev={name},name={name}")
+        ),
+    ]

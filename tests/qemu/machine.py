@@ -27,18 +27,13 @@ def missing() -> bool:
     return shutil.which(QEMU) is None and not os.environ.get("CI")
 
 
-class Machine:
-    """A running QEMU: its folder, its sockets, and its monitor."""
+class Monitor:
+    """A running QEMU's monitor, and the folder of its sockets."""
 
-    def __init__(self, folder: Path, process: trio.Process, monitor: trio.SocketStream) -> None:
+    def __init__(self, folder: Path, stream: trio.SocketStream) -> None:
         self.folder = folder
-        self.process = process
-        self._monitor = monitor
+        self._stream = stream
         self._rest = b""
-
-    @property
-    def url_rest(self) -> str:
-        return str(self.folder)
 
     async def connect(self, name: str) -> trio.SocketStream:
         """Be the client of the chardev with that name."""
@@ -47,15 +42,15 @@ class Machine:
     async def command(self, execute: str, **arguments: object) -> Any:
         """Run a command of QEMU's monitor."""
         request = {"execute": execute, "arguments": arguments}
-        await self._monitor.send_all(json.dumps(request).encode() + b"\n")
+        await self._stream.send_all(json.dumps(request).encode() + b"\n")
         while True:
             answer = await self.receive()
             assert "error" not in answer, answer
             if "return" in answer:
                 return answer["return"]
 
-    async def plug(self, number: int, name: str) -> None:
-        """Add a port, whose chardev is a new socket of the port's name."""
+    async def plug(self, number: int, name: str, **where: str) -> None:
+        """Add a port, whose chardev is a new socket of the port's name, to the (only) bus."""
         address = {"type": "unix", "data": {"path": str(self.folder / name)}}
         backend = {"type": "socket", "data": {"addr": address, "server": True, "wait": False}}
         await self.command("chardev-add", id=name, backend=backend)
@@ -66,19 +61,45 @@ class Machine:
             name=name,
             id=f"p{number}",
             nr=number,
+            **where,
         )
 
     async def unplug(self, number: int) -> None:
         """Take a port away."""
         await self.command("device_del", id=f"p{number}")
 
+    async def greet(self) -> None:
+        await self.receive()
+        await self.command("qmp_capabilities")
+
     async def receive(self) -> Any:
         while b"\n" not in self._rest:
-            data = await self._monitor.receive_some()
+            data = await self._stream.receive_some()
             assert data, "QEMU has left"
             self._rest += data
         line, self._rest = self._rest.split(b"\n", 1)
         return json.loads(line)
+
+
+class Machine(Monitor):
+    """A running QEMU without a guest."""
+
+    def __init__(self, folder: Path, process: trio.Process, stream: trio.SocketStream) -> None:
+        super().__init__(folder, stream)
+        self.process = process
+
+    @property
+    def url_rest(self) -> str:
+        return str(self.folder)
+
+
+@asynccontextmanager
+async def open_monitor(folder: Path) -> AsyncIterator[Monitor]:
+    """Talk to the monitor of a QEMU that has a socket `qmp` in that folder."""
+    async with await trio.open_unix_socket(folder / "qmp") as stream:
+        monitor = Monitor(folder, stream)
+        await monitor.greet()
+        yield monitor
 
 
 def chardev(folder: Path, name: str) -> list[str]:
@@ -119,8 +140,7 @@ async def open_machine(
             sock.close()
         async with await trio.open_unix_socket(folder / "qmp") as monitor:
             machine = Machine(folder, process, monitor)
-            await machine.receive()
-            await machine.command("qmp_capabilities")
+            await machine.greet()
             yield machine
     finally:
         process.kill()

@@ -24,8 +24,8 @@ _PATIENCE = 5.0
 def command(mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.
 
-    Programs that are blocked on a port get end of file. What is left of a daemon that was killed
-    is cleaned up as well.
+    Programs that are blocked on a port get end of file, and a device that --bind took from its
+    driver is given back. What is left of a daemon that was killed is cleaned up as well.
 
     \b
     Example:
@@ -35,9 +35,7 @@ def command(mountpoint: Path) -> None:
     if not fuse.is_mounted(target):
         raise Failure(f"{mountpoint} is not a vconfs mount")
     try:
-        daemon = int(os.getxattr(target, PID_ATTRIBUTE))
-        os.kill(daemon, signal.SIGTERM)
-        if _wait_unmounted(target):
+        if _ask_daemon(target):
             return
     except (OSError, ValueError):
         pass  # a dead mount, or somebody else's daemon: unmount it ourselves
@@ -45,6 +43,21 @@ def command(mountpoint: Path) -> None:
         fuse.unmount(target, lazy=True)
     except OSError as error:
         raise Failure(str(error)) from None
+
+
+def _ask_daemon(target: Path) -> bool:
+    """Have the daemon unmount, and wait until it has put everything back; whether it unmounted."""
+    daemon = os.pidfd_open(int(os.getxattr(target, PID_ATTRIBUTE)))
+    try:
+        signal.pidfd_send_signal(daemon, signal.SIGTERM)
+        if not _wait_unmounted(target):
+            return False
+        ended = select.poll()
+        ended.register(daemon, select.POLLIN)
+        ended.poll(_PATIENCE * 1000)
+        return True
+    finally:
+        os.close(daemon)
 
 
 def _wait_unmounted(target: Path) -> bool:

@@ -1,0 +1,86 @@
+"""One guest for all tests of this folder, and in it one mount after the other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import trio
+from attrs import frozen
+
+from tests.guest import guest as machine
+from tests.guest.guest import KERNELS, LINE, VECTORS, Console, Guest, open_guest
+from tests.remote.client import Remote
+
+MOUNTPOINT = "/mnt/vcon"
+VCONFS = f"{sys.executable} -m vconfs"
+
+
+@pytest.fixture(scope="session")
+def guest(
+    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[Guest]:
+    """Boot the guest; its status is that of the tests."""
+    if machine.missing():
+        pytest.skip(f"{machine.QEMU}, apt-get, busybox or qemu-ga is not installed")
+    boot = machine.kernel()
+    if boot is None:
+        pytest.skip("the guest's kernel cannot be fetched")
+    with open_guest(tmp_path_factory.mktemp("guest"), boot) as booted:
+        trio.run(booted.wait_booted)
+        yield booted
+        status = 1 if request.session.testsfailed else 0
+        trio.run(booted.end, status)
+        booted.check_ended(status)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Show what the guest said when a test fails."""
+    report = yield
+    booted = getattr(item, "funcargs", {}).get("guest")
+    if report.failed and booted is not None:
+        report.sections.append(("the guest's console", booted.console))
+    return report
+
+
+@frozen
+class Mount:
+    """A mount in the guest, and the device whose ports the tests use."""
+
+    guest: Guest
+    device: Console
+    #: What `vconfs mount` was told.
+    options: str
+
+    def file(self, name: str) -> str:
+        return f"{MOUNTPOINT}/by-name/{name}"
+
+
+MOUNTS = {
+    "vectors": (VECTORS, f"--device pci:{VECTORS.address} --bind"),
+    "line": (LINE, f"--device pci:{LINE.address} --bind"),
+    "kernel": (KERNELS, "--device kernel"),
+}
+
+
+@pytest.fixture(scope="module", params=MOUNTS)
+def mount(guest: Guest, request: pytest.FixtureRequest) -> Iterator[Mount]:
+    """Mount a device's ports in the guest, by command."""
+    mounted = Mount(guest, *MOUNTS[request.param])
+    trio.run(_run, guest, f"mkdir -p {MOUNTPOINT}; {VCONFS} mount {mounted.options} {MOUNTPOINT}")
+    yield mounted
+    trio.run(_run, guest, f"! mountpoint -q {MOUNTPOINT} || umount {MOUNTPOINT}")
+
+
+async def _run(guest: Guest, command: str) -> None:
+    async with guest.open_remote() as remote:
+        await remote.run(command)
+
+
+@pytest.fixture
+async def remote(guest: Guest) -> AsyncIterator[Remote]:
+    async with guest.open_remote() as remote:
+        yield remote
