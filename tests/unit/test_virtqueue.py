@@ -25,6 +25,7 @@ BASE = 0x10000
 SIZE = 8
 MEMORY = 1 << 14
 DATA = 4096
+TABLES = 3 * 4096  # indirect tables of the random interleavings
 
 
 class Pair:
@@ -118,6 +119,45 @@ def test_a_chain_has_its_readable_parts_first() -> None:
         pair.driver.add_chain([(DATA, 4, True), (DATA, 4, False)])
 
 
+def test_a_buffer_of_several_parts_needs_one_descriptor() -> None:
+    pair = Pair()
+    table = DATA + 512
+    parts = [(DATA, 3, False), (DATA + 3, 9, False), (DATA + 64, 20, True), (DATA + 99, 1, True)]
+    head = pair.driver.add_indirect(table, parts)
+    assert pair.driver.free == SIZE - 1
+    assert pair.driver.publish()
+    chain = pair.device.pop()
+    assert chain is not None
+    assert chain.head == head
+    assert [len(part) for part in chain.readable] == [3, 9]
+    assert [len(part) for part in chain.writable] == [20, 1]
+    chain.writable[1][:] = b"!"
+    assert pair.memory[DATA + 99] == ord("!")
+    pair.device.push(head, 21)
+    pair.device.publish()
+    assert pair.driver.pop_used() == (head, 21)
+    assert pair.driver.free == SIZE
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([], "0 parts in a queue of 8"),
+        ([(DATA, 1, False)] * (SIZE + 1), "9 parts in a queue of 8"),
+        ([(DATA, 1, True), (DATA, 1, False)], "comes after"),
+    ],
+)
+def test_a_table_that_cannot_be_is_the_callers_mistake(
+    parts: list[tuple[int, int, bool]], message: str
+) -> None:
+    pair = Pair()
+    for _ in range(2):
+        with pytest.raises(LocalProtocolError, match=message):
+            pair.driver.add_indirect(DATA + 512, parts)
+        assert pair.driver.free == SIZE
+    assert not pair.driver.publish()
+
+
 def test_an_indirect_table_is_followed() -> None:
     pair = Pair()
     table = DATA + 512
@@ -138,6 +178,8 @@ def test_running_out_of_descriptors_is_the_callers_mistake() -> None:
         pair.driver.add(DATA, 1, writable=False)
     with pytest.raises(LocalProtocolError, match="0 free"):
         pair.driver.add_chain([(DATA, 1, False)])
+    with pytest.raises(LocalProtocolError, match="no descriptor"):
+        pair.driver.add_indirect(DATA + 512, [(DATA, 1, False)])
 
 
 # --- what a device may not do -------------------------------------------------------------
@@ -374,6 +416,8 @@ class RingMachine(RuleBasedStateMachine):
             self.pair.poke16(ring + 2, start)
         self.pair.poke16(layout.avail + 4 + 2 * SIZE, start)
         self.pair.poke16(layout.used + 4 + 8 * SIZE, start)
+        self.tables = [TABLES + 16 * SIZE * i for i in range(SIZE)]
+        self.table_of: dict[int, int] = {}
         self.number = 0
         self.added: list[tuple[int, int]] = []  # (head, number) not published
         self.offered: list[tuple[int, int]] = []  # published, not popped
@@ -387,16 +431,27 @@ class RingMachine(RuleBasedStateMachine):
     @rule(parts=st.integers(1, 3))
     def add(self, parts: int) -> None:
         driver = self.pair.driver
-        parts = min(parts, driver.free)
+        first, *rest = self.segments(min(parts, driver.free))
+        if rest:
+            head = driver.add_chain([first, *rest])
+        else:
+            head = driver.add(first[0], first[1], writable=False)
+        self.added.append((head, self.number))
+
+    @precondition(lambda self: self.pair.driver.free > 0)
+    @rule(parts=st.integers(1, SIZE))
+    def add_indirect(self, parts: int) -> None:
+        table = self.tables.pop()
+        head = self.pair.driver.add_indirect(table, self.segments(parts))
+        self.table_of[head] = table
+        self.added.append((head, self.number))
+
+    def segments(self, parts: int) -> list[tuple[int, int, bool]]:
+        """Make a buffer that carries the next number."""
         self.number += 1
         place = DATA + 64 * (self.number % 64)
         struct.pack_into("<I", self.pair.memory, place, self.number)
-        if parts == 1:
-            head = driver.add(place, 4, writable=False)
-        else:
-            rest = [(DATA, 8, True)] * (parts - 1)
-            head = driver.add_chain([(place, 4, False), *rest])
-        self.added.append((head, self.number))
+        return [(place, 4, False), *[(DATA, 8, True)] * (parts - 1)]
 
     @rule()
     def offer(self) -> None:
@@ -442,6 +497,8 @@ class RingMachine(RuleBasedStateMachine):
             assert got is None
             return
         assert got == (self.returned.pop(0)[0], 0)
+        if got[0] in self.table_of:
+            self.tables.append(self.table_of.pop(got[0]))
 
     @rule(on=st.booleans())
     def want_kicks(self, on: bool) -> None:

@@ -84,6 +84,12 @@ def _check_size(size: int) -> None:
         raise LocalProtocolError(f"a queue's size is a power of two up to {SIZE_MAX}, not {size}")
 
 
+def _check_order(segments: Sequence[Segment]) -> None:
+    kinds = [writable for _, _, writable in segments]
+    if kinds != sorted(kinds):
+        raise LocalProtocolError("what the device may write comes after what it may read")
+
+
 def _passed(event: int, old: int, new: int) -> bool:
     """Whether an index that went from `old` to `new` has passed entry `event` (§2.7.7.2)."""
     return (new - event - 1) & _INDEX_MASK < (new - old) & _INDEX_MASK
@@ -102,6 +108,7 @@ class DriverQueue:
         size = layout.size
         _check_size(size)
         self.size = size
+        self._memory = memory
         self._desc = memory[layout.desc : layout.desc + 16 * size]
         self._avail = memory[layout.avail : layout.avail + 6 + 2 * size].cast("H")
         self._used = memory[layout.used : layout.used + 6 + 8 * size].cast("H")
@@ -130,6 +137,11 @@ class DriverQueue:
         """Buffers that were added and have not come back."""
         return self._flying
 
+    @property
+    def wants_calls(self) -> bool:
+        """Whether the device is asked for interrupts."""
+        return self._wants_calls
+
     def add(self, offset: int, length: int, *, writable: bool) -> int:
         """Offer a buffer of one descriptor; give the number that it comes back under.
 
@@ -147,19 +159,43 @@ class DriverQueue:
         """Offer a buffer of several descriptors, those that the device may write last."""
         if not 0 < len(segments) <= len(self._free):
             raise LocalProtocolError(f"{len(segments)} descriptors are wanted, {self.free} free")
+        _check_order(segments)
         heads = [self._free.pop() for _ in segments]
-        flags = [DESC_WRITE if segment[2] else 0 for segment in segments]
-        if flags != sorted(flags):
-            raise LocalProtocolError("what the device may write comes after what it may read")
-        for i, (head, (offset, length, _)) in enumerate(zip(heads, segments, strict=True)):
-            after = heads[i + 1] if i + 1 < len(heads) else None
-            more = 0 if after is None else DESC_NEXT
-            address = self._base + offset
-            _DESC.pack_into(self._desc, 16 * head, address, length, flags[i] | more, after or 0)
+        writable = self._describe(segments, self._desc, heads)
         if len(heads) > 1:
             self._rest[heads[0]] = heads[1:]
-        self._offer(heads[0], sum(length for _, length, writable in segments if writable))
+        self._offer(heads[0], writable)
         return heads[0]
+
+    def add_indirect(self, table: int, segments: Sequence[Segment]) -> int:
+        """Offer a buffer of several parts by one descriptor (with INDIRECT_DESC only).
+
+        The parts are described at the offset `table`, by 16 bytes for each, which stay untouched
+        until the buffer comes back. There may be as many as the queue has descriptors.
+        """
+        if not 0 < len(segments) <= self.size:
+            raise LocalProtocolError(f"{len(segments)} parts in a queue of {self.size}")
+        if not self._free:
+            raise LocalProtocolError("no descriptor is free")
+        _check_order(segments)
+        length = 16 * len(segments)
+        into = self._memory[table : table + length]
+        writable = self._describe(segments, into, range(len(segments)))
+        head = self._free.pop()
+        _DESC.pack_into(self._desc, 16 * head, self._base + table, length, DESC_INDIRECT, 0)
+        self._offer(head, writable)
+        return head
+
+    def _describe(
+        self, segments: Sequence[Segment], table: memoryview, places: Sequence[int]
+    ) -> int:
+        """Chain segments at these places of a table; how much of them the device may write."""
+        last = len(segments) - 1
+        for i, (offset, length, writable) in enumerate(segments):
+            flags = (DESC_WRITE if writable else 0) | (DESC_NEXT if i < last else 0)
+            after = places[i + 1] if i < last else 0
+            _DESC.pack_into(table, 16 * places[i], self._base + offset, length, flags, after)
+        return sum(length for _, length, writable in segments if writable)
 
     def _offer(self, head: int, writable: int) -> None:
         self._writable[head] = writable
