@@ -50,9 +50,12 @@ class Driver(LinkEnd[Port]):
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`, and let pollers know."""
         self._sender.room(queue)
+        self._tell_room()
+
+    def _tell_room(self) -> None:
         if not self._without_room:
             return
-        for id in [id for id in self._without_room if self._sender.has_room(id)]:
+        for id in [id for id in self._without_room if self.has_room(id)]:
             self._without_room.discard(id)
             if id in self._manager.ports:
                 self._manager.ports[id].room_came()
@@ -69,6 +72,7 @@ class Driver(LinkEnd[Port]):
         room = self._sender.has_room(id)
         if not room:
             self._without_room.add(id)
+            self._link.want_room(self._end.data_queue(id))
         return room
 
     def send_nowait(self, id: int, data: Buffer) -> int:
@@ -76,11 +80,18 @@ class Driver(LinkEnd[Port]):
         try:
             sent = self._sender.send_nowait(id, data)
         except trio.WouldBlock:
-            self._without_room.add(id)
+            self.has_room(id)
             raise
         if sent < len(data):
             self.has_room(id)
         return sent
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """See `Sender.send`; the others who found the queue taken are told that it is free."""
+        try:
+            return await super().send(id, data, wanted)
+        finally:
+            self._tell_room()
 
     # --- events ---------------------------------------------------------------------------
 

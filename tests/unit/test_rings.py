@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from vconfs.device.pci import plan_queues
@@ -34,20 +36,33 @@ class Owner:
 class Ends:
     """A link and the device's side of its rings."""
 
-    def __init__(self, filling: bytes = b"\0") -> None:
-        size = sum(spec.memory for spec in SPECS.values())
+    def __init__(
+        self,
+        filling: bytes = b"\0",
+        specs: Mapping[int, QueueSpec] = SPECS,
+        *,
+        event_idx: bool = False,
+    ) -> None:
+        size = sum(spec.memory for spec in specs.values())
         self.memory = memoryview(bytearray(filling * size))
         self.kicks: list[int] = []
+        self.interrupts = 0
         self.link = RingLink(
-            self.memory, SPECS, features=0, kick=self.kicks.append, read_config=bytes, base=BASE
+            self.memory,
+            specs,
+            features=0,
+            kick=self.kicks.append,
+            read_config=bytes,
+            base=BASE,
+            event_idx=event_idx,
         )
         self.owner = self.link.owner = Owner()
         memory = GuestMemory([(BASE, self.memory)])
         self.device = {}
-        for queue in SPECS:
+        for queue in specs:
             at = self.link.layout(queue)
             shifted = type(at)(at.size, BASE + at.desc, BASE + at.avail, BASE + at.used)
-            self.device[queue] = DeviceQueue(memory, shifted)
+            self.device[queue] = DeviceQueue(memory, shifted, event_idx=event_idx)
 
     def use(self, queue: int) -> bytes:
         """Be the device: use one buffer, and give what was in it."""
@@ -57,7 +72,7 @@ class Ends:
         for part in chain.writable:
             part[:3] = b"abc"
         self.device[queue].push(chain.head, 3 if chain.writable else 0)
-        self.device[queue].publish()
+        self.interrupts += self.device[queue].publish()
         return data
 
 
@@ -105,6 +120,7 @@ def test_room_is_told_of_even_when_its_buffers_were_seen_before() -> None:
     for _ in range(2):
         ends.link.send(1, b"", b"x")
     ends.link.flush(1)
+    assert ends.link.room_for(1, 0) == 0  # somebody waits now
     ends.use(1)
     assert ends.link.room_for(1, 0) == 4096  # somebody else looked
     ends.link.interrupt_used(SPECS)
@@ -121,6 +137,83 @@ def test_what_was_sent_is_wiped() -> None:
     assert b"a secret" in bytes(ends.memory)
     ends.link.interrupt_used([1])
     assert b"a secret" not in bytes(ends.memory)
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_sending_asks_for_an_interrupt_only_when_there_is_no_room(event_idx: bool) -> None:
+    ends = Ends(event_idx=event_idx)
+    ends.link.start()
+    interrupts = []
+    for _ in range(100):
+        assert ends.link.capacity(1)
+        ends.link.send(1, b"", b"x")
+        ends.link.flush(1)
+        ends.use(1)
+        interrupts.append(ends.interrupts)
+    assert interrupts == [int(event_idx)] * 100  # the first buffer of all is not asked about
+    while ends.link.capacity(1):
+        ends.link.send(1, b"", b"x")
+    ends.link.flush(1)
+    ends.use(1)
+    assert ends.interrupts == interrupts[-1] + 1
+    ends.link.interrupt(1)
+    assert ends.owner.said == [("room", 1)]
+    ends.use(1)
+    assert ends.interrupts == interrupts[-1] + 1
+
+
+def test_a_device_that_answers_the_kick_at_once_has_its_slots_wiped_at_once() -> None:
+    ends = Ends()
+    ends.link._kick = lambda queue: ends.use(queue) and None
+    ends.link.send(1, b"", b"a secret")
+    ends.link.flush(1)
+    assert b"a secret" not in bytes(ends.memory)
+
+
+PARTS = {**SPECS, 1: QueueSpec(8, 4096, 6, 3)}
+
+
+def test_one_buffer_of_several_slots() -> None:
+    ends = Ends(specs=PARTS)
+    data = bytes(range(256)) * 48
+    assert ends.link.capacity(1) == 3 * 4096
+    ends.link.send(1, b"head", data[4:])
+    ends.link.send(1, b"", data[:4097])
+    assert ends.link.capacity(1) == 4096
+    ends.link.send(1, b"he", b"llo")
+    ends.link.flush(1)
+    assert ends.use(1) == b"head" + data[4:]
+    assert ends.use(1) == data[:4097]
+    assert ends.use(1) == b"hello"
+    assert ends.link.room_for(1, 0) == 6 * 4096
+    assert ends.link.capacity(1) == 3 * 4096
+    assert ends.memory[ends.link.layout(2).desc - 6 * 4096 :][: 6 * 4096] == bytes(6 * 4096)
+
+
+def test_buffers_of_several_slots_are_used_in_any_order() -> None:
+    ends = Ends(specs=PARTS)
+    for round in range(50):
+        first, second = bytes([round]) * 10_000, bytes([round + 100]) * 5_000
+        ends.link.send(1, b"", first)
+        ends.link.send(1, b"", second)
+        ends.link.flush(1)
+        chains = [ends.device[1].pop(), ends.device[1].pop()]
+        got = [b"".join(chain.readable) for chain in chains if chain]
+        assert got == [first, second]
+        for chain in reversed(chains):
+            assert chain is not None
+            ends.device[1].push(chain.head, 0)
+        ends.device[1].publish()
+        assert ends.link.room_for(1, 0) == 6 * 4096
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 128])
+@pytest.mark.parametrize("features", [2, 2 | 1 << 28])
+def test_no_buffer_has_more_parts_than_the_queue_has_descriptors(size: int, features: int) -> None:
+    specs = plan_queues([size] * 6, features, 63 << 20)
+    for queue in (1, 5):
+        assert 1 <= specs[queue].parts <= max(1, specs[queue].size // 2)
+        assert (specs[queue].parts > 1) == bool(features & 1 << 28 and size > 2)
 
 
 def test_small_queues_are_used_whole() -> None:

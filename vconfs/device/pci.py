@@ -23,7 +23,7 @@ from vconfs.protocol import virtio_pci
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Function, Isr, Msix, Register, Status
-from vconfs.protocol.virtqueue import F_EVENT_IDX, SIZE_MAX, Layout
+from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC, SIZE_MAX, Layout
 
 log = logging.getLogger(__name__)
 
@@ -333,7 +333,8 @@ async def open_pci(manager: PortManager, transport: Transport) -> AsyncIterator[
 
 
 def _wanted_features() -> int:
-    return DIALECTS[DIALECT].features | virtio_pci.F_ACCESS_PLATFORM | F_EVENT_IDX
+    transport = virtio_pci.F_ACCESS_PLATFORM | F_EVENT_IDX | F_INDIRECT_DESC
+    return DIALECTS[DIALECT].features | transport
 
 
 def _queue_count(features: int, config: bytes) -> int:
@@ -360,7 +361,9 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
             if queue in control:
                 spec = QueueSpec(min(size, _CONTROL.size), _CONTROL.slot_size)
             elif queue % 2:
-                spec = QueueSpec(min(size, 128), send_size, min(send, size))
+                slots = min(send, size)
+                parts = max(1, slots // 2) if features & F_INDIRECT_DESC else 1
+                spec = QueueSpec(min(size, 128), send_size, slots, parts)
             else:
                 spec = QueueSpec(min(size, receive), _RECEIVE_SIZE)
             specs[queue] = spec

@@ -4,14 +4,19 @@ Even queues are for receiving, odd ones for sending (both dialects, and the stan
 queues). Each queue has a fixed set of slots in memory, at most one per descriptor: a receive
 queue lends all of them to the device from the start, a sending queue fills one for each buffer.
 Of the slots that are free, the one used last is filled first, so that memory that a quiet device
-never needs is never touched. A sent slot is zeroed when the device has used it: it never carries
+never needs is never touched. A sent slot is zeroed when we get it back, and so never carries
 another port's bytes.
+
+Nobody waits for a sent buffer to come back unless there is no room: a sending queue asks for
+interrupts only then, and otherwise gets its slots back when it is looked at the next time, at the
+latest for the next buffer. Where the device follows indirect tables, what fills several slots goes
+out as one buffer.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
@@ -29,25 +34,37 @@ _KEPT = -1
 
 @frozen
 class QueueSpec:
-    """How one queue is laid out: descriptors, bytes per buffer, and buffers.
+    """How one queue is laid out: descriptors, bytes per slot, and slots.
 
-    A queue may have fewer buffers than descriptors; 0 means as many.
+    A queue may have fewer slots than descriptors; 0 means as many. What is sent in one buffer may
+    fill up to `parts` slots; more than one needs INDIRECT_DESC.
     """
 
     size: int
     slot_size: int
     slots: int = 0
+    parts: int = 1
 
     @property
     def buffers(self) -> int:
-        """How many buffers the queue has."""
+        """How many slots the queue has."""
         return self.slots or self.size
+
+    @property
+    def table_size(self) -> int:
+        """How many bytes an indirect table has; 0: there are none."""
+        return 16 * self.parts if self.parts > 1 else 0
+
+    @property
+    def rings(self) -> int:
+        """How many bytes the rings need, and an indirect table for each slot; whole pages."""
+        tables = -(-Layout.at(self.size, 0).end // 16) * 16
+        return _pages(tables + self.buffers * self.table_size)
 
     @property
     def memory(self) -> int:
         """How many bytes of DMA memory the queue needs, whole pages."""
-        rings = Layout.at(self.size, 0).end
-        return _pages(rings) + self.buffers * _pages(self.slot_size)
+        return self.rings + self.buffers * _pages(self.slot_size)
 
 
 def _pages(size: int) -> int:
@@ -65,11 +82,9 @@ class _Queue:
         memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
         self.slot_size = spec.slot_size
-        first = offset + _pages(self.layout.end - offset)
+        first = offset + spec.rings
         stride = _pages(spec.slot_size)
         self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
-        #: Descriptor -> where its slot is, and how many bytes of it are filled.
-        self.lent: list[tuple[int, int]] = [(0, 0)] * spec.size
 
 
 class _ReceiveQueue(_Queue):
@@ -77,6 +92,7 @@ class _ReceiveQueue(_Queue):
         self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
+        self.lent = [0] * spec.size  # descriptor -> where its slot is
         self.held: deque[int] = deque()  # slots whose bytes the owner still looks at
         self.kept = 0  # slots that the owner keeps for longer: at most half of them
         self.kept_max = spec.buffers // 2
@@ -88,7 +104,7 @@ class _ReceiveQueue(_Queue):
         if used is None:
             return None
         head, written = used
-        slot = self.lent[head][0]
+        slot = self.lent[head]
         self.held.append(slot)
         return self.memory[slot : slot + written]
 
@@ -109,28 +125,61 @@ class _ReceiveQueue(_Queue):
             self._lend(slot)
 
     def _lend(self, slot: int) -> None:
-        self.lent[self.ring.add(slot, self.slot_size, writable=True)] = (slot, 0)
+        self.lent[self.ring.add(slot, self.slot_size, writable=True)] = slot
 
 
 class _SendQueue(_Queue):
+    def __init__(
+        self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
+    ) -> None:
+        super().__init__(memory, offset, spec, base, event_idx)
+        self.parts = spec.parts
+        #: Descriptor -> the slots of its buffer, and how many bytes of each are filled.
+        self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
+        tables = -(-self.layout.end // 16) * 16
+        #: Slot -> where the indirect table is of a buffer that begins there.
+        self.tables = {slot: tables + spec.table_size * i for i, slot in enumerate(self.slots)}
+        self.ring.suppress_calls()
+
+    @property
+    def capacity(self) -> int:
+        return self.slot_size * min(len(self.slots), self.parts)
+
     def reclaim(self) -> bool:
         """Zero and keep the slots that the device has used; whether there were any."""
         memory, slots = self.memory, self.slots
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:
-            slot, size = self.lent[used[0]]
-            memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
-            slots.append(slot)
+            for slot, size in self.lent[used[0]]:
+                memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
+                slots.append(slot)
         return len(slots) > before
 
     def send(self, header: bytes, data: Buffer) -> None:
+        size = len(header) + len(data)
+        if size > self.slot_size:
+            return self._send_parts(header, memoryview(data))
         slot = self.slots.pop()
         start = slot + len(header)
-        end = start + len(data)
         self.memory[slot:start] = header
-        self.memory[start:end] = data
-        head = self.ring.add(slot, end - slot, writable=False)
-        self.lent[head] = (slot, end - slot)
+        self.memory[start : slot + size] = data
+        self.lent[self.ring.add(slot, size, writable=False)] = ((slot, size),)
+        return None
+
+    def _send_parts(self, header: bytes, data: memoryview) -> None:
+        parts = []
+        slot, filled = self.slots.pop(), len(header)
+        self.memory[slot : slot + filled] = header
+        while True:
+            step = min(self.slot_size - filled, len(data))
+            self.memory[slot + filled : slot + filled + step] = data[:step]
+            parts.append((slot, filled + step))
+            data = data[step:]
+            if not data:
+                break
+            slot, filled = self.slots.pop(), 0
+        segments = [(slot, size, False) for slot, size in parts]
+        self.lent[self.ring.add_indirect(self.tables[parts[0][0]], segments)] = parts
 
 
 class RingLink(Link):
@@ -158,7 +207,7 @@ class RingLink(Link):
         self._dead = False
         self._receive: dict[int, _ReceiveQueue] = {}
         self._send: dict[int, _SendQueue] = {}
-        #: Sending queues whose slots have come back since the owner was last told of room.
+        #: Sending queues that asked for an interrupt and got slots back before it came.
         self._freed: set[int] = set()
         offset = 0
         for number, spec in queues.items():
@@ -192,6 +241,7 @@ class RingLink(Link):
             return
         try:
             if queue % 2:
+                self._send[queue].ring.suppress_calls()  # until there is no room again
                 self._send[queue].reclaim()
                 self._freed.discard(queue)
                 self.owner.room(queue)
@@ -220,14 +270,18 @@ class RingLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
         found = self._send[queue]
-        if not self._reclaim(queue):
+        if not self._find_slots(queue):
             return 0
         return len(found.slots) * (found.slot_size - header_size)
 
     def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
         found = self._send[queue]
-        return found.slot_size if (found.slots or self._reclaim(queue)) and not self._dead else 0
+        return found.capacity if (found.slots or self._find_slots(queue)) and not self._dead else 0
+
+    def want_room(self, queue: int) -> bool:
+        """See `Link.want_room`."""
+        return self._send[queue].ring.request_calls()
 
     def send(self, queue: int, header: bytes, data: Buffer) -> None:
         """See `Link.send`."""
@@ -259,16 +313,23 @@ class RingLink(Link):
         found: _Queue = self._send[queue] if queue % 2 else self._receive[queue]
         if found.ring.publish() and not self._dead:
             self._kick(queue)
+            if queue % 2:
+                self._reclaim(queue)  # what a device in this process has used by now
 
-    def _reclaim(self, queue: int) -> bool:
-        """Get used slots back; whether there is any free slot."""
+    def _find_slots(self, queue: int) -> bool:
+        """Whether there is a free slot; if there is none, an interrupt is asked for."""
         found = self._send[queue]
         if self._dead:
             return False
+        self._reclaim(queue)
+        if not found.slots and found.ring.request_calls():
+            self._reclaim(queue)
+        return bool(found.slots) and not self._dead
+
+    def _reclaim(self, queue: int) -> None:
+        found = self._send[queue]
         try:
-            if found.reclaim():
+            if found.reclaim() and found.ring.wants_calls:
                 self._freed.add(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
-            return False
-        return bool(found.slots)
