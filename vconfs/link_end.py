@@ -45,7 +45,6 @@ class LinkEnd(ABC, Generic[P]):
 
     def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
         self.throttles = end.throttles
-        self.in_flight = link.in_flight
         #: Why the link was lost; empty: it was not, or was let go by `stop`.
         self.reason = ""
         #: Set when nothing more will come.
@@ -57,6 +56,11 @@ class LinkEnd(ABC, Generic[P]):
         self._hanging_up: set[int] = set()
         self._sender = Sender(link, end)
         link.owner = self
+
+    @property
+    def in_flight(self) -> int:
+        """See `Link.in_flight`."""
+        return self._link.in_flight
 
     def stop(self, reason: str = "") -> None:
         """Let the other side go; the ports stay, hung up."""

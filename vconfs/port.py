@@ -65,8 +65,10 @@ class Line(Protocol):
 
     #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
     throttles: bool
-    #: Bytes that may still come after the host was asked to stop.
-    in_flight: int
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that may still come after the host was asked to stop."""
 
     def has_room(self, id: int) -> bool: ...  # noqa: D102
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102

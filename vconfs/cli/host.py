@@ -41,12 +41,16 @@ def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> N
       stream:tty:PATH[,baud=N]     a serial line
       stream:exec:COMMAND          the input and output of a shell command
       stream:stdio                 our own; ends with it
-    and any stream with ,window=BYTES that may be under way to us (2048 on a tty).
+      vhost-user:PATH              a hypervisor or vconfs mount, over shared memory
+    and any stream with ,window=BYTES that may be under way to us (2048 on a tty). A vhost-user
+    device has, with --dialect virtio1, room for 31 ports or ,max-ports=N of them; with ,inband it
+    offers notifications by message.
 
     \b
     Examples:
       vconfs host --listen stream:unix:/run/vcon.sock --port chat=unix:/run/chat.sock
       vconfs mount --device stream:unix:/run/vcon.sock /mnt/vcon      (the guest of it)
+      vconfs host --listen vhost-user:/run/vcon.sock,max-ports=8 --dialect virtio1 --port log=null
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
     """
     try:

@@ -10,6 +10,7 @@ from attrs import field, frozen
 
 from vconfs.host.host import Host
 from vconfs.host.stream import serve_stream
+from vconfs.host.vhost_user import VhostUserAddress, serve_vhost_user
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_place
@@ -40,6 +41,7 @@ class Kind:
 #: What can stand before the colon of a LISTEN url.
 LISTENERS: Final[Mapping[str, Kind]] = {
     "stream": Kind(serve_stream, parse_place, dialects=(STREAM_DIALECT,)),
+    "vhost-user": Kind(serve_vhost_user, VhostUserAddress.parse),
 }
 
 

@@ -49,7 +49,9 @@ class HostLine(Protocol):
     """A port's way to the guest: the part of a connected guest that host ports use."""
 
     throttles: bool
-    in_flight: int
+
+    @property
+    def in_flight(self) -> int: ...  # noqa: D102
 
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102

@@ -63,7 +63,8 @@ class DeviceLink(Link):
 
     `call(queue)` interrupts the driver; the transport calls `kicked(queue)` when the driver has
     put buffers into a queue. `header_size` is what stands in front of data: a buffer of the
-    guest's that is no larger goes back empty.
+    guest's that is no larger goes back empty. Queues can come and go; on one that is not there
+    nothing comes, and nothing can be sent.
     """
 
     def __init__(
@@ -75,16 +76,33 @@ class DeviceLink(Link):
         header_size: int,
     ) -> None:
         self.features = features
-        sizes = [ring.size for number, ring in queues.items() if number % 2]
-        self.in_flight = max(sizes) * _BUFFER_USUAL
+        self.in_flight = 0
         self._call = call
         self._header_size = header_size
         self._dead = False
-        self._queues = dict(queues)
-        self._offered = {number: _Offered(q) for number, q in queues.items() if number % 2 == 0}
-        self._received: dict[int, deque[int]] = {n: deque() for n in queues if n % 2}
-        for offered in self._offered.values():
-            offered.ring.suppress_kicks()  # until somebody finds no buffer: see `want_room`
+        self._queues: dict[int, DeviceQueue] = {}
+        self._offered: dict[int, _Offered] = {}
+        self._received: dict[int, deque[int]] = {}
+        for number, ring in queues.items():
+            self.start_queue(number, ring)
+
+    def start_queue(self, queue: int, ring: DeviceQueue) -> None:
+        """Serve a queue from now on; what it holds already is taken at `kicked`."""
+        self._queues[queue] = ring
+        if queue % 2:
+            self._received[queue] = deque()
+            self.in_flight = max(self.in_flight, ring.size * _BUFFER_USUAL)
+        else:
+            self._offered[queue] = _Offered(ring)
+            ring.suppress_kicks()  # until somebody finds no buffer: see `want_room`
+
+    def stop_queue(self, queue: int) -> int:
+        """Leave a queue alone; give the entry of its available ring to go on with one day."""
+        self.flush(queue)
+        ring = self._queues.pop(queue)
+        self._offered.pop(queue, None)
+        self._received.pop(queue, None)
+        return ring.next_avail
 
     @property
     def config(self) -> bytes:

@@ -1,0 +1,96 @@
+"""Guests behind vhost-user front-ends: hypervisors, or vconfs mount.
+
+One front-end at a time is served; the next one waits until it has left, or was turned away for
+what it did (see protocol/vhost_user.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Final, Self
+
+import trio
+from attrs import frozen
+
+from vconfs.host.chardev import ChardevError
+from vconfs.host.chardevs.listeners import Door
+from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.host import Host, HostError
+from vconfs.host.vhost_user_device import Device
+from vconfs.host.vhost_user_session import Session
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.vhost_user import QUEUES_MAX
+from vconfs.protocol.virtio1 import MAX_PORTS
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DIALECT: Final = "v8"
+#: Each port of the standard's dialect has two queues, and control messages two.
+_MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
+
+
+@frozen
+class VhostUserAddress:
+    """Where front-ends come, and what they are offered: PATH[,max-ports=N][,inband]."""
+
+    unix: Unix
+    #: Ids are smaller than this, in the standard's dialect.
+    max_ports: int = MAX_PORTS
+    #: Notify by messages instead of descriptors: some simulations need their strict order.
+    inband: bool = False
+
+    @classmethod
+    def parse(cls, rest: str) -> Self:
+        """Read what stands after the scheme; ValueError."""
+        inband, max_ports = False, MAX_PORTS
+        while found := re.fullmatch("(.*),(?:(inband)|max-ports=([^,]*))", rest, re.DOTALL):
+            rest = found[1]
+            if found[2]:
+                inband = True
+            else:
+                max_ports = _read_max_ports(found[3])
+        return cls(Unix.parse(rest), max_ports, inband)
+
+
+def _read_max_ports(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,3}", text) or not 0 < int(text) <= _MAX_PORTS_LIMIT:
+        raise ValueError(f"max-ports is 1 to {_MAX_PORTS_LIMIT}, not {text!r}")
+    return int(text)
+
+
+async def serve_vhost_user(
+    host: Host,
+    rest: str,
+    dialect: str | None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the front-ends that come on `vhost-user:REST`, one after the other.
+
+    ValueError: `rest` makes no sense; HostError: nobody can listen there, or the dialect has no
+    room for a port.
+    """
+    address = VhostUserAddress.parse(rest)
+    device = Device(host, dialect or DEFAULT_DIALECT, address.max_ports, inband=address.inband)
+    device.check_ports()
+    try:
+        async with address.unix.listening() as listeners:
+            with Door(listeners) as door:
+                task_status.started()
+                await _serve_all(device, door)
+    except ChardevError as error:
+        raise HostError(str(error)) from None
+
+
+async def _serve_all(device: Device, door: Door) -> None:
+    said = ""
+    while True:
+        with await door.accept() as sock:
+            try:
+                with Session(device, sock) as session:
+                    await session.run()
+                said = ""
+            except RemoteProtocolError as error:
+                if str(error) != said:
+                    log.warning("front-end turned away: %s", error)
+                said = str(error)

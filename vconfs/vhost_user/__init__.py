@@ -1,0 +1,1 @@
+"""What both ends of vhost-user need: messages that carry descriptors, and notifications."""
