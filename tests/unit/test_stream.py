@@ -118,6 +118,38 @@ def test_either_end_may_speak_first_and_both_know_the_same_features(first: Role 
     assert guest.features == host.features == 0b0010
 
 
+@pytest.mark.parametrize("lost", [GUEST, HOST, None])
+@pytest.mark.parametrize("size", [1, 5, 200])
+def test_both_ends_meet_though_a_hello_was_lost(lost: Role | None, size: int) -> None:
+    ends = {GUEST: Connection(GUEST), HOST: Connection(HOST)}
+    said = {GUEST: ends[GUEST].hello(0b0110), HOST: ends[HOST].hello(0b0011, SPACE)}
+    if lost is not None:
+        said[lost] = b""
+    seen: dict[Role, list[object]] = {GUEST: [], HOST: []}
+    while any(said.values()):
+        for role, end in ends.items():
+            peer = Role(1 - role)
+            came = outcome(end, cut(said[peer], size), eof=False)
+            said[peer] = b""
+            if any(isinstance(event, Hello) for event in came):
+                queue = OUTPUT if role is GUEST else INPUT
+                said[role] += end.answer() + end.frame_header(queue, 1) + b"x"
+            seen[role] += came
+    assert [event for event in seen[GUEST] if not isinstance(event, Hello)] == [(INPUT, b"x")]
+    assert [event for event in seen[HOST] if not isinstance(event, Hello)] == [(OUTPUT, b"x")]
+    for end in ends.values():
+        assert end.features == 0b0010
+        assert end.answer() == b""
+
+
+def test_a_hello_that_was_missed_is_said_again_as_an_answer() -> None:
+    host = Connection(HOST)
+    assert host.hello(3, SPACE) == hello(HOST, config=SPACE)
+    assert host.answer() == b""
+    assert outcome(host, [hello(GUEST, features=2)], eof=False) == [Hello(2, b"", 0)]
+    assert host.answer() == hello(HOST, answer=True, features=2, config=SPACE)
+
+
 def test_a_hello_is_these_bytes() -> None:
     said = Connection(HOST, window=0x800).hello(0x0102030405060708, SPACE)
     assert (
@@ -296,16 +328,31 @@ def test_a_bad_frame_ends_the_stream(role: Role, data: bytes, reason: str) -> No
     assert outcome(connected(role), cut(data)) == [reason]
 
 
-def test_a_peer_that_was_restarted_is_met_again() -> None:
+@pytest.mark.parametrize("before", [b"", frame(OUTPUT, b"old"), hello(GUEST, answer=True)])
+def test_a_peer_that_was_restarted_is_met_again(before: bytes) -> None:
     host = connected(HOST)
     data = hello(GUEST, features=1) + frame(OUTPUT, b"new")
     with pytest.raises(stream.PeerRestarted):
-        outcome_of_feed(host, frame(OUTPUT, b"old") + data)
+        outcome_of_feed(host, before + data)
     again = Connection(HOST)
     again.hello(3, SPACE)
     assert outcome(again, [host.trailing_data], eof=False) == [
         Hello(1, b"", 0),
         (OUTPUT, b"new"),
+    ]
+
+
+def test_an_answer_comes_once_and_first() -> None:
+    answer = hello(GUEST, answer=True)
+    for before in (answer, frame(OUTPUT, b"x")):
+        with pytest.raises(stream.PeerRestarted):
+            outcome_of_feed(connected(HOST), before + answer)
+    for end in range(5, len(answer)):
+        assert outcome(connected(HOST), [answer[:end]]) == [
+            Closed("the stream ended inside a hello")
+        ]
+    assert outcome(connected(HOST), [hello(GUEST, answer=True, features=4)]) == [
+        "features 0x4 were accepted but not offered (0x3 were)"
     ]
 
 

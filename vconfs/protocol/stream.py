@@ -17,6 +17,10 @@ this end can use. An end that has the peer's hello already says so (flags bit 0,
 leaves out what the peer cannot use; an answer with more is refused. So the negotiated features
 are what both named, whoever spoke first. Frames may be sent when both hellos are there.
 
+On a line that nobody has opened yet, a hello is lost. So an end that has said hello, and then
+hears one that is no ANSWER, says its own once more, as an ANSWER (`Connection.answer`). The peer
+may have heard the first after all: it passes over the answer, which is the first thing behind it.
+
     queue     direction        payload
     0 INPUT   host to guest    a buffer of v8's queue 0
     1 OUTPUT  guest to host    a buffer of v8's queue 1
@@ -39,8 +43,8 @@ because a peer may be killed anywhere.
 
 A line without hang-up, like a tty, does not tell when the peer was restarted, and may carry a
 kernel's boot messages first. For these an end can be told to skip noise before the hello
-(`noise_max`). A hello where a frame should be raises `PeerRestarted`; `trailing_data` starts with
-that hello and can be fed to a new connection.
+(`noise_max`). Any other hello where a frame should be raises `PeerRestarted`; `trailing_data`
+starts with that hello and can be fed to a new connection.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ WINDOW_MIN: Final = 1024
 WINDOW_MAX: Final = (1 << 32) - 1
 #: What may be under way beside a full window: two CREDIT frames and a BYE.
 EXCESS_MAX: Final = 2 * _CREDIT.size + HEADER.size + BYE_MAX
+_RESTARTED: Final = "the peer says hello again: it was restarted"
 #: `Connection.free` where there is no window.
 UNLIMITED: Final = 1 << 62
 
@@ -155,13 +160,17 @@ class Connection:
         self._hello_head: tuple[int, int, int, int, int, int] | None = None  # of the peer's hello
         self._header: tuple[int, int] | None = None  # size, queue of the frame that is coming
         self._hello: Hello | None = None  # the peer's
+        self._both_spoke = False  # so that the peer's answer may follow
+        self._hearing_answer = False
         self._ended: Exception | Closed | None = None
         # What we receive, where we granted a window.
         self._received = 0  # bytes of frames that are not counted back
         self._handed_on = 0  # those of them that are acknowledged, but not counted back yet
         # What we send.
         self._offered: int | None = None  # the features of our hello
+        self._config = b""  # of our hello
         self._config_size = 0  # of the host's config space
+        self._answer_due = False
         self._under_way = 0
         self._left = False
 
@@ -188,7 +197,7 @@ class Connection:
                 raise self._ended
             return None
         try:
-            event = self._next_frame() if self._hello else self._next_hello()
+            event = self._next_frame() if self._hello else self._first_hello()
         except RemoteProtocolError as error:
             self._ended = error
             raise
@@ -235,14 +244,29 @@ class Connection:
             raise LocalProtocolError("said hello already")
         if len(config) > (CONFIG_MAX if self.role is Role.HOST else 0):
             raise LocalProtocolError(f"a config space of {len(config)} bytes in a hello")
+        self._offered, self._config = features, config
+        if self.role is Role.HOST:
+            self._config_size = len(config)
+        return self._say_hello()
+
+    def answer(self) -> bytes:
+        """Say hello once more if the peer, which has spoken now, may have missed it.
+
+        To be sent before any frame; empty where the peer has surely heard us.
+        """
+        if not self._answer_due:
+            return b""
+        self._answer_due = False
+        return self._say_hello()
+
+    def _say_hello(self) -> bytes:
+        assert self._offered is not None
         flags = 0
         if self._hello is not None:
             flags = ANSWER
-            features &= self._hello.features
-        self._offered = features
-        self._config_size = len(config)
-        head = (VERSION, self.role, flags, self._window, features, self._config_size)
-        return MAGIC + _HELLO_REST.pack(*head) + config
+            self._offered &= self._hello.features
+        head = (VERSION, self.role, flags, self._window, self._offered, len(self._config))
+        return MAGIC + _HELLO_REST.pack(*head) + self._config
 
     @property
     def max_payload(self) -> int:
@@ -297,7 +321,18 @@ class Connection:
 
     # What came
 
-    def _next_hello(self) -> Hello | None:
+    def _first_hello(self) -> Hello | None:
+        heard = self._next_hello()
+        if heard is None:
+            return None
+        self._hello, answers = heard
+        if self.role is Role.GUEST:
+            self._config_size = len(self._hello.config)
+        self._answer_due = self._both_spoke = self._offered is not None and not answers
+        return self._hello
+
+    def _next_hello(self) -> tuple[Hello, bool] | None:
+        """Take a hello, and tell whether it is an ANSWER; None: it has not come whole."""
         if self._hello_head is None:
             if not self._hunt.found(self._input):
                 return None
@@ -306,14 +341,11 @@ class Connection:
                 return None
             self._hello_head = _HELLO_REST.unpack(head)
             self._check_hello()
-        _, _, _, window, features, size = self._hello_head
+        _, _, flags, window, features, size = self._hello_head
         config = self._input.take(size)
         if config is None:
             return None
-        self._hello = Hello(features, bytes(config), window)
-        if self.role is Role.GUEST:
-            self._config_size = size
-        return self._hello
+        return Hello(features, bytes(config), window), bool(flags & ANSWER)
 
     def _check_hello(self) -> None:
         assert self._hello_head is not None
@@ -331,6 +363,9 @@ class Connection:
             raise RemoteProtocolError(f"a config space of {size} bytes in the hello")
         if flags & ANSWER:
             self._check_answer(features)
+        elif self._hearing_answer:
+            self._input.put_back(MAGIC + _HELLO_REST.pack(*self._hello_head))
+            raise PeerRestarted(_RESTARTED)
 
     def _check_answer(self, features: int) -> None:
         if self._offered is None:
@@ -341,14 +376,16 @@ class Connection:
             )
 
     def _next_frame(self) -> Event | None:
+        if self._hearing_answer and not self._passed_answer():
+            return None
         if self._header is None:
             head = self._input.take(HEADER.size)
             if head is None:
                 return None
             size, queue = HEADER.unpack(head)
             if head == MAGIC[: HEADER.size]:
-                self._input.put_back(bytes(head))
-                raise PeerRestarted("the peer says hello again: it was restarted")
+                return self._hello_again(bytes(head))
+            self._both_spoke = False
             self._check_header(size, queue)
             self._header = size, queue
         size, queue = self._header
@@ -357,6 +394,22 @@ class Connection:
             return None
         self._header = None
         return self._event(queue, payload)
+
+    def _hello_again(self, head: bytes) -> Event | None:
+        self._input.put_back(head)
+        if not self._both_spoke:
+            raise PeerRestarted(_RESTARTED)
+        self._both_spoke = False
+        self._hearing_answer = True
+        self._hunt, self._hello_head = Hunt(0), None
+        return self._next_frame()
+
+    def _passed_answer(self) -> bool:
+        """Whether the hello that the peer says once more is behind us."""
+        if self._next_hello() is None:
+            return False
+        self._hearing_answer = False
+        return True
 
     def _check_header(self, size: int, queue: int) -> None:
         """Refuse a frame before any of its payload is kept."""
@@ -410,10 +463,10 @@ class Connection:
 
     def _how_it_ended(self) -> str:
         here = len(self._input)
-        if self._hello_head is None and not here:
+        if self._hello is None and self._hello_head is None and not here:
             after = f", after {self._hunt.seen!r}" if self._hunt.seen else ""
             return f"the stream ended before a hello{after}"
-        if self._hello is None:
+        if self._hello is None or self._hearing_answer:
             return "the stream ended inside a hello"
         if self._header is not None:
             size, queue = self._header

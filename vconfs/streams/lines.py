@@ -77,6 +77,7 @@ class TtyPlace(Line):
             if self.baud is not None:
                 mode[4] = mode[5] = self.baud
             termios.tcsetattr(line, termios.TCSANOW, mode)
+            termios.tcflush(line, termios.TCIFLUSH)  # what came before this, mangled perhaps
         except termios.error as error:
             code, reason = error.args
             why = "it is no terminal" if code == errno.ENOTTY else reason

@@ -69,16 +69,15 @@ async def open_link(
 
 
 async def _shake_hands(wire: Wire, connection: Connection, features: int, config: bytes) -> Hello:
-    said = connection.hello(features, config)
     try:
         with trio.fail_after(HELLO_LIMIT):
-            while said := said[wire.send_nowait([said]) :]:
-                await wire.writable()
+            await _say(wire, connection.hello(features, config))
             while (event := connection.next_event()) is None:
                 if data := await wire.receive():
                     connection.feed(data)
                 else:
                     connection.feed_eof()
+            await _say(wire, connection.answer())
     except trio.TooSlowError:
         raise StreamError(f"the peer said no hello within {HELLO_LIMIT:.0f} seconds") from None
     except OSError as error:
@@ -89,6 +88,11 @@ async def _shake_hands(wire: Wire, connection: Connection, features: int, config
         raise StreamError(event.reason)
     assert isinstance(event, Hello)
     return event
+
+
+async def _say(wire: Wire, words: bytes) -> None:
+    while words := words[wire.send_nowait([words]) :]:
+        await wire.writable()
 
 
 class StreamLink(Link):
