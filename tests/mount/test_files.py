@@ -398,8 +398,10 @@ async def test_an_exclusive_port_is_busy_and_says_by_whom(mounted: OpenMount) ->
 async def test_close_drops_what_was_not_read_unless_the_port_caches(mounted: OpenMount) -> None:
     for spec, rest in (("port=echo", b""), ("port=echo,cache", b"unread\n")):
         async with mounted(spec) as it:
-            await it.run("echo unread > $P")
-            await it.until(lambda it=it: not it.port().openers)  # type: ignore[misc]
+            fd = await open_port(it)
+            await in_thread(lambda fd=fd: os.write(fd, b"unread\n"))  # type: ignore[misc]
+            await it.until(lambda it=it: it.port().queued)  # type: ignore[misc]
+            await close(fd)
             fd = await open_port(it, os.O_RDONLY | os.O_NONBLOCK)
             if rest:
                 assert await in_thread(lambda fd=fd: os.read(fd, 100)) == rest  # type: ignore[misc]
