@@ -5,6 +5,11 @@ from __future__ import annotations
 import socket
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes depends on what else the machine does; the tests have their own limits.
+settings.register_profile("vconfs", deadline=None)
+settings.load_profile("vconfs")
 
 
 @pytest.fixture

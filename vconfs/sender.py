@@ -1,7 +1,9 @@
 """Who may send next on a link.
 
-Control messages go first, in order. Data waits its turn: a sender that finds no room queues up,
-and gets one helping when it is at the head, so that ports which share a queue share it evenly.
+Control messages go first, in order. Data waits its turn: who finds no room joins the end of the
+queue, and when room comes each in the queue gets one helping of it, in order. Whoever comes lets
+those go first who wait already. So ports that share a queue share it evenly, be they quick or
+slow to ask, and one that may not send at all (a throttled one) is skipped and holds up nobody.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import trio
+from attrs import define
 
 from vconfs.link import Link
 from vconfs.protocol.events import Buffer, Message
@@ -28,6 +31,28 @@ class SendingEnd(Protocol):
     def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
 
 
+@define(eq=False)
+class _Waiter:
+    """A task that waits to send for a port."""
+
+    id: int
+    data: Buffer
+    wanted: Callable[[], bool]
+    task: trio.lowlevel.Task
+    sent: int = 0
+
+    def wake(self) -> None:
+        trio.lowlevel.reschedule(self.task)
+
+
+@define(eq=False)
+class _Source:
+    """A port that has something to send whenever it is asked."""
+
+    id: int
+    give: Callable[[int], Buffer]
+
+
 class Sender:
     """Sends the control messages and the data of all ports of one link."""
 
@@ -37,8 +62,8 @@ class Sender:
         self._closed = False
         self._backlog: dict[int, deque[bytes]] = defaultdict(deque)
         self._backlog_size = 0
-        self._turn: dict[int, trio.StrictFIFOLock] = defaultdict(trio.StrictFIFOLock)
-        self._room: dict[int, trio.lowlevel.ParkingLot] = defaultdict(trio.lowlevel.ParkingLot)
+        self._turns: dict[int, deque[_Waiter | _Source]] = defaultdict(deque)
+        self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
 
     def post(self, message: Message | None) -> None:
         """Send a control message, now or as soon as there is room; None: nothing to send."""
@@ -53,14 +78,16 @@ class Sender:
     def has_room(self, id: int) -> bool:
         """Whether `send_nowait` for this port would take something."""
         queue = self._end.data_queue(id)
-        return self._free(queue) and self._link.room_for(queue, self._end.header_size) > 0
+        return not self._turns.get(queue) and self._room(queue) > 0
 
     def send_nowait(self, id: int, data: Buffer) -> int:
-        """Send as much of `data` as there is room for; trio.WouldBlock: none, or not our turn."""
+        """Send as much of `data` as there is room for; trio.WouldBlock: none is left for us."""
         queue = self._end.data_queue(id)
-        if not self._free(queue):
+        self._take_turns(queue)
+        room = self._room(queue)
+        if not room:
             raise trio.WouldBlock
-        return self._put(queue, id, data)
+        return self._put(queue, id, data, room)
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
@@ -68,48 +95,105 @@ class Sender:
         Gives 0 when the link goes away, or when `wanted` does not hold any more; it is asked
         again after each `nudge`.
         """
+        await trio.lowlevel.checkpoint()
+        if self._closed or not wanted():
+            return 0
+        try:
+            return self.send_nowait(id, data)
+        except trio.WouldBlock:
+            pass
+        if self._closed:
+            return 0
+        turns = self._turns[self._end.data_queue(id)]
+        turn = _Waiter(id, data, wanted, trio.lowlevel.current_task())
+        turns.append(turn)
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            if turn not in turns:  # it is being served at this moment
+                return trio.lowlevel.Abort.FAILED
+            turns.remove(turn)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return turn.sent
+
+    def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
+        """At each turn of this port send what `give` gives, until that is nothing.
+
+        It is called with the number of bytes that there is room for.
+        """
+        if self._closed:
+            return
         queue = self._end.data_queue(id)
-        async with self._turn[queue]:
-            while not self._closed and wanted():
-                if not self._backlog[queue]:
-                    try:
-                        return self._put(queue, id, data)
-                    except trio.WouldBlock:
-                        pass
-                await self._room[queue].park()
-        return 0
+        if give not in self._offering:
+            self._offering.add(give)
+            self._turns[queue].append(_Source(id, give))
+        self._take_turns(queue)
 
     def nudge(self, id: int) -> None:
         """Let whoever waits to send for this port look whether it is still wanted."""
-        queue = self._end.data_queue(id)
-        if queue in self._room:
-            self._room[queue].unpark()
+        turns = self._turns.get(self._end.data_queue(id))
+        if not turns:
+            return
+        for turn in [turn for turn in turns if turn.id == id]:
+            if isinstance(turn, _Waiter) and not turn.wanted():
+                turns.remove(turn)
+                turn.wake()
 
     def room(self, queue: int) -> None:
         """Use the room that has come on `queue`."""
         self._send_backlog(queue)
-        if queue in self._room:
-            self._room[queue].unpark()
+        self._take_turns(queue)
 
     def close(self) -> None:
         """Send nothing any more; whoever waits gives up."""
         self._closed = True
         self._backlog.clear()
-        for lot in self._room.values():
-            lot.unpark_all()
+        for turns in self._turns.values():
+            for turn in turns:
+                if isinstance(turn, _Waiter):
+                    turn.wake()
+            turns.clear()
 
-    def _free(self, queue: int) -> bool:
-        if self._closed or (self._backlog.get(queue)):
-            return False
-        turn = self._turn.get(queue)
-        return turn is None or not turn.locked()
+    def _room(self, queue: int) -> int:
+        """How many bytes of data can be sent now, by whoever's turn it is."""
+        if self._closed or self._backlog.get(queue):
+            return 0
+        return self._link.room_for(queue, self._end.header_size)
 
-    def _put(self, queue: int, id: int, data: Buffer) -> int:
+    def _take_turns(self, queue: int) -> None:
+        """Give a helping to each in the queue, in order, for as long as there is room."""
+        turns = self._turns.get(queue)
+        if not turns:
+            return
+        for _ in range(len(turns)):
+            if not turns:  # served meanwhile: the peer may answer at once, with more room
+                return
+            if isinstance(turns[0], _Source):
+                self._link.want_room(queue)  # before the peer can make some
+            room = self._room(queue)
+            if not room or not turns:
+                return
+            turn = turns.popleft()
+            if isinstance(turn, _Source):
+                self._ask(queue, turn, room)
+            else:
+                if turn.wanted():
+                    turn.sent = self._put(queue, turn.id, turn.data, room)
+                turn.wake()
+
+    def _ask(self, queue: int, source: _Source, room: int) -> None:
+        data = source.give(room)
+        if len(data):
+            self._turns[queue].append(source)
+            self._put(queue, source.id, data, room)
+        else:
+            self._offering.discard(source.give)
+
+    def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:
         link, end = self._link, self._end
         header_size = end.header_size
-        size = min(len(data), link.room_for(queue, header_size))
-        if not size:
-            raise trio.WouldBlock
+        size = min(len(data), room)
         view = memoryview(data)
         header = end.data_header(id, size)
         sent = 0

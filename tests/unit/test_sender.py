@@ -177,3 +177,114 @@ def test_a_peer_whose_buffers_are_too_small_for_a_control_message_is_lost() -> N
     sender = Sender(link, FakeEnd())
     sender.post(Message(1, bytes(11)))
     assert link.reasons == ["the peer's buffers of 10 bytes are too small"]
+
+
+# --- fairness -----------------------------------------------------------------------------
+
+
+async def make_room(link: FakeLink, sender: Sender, buffers: int = 1) -> None:
+    link.free[1] += buffers
+    sender.room(1)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def flood(sender: Sender, id: int) -> None:
+    while True:
+        await sender.send(id, b"x" * 8, always)
+
+
+@pytest.mark.parametrize("flooders", [1, 7, 100])
+async def test_one_message_among_many_that_flood_waits_for_one_turn_of_each(
+    flooders: int, nursery: trio.Nursery
+) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    for id in range(flooders):
+        nursery.start_soon(flood, sender, id)
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(5):
+        link.sent.clear()
+        nursery.start_soon(sender.send, 200, b"hello", always)
+        await trio.testing.wait_all_tasks_blocked()
+        while not link.sent or link.sent[-1][0] != 200:
+            await make_room(link, sender)
+        assert len(link.sent) <= flooders + 1
+
+
+async def test_room_for_several_is_used_by_several_at_once(nursery: trio.Nursery) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    for id in range(6):
+        nursery.start_soon(flood, sender, id)
+        await trio.testing.wait_all_tasks_blocked()
+    link.free[1] = 4
+    sender.room(1)
+    assert [buffer[0] for buffer in link.sent] == [0, 1, 2, 3]
+
+
+async def test_sources_and_those_who_wait_share_the_room(nursery: trio.Nursery) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    for id in (1, 2):
+        nursery.start_soon(flood, sender, id)
+    await trio.testing.wait_all_tasks_blocked()
+    for id in (3, 4):
+        sender.offer(id, lambda room: bytes(min(room, 8)))
+    for _ in range(12):
+        await make_room(link, sender)
+    counts = [sum(buffer[0] == id for buffer in link.sent) for id in (1, 2, 3, 4)]
+    assert counts == [3, 3, 3, 3]
+
+
+async def test_who_comes_does_not_go_before_a_source_and_does_not_wait_for_it() -> None:
+    link = FakeLink(free=1)
+    sender = Sender(link, FakeEnd())
+    throttled = False
+    sender.offer(3, lambda room: b"" if throttled else b"zero")
+    link.free[1] = 2
+    assert sender.send_nowait(1, b"a") == 1
+    throttled = True
+    link.free[1] = 2
+    assert sender.send_nowait(1, b"b") == 1
+    assert [buffer[0] for buffer in link.sent] == [3, 3, 1, 1]
+    assert sender.has_room(1)
+
+
+async def test_a_source_that_gave_nothing_can_be_offered_again() -> None:
+    link = FakeLink(free=9)
+    sender = Sender(link, FakeEnd())
+    given: list[bytes] = [b"", b"first", b"", b"second"]
+
+    def give(room: int) -> bytes:
+        return given.pop() if given else b""
+
+    for _ in range(3):
+        sender.offer(3, give)
+    sender.room(1)
+    assert link.sent == [b"\x03\x06second", b"\x03\x05first"]
+
+
+@pytest.mark.parametrize("place", ["first", "in the middle", "last"])
+async def test_one_that_is_throttled_holds_up_nobody(place: str, nursery: trio.Nursery) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    ids = {"first": [9, 1, 2], "in the middle": [1, 9, 2], "last": [1, 2, 9]}[place]
+    for id in ids:
+        if id == 9:
+            nursery.start_soon(sender.send, id, b"never", lambda: sender.has_room(0))
+        else:
+            nursery.start_soon(sender.send, id, b"x", always)
+        await trio.testing.wait_all_tasks_blocked()
+    await make_room(link, sender, 2)
+    assert [buffer[0] for buffer in link.sent] == [1, 2]
+
+
+async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    for id in range(20):
+        nursery.start_soon(flood, sender, id)
+    await trio.testing.wait_all_tasks_blocked()
+    sender.post(Message(1, b"control"))
+    await make_room(link, sender, 2)
+    assert link.sent[0] == b"control"

@@ -11,6 +11,7 @@ from vconfs.link import Link
 from vconfs.link_end import LinkEnd
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
+from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
 
@@ -37,7 +38,6 @@ class Backend(LinkEnd[HostPort]):
         self._end = end
         self._announce_config = announce_config
         self._introduced: set[int] = set()
-        self._pumping: set[int] = set()
         self._logged: set[str] = set()
 
     def start(self) -> None:
@@ -59,10 +59,6 @@ class Backend(LinkEnd[HostPort]):
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`."""
         self._sender.room(queue)
-        if self._pumping:
-            ports, self._pumping = self._pumping, set()
-            for id in ports & self._ports.keys():
-                self._ports[id].pump()
 
     def config_changed(self) -> None:
         """Never called: the config space is ours."""
@@ -104,15 +100,9 @@ class Backend(LinkEnd[HostPort]):
 
     # --- what the host ports ask for ------------------------------------------------------
 
-    def room_for(self, id: int) -> int:
-        """How many bytes the guest has buffers for."""
-        queue = self._end.data_queue(id)
-        return self._link.room_for(queue, self._end.header_size)
-
-    def pump_later(self, id: int) -> None:
-        """Ask the port for more of its source when there is room."""
-        self._pumping.add(id)
-        self._link.want_room(self._end.data_queue(id))
+    def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
+        """See `Sender.offer`."""
+        self._sender.offer(id, give)
 
     # --- events ---------------------------------------------------------------------------
 

@@ -56,8 +56,7 @@ class HostLine(Protocol):
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
     def nudge(self, id: int) -> None: ...  # noqa: D102
-    def room_for(self, id: int) -> int: ...  # noqa: D102
-    def pump_later(self, id: int) -> None: ...  # noqa: D102
+    def offer(self, id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
     def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
     def refill(self, port: HostPort) -> None: ...  # noqa: D102
@@ -292,14 +291,16 @@ class HostPort:
             self._throttle_when_full()
 
     def pump(self) -> None:
-        """Send what a `source` has, as far as the guest takes it now, and go on when it can."""
-        source, line = self.source, self._line
-        if source is None or line is None or not self.connected or not self._may_send():
-            return
-        line.pump_later(self.id)
-        room = min(line.room_for(self.id), _HELPING)
-        if room > 0 and len(data := source(room)):
-            self.send_nowait(data)
+        """Send what a `source` has, at each of the port's turns until the guest takes no more."""
+        if self.source is not None and self._line is not None:
+            self._line.offer(self.id, self._helping)
+
+    def _helping(self, room: int) -> Buffer:
+        if self.source is None or not self.connected or not self._may_send():
+            return b""
+        data = self.source(min(room, _HELPING))
+        self.counters.bytes_out += len(data)
+        return data
 
     # --- throttling the guest -------------------------------------------------------------
 
