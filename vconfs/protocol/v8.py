@@ -50,6 +50,7 @@ from vconfs.protocol._control import (
 )
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
+    Buffer,
     CacheSet,
     Data,
     Event,
@@ -81,6 +82,7 @@ __all__ = [
     "ControlEvent",
     "GuestEnd",
     "HostEnd",
+    "addressee",
 ]
 
 F_PORT_EVENTS: Final = 1 << 23
@@ -98,6 +100,14 @@ _HEADER_CONTROL: Final = struct.Struct("<IIIHH")
 
 #: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
 LIMIT_UNIT: Final = 1 << 20
+
+
+def addressee(buffer: Buffer) -> tuple[int, bool]:
+    """Tell which port a buffer belongs to, and whether it is a control message."""
+    if len(buffer) < HEADER.size:
+        return 0, False
+    id, flags, _ = HEADER.unpack_from(buffer)
+    return id, bool(flags & INTERNAL)
 
 
 class ControlEvent(IntEnum):

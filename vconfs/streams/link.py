@@ -1,9 +1,9 @@
 """The link over a byte stream, the same for both ends.
 
-Frames that the stream does not take at once wait here, all in the order in which they were sent:
-a port's hang-up must not overtake its data. Data is taken while less than `_WAITING_MAX` waits
-and the peer's window has space, each time a whole write request. Control messages are taken for a
-bit longer, so that none is kept back by data that was promised already.
+Frames that the stream does not take at once wait in an `Outbox`, where control messages go before
+the data of other ports. Data is taken while less than `_WAITING_MAX` waits and the peer's window
+has space, each time a whole write request. Control messages are taken for a bit longer, so that
+none is kept back by data that was promised already.
 
 What comes is read at all times, whoever is slow: it is the ports that throttle.
 """
@@ -11,7 +11,7 @@ What comes is read at all times, whoever is slow: it is the ports that throttle.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -19,6 +19,7 @@ import trio
 
 from vconfs.background import open_background
 from vconfs.link import Link
+from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.stream import (
@@ -35,6 +36,8 @@ from vconfs.protocol.stream import (
     Role,
 )
 from vconfs.streams.errors import StreamError
+from vconfs.streams.outbox import Frame as Outgoing
+from vconfs.streams.outbox import Outbox
 from vconfs.streams.place import Place
 from vconfs.streams.wire import Wire
 
@@ -115,8 +118,8 @@ class StreamLink(Link):
         self._payload = connection.max_payload
         spare = hello.window // 2 - HEADER.size - self._payload
         self._reserve = max(0, min(_RESERVE, spare))
-        self._fresh: list[Buffer] = []  # sent since the last flush
-        self._waiting = bytearray()  # for the stream
+        self._fresh: list[Outgoing] = []  # sent since the last flush
+        self._outbox = Outbox()
         self._sent = trio.Event()  # and more waits, or somebody wants to send more
         self._room_wanted = False
         self._broken = ""  # why nothing can be written
@@ -145,9 +148,8 @@ class StreamLink(Link):
     def send(self, queue: int, header: bytes, data: Buffer) -> None:
         """See `Link.send`."""
         head = self._connection.frame_header(queue, len(header) + len(data))
-        self._fresh.append(head + header)
-        if len(data):
-            self._fresh.append(data)
+        port, urgent = v8.addressee(header)
+        self._fresh.append(Outgoing(head + header, data, port, urgent))
 
     def send_config(self, config: bytes) -> None:
         """Tell the guest the config space, as soon as there is room for it (host end)."""
@@ -159,12 +161,12 @@ class StreamLink(Link):
         fresh, self._fresh = self._fresh, []
         if not fresh or self._dead:
             return
-        sent = 0 if self._waiting else self._write(fresh)
-        for piece in fresh:
-            if sent < len(piece):
-                self._waiting += memoryview(piece)[sent:]
-            sent = max(0, sent - len(piece))
-        if self._waiting or self._room_wanted:
+        sent = 0 if self._outbox.size else self._write([p for f in fresh for p in (f.head, f.data)])
+        for frame in fresh:
+            if sent < frame.size:
+                self._outbox.put(frame, sent)
+            sent = max(0, sent - frame.size)
+        if self._outbox.size or self._room_wanted:
             self._sent.set()
 
     # --- receiving ------------------------------------------------------------------------
@@ -226,7 +228,7 @@ class StreamLink(Link):
         self._say_bye(reason)
         self._dead = True
         with trio.move_on_after(_GRACE, shield=True), suppress(OSError):
-            while self._waiting and not self._broken:
+            while self._outbox.size and not self._broken:
                 await self._wire.writable()
                 self._write_waiting()
             while not lost and await self._wire.receive():
@@ -234,7 +236,7 @@ class StreamLink(Link):
 
     def _has_room(self, more_waiting: int, reserve: int) -> bool:
         """Whether the largest payload can be sent; if not, the owner is told when it can."""
-        connection, waiting = self._connection, len(self._waiting)
+        connection, waiting = self._connection, self._outbox.size
         room = (
             not self._dead
             and waiting < _WAITING_MAX + more_waiting
@@ -247,26 +249,26 @@ class StreamLink(Link):
     def _tell_room(self) -> None:
         if self._config_due is not None:
             self._send_config()
-        if self._room_wanted and not self._dead and len(self._waiting) <= _WAITING_MAX // 2:
+        if self._room_wanted and not self._dead and self._outbox.size <= _WAITING_MAX // 2:
             self._room_wanted = False
             self.owner.room(OUTPUT if self._receives == INPUT else INPUT)
 
     def _send_config(self) -> None:
         if self._config_due is not None and self._has_room(_RESERVE, 0):
-            self._fresh.append(self._connection.config(self._config_due))
+            self._fresh.append(Outgoing(self._connection.config(self._config_due)))
             self._config_due = None
             self.flush(INPUT)
 
     def _acknowledge(self, size: int) -> None:
         if credit := self._connection.acknowledge(size):
-            self._fresh.append(credit)
+            self._fresh.append(Outgoing(credit, urgent=True))
 
     def _say_bye(self, reason: str) -> None:
         if not self._dead and (bye := self._connection.bye(reason)):
-            self._fresh.append(bye)
+            self._fresh.append(Outgoing(bye))
             self.flush(self._receives)
 
-    def _write(self, pieces: list[Buffer]) -> int:
+    def _write(self, pieces: Sequence[Buffer]) -> int:
         try:
             return self._wire.send_nowait(pieces)
         except OSError as error:
@@ -274,14 +276,14 @@ class StreamLink(Link):
             return 0
 
     def _write_waiting(self) -> None:
-        del self._waiting[: self._write([self._waiting])]
+        self._outbox.remove(self._write(self._outbox.head()))
 
     async def _write_on(self) -> None:
         """Write what waits whenever the stream takes more of it, and tell of room."""
         while True:
             await self._sent.wait()
             self._sent = trio.Event()
-            while self._waiting:
+            while self._outbox.size:
                 await self._wire.writable()
                 self._write_waiting()
                 if self._broken:

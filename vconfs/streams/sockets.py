@@ -24,6 +24,8 @@ _CID_MAX: Final = (1 << 32) - 1
 #: A TCP peer that says nothing is probed after so many seconds, so often, and is then lost.
 _IDLE, _PROBES = 5, 3
 _PROBE_PAUSE: Final = 3
+#: What waits in the kernel to be sent at most: what waits here can still be overtaken.
+_UNSENT_MAX: Final = 1 << 17
 _SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)  # milliseconds, for data unanswered
 
 
@@ -138,6 +140,7 @@ class TcpPlace(SocketPlace):
             (socket.TCP_KEEPINTVL, _PROBE_PAUSE),
             (socket.TCP_KEEPCNT, _PROBES),
             (socket.TCP_USER_TIMEOUT, _SILENCE_MAX),
+            (socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX),
         ):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
         return super()._wire(sock)

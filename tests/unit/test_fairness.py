@@ -1,0 +1,182 @@
+"""One port never stops another: turns are counted, in what comes in on the other side."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import pytest
+import trio
+import trio.testing
+from attrs import frozen
+
+from vconfs.background import open_background
+from vconfs.device.embedded import open_embedded
+from vconfs.device.stream import open_stream
+from vconfs.host.host import Host, open_host
+from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.host.stream import serve_stream
+from vconfs.port import Opener, Port, PortOptions
+from vconfs.ports import PortManager
+from vconfs.testing import Puppet
+
+OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
+
+
+@asynccontextmanager
+async def _stream(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
+    url = f"unix:{folder}/device"
+    async with open_background() as nursery:
+        await nursery.start(serve_stream, host, url, None)
+        async with open_stream(manager, url):
+            yield
+
+
+DEVICES: Mapping[str, OpenDevice] = {
+    "v8": lambda host, manager, folder: open_embedded(host, manager, "v8"),
+    "virtio1": lambda host, manager, folder: open_embedded(host, manager, "virtio1"),
+    "stream": _stream,
+}
+
+#: What may be under way on any of them beside what is counted: rings, sockets, what waits.
+UNDER_WAY = 2 << 20
+HELPING = 100_000
+#: Turns that each of the others may have: one while we queue up, and one for each task switch
+#: from the test to the sender, and from the receiver to the test.
+TURNS = 3
+FLOODERS = 30
+#: The port that is not to be held up; the flooding ones come before it.
+QUIET = FLOODERS
+
+
+@frozen
+class Ends:
+    """Both ends, with a puppet on each port and everybody listening."""
+
+    guest: Mapping[int, Port]
+    host: Mapping[int, HostPort]
+
+    def came(self, upward: bool) -> int:
+        """How many bytes of the flooding ports have come to the other side."""
+        ports = self.host.values() if upward else self.guest.values()
+        return sum(port.counters.bytes_in for port in ports if port.id != QUIET)
+
+
+@pytest.fixture(params=DEVICES)
+async def ends(
+    request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery
+) -> AsyncIterator[Ends]:
+    specs = [HostPortSpec(b"p%d" % id, Puppet(), host_limit=1 << 17) for id in range(FLOODERS + 1)]
+    manager = PortManager(lambda id: PortOptions(throttle="block"))
+    async with open_host(specs) as host, DEVICES[request.param](host, manager, tmp_path):
+        while len([p for p in manager.ports.values() if p.host_connected]) <= FLOODERS:
+            await trio.lowlevel.checkpoint()
+        for port in manager.ports.values():
+            port.open(Opener(1))
+        yield Ends(manager.ports, cast(Mapping[int, HostPort], host.ports))
+
+
+async def _forever(step: Callable[[], Awaitable[object]]) -> None:
+    while True:
+        await step()
+        await trio.lowlevel.checkpoint()
+
+
+def flood(nursery: trio.Nursery, ends: Ends, upward: bool) -> None:
+    """Send on every port but the quiet one without end, one helping at a time."""
+    for id in range(FLOODERS):
+        send = ends.guest[id].write if upward else ends.host[id].send
+        nursery.start_soon(_forever, partial(send, bytes(HELPING)))
+
+
+def drain(nursery: trio.Nursery, ends: Ends, upward: bool) -> None:
+    """Read what floods, without end."""
+    for id in range(FLOODERS):
+        guest = partial(ends.guest[id].read, HELPING)
+        nursery.start_soon(_forever, ends.host[id].receive if upward else guest)
+
+
+async def exchange(ends: Ends, upward: bool) -> int:
+    """Send one byte on the quiet port; how much of the others came before it did."""
+    guest, host = ends.guest[QUIET], ends.host[QUIET]
+    before = ends.came(upward)
+    async with trio.open_nursery() as nursery:
+        if upward:
+            nursery.start_soon(guest.write, b"!")
+            assert await host.receive() == b"!"
+        else:
+            nursery.start_soon(host.send, b"!")
+            assert b"".join(await guest.read(10)) == b"!"
+    return ends.came(upward) - before
+
+
+upward = pytest.mark.parametrize("upward", [True, False], ids=["to-host", "to-guest"])
+
+
+@upward
+async def test_a_quiet_port_among_many_that_flood_waits_for_a_turn_of_each(
+    ends: Ends, upward: bool, nursery: trio.Nursery
+) -> None:
+    flood(nursery, ends, upward)
+    drain(nursery, ends, upward)
+    for _ in range(10):
+        assert await exchange(ends, upward) <= TURNS * FLOODERS * HELPING + UNDER_WAY
+
+
+@upward
+async def test_those_who_flood_get_the_same(
+    ends: Ends, upward: bool, nursery: trio.Nursery
+) -> None:
+    flood(nursery, ends, upward)
+    drain(nursery, ends, upward)
+    side: Mapping[int, Port | HostPort] = ends.host if upward else ends.guest
+    while ends.came(upward) < 6 * FLOODERS * HELPING:
+        await trio.lowlevel.checkpoint()
+    got = [side[id].counters.bytes_in for id in range(FLOODERS)]
+    assert max(got) - min(got) <= max(got) // 2 + HELPING
+
+
+@upward
+async def test_ports_that_nobody_reads_hold_up_nobody(
+    ends: Ends, upward: bool, nursery: trio.Nursery
+) -> None:
+    flood(nursery, ends, upward)
+    await settled(ends, upward)
+    for _ in range(10):
+        assert await exchange(ends, upward) == 0
+
+
+async def settled(ends: Ends, upward: bool) -> None:
+    """Wait until nothing more comes, because everybody is throttled."""
+    before = -1
+    while (now := ends.came(upward)) != before:
+        before = now
+        await trio.testing.wait_all_tasks_blocked(0.05)
+
+
+@upward
+async def test_a_thousand_small_writers_all_get_through(ends: Ends, upward: bool) -> None:
+    count = 1000
+    got = dict.fromkeys(range(FLOODERS), b"")
+
+    async def read(id: int) -> None:
+        expected = len(range(id, count, FLOODERS)) * 5
+        while len(got[id]) < expected:
+            if upward:
+                got[id] += await ends.host[id].receive()
+            else:
+                got[id] += b"".join(await ends.guest[id].read(100))
+
+    async with trio.open_nursery() as nursery:
+        for id in range(FLOODERS):
+            nursery.start_soon(read, id)
+        for number in range(count):
+            id, line = number % FLOODERS, b"%04d\n" % number
+            send = ends.guest[id].write if upward else ends.host[id].send
+            nursery.start_soon(send, line)
+        assert await exchange(ends, upward) <= 5 * count
+    for id in range(FLOODERS):
+        assert sorted(map(int, got[id].split())) == list(range(id, count, FLOODERS))

@@ -1,0 +1,107 @@
+"""What waits for a stream: two lanes, and no port's frames overtake each other."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vconfs.streams.outbox import Frame, Outbox
+
+
+def drained(outbox: Outbox, step: int = 1 << 20) -> bytes:
+    """Everything that waits, taken by so many bytes at a time."""
+    out = b""
+    while outbox.size:
+        piece = b"".join(outbox.head())[:step]
+        out += piece
+        outbox.remove(len(piece))
+    assert b"".join(outbox.head()) == b""
+    return out
+
+
+def filled(*frames: Frame) -> Outbox:
+    outbox = Outbox()
+    for frame in frames:
+        outbox.put(frame)
+    return outbox
+
+
+def data(port: int, letters: bytes) -> Frame:
+    return Frame(letters[:1], letters[1:], port)
+
+
+def control(port: int, letters: bytes) -> Frame:
+    return Frame(letters, port=port, urgent=True)
+
+
+def test_control_goes_before_the_data_of_others() -> None:
+    frames = [data(1, b"one."), data(2, b"two."), control(3, b"C."), control(4, b"D.")]
+    assert drained(filled(*frames)) == b"C.D.one.two."
+
+
+def test_a_hang_up_goes_behind_its_own_data_and_what_follows_it_behind_it() -> None:
+    frames = [data(1, b"one."), data(2, b"two."), control(1, b"close."), control(1, b"open.")]
+    assert drained(filled(*frames, data(1, b"new."))) == b"one.two.close.open.new."
+
+
+def test_what_belongs_to_no_port_goes_first_or_in_order() -> None:
+    frames = [data(1, b"one."), Frame(b"config."), Frame(b"credit.", urgent=True)]
+    assert drained(filled(*frames)) == b"credit.one.config."
+
+
+def test_the_frame_that_is_under_way_comes_to_its_end() -> None:
+    outbox = Outbox()
+    outbox.put(data(1, b"long."), sent=2)
+    outbox.put(control(2, b"C."))
+    assert (outbox.size, drained(outbox, 1)) == (5, b"ng.C.")
+    outbox = filled(data(1, b"long."), data(1, b"er."))
+    outbox.remove(2)
+    outbox.put(control(2, b"C."))
+    outbox.put(control(1, b"close."))
+    assert drained(outbox) == b"ng.C.er.close."
+
+
+def test_a_port_all_of_whose_data_is_under_way_can_be_hung_up_next() -> None:
+    outbox = filled(data(1, b"one."), data(2, b"two."))
+    outbox.remove(1)
+    outbox.put(control(1, b"close."))
+    assert drained(outbox) == b"ne.close.two."
+
+
+frames = st.builds(
+    Frame,
+    st.binary(min_size=1, max_size=3),
+    st.binary(max_size=5),
+    st.none() | st.integers(0, 3),
+    st.booleans(),
+)
+
+
+@given(st.lists(frames | st.integers(1, 12), max_size=40), st.integers(1, 9))
+def test_no_frame_is_torn_lost_or_overtaken_by_one_of_its_port(
+    steps: list[Frame | int], size: int
+) -> None:
+    outbox, out, put = Outbox(), b"", list[Frame]()
+    for step in steps:
+        if isinstance(step, Frame):
+            tagged = Frame(bytes([len(put)]) + step.head, step.data, step.port, step.urgent)
+            outbox.put(tagged)
+            put.append(tagged)
+        else:
+            piece = b"".join(outbox.head())[:step]
+            outbox.remove(len(piece))
+            out += piece
+    out += drained(outbox, size)
+    order: list[int] = []
+    while out:
+        order.append(out[0])
+        frame = put[out[0]]
+        assert out.startswith(frame.head + bytes(frame.data))
+        out = out[frame.size :]
+    assert sorted(order) == list(range(len(put)))
+    for port in range(4):
+        of_port = [number for number in order if put[number].port == port]
+        behind = [n for n in of_port if not put[n].urgent]
+        assert behind == sorted(behind)
+        for urgent in (n for n in of_port if put[n].urgent):
+            assert all(n < urgent for n in of_port[: of_port.index(urgent)])

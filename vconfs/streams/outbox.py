@@ -1,0 +1,86 @@
+"""Frames that wait for a stream to take them, in the order in which they are to go.
+
+There are two lanes. Urgent frames, by which the ends steer each other, go first; data waits in the
+second lane. But a port's frames never overtake each other, so that its hang-up comes behind its
+data: while frames of a port wait in the second lane, its urgent ones join them there. The frame
+that the stream has begun to take is always brought to its end.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from itertools import chain, islice
+from typing import Final
+
+from attrs import frozen
+
+from vconfs.protocol.events import Buffer
+
+#: So many frames are offered to the stream at once; writev(2) takes no more than 1024 pieces.
+_FRAMES_MAX: Final = 256
+
+
+@frozen
+class Frame:
+    """A frame: its bytes in two parts, whose it is (None: no port's), and whether it is urgent."""
+
+    head: bytes
+    data: Buffer = b""
+    port: int | None = None
+    urgent: bool = False
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        return len(self.head) + len(self.data)
+
+
+class Outbox:
+    """The frames that wait for one stream."""
+
+    def __init__(self) -> None:
+        #: How many bytes wait.
+        self.size = 0
+        self._begun = b""  # the rest of the frame that the stream is taking
+        self._urgent: deque[bytes] = deque()
+        self._others: deque[tuple[int | None, bytes]] = deque()
+        self._ports: Counter[int] = Counter()  # whose frames wait in the second lane
+
+    def put(self, frame: Frame, sent: int = 0) -> None:
+        """Add a copy of a frame; of the first one `sent` bytes may have gone already."""
+        data = b"".join((frame.head, frame.data))
+        self.size += len(data) - sent
+        if sent:
+            self._begun = data[sent:]
+        elif frame.urgent and frame.port not in self._ports:
+            self._urgent.append(data)
+        else:
+            self._others.append((frame.port, data))
+            if frame.port is not None:
+                self._ports[frame.port] += 1
+
+    def head(self) -> list[bytes]:
+        """Give what is to go next, in pieces."""
+        waiting = chain(self._urgent, (data for _, data in self._others))
+        return [self._begun, *islice(waiting, _FRAMES_MAX)]
+
+    def remove(self, size: int) -> None:
+        """Forget the next `size` bytes, for the stream has taken them."""
+        self.size -= size
+        while size >= len(self._begun):
+            size -= len(self._begun)
+            self._begun = b""
+            if not size:
+                return
+            self._begun = self._next()
+        self._begun = self._begun[size:]
+
+    def _next(self) -> bytes:
+        if self._urgent:
+            return self._urgent.popleft()
+        port, data = self._others.popleft()
+        if port is not None:
+            self._ports[port] -= 1
+            if not self._ports[port]:
+                del self._ports[port]
+        return data
