@@ -117,8 +117,7 @@ class Driver(LinkEnd[Port]):
             port.attach(self, ready)
 
     def _removed(self, event: events.PortRemoved) -> None:
-        if self._port(event):
-            self._manager.remove(event.id)
+        self._manager.remove(event.id)  # it may be gone: v8's config space tells of gaps again
 
     def _opened(self, event: events.PortOpened) -> None:
         if port := self._port(event):

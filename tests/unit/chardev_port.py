@@ -29,6 +29,7 @@ class FakePort:
     counters: Counters = field(factory=Counters)
     sink: Callable[[memoryview], int] | None = None
     source: Callable[[int], Buffer] | None = None
+    hang_up_client: Callable[[], None] | None = None
 
     connected: bool = False
     connects: int = 0

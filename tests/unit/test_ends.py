@@ -356,3 +356,107 @@ async def test_large_buffers_that_were_dropped_at_a_close_are_used_again() -> No
             assert taken(port.read_nowait(1000)) == LARGE[:1000]
             port.close(opener)
         assert port.counters.dropped == 50 * (len(LARGE) - 1000)
+
+
+# --- held back by hand --------------------------------------------------------------------
+
+
+async def test_holding_and_being_full_throttle_together_and_each_lets_go_alone() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
+        port, host_port = ends.ports[0], cast(HostPort, puppet.port)
+        port.write_nowait(bytes(1000))
+        ends.host.throttle(0, True)
+        await puppet.port.receive(600)
+        assert port.host_throttled  # below half, but held
+        ends.host.throttle(0, False)
+        assert not port.host_throttled
+        port.write_nowait(bytes(600))
+        ends.host.throttle(0, True)
+        ends.host.throttle(0, False)
+        assert port.host_throttled  # it is full by itself
+        await puppet.port.receive(500)
+        assert not port.host_throttled
+        ends.host.throttle(0, True)
+        ends.host.throttle(0, True)
+        await puppet.port.receive(500)
+        assert port.host_throttled
+        assert host_port.counters.resets == 0
+        ends.host.throttle(0, False)
+        assert port.write_nowait(b"x") == 1
+
+
+async def test_what_was_sent_before_it_was_held_still_reaches_the_chardev() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        ends.ports[0].write_nowait(b"before")
+        ends.host.throttle(0, True)
+        assert await puppet.port.receive() == b"before"
+        await puppet.port.send(b"the other way goes on")
+        assert read_all(ends.ports[0]) == b"the other way goes on"
+
+
+@pytest.mark.parametrize("dialect", ["v8", "virtio1"])
+async def test_a_held_port_is_held_for_the_next_guest_too(dialect: str) -> None:
+    puppet = Puppet()
+    manager = PortManager(lambda id: PortOptions())
+    async with open_host([spec(puppet=puppet)]) as host:
+        host.throttle(0, True)
+        async with open_embedded(host, manager, dialect):
+            if dialect == "v8":
+                assert manager.ports[0].host_throttled
+            else:
+                manager.ports[0].write_nowait(b"x")
+                assert cast(HostPort, puppet.port).queued == 0
+            host.throttle(0, False)
+            if dialect == "v8":
+                manager.ports[0].write_nowait(b"x")
+            assert await puppet.port.receive() == b"x"
+
+
+async def test_a_hang_up_behind_data_that_is_held_back_waits_for_it() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)], dialect="virtio1") as ends:
+        opener = Opener(1)
+        ends.ports[0].open(opener)
+        ends.host.throttle(0, True)
+        ends.ports[0].write_nowait(b"last words")
+        ends.ports[0].close(opener)
+        assert puppet.port.guest_connected
+        ends.host.throttle(0, False)
+        assert await puppet.port.receive() == b"last words"
+        assert not puppet.port.guest_connected
+
+
+# --- ids that the guest cannot have -------------------------------------------------------
+
+
+async def test_an_id_too_large_for_the_guest_that_is_there_is_refused() -> None:
+    async with open_ends([spec()], dialect="virtio1") as ends:
+        with pytest.raises(HostError, match="id 31 is too large for the guest: its ids end at 30"):
+            await ends.host.add(spec(id=31))
+        await ends.host.add(spec(id=30))
+        assert sorted(ends.ports) == sorted(ends.host.ports) == [0, 30]
+
+
+async def test_a_guest_that_cannot_have_every_port_gets_the_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_ends([spec(), spec(id=31), spec(id=40)], dialect="virtio1") as ends:
+        assert sorted(ends.ports) == [0]
+        assert ends.host.guest is not None and ends.host.guest.ignored == 0
+    assert caplog.messages == ["guest: its port ids end at 30, it cannot see 31, 40"]
+
+
+async def test_taking_ports_away_between_gaps_surprises_nobody(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with open_ends([spec(), spec(id=4), spec(id=9)]) as ends:
+        ends.host.remove(4)
+        assert sorted(ends.ports) == [0, 9]
+        ends.host.remove(9)
+        assert sorted(ends.ports) == [0]
+        await ends.host.add(spec(id=6))
+        assert sorted(ends.ports) == [0, 6]
+        assert ends.manager.ignored == 0
+    assert caplog.messages == []

@@ -40,11 +40,19 @@ class Backend(LinkEnd[HostPort]):
         self._introduced: set[int] = set()
         self._logged: set[str] = set()
 
+    @property
+    def max_ports(self) -> int:
+        """The guest can have ports with ids below this."""
+        return self._end.max_ports
+
     def start(self) -> None:
         """Serve the guest: its driver has set the queues up."""
         if not self._end.multiport and 0 in self._ports:
             self._introduce(self._ports[0])
             self._ports[0].set_guest_connected(True)
+        if unseen := [id for id in sorted(self._ports) if id >= self.max_ports]:
+            ids = ", ".join(map(str, unseen))
+            log.warning("guest: its port ids end at %d, it cannot see %s", self.max_ports - 1, ids)
         for queue in range(1, self._end.queues, 2):
             self.received(queue)
 
@@ -95,8 +103,12 @@ class Backend(LinkEnd[HostPort]):
 
     def port_resized(self, port: HostPort) -> None:
         """Tell the size of the port's console."""
-        if port.id in self._introduced:
-            self._sender.post(self._end.resize(port.id, *port.size))
+        if port.id not in self._introduced:
+            return
+        if message := self._end.resize(port.id, *port.size):
+            self._sender.post(message)
+        elif port.id == 0:
+            self._announce_config()  # which has the size, too
 
     # --- what the host ports ask for ------------------------------------------------------
 

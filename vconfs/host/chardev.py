@@ -44,6 +44,8 @@ class PortSide(Protocol):
     #: Where to get data for the guest without a task in between: called with the number of bytes
     #: that can be sent now, it gives at most so many, or none.
     source: Callable[[int], Buffer] | None
+    #: How to hang up whoever is at the far side now; None: nobody is, or nobody who could be.
+    hang_up_client: Callable[[], None] | None
 
     @property
     def guest_connected(self) -> bool:

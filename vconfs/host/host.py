@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -14,7 +15,7 @@ from vconfs.host.chardev import ChardevError
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link import Link
 from vconfs.protocol.dialect import Host as HostDialect
-from vconfs.protocol.v8 import NAME_MAX, PORTS_MAX
+from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,9 @@ class Host:
         #: Characters of the console on port 0 (0, 0: unknown).
         self.size = (0, 0)
         self._nursery = nursery
-        self._scopes: dict[int, trio.CancelScope] = {}
+        #: Ports whose chardev has not started yet: nobody can see them, but their ids are taken.
+        self._starting: dict[int, HostPort] = {}
+        self._scopes: dict[HostPort, trio.CancelScope] = {}
         self._backend: Backend | None = None
 
     # --- ports ----------------------------------------------------------------------------
@@ -42,39 +45,48 @@ class Host:
     async def add(self, spec: HostPortSpec) -> HostPort:
         """Add a port and start its chardev; the guest is told at once.
 
-        Raises HostError: the id is taken or too large, the name too long, or the chardev cannot
-        start.
+        Raises HostError: the id is taken or too large (also: for the guest that is attached), the
+        name cannot be one, or the chardev cannot start.
         """
         id = self._free_id() if spec.id is None else spec.id
-        if id in self.ports:
-            raise HostError(f"port id {id} is taken by {self._describe(id)}")
-        if id >= PORTS_MAX:
-            raise HostError(f"port id {id} is too large: ids end at {PORTS_MAX - 1}")
+        self._check_id(id)
         _check_name(spec.name)
-        port = HostPort(id, spec)
-        count = self.port_count
-        self.ports[id] = port
+        port = self._starting[id] = HostPort(id, spec)
         try:
             await self._nursery.start(self._serve, port)
         except ChardevError as error:
-            del self.ports[id]
             raise HostError(str(error)) from error
-        except BaseException:
-            self.ports.pop(id, None)
-            raise
+        finally:
+            del self._starting[id]
+        count = self.port_count
+        self.ports[id] = port
         if self._backend is not None:
             self._backend.port_added(id, self.port_count != count)
         return port
 
+    def find(self, port: int | bytes) -> HostPort:
+        """Give the port with this id or name; HostError: there is none, or there are several."""
+        if isinstance(port, int):
+            return self._find(port)
+        found = [id for id in sorted(self.ports) if port and self.ports[id].name == port]
+        name = repr(os.fsdecode(port))
+        if not found:
+            raise HostError(f"there is no port {name}")
+        if len(found) > 1:
+            ids = ", ".join(map(str, found))
+            raise HostError(f"{len(found)} ports have the name {name}: say which by its id, {ids}")
+        return self.ports[found[0]]
+
     def remove(self, id: int) -> None:
-        """Take a port away and end its chardev."""
+        """Take a port away and end its chardev, which has ended when `HostPort.ended` is set."""
         port = self._find(id)
         count = self.port_count
         del self.ports[id]
         if self._backend is not None:
             self._backend.port_removed(id, self.port_count != count)
         port.detach()
-        self._scopes.pop(id).cancel()
+        if scope := self._scopes.get(port):
+            scope.cancel()
 
     def rename(self, id: int, name: bytes) -> None:
         """Give a port another name."""
@@ -87,6 +99,8 @@ class Host:
     def configure(self, id: int, *, cache: bool | None = None, limit: int | None = None) -> None:
         """Change whether the guest keeps unread data, or how many MiB of it."""
         port = self._find(id)
+        if limit is not None and not 0 < limit <= LIMIT_MAX:
+            raise HostError(f"a limit is 1 to {LIMIT_MAX} MiB, not {limit}")
         if cache is not None:
             port.cache = cache
         if limit is not None:
@@ -104,6 +118,24 @@ class Host:
             self.size = port.size
         if self._backend is not None:
             self._backend.port_resized(port)
+
+    def throttle(self, id: int, on: bool) -> None:
+        """Take no more data from the guest on a port (THROTTLE_PORT), or go on.
+
+        It holds until it is undone, also for the next guest. What the guest has sent already still
+        reaches the chardev.
+        """
+        self._find(id).hold(on)
+
+    def disconnect(self, id: int) -> None:
+        """Hang up whoever is at the far side of a port now; the next one can come.
+
+        Raises HostError: nobody is there, or the chardev has no such clients (a file, an echo).
+        """
+        hang_up = self._find(id).hang_up_client
+        if hang_up is None:
+            raise HostError(f"port {self._describe(id)} has no client that could be hung up")
+        hang_up()
 
     @property
     def port_count(self) -> int:
@@ -141,7 +173,7 @@ class Host:
                 task_status.started()
 
         with trio.CancelScope() as scope:
-            self._scopes[port.id] = scope
+            self._scopes[port] = scope
             try:
                 await port.spec.chardev.run(port, Status())
             except ChardevError as error:
@@ -149,13 +181,27 @@ class Host:
                     raise
                 log.warning("port %s: %s", self._describe(port.id), error)
             finally:
-                port.sink = port.source = None
+                port.sink = port.source = port.hang_up_client = None
                 port.disconnect()
+                del self._scopes[port]
+                port.ended.set()
         if not started:
             task_status.started()
 
     def _free_id(self) -> int:
-        return next(id for id in range(len(self.ports) + 1) if id not in self.ports)
+        taken = self.ports.keys() | self._starting.keys()
+        return next(id for id in range(len(taken) + 1) if id not in taken)
+
+    def _check_id(self, id: int) -> None:
+        if id in self.ports or id in self._starting:
+            raise HostError(f"port id {id} is taken by {self._describe(id)}")
+        if id >= PORTS_MAX:
+            raise HostError(f"port id {id} is too large: ids end at {PORTS_MAX - 1}")
+        if self._backend is not None and id >= self._backend.max_ports:
+            raise HostError(
+                f"port id {id} is too large for the guest: its ids end at"
+                f" {self._backend.max_ports - 1}"
+            )
 
     def _find(self, id: int) -> HostPort:
         if id not in self.ports:
@@ -163,13 +209,15 @@ class Host:
         return self.ports[id]
 
     def _describe(self, id: int) -> str:
-        port = self.ports.get(id)
+        port = self.ports.get(id) or self._starting.get(id)
         return repr(port.name.decode(errors="replace")) if port and port.name else str(id)
 
 
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_MAX:
         raise HostError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
+    if 0 in name:
+        raise HostError("a port name has no NUL in it")
 
 
 @asynccontextmanager

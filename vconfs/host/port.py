@@ -1,9 +1,10 @@
 """A port of the host end: the queue between the guest and a chardev, and who is throttled.
 
 Guest data that the chardev has not taken waits here, up to the port's host limit; then the guest
-is told to stop (THROTTLE_PORT 1), and below half of it to go on. The other way nothing waits
-here: when the guest throttles the port or has no buffers, `send` waits, and what is behind the
-chardev feels it.
+is told to stop (THROTTLE_PORT 1), and below half of it to go on. It is also told to stop for as
+long as somebody wants it so (`hold`), whatever the queue has; what the chardev takes meanwhile
+then makes no difference. The other way nothing waits here: when the guest throttles the port or
+has no buffers, `send` waits, and what is behind the chardev feels it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class HostPortSpec:
     cache: bool = False
     limit: int = 0  # MiB of unread data that the guest may hold; 0: as the guest likes
     host_limit: int = DEFAULT_HOST_LIMIT  # bytes of guest data kept for the chardev
+    chardev_text: str = ""  # how the chardev was written
 
 
 class HostLine(Protocol):
@@ -131,10 +133,14 @@ class HostPort:
     connected: bool = field(init=False, default=False)
     guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
     host_throttled: bool = field(init=False, default=False)  # we have told the guest to stop
+    held: bool = field(init=False, default=False)  # somebody wants the guest to stop
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
+    hang_up_client: Callable[[], None] | None = field(init=False, default=None)
+    ended: trio.Event = field(init=False, factory=trio.Event)  # the chardev has
 
+    _full: bool = field(init=False, default=False)  # and not yet half empty again
     _guest_connected: bool = field(init=False, default=False)
     #: How often the guest has opened the port and the chardev has not heard of it.
     _sessions: int = field(init=False, default=0)
@@ -149,6 +155,11 @@ class HostPort:
         self._messages = _Messages() if self.spec.chardev.keeps_boundaries else None
 
     @property
+    def attached(self) -> bool:
+        """Whether there is a guest that has the port."""
+        return self._line is not None
+
+    @property
     def guest_connected(self) -> bool:
         """Whether the guest has the port open."""
         return self._guest_connected
@@ -161,7 +172,7 @@ class HostPort:
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the guest (asked where rings throttle)."""
-        return self.queued < self.spec.host_limit
+        return not self.held and self.queued < self.spec.host_limit
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -242,9 +253,10 @@ class HostPort:
         """A guest is there, anew or for the first time."""
         self._line = line
         self.guest_throttled = False
-        self.host_throttled = False
+        self.host_throttled = self._full = False
         if self.connected:
             line.open_port(self.id, True)
+        self._tell_throttle()
         self._throttle_when_full()
         self._wake()
         self.pump()
@@ -304,23 +316,35 @@ class HostPort:
 
     # --- throttling the guest -------------------------------------------------------------
 
+    def hold(self, on: bool) -> None:
+        """Take nothing more from the guest, also from the next one, or go on."""
+        self.held = on
+        self._tell_throttle()
+        self._refill()
+
     def _took(self) -> None:
-        line = self._line
-        if line is None:
-            return
-        if self.host_throttled and self.queued <= self.spec.host_limit // 2:
-            self.host_throttled = False
-            line.throttle(self.id, False)
-        if not line.throttles:
+        if self._full and self.queued <= self.spec.host_limit // 2:
+            self._full = False
+            self._tell_throttle()
+        self._refill()
+
+    def _refill(self) -> None:
+        if (line := self._line) is not None and not line.throttles:
             line.refill(self)
+
+    def _tell_throttle(self) -> None:
+        wanted, line = self.held or self._full, self._line
+        if line is not None and line.throttles and wanted != self.host_throttled:
+            self.host_throttled = wanted
+            line.throttle(self.id, wanted)
 
     def _throttle_when_full(self) -> None:
         line, limit = self._line, self.spec.host_limit
         if line is None or not line.throttles or self.queued < limit:
             return
-        if not self.host_throttled:
-            self.host_throttled = True
-            line.throttle(self.id, True)
+        if not self._full:
+            self._full = True
+            self._tell_throttle()
         elif self.queued > limit + line.in_flight:
             if not self.counters.resets:
                 log.warning("port %d: the guest ignores THROTTLE, its data is dropped", self.id)

@@ -13,7 +13,7 @@ from typing import Any
 
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.port import HostPortSpec
-from vconfs.protocol.v8 import PORTS_MAX
+from vconfs.protocol.v8 import LIMIT_MAX, PORTS_MAX
 
 _HOST_LIMIT_MAX = 1 << 30
 
@@ -41,7 +41,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "id": ("id", _number("id", 0, PORTS_MAX - 1)),
     "console": ("console", _flag("console")),
     "cache": ("cache", _flag("cache")),
-    "limit": ("limit", _number("limit", 1, 65535)),
+    "limit": ("limit", _number("limit", 1, LIMIT_MAX)),
     "host-limit": ("host_limit", _number("host-limit", 1, _HOST_LIMIT_MAX)),
 }
 
@@ -61,4 +61,6 @@ def parse_port(text: str) -> HostPortSpec:
             raise ValueError(f"{key} is given twice")
         options[field] = parse(value)
         rest = rest[:comma]
-    return HostPortSpec(name.encode(errors="surrogateescape"), parse_chardev(rest), **options)
+    chardev = parse_chardev(rest)
+    name_bytes = name.encode(errors="surrogateescape")
+    return HostPortSpec(name_bytes, chardev, chardev_text=rest, **options)

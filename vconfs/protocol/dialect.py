@@ -51,6 +51,9 @@ class Guest(End, Protocol):
 class Host(End, Protocol):
     """The device's end of a dialect."""
 
+    #: The guest can have ports with ids below this.
+    max_ports: int
+
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes: ...  # noqa: D102
     def port_name(self, id: int, name: bytes) -> Message | None: ...  # noqa: D102
     def console_port(self, id: int) -> Message | None: ...  # noqa: D102

@@ -74,6 +74,7 @@ __all__ = [
     "HEADER",
     "INPUT",
     "INTERNAL",
+    "LIMIT_MAX",
     "LIMIT_UNIT",
     "NAME_MAX",
     "OUTPUT",
@@ -100,6 +101,8 @@ _HEADER_CONTROL: Final = struct.Struct("<IIIHH")
 
 #: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
 LIMIT_UNIT: Final = 1 << 20
+#: The most that BUFFER_LIMIT can say.
+LIMIT_MAX: Final = (1 << 16) - 1
 
 
 def addressee(buffer: Buffer) -> tuple[int, bool]:
@@ -136,6 +139,8 @@ class _End:
     def __init__(self, features: int) -> None:
         self.features = features
         self.multiport = bool(features & F_MULTIPORT)
+        #: Ids are smaller than this.
+        self.max_ports = PORTS_MAX if self.multiport else 1
         #: Bytes in front of the data of every buffer.
         self.header_size = HEADER.size if self.multiport else 0
         self._extended = self.multiport and bool(features & F_PORT_EVENTS)
@@ -279,8 +284,8 @@ class HostEnd(_End):
 
     def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
         """Tell how many MiB of unread data the guest may hold for the port."""
-        if not 0 < mebibytes < 1 << 16:
-            raise LocalProtocolError(f"a buffer limit is 1 to 65535 MiB, not {mebibytes}")
+        if not 0 < mebibytes <= LIMIT_MAX:
+            raise LocalProtocolError(f"a buffer limit is 1 to {LIMIT_MAX} MiB, not {mebibytes}")
         return self._control(id, ControlEvent.BUFFER_LIMIT, mebibytes)
 
     def port_add(self, id: int) -> Message | None:

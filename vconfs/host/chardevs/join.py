@@ -6,7 +6,8 @@ import logging
 import os
 import select
 from abc import ABC, abstractmethod
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
@@ -43,21 +44,37 @@ class Client(ABC):
         """Wait, after all is said, until they are gone; OSError is as good."""
 
 
-async def serve(port: PortSide, client: Client) -> None:
-    """Join `port` and `client` until they are gone and all that they said is sent."""
-    port.connect()
-    try:
-        async with trio.open_nursery() as nursery:
-            gone = trio.Event()
-            nursery.start_soon(_hand_over, port, client, gone)
-            # Also when they can take no more: what they said before they left is still sent.
-            while len(data := await client.receive()):
-                await port.send(data)
-            nursery.start_soon(_watch, client, gone)
-            await gone.wait()
-            nursery.cancel_scope.cancel()
-    finally:
-        port.disconnect()
+async def serve(port: PortSide, client: Client) -> bool:
+    """Join `port` and `client` until they are gone and all that they said is sent.
+
+    False: they were hung up, and may not know it yet.
+    """
+    with hang_up_scope(port) as scope:
+        port.connect()
+        try:
+            async with trio.open_nursery() as nursery:
+                gone = trio.Event()
+                nursery.start_soon(_hand_over, port, client, gone)
+                # Also when they can take no more: what they said before they left is still sent.
+                while len(data := await client.receive()):
+                    await port.send(data)
+                nursery.start_soon(_watch, client, gone)
+                await gone.wait()
+                nursery.cancel_scope.cancel()
+        finally:
+            port.disconnect()
+    return not scope.cancelled_caught
+
+
+@contextmanager
+def hang_up_scope(port: PortSide) -> Iterator[trio.CancelScope]:
+    """Serve a client in a block, which `PortSide.hang_up_client` cancels."""
+    with trio.CancelScope() as scope:
+        port.hang_up_client = scope.cancel
+        try:
+            yield scope
+        finally:
+            port.hang_up_client = None
 
 
 async def _hand_over(port: PortSide, client: Client, gone: trio.Event) -> None:

@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import CHUNK, Pipe
+from vconfs.host.chardevs.join import CHUNK, Pipe, hang_up_scope
 
 log = logging.getLogger(__name__)
 
@@ -94,10 +94,11 @@ class _Session:
 
     async def _serve(self, program: Program) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._feed, program)
-                await self._deliver(program)
-                nursery.cancel_scope.cancel()
+            with hang_up_scope(self._port):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._feed, program)
+                    await self._deliver(program)
+                    nursery.cancel_scope.cancel()
         finally:
             with trio.CancelScope(shield=True):
                 await program.end()

@@ -6,7 +6,7 @@ import errno
 import os
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Self
 
@@ -37,14 +37,23 @@ class Pty(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve whoever opens the slave, one session after the other."""
+        """Serve whoever opens the slave, one session after the other.
+
+        Who is hung up is left with a dead pty, and the next ones find another.
+        """
+        await self._serve_one(port, task_status.started)
+        while True:
+            await self._serve_one(port)
+
+    async def _serve_one(self, port: PortSide, ready: Callable[[], None] = lambda: None) -> None:
+        """Open a pty and serve whoever opens its slave, until they are hung up."""
         with _opened() as pty, _linked(self.link, pty.path):
             self.path = pty.path
-            task_status.started()
-            while True:
-                await pty.wait_occupied()
-                await serve(port, _PtyClient(pty))
+            ready()
+            await pty.wait_occupied()
+            while await serve(port, _PtyClient(pty)):
                 _renew(pty)
+                await pty.wait_occupied()
 
 
 @contextmanager
