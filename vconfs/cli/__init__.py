@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _COMMANDS = {
     "mount": "vconfs.cli.mount",
     "host": "vconfs.cli.host",
+    "ctl": "vconfs.cli.ctl",
     "umount": "vconfs.cli.umount",
     "ls": "vconfs.cli.ls",
     "watch": "vconfs.cli.watch",

@@ -12,6 +12,7 @@ from vconfs.cli.config import config_option
 from vconfs.cli.logs import log_format_option
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import LISTEN_URL
+from vconfs.host.control import control_path
 from vconfs.host.host import HostError
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
@@ -21,13 +22,25 @@ from vconfs.protocol.dialect import DIALECTS
 log = logging.getLogger(__name__)
 
 
+def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    try:
+        return None if path is None else control_path(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
 @click.command("host")
 @config_option
 @log_format_option
 @click.option("--listen", "url", type=LISTEN_URL, required=True, help="Where guests come.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with them.")
 @click.option("--port", "ports", type=PortSpec(), multiple=True, help="A port.")
-def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> None:
+@click.option(
+    "--control", callback=_control_path, metavar="PATH", help="A socket for `vconfs ctl`."
+)
+def command(
+    url: str, dialect: str | None, ports: tuple[HostPortSpec, ...], control: str | None
+) -> None:
     """Serve ports to a guest that comes at URL, and to the next one when it has left.
 
     It stays in the foreground, and ends on SIGINT and SIGTERM. The ports stay when a guest goes;
@@ -52,6 +65,8 @@ def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> N
       vconfs mount --device stream:unix:/run/vcon.sock /mnt/vcon      (the guest of it)
       vconfs host --listen vhost-user:/run/vcon.sock,max-ports=8 --dialect virtio1 --port log=null
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
+      vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
+      vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (a port more, at run time)
     """
     try:
         listener = parse_listener(url, dialect)
@@ -62,6 +77,6 @@ def command(url: str, dialect: str | None, ports: tuple[HostPortSpec, ...]) -> N
         log.info("listening on %s", url)
 
     try:
-        trio.run(serve_host, Plan(listener, ports), ready)
+        trio.run(serve_host, Plan(listener, ports, control), ready)
     except HostError as error:
         raise Failure(str(error)) from None

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from vconfs.allocator import keep_freed_memory
 from vconfs.background import open_background
+from vconfs.host.control import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
@@ -21,6 +22,8 @@ class Plan:
 
     listener: Listener
     ports: Sequence[HostPortSpec] = ()
+    #: The path of the control socket; None: no control.
+    control: str | None = None
 
 
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
@@ -39,6 +42,8 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
         async with open_background() as nursery:
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             async with open_host(plan.ports) as host:
+                if plan.control is not None:
+                    await nursery.start(serve_control, host, plan.control)
                 await plan.listener.serve(host, Status())
 
 

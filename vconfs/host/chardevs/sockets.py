@@ -24,7 +24,8 @@ _PATH_MAX: Final = 107
 _RETRY_FIRST, _RETRY_MAX = 0.05, 2.0
 
 
-def _socket_path(kind: str, argument: str) -> str:
+def socket_path(kind: str, argument: str) -> str:
+    """Give the path of a unix socket that ARGUMENT is; ValueError if it cannot be one."""
     path = path_argument(kind, argument)
     if len(os.fsencode(path)) > _PATH_MAX:
         raise ValueError(f"{kind}: a socket's path has at most {_PATH_MAX} bytes: {path}")
@@ -44,13 +45,12 @@ class Unix(Listener):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the socket's path."""
-        return cls(_socket_path(cls.__name__.lower(), argument))
+        return cls(socket_path(cls.__name__.lower(), argument))
 
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
         """See `Listener.listening`."""
-        with socket.socket(socket.AF_UNIX, self.kind) as listener, _bound(listener, self.path):
-            listener.listen(BACKLOG)
+        with listening_at(self.path, self.kind) as listener:
             yield [listener]
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
@@ -70,6 +70,23 @@ class Seqpacket(Unix):
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
         return PacketClient(sock, port)
+
+
+@contextmanager
+def listening_at(
+    path: str,
+    kind: int = socket.SOCK_STREAM,
+    *,
+    mode: int | None = None,
+    backlog: int = BACKLOG,
+) -> Iterator[socket.socket]:
+    """Listen on a unix socket in a block, for those whom `mode` lets in; ChardevError."""
+    with socket.socket(socket.AF_UNIX, kind) as listener:
+        if mode is not None:
+            os.fchmod(listener.fileno(), mode)  # that of the path, from the moment that it is there
+        with _bound(listener, path):
+            listener.listen(backlog)
+            yield listener
 
 
 @contextmanager
@@ -115,7 +132,7 @@ class Connect(Chardev):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the socket's path."""
-        return cls(_socket_path("connect", argument))
+        return cls(socket_path("connect", argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -1,0 +1,209 @@
+"""vconfs ctl: look at the ports of a running host end, and change them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vconfs.cli.control_client import ask
+from vconfs.protocol.control import (
+    Add,
+    Cache,
+    Disconnect,
+    Limit,
+    List,
+    Remove,
+    Rename,
+    Request,
+    Resize,
+    Throttle,
+)
+from vconfs.protocol.v8 import LIMIT_MAX
+
+
+class _PortParam(click.ParamType[int | str]):
+    """A port's id or name."""
+
+    name = "PORT"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Read it; what is all digits is an id."""
+        word = str(value)
+        return int(word) if word.isascii() and word.isdigit() else word
+
+
+class _OnOff(click.ParamType[bool]):
+    """The word on or off."""
+
+    name = "on|off"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Read it; another word is a usage error."""
+        if value not in ("on", "off"):
+            self.fail(f"{value!r} is neither on nor off", param, ctx)
+        return bool(value == "on")
+
+
+_port = click.argument("port", type=_PortParam())
+_on = click.argument("on", type=_OnOff(), metavar="on|off")
+_as_json = click.option(
+    "--json", "as_json", is_flag=True, help="One JSON object per port and line."
+)
+
+
+@click.group("ctl")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.pass_context
+def command(ctx: click.Context, path: Path) -> None:
+    """Control the host end that `vconfs host --control PATH` runs.
+
+    PORT is a port's id, a number, or its name. Every command changes it at once, for the guest
+    that is there and for those that come.
+
+    \b
+    Examples:
+      vconfs ctl /run/vcon.ctl list
+      vconfs ctl /run/vcon.ctl add org.example.chat=unix:/run/chat.sock
+      vconfs ctl /run/vcon.ctl throttle org.example.chat on
+      vconfs ctl /run/vcon.ctl list --json | jq -r 'select(.guest == "open") | .name'
+    """
+    ctx.obj = path
+
+
+def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
+    """Ask for it; with --json, print the ports as they are now."""
+    ports = ask(click.get_current_context().obj, request)
+    if as_json:
+        for port in ports:
+            click.echo(json.dumps(port))
+    return ports
+
+
+@command.command("list")
+@_as_json
+def list_ports(as_json: bool) -> None:
+    """List the ports, whom they are joined to, and what they are doing."""
+    ports = _carry_out(List(), as_json)
+    if not as_json:
+        _print_table(ports)
+
+
+@command.command("add")
+@_as_json
+@click.argument("spec", metavar="NAME=CHARDEV[,OPTION…]")
+def add(as_json: bool, spec: str) -> None:
+    """Add a port, and print its id.
+
+    It is written as for --port of `vconfs host`; the paths in it are the host end's.
+    """
+    ports = _carry_out(Add(spec), as_json)
+    if not as_json:
+        for port in ports:
+            click.echo(port["id"])
+
+
+@command.command("remove")
+@_as_json
+@_port
+def remove(as_json: bool, port: int | str) -> None:
+    """Take a port away, and end what it is joined to."""
+    _carry_out(Remove(port), as_json)
+
+
+@command.command("rename")
+@_as_json
+@_port
+@click.argument("name")
+def rename(as_json: bool, port: int | str, name: str) -> None:
+    """Give a port another name; '' takes its name away."""
+    _carry_out(Rename(port, name), as_json)
+
+
+@command.command("throttle")
+@_as_json
+@_port
+@_on
+def throttle(as_json: bool, port: int | str, on: bool) -> None:
+    """Take no more data from the guest on a port, or go on.
+
+    It holds until it is undone. A port is throttled by itself while nobody reads what the guest
+    sends: `off` leaves that alone.
+    """
+    _carry_out(Throttle(port, on), as_json)
+
+
+@command.command("limit")
+@_as_json
+@_port
+@click.argument("mib", type=click.IntRange(1, LIMIT_MAX), metavar="MIB")
+def limit(as_json: bool, port: int | str, mib: int) -> None:
+    """Let the guest hold so many MiB of unread data for a port (dialect v8)."""
+    _carry_out(Limit(port, mib), as_json)
+
+
+@command.command("cache")
+@_as_json
+@_port
+@_on
+def cache(as_json: bool, port: int | str, on: bool) -> None:
+    """Keep data that nobody has read when a port is closed, at either end, or drop it."""
+    _carry_out(Cache(port, on), as_json)
+
+
+_characters = click.IntRange(0, 65535)
+
+
+@command.command("resize")
+@_as_json
+@_port
+@click.argument("cols", type=_characters, metavar="COLS")
+@click.argument("rows", type=_characters, metavar="ROWS")
+def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
+    """Tell the guest the size of the console on a port, in characters."""
+    _carry_out(Resize(port, cols, rows), as_json)
+
+
+@command.command("disconnect")
+@_as_json
+@_port
+def disconnect(as_json: bool, port: int | str) -> None:
+    """Hang up whoever is at the far side of a port; the next one can come."""
+    _carry_out(Disconnect(port), as_json)
+
+
+def _print_table(ports: list[dict[str, Any]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("QUEUED", "IN", "OUT"):
+        table.add_column(heading, justify="right")
+    for port in ports:
+        table.add_row(
+            str(port["id"]),
+            _printable(port["name"]) or "-",
+            _printable(port["chardev"]) or "-",
+            "connected" if port["host"] else "-",
+            "-" if port["guest"] == "absent" else port["guest"],
+            _state(port),
+            *(str(port[key]) for key in ("queued", "bytes_in", "bytes_out")),
+        )
+    Console(width=None if os.isatty(1) else 120, markup=False).print(table)
+
+
+def _printable(text: str) -> str:
+    return os.fsencode(text).decode(errors="backslashreplace")
+
+
+def _state(port: dict[str, Any]) -> str:
+    stopped = "held" if port["held"] else "throttled" if port["throttled"] else ""
+    words = (port["console"] and "console", stopped, port["guest_throttled"] and "full")
+    return ", ".join(filter(None, words)) or "-"

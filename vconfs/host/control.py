@@ -1,0 +1,165 @@
+"""The control socket of a host end: other programs look at its ports, and change them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, TypeAlias
+
+import trio
+
+from vconfs.background import open_background
+from vconfs.host.chardev import ChardevError
+from vconfs.host.chardevs.listeners import Door
+from vconfs.host.chardevs.sockets import listening_at, socket_path
+from vconfs.host.host import Host, HostError
+from vconfs.host.port import HostPort
+from vconfs.host.spec import parse_port
+from vconfs.protocol import control
+from vconfs.protocol.errors import RemoteProtocolError
+
+#: So many clients are served at a time, and so many more can wait.
+_CLIENTS_MAX: Final = 64
+_BACKLOG: Final = 128
+#: Only the owner of the host end may control it.
+_MODE: Final = 0o600
+
+
+def control_path(path: str) -> str:
+    """Give the path of a control socket; ValueError: it cannot be one."""
+    return socket_path("control", path)
+
+
+async def serve_control(
+    host: Host, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Answer the clients of the control socket at `path`, until cancelled; HostError."""
+    clients = trio.Semaphore(_CLIENTS_MAX)
+    try:
+        with listening_at(path, mode=_MODE, backlog=_BACKLOG) as listener, Door([listener]) as door:
+            async with open_background() as nursery:
+                task_status.started()
+                while True:
+                    await clients.acquire()
+                    client = _Client(host, trio.SocketStream(await door.accept()))
+                    nursery.start_soon(client.serve, clients.release)
+    except ChardevError as error:
+        raise HostError(str(error)) from None
+
+
+class _Client:
+    """A client of the control socket. It gets no more replies than it reads."""
+
+    def __init__(self, host: Host, stream: trio.SocketStream) -> None:
+        self._host = host
+        self._stream = stream
+        self._lines = control.LineReader()
+
+    async def serve(self, left: Callable[[], None]) -> None:
+        """Answer it until it leaves, then call `left`."""
+        try:
+            async with self._stream:
+                await self._stream.send_all(control.encode_greeting())
+                try:
+                    async for data in self._stream:
+                        await self._answer(bytes(data))
+                    await self._answer(b"\n")  # its last line may have had no end
+                except RemoteProtocolError as error:  # where its next line begins is not known
+                    await self._stream.send_all(control.encode_error(str(error)))
+        except trio.BrokenResourceError:
+            pass  # it has left
+        finally:
+            left()
+
+    async def _answer(self, data: bytes) -> None:
+        for line in self._lines.feed(data):
+            await self._stream.send_all(await self._reply(line))
+
+    async def _reply(self, line: bytes) -> bytes:
+        try:
+            request = control.parse_request(line)
+            ports = await _ACTIONS[type(request)](self._host, request)
+        except (RemoteProtocolError, HostError, ValueError) as error:
+            return control.encode_error(str(error))
+        return control.encode_ports([describe(port) for port in ports])
+
+
+# --- what the requests do -----------------------------------------------------------------
+
+
+_Action: TypeAlias = Callable[[Host, Any], Awaitable[list[HostPort]]]
+
+
+async def _list(host: Host, request: control.List) -> list[HostPort]:
+    return [host.ports[id] for id in sorted(host.ports)]
+
+
+async def _add(host: Host, request: control.Add) -> list[HostPort]:
+    return [await host.add(parse_port(request.spec))]
+
+
+async def _remove(host: Host, request: control.Remove) -> list[HostPort]:
+    port = _find(host, request.port)
+    host.remove(port.id)
+    await port.ended.wait()  # what it was joined to can be used again
+    return []
+
+
+def _change(apply: Callable[[Host, int, Any], None]) -> _Action:
+    """Make the action of a request that changes one port at once."""
+
+    async def act(host: Host, request: Any) -> list[HostPort]:
+        port = _find(host, request.port)
+        apply(host, port.id, request)
+        return [port]
+
+    return act
+
+
+def _find(host: Host, port: int | str) -> HostPort:
+    return host.find(port if isinstance(port, int) else os.fsencode(port))
+
+
+_ACTIONS: Final[Mapping[type[control.Request], _Action]] = {
+    control.List: _list,
+    control.Add: _add,
+    control.Remove: _remove,
+    control.Rename: _change(lambda host, id, it: host.rename(id, os.fsencode(it.name))),
+    control.Throttle: _change(lambda host, id, it: host.throttle(id, it.on)),
+    control.Limit: _change(lambda host, id, it: host.configure(id, limit=it.mib)),
+    control.Cache: _change(lambda host, id, it: host.configure(id, cache=it.on)),
+    control.Resize: _change(lambda host, id, it: host.resize(id, it.cols, it.rows)),
+    control.Disconnect: _change(lambda host, id, it: host.disconnect(id)),
+}
+
+
+def describe(port: HostPort) -> dict[str, object]:
+    """Tell what a port is and does, as control.schema.json has it."""
+    counters, (cols, rows) = port.counters, port.size
+    return {
+        "id": port.id,
+        "name": os.fsdecode(port.name),
+        "chardev": port.spec.chardev_text,
+        "console": port.spec.console,
+        "cols": cols,
+        "rows": rows,
+        "cache": port.cache,
+        "limit": port.limit,
+        "host_limit": port.spec.host_limit,
+        "host": port.connected,
+        "guest": _guest(port),
+        "held": port.held,
+        "throttled": port.host_throttled or not port.wants_data,
+        "guest_throttled": port.guest_throttled,
+        "queued": port.queued,
+        "bytes_in": counters.bytes_in,
+        "bytes_out": counters.bytes_out,
+        "dropped": counters.dropped,
+        "resets": counters.resets,
+    }
+
+
+def _guest(port: HostPort) -> str:
+    if not port.attached:
+        return "absent"
+    return "open" if port.guest_connected else "closed"

@@ -1,0 +1,258 @@
+"""The control protocol of a host end: what `vconfs ctl` and other programs say to its socket.
+
+Theory of operation
+-------------------
+Lines of JSON in UTF-8, one object each; `control.schema.json` beside this file describes them.
+The host greets with its protocol's version. Then every line of the client is a request, and gets
+one line of reply, in order:
+
+    host    {"vconfs-control": 1}
+    client  {"op": "add", "spec": "chat=unix:/run/chat.sock"}
+    host    {"ok": true, "ports": [{"id": 1, "name": "chat", …}]}
+    client  {"op": "rename", "port": "chat", "name": "talk"}
+    host    {"ok": true, "ports": [{"id": 1, "name": "talk", …}]}
+    client  {"op": "remove", "port": 7}
+    host    {"ok": false, "error": "there is no port 7"}
+
+"ports" are those that the request was about, as they are now: all of them for list, none for
+remove. A port is addressed by its id, a number, or by its name, a string, which must be one
+port's alone. Names are bytes: those that are not UTF-8 are lone surrogates (Python's
+surrogateescape).
+
+A line that makes no sense gets an error, and the conversation goes on; one of more than
+LINE_MAX bytes gets an error, and ends it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final, TypeAlias
+
+from attrs import asdict, fields, frozen
+
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.v8 import LIMIT_MAX
+
+VERSION: Final = 1
+#: The longest line of a client, in bytes.
+LINE_MAX: Final = 1 << 16
+
+
+@frozen
+class List:
+    """Tell of every port."""
+
+
+@frozen
+class Add:
+    """Add a port; `spec` is written as for --port of `vconfs host`."""
+
+    spec: str
+
+
+@frozen
+class Remove:
+    """Take a port away."""
+
+    port: int | str
+
+
+@frozen
+class Rename:
+    """Give a port another name."""
+
+    port: int | str
+    name: str
+
+
+@frozen
+class Throttle:
+    """Take no more data from the guest on a port, or go on."""
+
+    port: int | str
+    on: bool
+
+
+@frozen
+class Limit:
+    """Tell the guest how many MiB of unread data it may hold for a port (v8 only)."""
+
+    port: int | str
+    mib: int
+
+
+@frozen
+class Cache:
+    """Say whether data that nobody has read survives a close of a port."""
+
+    port: int | str
+    on: bool
+
+
+@frozen
+class Resize:
+    """Tell the size of the console on a port, in characters."""
+
+    port: int | str
+    cols: int
+    rows: int
+
+
+@frozen
+class Disconnect:
+    """Hang up whoever is at the far side of a port now."""
+
+    port: int | str
+
+
+Request: TypeAlias = List | Add | Remove | Rename | Throttle | Limit | Cache | Resize | Disconnect
+
+REQUESTS: Final[Mapping[str, type[Request]]] = {
+    "list": List,
+    "add": Add,
+    "remove": Remove,
+    "rename": Rename,
+    "throttle": Throttle,
+    "limit": Limit,
+    "cache": Cache,
+    "resize": Resize,
+    "disconnect": Disconnect,
+}
+_OPS: Final = {kind: op for op, kind in REQUESTS.items()}
+
+# --- fields of requests -------------------------------------------------------------------
+
+
+def _is_text(value: object) -> bool:
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_number(low: int, high: int) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+_SIZE: Final = (_is_number(0, 65535), "a number from 0 to 65535")
+_TEXT: Final = (_is_text, "a string")
+#: Field -> whether a value is one, and what it has to be.
+_FIELDS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
+    "spec": _TEXT,
+    "name": _TEXT,
+    "port": (lambda value: type(value) is int or _is_text(value), "an id or a name"),
+    "on": (lambda value: isinstance(value, bool), "true or false"),
+    "mib": (_is_number(1, LIMIT_MAX), f"a number from 1 to {LIMIT_MAX}"),
+    "cols": _SIZE,
+    "rows": _SIZE,
+}
+
+# --- lines --------------------------------------------------------------------------------
+
+
+def encode_greeting() -> bytes:
+    """Make the line with which the host begins."""
+    return _line({"vconfs-control": VERSION})
+
+
+def encode_request(request: Request) -> bytes:
+    """Make the line of a request."""
+    return _line({"op": _OPS[type(request)], **asdict(request)})
+
+
+def encode_ports(ports: Sequence[Mapping[str, object]]) -> bytes:
+    """Make the line of a reply to a request that was carried out."""
+    return _line({"ok": True, "ports": ports})
+
+
+def encode_error(message: str) -> bytes:
+    """Make the line of a reply to a request that was not."""
+    return _line({"ok": False, "error": message})
+
+
+def _line(value: Mapping[str, object]) -> bytes:
+    return json.dumps(value).encode() + b"\n"
+
+
+def parse_request(line: bytes) -> Request:
+    """Read a client's line; RemoteProtocolError says what is wrong with it."""
+    value = _parse_object(line)
+    op = value.pop("op", None)
+    kind = REQUESTS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        raise RemoteProtocolError(f"op is {_shown(op)}: it is one of {', '.join(REQUESTS)}")
+    wanted = [field.name for field in fields(kind)]
+    if unknown := sorted(value.keys() - set(wanted)):
+        raise RemoteProtocolError(f"{op} has no {_shown(unknown[0])}")
+    for name in wanted:
+        fits, what = _FIELDS[name]
+        if name not in value:
+            raise RemoteProtocolError(f"{op} needs {name}, {what}")
+        if not fits(value[name]):
+            raise RemoteProtocolError(f"{name} is {what}, not {_shown(value[name])}")
+    return kind(**value)
+
+
+def parse_greeting(line: bytes) -> int:
+    """Read the host's first line, and give its version; RemoteProtocolError: it is none."""
+    version = _parse_object(line).get("vconfs-control")
+    if type(version) is not int:
+        raise RemoteProtocolError("this is no greeting")
+    return version
+
+
+def parse_reply(line: bytes) -> list[dict[str, Any]] | str:
+    """Read a reply: the ports, or what was wrong; RemoteProtocolError: it is none."""
+    match _parse_object(line):
+        case {"ok": True, "ports": list(ports)} if all(isinstance(port, dict) for port in ports):
+            return ports
+        case {"ok": False, "error": str(error)}:
+            return error
+    raise RemoteProtocolError("this is no reply")
+
+
+def _parse_object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError:
+        raise RemoteProtocolError("this line is not UTF-8") from None
+    except (ValueError, RecursionError):
+        raise RemoteProtocolError("this line is not JSON") from None
+    if not isinstance(value, dict):
+        raise RemoteProtocolError("this line is no JSON object")
+    return value
+
+
+def _shown(value: object) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:80] + "…"
+
+
+class LineReader:
+    """Cuts what a client sends into lines, of which none may be longer than LINE_MAX."""
+
+    def __init__(self) -> None:
+        self._begun = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Give the lines that are whole now, but no empty ones.
+
+        Raises RemoteProtocolError where a line is too long: there is no way on from there.
+        """
+        first, *others = data.split(b"\n")
+        self._add(first)
+        for piece in others:
+            line = bytes(self._begun)
+            self._begun.clear()
+            if line.strip():
+                yield line
+            self._add(piece)
+
+    def _add(self, piece: bytes) -> None:
+        self._begun += piece
+        if len(self._begun) > LINE_MAX:
+            raise RemoteProtocolError(f"a line has at most {LINE_MAX} bytes")
