@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
+import sys
 import termios
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 import trio.testing
 
+from vconfs.device.embedded import open_embedded
+from vconfs.host.host import Host
 from vconfs.host.spec import parse_port
+from vconfs.ports import PortManager
+from vconfs.protocol.dialect import DIALECTS
 
-from .conftest import Mounted, OpenMount, in_thread, program
+from .conftest import Mounted, OpenDevice, OpenMount, in_thread, program
+
+#: Columns and rows of the console in the device's configuration.
+SIZE = (100, 30)
+
+
+@pytest.fixture(params=sorted(DIALECTS))
+def device(request: pytest.FixtureRequest) -> OpenDevice:
+    """Consoles are the same whatever both ends speak."""
+
+    def open_sized(
+        host: Host, manager: PortManager, folder: Path
+    ) -> AbstractAsyncContextManager[object]:
+        host.resize(0, *SIZE)
+        return open_embedded(host, manager, request.param)
+
+    return open_sized
 
 
 async def open_slave(it: Mounted, id: int = 0) -> int:
@@ -59,10 +83,26 @@ async def test_a_console_may_be_closed_and_opened_again(mounted: OpenMount) -> N
 async def test_what_is_written_before_anybody_reads_is_kept(mounted: OpenMount) -> None:
     async with mounted("=null,console") as it:
         await it.until(lambda: it.port().openers)
-        it.port().feed(b"x" * 200_000)
+        it.port().feed(memoryview(b"x" * 200_000))
         slave = await open_slave(it)
         assert await read_exactly(slave, 200_000) == b"x" * 200_000
         os.close(slave)
+
+
+async def test_output_that_nobody_reads_is_kept_up_to_the_limit_and_the_rest_with_its_writer(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    numbers = b"".join(b"%d\n" % number for number in range(300_000))
+    async with mounted(f"=unix:{tmp_path}/sock,console", limit=1 << 16) as it:
+        async with (
+            await trio.open_unix_socket(f"{tmp_path}/sock") as host,
+            trio.open_nursery() as n,
+        ):
+            n.start_soon(host.send_all, numbers)
+            await it.until(lambda: not it.port().wants_data)
+            slave = await open_slave(it)
+            assert await read_exactly(slave, len(numbers)) == numbers
+            os.close(slave)
 
 
 async def test_nobody_at_the_terminal_leaves_everything_to_the_file(mounted: OpenMount) -> None:
@@ -72,8 +112,8 @@ async def test_nobody_at_the_terminal_leaves_everything_to_the_file(mounted: Ope
 
 
 async def test_a_full_console_holds_nobody_else_up(mounted: OpenMount) -> None:
-    async with mounted("=zero,console", "other=echo") as it:
-        await it.until(lambda: it.port().guest_throttled)
+    async with mounted("=zero,console", "other=echo", limit=1 << 16) as it:
+        await it.until(lambda: not it.port().wants_data)
         slave = await open_slave(it)
         assert await it.run("exec 3<>vcon1; echo on >&3; read -r x <&3; echo $x") == "on\n"
         assert it.port().queued <= it.port().limit + it.port()._line.in_flight  # type: ignore[union-attr]
@@ -110,13 +150,31 @@ async def test_a_console_that_comes_and_goes_is_announced(mounted: OpenMount) ->
                 seen += await events.stdout.receive_some()
 
 
+async def until_sized(it: Mounted, id: int, size: tuple[int, int]) -> None:
+    await it.until(lambda: it.port(id).pty and it.port(id).size == size)
+    slave = await open_slave(it, id)
+    assert os.get_terminal_size(slave) == size
+    os.close(slave)
+
+
 async def test_the_size_of_the_console_is_the_window_s(mounted: OpenMount) -> None:
     async with mounted("=echo,console") as it:
+        await until_sized(it, 0, SIZE)
         it.host.resize(0, 80, 25)
-        await it.until(lambda: it.port().pty and it.port().size == (80, 25))
-        slave = await open_slave(it)
-        assert os.get_terminal_size(slave) == (80, 25)
-        os.close(slave)
+        await until_sized(it, 0, (80, 25))
+
+
+async def test_each_console_has_its_own_size_and_data(mounted: OpenMount) -> None:
+    async with mounted("a=echo,console", "b=echo,console", "c=echo,console") as it:
+        for id in range(3):
+            it.host.resize(id, 80 + id, 25)
+            await until_sized(it, id, (80 + id, 25))
+        slaves = [await open_slave(it, id) for id in range(3)]
+        for id, slave in enumerate(slaves):
+            os.write(slave, b"%d" % id * 1000)
+        for id, slave in enumerate(slaves):
+            assert await read_exactly(slave, 1000) == b"%d" % id * 1000
+            os.close(slave)
 
 
 async def test_a_program_on_the_console_gets_sigwinch(mounted: OpenMount) -> None:
@@ -133,6 +191,7 @@ async def test_a_program_on_the_console_gets_sigwinch(mounted: OpenMount) -> Non
             await it.until(lambda: b"43 132" in heard)
 
 
+@pytest.mark.parametrize("device", ["v8"], indirect=True)
 async def test_a_throttled_host_makes_who_writes_there_wait(mounted: OpenMount) -> None:
     async with mounted("=null,console") as it:
         slave = await open_slave(it)
@@ -192,13 +251,94 @@ async def test_a_port_that_is_no_console_gets_a_pty_by_name(mounted: OpenMount) 
         assert it.port(1).pty
 
 
-async def test_stty_and_fionread_work_on_a_console(mounted: OpenMount) -> None:
-    async with mounted("=echo,console") as it:
+# --- what no file of a FUSE mount can do --------------------------------------------------
+
+#: A console, and another port with `-o tty=NAME`.
+PTYS = {"a console": "=echo,console", "a port with tty=": "modem=echo"}
+
+
+@asynccontextmanager
+async def pty_beside(mounted: OpenMount, port: str) -> AsyncIterator[tuple[Mounted, str]]:
+    async with mounted(port, ttys=["modem"]) as it:
+        await it.until(lambda: it.port().pty)
+        yield it, it.port().pty
+
+
+@pytest.mark.parametrize("port", PTYS.values(), ids=PTYS)
+async def test_stty_works_on_the_pty(mounted: OpenMount, port: str) -> None:
+    async with pty_beside(mounted, port) as (it, pty):
+        assert "-echo " in await it.run(f"stty -F {pty} -a")  # it is raw at first
+        assert await it.run(f"stty -F {pty} cols 77 rows 11; stty -F {pty} size") == "11 77\n"
+
+
+@pytest.mark.parametrize("port", PTYS.values(), ids=PTYS)
+async def test_fionread_tells_how_much_waits_on_the_pty(mounted: OpenMount, port: str) -> None:
+    async with pty_beside(mounted, port) as (it, _):
         slave = await open_slave(it)
-        assert not termios.tcgetattr(slave)[3] & termios.ECHO
         os.write(slave, b"12345")
-        await it.run("stty -F $(readlink hvc0) cols 77; stty -F $(readlink hvc0) size | grep 77")
+        await trio.lowlevel.wait_readable(slave)
+        assert fcntl.ioctl(slave, termios.FIONREAD, bytes(4)) == (5).to_bytes(4, sys.byteorder)
         os.close(slave)
+
+
+@pytest.mark.parametrize("port", PTYS.values(), ids=PTYS)
+async def test_the_pty_sends_sigio_to_who_asked_for_it(mounted: OpenMount, port: str) -> None:
+    script = """if True:
+        import fcntl, os, signal, sys
+        pty = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
+        fcntl.fcntl(pty, fcntl.F_SETOWN, os.getpid())
+        fcntl.fcntl(pty, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+        os.write(pty, b"comes back")
+        signal.sigwait({signal.SIGIO})
+        print(os.read(pty, 100).decode())
+    """
+    async with pty_beside(mounted, port) as (_, pty):
+        async with program(sys.executable, "-c", script, pty) as asking:
+            assert asking.stdout is not None
+            assert await asking.wait() == 0
+            assert await asking.stdout.receive_some() == b"comes back\n"
+
+
+@pytest.mark.parametrize("port", PTYS.values(), ids=PTYS)
+async def test_tail_follows_the_pty(mounted: OpenMount, port: str) -> None:
+    async with pty_beside(mounted, port) as (it, pty):
+        # Else tail first waits for an end, which a terminal does not have.
+        await it.run(f"stty -F {pty} min 0")
+        async with program("tail", "-s", "0.05", "-f", pty) as tail:
+            assert tail.stdout is not None
+            for line in (b"one\n", b"two\n"):
+                it.port().feed(memoryview(line))
+                assert await tail.stdout.receive_some() == line
+
+
+@pytest.mark.skipif(not shutil.which("screen"), reason="needs screen")
+async def test_screen_shows_a_console_and_sends_what_is_typed(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    sessions = tmp_path / "screens"
+    sessions.mkdir(mode=0o700)
+    screen = "env", "LC_ALL=C.UTF-8", "TERM=vt100", f"SCREENDIR={sessions}", "screen"
+    shown = tmp_path / "shown"
+
+    async def command(*words: str) -> None:
+        done = await trio.run_process([*screen, "-S", "test", "-X", *words], check=False)
+        assert done.returncode == 0
+
+    async with mounted(f"=unix:{tmp_path}/sock,console") as it:
+        await it.until(lambda: it.port().pty)
+        async with (
+            await trio.open_unix_socket(f"{tmp_path}/sock") as host,
+            program(*screen, "-D", "-m", "-S", "test", it.port().pty),
+        ):
+            await it.until(lambda: list(sessions.iterdir()))
+            await host.send_all(b"login: ")
+            await it.until(lambda: not it.port().queued and it.port().counters.bytes_in)
+            await command("stuff", "alice")
+            assert await host.receive_some() == b"alice"
+            while not shown.exists() or "login:" not in shown.read_text():
+                await command("hardcopy", str(shown))
+            await command("quit")
 
 
 @pytest.mark.skipif(not shutil.which("agetty"), reason="needs agetty")
