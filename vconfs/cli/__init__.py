@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -62,6 +63,10 @@ def vconfs() -> None:
       vconfs mount --port chat=unix:/tmp/chat.sock /mnt   one port, joined to a socket
       vconfs ls /mnt                                      what the ports are doing
       vconfs umount /mnt
+
+    \b
+    Completion, for bash, zsh or fish:
+      eval "$(_VCONFS_COMPLETE=bash_source vconfs)"
     """
 
 
@@ -71,6 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
         words = mount_words(words)
     set_log_format()
+    if "_VCONFS_COMPLETE" in os.environ:
+        importlib.import_module("vconfs.cli.completion")
     try:
         sys.exit(vconfs.main(words, prog_name="vconfs", standalone_mode=False) or 0)
     except click.UsageError as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from vconfs.cli import Failure
+from vconfs.cli.arguments import proposals
 from vconfs.device import binding
 from vconfs.device.errors import DeviceError
 
@@ -22,6 +24,12 @@ class PciAddress(click.ParamType[str]):
             return binding.parse_address(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose the consoles that there are."""
+        return proposals(binding.candidates(binding.SYSFS), incomplete)
 
 
 @click.command("bind")

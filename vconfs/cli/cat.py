@@ -6,13 +6,14 @@ import os
 
 import click
 
+from vconfs.cli.arguments import PortName
 from vconfs.cli.joining import opened, port_to_stdout, stdin_to_port, wait_for_host
 from vconfs.cli.ports import find_port
 
 
 @click.command("cat")
 @click.option("-w", "--write", is_flag=True, help="Copy standard input to the port instead.")
-@click.argument("port")
+@click.argument("port", type=PortName())
 def command(write: bool, port: str) -> None:
     """Wait for the host of PORT, and print what it sends until it hangs up.
 

@@ -88,6 +88,7 @@ def _checked(ctx: click.Context, option: click.Option, key: str, value: object) 
 #: An option of every command that can be started with many.
 config_option = click.option(
     "--config",
+    type=click.Path(),
     metavar="FILE",
     callback=_read,
     is_eager=True,

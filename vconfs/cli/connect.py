@@ -7,12 +7,13 @@ import os
 import click
 import trio
 
+from vconfs.cli.arguments import PortName
 from vconfs.cli.joining import join, opened, wait_for_host
 from vconfs.cli.ports import find_port
 
 
 @click.command("connect")
-@click.argument("port")
+@click.argument("port", type=PortName())
 def command(port: str) -> None:
     """Wait for the host of PORT, then send it standard input and print what it sends.
 

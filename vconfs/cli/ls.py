@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from vconfs.cli import Failure
+from vconfs.cli.arguments import Mount
 from vconfs.names import port_id
 from vconfs.status import PID_ATTRIBUTE, STATUS
 
@@ -48,7 +49,7 @@ def _read_port(path: Path) -> dict[str, object]:
 
 @click.command("ls")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per port and line.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mount())
 def command(as_json: bool, mountpoint: Path) -> None:
     """List the ports of the mount at MOUNTPOINT and what they are doing.
 

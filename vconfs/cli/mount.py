@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 import trio
+from click.shell_completion import CompletionItem
 
 from vconfs import fuse
 from vconfs.cli import Failure
+from vconfs.cli.arguments import Folder, proposals
 from vconfs.cli.background import run_in_background
 from vconfs.cli.config import config_option, read_text
 from vconfs.cli.logs import log_format_option
-from vconfs.cli.options import MountOptions, parse_options
+from vconfs.cli.options import MountOptions, option_beginnings, parse_options
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import DEVICE_URL
 from vconfs.device.errors import DeviceError
@@ -37,6 +39,13 @@ def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]
         return parse_options(words)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
+
+
+def _propose_options(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    before = incomplete[: incomplete.rfind(",") + 1]
+    return proposals((before + option for option in option_beginnings()), incomplete)
 
 
 def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Rule]:
@@ -66,11 +75,22 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     "--port", "ports", type=PortSpec(), multiple=True, help="A port of the embedded device."
 )
 @click.option(
-    "-o", "--options", multiple=True, callback=_options, help="Mount options, with commas between."
+    "-o",
+    "--options",
+    multiple=True,
+    callback=_options,
+    shell_complete=_propose_options,
+    help="Mount options, with commas between.",
 )
-@click.option("--rules", callback=_rules, help="Options by port, from a TOML file.", metavar="FILE")
+@click.option(
+    "--rules",
+    type=click.Path(),
+    callback=_rules,
+    help="Options by port, from a TOML file.",
+    metavar="FILE",
+)
 @click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Folder())
 def command(
     foreground: bool,
     device: str,

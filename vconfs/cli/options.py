@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from attrs import define, evolve, field
@@ -17,6 +17,17 @@ _FOR_OTHERS = re.compile(
     "rw|defaults|auto|noauto|nofail|_netdev|user|nouser|users|owner|group|suid|nosuid|dev|nodev"
     "|exec|noexec|relatime|noatime|x-.*|comment=.*|subtype=.*|fsname=.*"
 )
+
+
+def option_beginnings() -> Iterator[str]:
+    """List the options, with an equals sign where a value follows."""
+    yield from ("allow_other", "tty=")
+    for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
+        try:
+            parse(key, "")
+            yield key
+        except ValueError:
+            yield f"{key}="
 
 
 @define

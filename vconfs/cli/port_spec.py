@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from vconfs.cli.arguments import proposals
+from vconfs.host.chardev import chardev_kinds, parse_chardev
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 
@@ -25,3 +29,19 @@ class PortSpec(click.ParamType[HostPortSpec]):
             return parse_port(value)
         except ValueError as error:
             self.fail(str(error), param, ctx)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose chardevs behind the name."""
+        name, equals, _ = incomplete.partition("=")
+        return proposals((f"{name}={kind}" for kind in _beginnings()), incomplete) if equals else []
+
+
+def _beginnings() -> Iterator[str]:
+    for kind in chardev_kinds():
+        try:
+            parse_chardev(kind)
+            yield kind
+        except ValueError:
+            yield f"{kind}:"  # it needs an argument

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from vconfs.cli.arguments import Mount
 from vconfs.cli.ls import read_ports
 
 
@@ -27,7 +28,7 @@ from vconfs.cli.ls import read_ports
     help="Seconds between two looks.",
 )
 @click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N looks.")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mount())
 def command(interval: float, looks: int | None, mountpoint: Path) -> None:
     """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
 

@@ -12,6 +12,7 @@ import click
 
 from vconfs import fuse
 from vconfs.cli import Failure
+from vconfs.cli.arguments import Mount
 from vconfs.fuse.mount import listed
 from vconfs.status import PID_ATTRIBUTE
 
@@ -20,7 +21,7 @@ _PATIENCE = 5.0
 
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mount())
 def command(mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.
 

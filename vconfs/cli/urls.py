@@ -9,6 +9,7 @@ import click
 from attrs import frozen
 from click.shell_completion import CompletionItem
 
+from vconfs.cli.arguments import proposals
 from vconfs.device import binding
 from vconfs.device.open import DEVICES, EMBEDDED, parse_device
 from vconfs.host.listening import LISTENERS, parse_listener
@@ -20,7 +21,7 @@ class Url(click.ParamType[str]):
     """A url that is checked when it is read, and used later."""
 
     check: Callable[[str], object]
-    proposals: Callable[[], Sequence[str]]
+    beginnings: Callable[[], Sequence[str]]
     name: str = "URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -35,7 +36,7 @@ class Url(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
         """Propose how urls begin."""
-        return [CompletionItem(url) for url in self.proposals() if url.startswith(incomplete)]
+        return proposals(self.beginnings(), incomplete)
 
 
 def _check_device(url: str) -> None:

@@ -14,8 +14,11 @@ from typing import Any
 
 import click
 from attrs import frozen
+from click.shell_completion import CompletionItem
 
 from vconfs.cli import Failure
+from vconfs.cli.arguments import Mount, port_names, proposals
+from vconfs.cli.ports import mounts
 from vconfs.events_file import EVENTS_FILE
 
 #: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
@@ -54,19 +57,28 @@ def _goal(ctx: click.Context, param: click.Parameter, value: str | None) -> Goal
     return Goal(event, name)
 
 
+def _propose_goals(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    names = sorted({name for mount in mounts() for name in port_names(mount)})
+    goals = (f"{event}={name}" for event in _REACHED for name in names)
+    return proposals(goals if "=" in incomplete else (f"{e}=" for e in _REACHED), incomplete)
+
+
 @click.command("watch")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
 @click.option(
     "--until",
     "goal",
     callback=_goal,
+    shell_complete=_propose_goals,
     metavar="EVENT=NAME",
     help="End as soon as this is so, at once if it is.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="S", help="Give up after S seconds: exit code 1."
 )
-@click.argument("mountpoint", type=click.Path(path_type=Path))
+@click.argument("mountpoint", type=Mount())
 def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint: Path) -> None:
     """Print a line per event of the ports of the mount at MOUNTPOINT, until it is unmounted.
 

@@ -11,11 +11,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import trio
 
 from vconfs.protocol.events import Buffer
+
+#: The group of entry points by which kinds are found.
+_GROUP: Final = "vconfs.chardevs"
 
 
 class ChardevError(Exception):
@@ -102,12 +105,17 @@ class Chardev(ABC):
         """
 
 
+def chardev_kinds() -> list[str]:
+    """List the kinds of chardevs, those of other packages too."""
+    return sorted(point.name for point in entry_points(group=_GROUP))
+
+
 def parse_chardev(text: str) -> Chardev:
     """Make a chardev of KIND[:ARGUMENT]; ValueError names the unknown kind or the bad argument."""
     kind, _, argument = text.partition(":")
-    found = entry_points(group="vconfs.chardevs", name=kind)
+    found = entry_points(group=_GROUP, name=kind)
     if not found:
-        known = ", ".join(sorted(point.name for point in entry_points(group="vconfs.chardevs")))
+        known = ", ".join(chardev_kinds())
         raise ValueError(f"unknown chardev {kind!r}: it is one of {known}")
     factory = next(iter(found)).load()
     chardev = factory.parse(argument)

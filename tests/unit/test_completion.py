@@ -1,0 +1,81 @@
+"""What is proposed for the word before the cursor, in the form that bash gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import get_completion_class
+
+import vconfs.cli.completion  # noqa: F401  it has the class for bash
+from vconfs.cli import arguments
+from vconfs.cli import vconfs as command
+from vconfs.device import binding
+
+CONSOLES = ["0000:00:05.0", "0000:00:06.0"]
+#: Mountpoint -> the names of its ports.
+MOUNTS = {"/mnt/a": ["org.a", "both", "two words"], "/mnt/b": ["org.b", "both", "bell\a"]}
+
+
+@pytest.fixture(autouse=True)
+def machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two consoles and two mounts."""
+    monkeypatch.setattr(binding, "candidates", lambda sysfs: CONSOLES)
+    for module in ("arguments", "watch"):
+        monkeypatch.setattr(f"vconfs.cli.{module}.mounts", lambda: list(map(Path, MOUNTS)))
+        monkeypatch.setattr(f"vconfs.cli.{module}.port_names", lambda mount: MOUNTS[str(mount)])
+    monkeypatch.setattr(arguments, "_port_files", lambda mount: ["vcon0"])
+
+
+def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COMP_LINE", f"vconfs {line}")
+    bash = get_completion_class("bash")
+    assert bash is not None
+    assert isinstance(command, click.Command)
+    return bash(command, {}, "vconfs", "_VCONFS_COMPLETE").complete()
+
+
+@pytest.mark.parametrize(
+    ("line", "replies"),
+    [
+        ("um", "plain,umount"),
+        ("umount ", "plain,/mnt/a plain,/mnt/b"),
+        ("umount /mnt/b", "plain,/mnt/b"),
+        ("ls /h", "dir,"),
+        ("mount /m", "dir,"),
+        ("cat o", "plain,org.a plain,org.b"),
+        ("cat b", "file,"),  # two mounts have it: it names no port
+        ("connect /mnt/b/b", "plain,/mnt/b/both"),
+        ("cat /mnt/a/v", "plain,/mnt/a/vcon0"),
+        ("cat ./x", "file,"),
+        ("bind 0000:00:0", "plain,05.0 plain,06.0"),
+        ("unbind ", "plain,0000:00:05.0 plain,0000:00:06.0"),
+        ("mount --device k", "plain,kernel"),
+        ("mount --device pci:0000:00:05", "plain,05.0"),
+        ("mount --device=pci:0000:00:05", "plain,05.0"),
+        ("mount --device=st", "part,stream:unix: part,stream:tcp: part,stream:vsock:"),
+        ("mount --device stream:st", "plain,stdio"),
+        ("host --listen stream:u", "part,unix:"),
+        ("host --listen k", ""),
+        ("mount --port chat", ""),
+        ("mount --port chat=p", "part,pipe: plain,pty"),
+        ("mount -o wait,thr", "part,wait,throttle="),
+        ("mount -o exc", "plain,exclusive"),
+        ("mount --rules x", "file,"),
+        ("mount --config x", "file,"),
+        ("mount --dialect v", "plain,v8 plain,virtio1"),
+        ("watch --until conn", "part,connect="),
+        ("watch --until connect=org", "plain,org.a plain,org.b"),
+    ],
+)
+def test_proposals(line: str, replies: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = " ".join(proposed(line, monkeypatch).splitlines())
+    assert found == replies or (replies.endswith(":") and found.startswith(replies))
+
+
+def test_a_word_may_have_spaces_but_nothing_that_moves_the_cursor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert proposed("cat two", monkeypatch) == "plain,two words"
+    assert proposed("cat bell", monkeypatch) == "file,"

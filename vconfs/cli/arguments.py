@@ -1,0 +1,89 @@
+"""Arguments that name a mount or a port, with what the shell proposes for them."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from vconfs.cli.ports import mounts
+from vconfs.names import port_id
+
+
+def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:
+    """Give the words that begin like `incomplete`, except those that no shell could show."""
+    return [
+        CompletionItem(word) for word in words if word.startswith(incomplete) and word.isprintable()
+    ]
+
+
+def port_names(mount: Path) -> Iterator[str]:
+    """Give the names of a mount's ports; none, when nobody serves it any more."""
+    for file in _port_files(mount):
+        with suppress(OSError, UnicodeDecodeError):  # it has no name, or none that can be typed
+            yield os.getxattr(mount / file, "name").decode()
+
+
+def _port_files(mount: Path) -> list[str]:
+    try:
+        files = os.listdir(mount)
+    except OSError:
+        return []
+    return sorted(file for file in files if port_id(os.fsencode(file)) is not None)
+
+
+class Folder(click.Path):
+    """A folder, to mount on."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose folders."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+class Mount(Folder):
+    """The mountpoint of a vconfs mount."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose the mounts that there are, or folders: it may be named in another way."""
+        found = proposals(map(str, mounts()), incomplete)
+        return found or super().shell_complete(ctx, param, incomplete)
+
+
+class PortName(click.ParamType[str]):
+    """A port: a file, MOUNTPOINT/NAME, or a NAME in any mount."""
+
+    name = "port"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Take it as it is: which port it names is looked up when it is used."""
+        return str(value)
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose names that one mount alone has, and behind a mountpoint all its ports."""
+        if "/" not in incomplete:
+            names = Counter(name for mount in mounts() for name in port_names(mount))
+            found = proposals(sorted(name for name in names if names[name] == 1), incomplete)
+        else:
+            found = proposals(_paths(mounts()), incomplete)
+        return found or [CompletionItem(incomplete, type="file")]
+
+
+def _paths(places: Iterable[Path]) -> Iterator[str]:
+    for mount in places:
+        yield from (f"{mount}/{name}" for name in port_names(mount) if "/" not in name)
+        yield from (f"{mount}/{file}" for file in _port_files(mount))
