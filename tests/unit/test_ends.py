@@ -16,6 +16,7 @@ from vconfs.host.host import HostError, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.port import Opener, Port, PortOptions
 from vconfs.ports import PortManager
+from vconfs.protocol import v8
 from vconfs.protocol.events import Buffer
 from vconfs.testing import Ends, Puppet, open_ends
 
@@ -282,6 +283,22 @@ async def test_a_new_connection_tells_what_is_open_and_full_already(dialect: str
             assert cast(HostPort, puppet.port).guest_throttled == (dialect == "v8")
             assert host.guest is not None
             assert host.guest.ignored == 0
+
+
+async def test_a_message_that_its_guest_did_not_finish_is_not_joined_to_the_next_ones() -> None:
+    class Packets(Puppet):
+        keeps_boundaries = True
+
+    puppet, manager = Packets(), PortManager()
+    async with open_host([spec(puppet=puppet)]) as host:
+        async with open_embedded(host, manager) as driver:
+            link = driver._link
+            link.send(1, v8.HEADER.pack(0, 0, 100) + b"the first half", b"")
+            link.flush(1)
+        assert puppet.port.counters.dropped == len(b"the first half")
+        async with open_embedded(host, manager):
+            assert manager.ports[0].write_nowait(b"whole") == 5
+            assert await puppet.port.receive_message() == b"whole"
 
 
 async def test_the_write_buffers_are_zeroed_when_the_host_has_used_them() -> None:

@@ -101,6 +101,14 @@ class _Messages:
         self.size -= len(message) + _MESSAGE_COST
         return message
 
+    def abandon(self) -> int:
+        """Drop a message whose rest will not come; tell how many bytes of it there were."""
+        dropped = len(self._partial)
+        self._partial.clear()
+        self._missing = 0
+        self.size -= dropped
+        return dropped
+
     def clear(self) -> int:
         dropped = self.size - _MESSAGE_COST * len(self.whole)
         self.whole.clear()
@@ -265,6 +273,8 @@ class HostPort:
         """The guest is gone."""
         self._line = None
         self.guest_throttled = self.host_throttled = False
+        if self._messages is not None:
+            self.counters.dropped += self._messages.abandon()
         self.set_guest_connected(False)
 
     def set_guest_connected(self, connected: bool) -> None:

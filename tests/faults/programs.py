@@ -1,0 +1,155 @@
+"""Both ends as programs of their own: `vconfs host`, and `vconfs mount` as its guest."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from attrs import define, field, frozen
+
+from vconfs.background import open_background
+
+T = TypeVar("T")
+
+_READY = b"vconfs: listening on"
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait until something holds that follows from what the programs do."""
+    while not condition():
+        await trio.sleep(0.005)
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Do what may wait for a mount; given up when the test is."""
+    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+
+
+@define(eq=False)
+class Program:
+    """A `vconfs` command that runs, and what it has said on stderr."""
+
+    process: trio.Process
+    said: bytearray = field(factory=bytearray)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def lines(self) -> list[str]:
+        return self.said.decode().splitlines()
+
+    async def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send a signal, and wait until the program has ended."""
+        if self.process.returncode is None:
+            os.kill(self.pid, number)
+        await self.process.wait()
+
+    async def listen(self) -> None:
+        """Collect what it says."""
+        assert self.process.stderr is not None
+        while data := await self.process.stderr.receive_some():
+            self.said += data
+
+    def descriptors(self) -> int:
+        """How many descriptors it has open."""
+        return len(os.listdir(f"/proc/{self.pid}/fd"))
+
+    def resident(self) -> int:
+        """How much memory it holds, in KiB."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1])
+        raise AssertionError("no VmRSS")
+
+
+@frozen
+class Both:
+    """Starts the two ends, of one device in one folder."""
+
+    folder: Path
+    url: str
+    _nursery: trio.Nursery
+
+    @property
+    def mountpoint(self) -> Path:
+        return self.folder / "mnt"
+
+    def file(self, id: int = 0) -> Path:
+        return self.mountpoint / f"vcon{id}"
+
+    def attribute(self, name: str, id: int = 0) -> bytes:
+        """An attribute of a port, empty where it has none now."""
+        with suppress(OSError):
+            return os.getxattr(self.file(id), f"user.{name}")
+        return b""
+
+    async def until_connected(self, id: int = 0) -> None:
+        await until(lambda: self.attribute("host", id) == b"1")
+
+    async def host(self, *ports: str) -> Program:
+        """Start a host end with these ports, and wait until guests can come."""
+        words = [word for port in ports for word in ("--port", port)]
+        program = await self._start("host", "--listen", self.url, *words)
+        await until(lambda: _READY in program.said or program.process.returncode is not None)
+        assert _READY in program.said, program.lines
+        return program
+
+    async def mount(self, *words: str) -> Program:
+        """Start a guest end, and wait until its files are there."""
+        program = await self.begin_mount(*words)
+        await until(lambda: self._serves(program.pid) or program.process.returncode is not None)
+        assert program.process.returncode is None, program.lines
+        return program
+
+    async def begin_mount(self, *words: str) -> Program:
+        """Start a guest end."""
+        with suppress(FileExistsError):  # it may hold a dead mount, which no stat gets through
+            os.mkdir(self.mountpoint)
+        return await self._start("mount", "-f", "--device", self.url, *words, str(self.mountpoint))
+
+    def _serves(self, pid: int) -> bool:
+        with suppress(OSError):
+            return os.getxattr(self.mountpoint, "user.pid") == b"%d" % pid
+        return False
+
+    async def _start(self, *words: str) -> Program:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "vconfs", *words],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        program = Program(process)
+        self._nursery.start_soon(_own, program)
+        return program
+
+
+async def _own(program: Program) -> None:
+    """Collect what a program says until it ends; it does not outlive us."""
+    try:
+        await program.listen()
+        await program.process.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            await program.kill()
+            if program.process.stderr is not None:
+                await program.process.stderr.aclose()
+
+
+@asynccontextmanager
+async def open_both(folder: Path, device: str) -> AsyncIterator[Both]:
+    """Give a starter of both ends; whatever it has started ends with the block."""
+    url = f"{device}:{folder}/device"
+    try:
+        async with open_background() as nursery:
+            yield Both(folder, url, nursery)
+    finally:
+        subprocess.run(["umount", "-l", folder / "mnt"], stderr=subprocess.DEVNULL, check=False)
