@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Final
 
 import trio
 
+from vconfs.early import CONSOLE, EarlyLine
 from vconfs.link import Link
 from vconfs.link_end import LinkEnd
 from vconfs.port import Port
@@ -36,10 +37,18 @@ class Driver(LinkEnd[Port]):
 
     def start(self) -> None:
         """Bring the device up: learn its ports and ask for their names."""
+        self._let_console_speak()
         self.config_changed()
         self._sender.post(self._end.device_ready())
         for queue in range(0, self._end.queues, 2):
             self.received(queue)
+
+    def _let_console_speak(self) -> None:
+        """Take output of a console that is known from before, until its port comes."""
+        port = self._manager.ports.get(CONSOLE)
+        line = EarlyLine(self._link, self._end)
+        if port is not None and port.console and line.works:
+            port.speak_early(line)
 
     def _detach_ports(self) -> None:
         for port in list(self._manager.ports.values()):

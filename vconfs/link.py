@@ -48,6 +48,9 @@ class Link(ABC):
     def config(self) -> bytes:
         """The device's config space as it is now."""
 
+    def write_config(self, offset: int, data: Buffer) -> None:  # noqa: B027
+        """Write to the device's config space (guest end, where the device lets it)."""
+
     @abstractmethod
     def room_for(self, queue: int, header_size: int) -> int:
         """How many bytes of data fit now into the free buffers of `queue`, headers apart."""

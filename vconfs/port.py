@@ -113,6 +113,8 @@ class Port:
     counters: Counters = field(factory=Counters)
 
     _line: Line | None = field(init=False, default=None)
+    #: Of a console: where its output goes while its device is up and the port is not there.
+    _early: Line | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
     _delivered: bool = field(init=False, default=False)
@@ -157,6 +159,7 @@ class Port:
             mask |= _READABLE
         if not self.host_connected:
             mask |= select.POLLHUP
+        line = line or self._early
         if line is None:
             return mask
         if not line.throttles and not self.host_connected:
@@ -279,15 +282,17 @@ class Port:
                     return sent
 
     def _may_send(self) -> bool:
-        if self.removed or self._line is None or self.host_throttled:
+        line = self._line or self._early
+        if self.removed or line is None or self.host_throttled:
             return False
-        return self._line.throttles or self.host_connected
+        return line.throttles or self.host_connected
 
     def _check_writable(self) -> Line | None:
         """Give the line to write to; None: the caller must wait."""
         if self.removed:
             _fail(errno.ENODEV)
-        line, blocks = self._line, self.options.throttle == "block" and not self._shut
+        line = self._line or self._early
+        blocks = self.options.throttle == "block" and not self._shut
         if line is None:
             if not blocks:
                 _fail(errno.ENOTCONN)
@@ -307,12 +312,17 @@ class Port:
 
         `introduce` makes the port known to its host, who then listens to it.
         """
-        self._line = line
+        self._line, self._early = line, None
         self.host_throttled = self.guest_throttled = self._was_reset = False
         introduce()
         if self.openers:
             line.open_port(self.id, True)
         self._limit_changed()
+        self._changed()
+
+    def speak_early(self, line: Line) -> None:
+        """Take output by `line` until the port is there: its device is up (a console's only)."""
+        self._early = line
         self._changed()
 
     def detach(self) -> None:
@@ -426,7 +436,7 @@ class Port:
             self._after_read()
 
     def _let_go(self) -> None:
-        line, self._line = self._line, None
+        line, self._line, self._early = self._line, None, None
         if line is not None:
             line.nudge(self.id)
         self._changed()

@@ -2,125 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 import trio.testing
 
-from tests.unit.test_virtio_pci import BARS, REAL
-from vconfs.device import pci
+from tests.unit.fake_function import FakeFunction
+from tests.unit.test_virtio_pci import REAL
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci, plan_queues
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
-from vconfs.protocol.virtio_pci import NO_VECTOR, Common, Msix, Register, Status
-
-ISR, CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
-
-
-class FakeFunction:
-    """A console's registers, as QEMU has them, with `vectors` MSI-X vectors."""
-
-    def __init__(self, *, ports: int = 2, vectors: int = 0) -> None:
-        self.memory = memoryview(bytearray(8 << 20))
-        self.base = 1 << 40
-        self.vectors = vectors
-        self.function = REAL
-        self.bars: Mapping[int, int] = BARS
-        self.features = 0x10130000006
-        self.config = bytes(4) + ports.to_bytes(4, "little")
-        self.queues = 2 * ports + 2
-        self.queue_size = 64
-        self.notify_off: int | None = None
-        self.status = 0
-        self.isr = 0
-        self.generation = 0
-        self.generation_step = 0
-        self.refused_status = 0
-        self.refused_vectors: set[int] = set()
-        self.resets = True
-        self.words: dict[tuple[int, Register], int] = {}
-        self.plain: dict[Register, int] = {}
-        self.kicks: list[int] = []
-        self.statuses: list[int] = []
-        self.interrupts_to_driver, self.interrupts = trio.open_memory_channel[tuple[int, ...]](10)
-
-    async def read_config(self, offset: int, size: int) -> int:
-        return int.from_bytes(self.function[offset : offset + size], "little")
-
-    async def read_whole_config(self) -> bytes:
-        return self.function
-
-    async def bar_sizes(self) -> Mapping[int, int]:
-        return self.bars
-
-    async def enable_vectors(self, msix: Msix | None) -> int:
-        return self.vectors
-
-    async def wait_interrupt(self) -> Collection[int]:
-        try:
-            return await self.interrupts.receive()
-        except trio.EndOfChannel:
-            raise DeviceError("the bus is gone") from None
-
-    async def read(self, bar: int, offset: int, size: int) -> int:
-        await trio.lowlevel.checkpoint()
-        assert bar == 4
-        if offset == ISR:
-            isr, self.isr = self.isr, 0
-            return isr
-        if offset >= CONFIG:
-            at = offset - CONFIG
-            return int.from_bytes(self.config[at : at + size], "little")
-        return self._get(Register(offset, size))
-
-    def _get(self, register: Register) -> int:
-        queue = self.plain.get(Common.QUEUE_SELECT, 0)
-        match register:
-            case Common.DEVICE_FEATURE:
-                return self.features >> 32 * self.plain[Common.DEVICE_FEATURE_SELECT] & 0xFFFFFFFF
-            case Common.NUM_QUEUES:
-                return self.queues
-            case Common.DEVICE_STATUS:
-                return self.status
-            case Common.CONFIG_GENERATION:
-                self.generation = (self.generation + self.generation_step) & 255
-                return self.generation
-            case Common.QUEUE_SIZE:
-                return self.queue_size
-            case Common.QUEUE_NOTIFY_OFF:
-                return queue if self.notify_off is None else self.notify_off
-            case Common.CONFIG_MSIX_VECTOR:
-                return self.plain[register]
-        return self.words.get((queue, register), 0)
-
-    def post(self, bar: int, offset: int, size: int, value: int) -> None:
-        assert bar == 4
-        assert 0 <= value < 1 << 8 * size
-        if offset >= NOTIFY:
-            self.kicks.append(value)
-            return
-        register = Register(offset, size)
-        if register == Common.DEVICE_STATUS:
-            self._set_status(value)
-        elif register in (Common.CONFIG_MSIX_VECTOR, Common.QUEUE_MSIX_VECTOR):
-            self._store(register, NO_VECTOR if value in self.refused_vectors else value)
-        else:
-            self._store(register, value)
-
-    def _store(self, register: Register, value: int) -> None:
-        self.plain[register] = value
-        self.words[self.plain.get(Common.QUEUE_SELECT, 0), register] = value
-
-    def _set_status(self, value: int) -> None:
-        self.statuses.append(value)
-        if value:
-            self.status = value & ~self.refused_status
-        elif self.resets:
-            self.status = 0
-            self.words.clear()
+from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_MULTIPORT
+from vconfs.protocol.virtio_pci import Common, Status
 
 
 @asynccontextmanager
@@ -192,11 +88,36 @@ async def test_a_device_that_is_refused(field: str, value: object, message: str)
     await refused(fake, message)
 
 
-@pytest.mark.parametrize("vector", [0, 1])
-async def test_a_vector_that_the_device_refuses(vector: int) -> None:
-    fake = FakeFunction(vectors=2)
-    fake.refused_vectors = {vector}
-    await refused(fake, f"refuses MSI-X vector {vector}")
+@pytest.mark.parametrize(
+    ("vectors", "refused", "queues"),
+    [
+        (3, {5}, [1, 2] * 3),
+        (9, {4}, [1] * 6),
+        (9, {1}, [0] * 6),
+        (9, {0}, None),
+    ],
+    ids=["all are taken", "two", "one", "the line"],
+)
+async def test_a_device_that_refuses_vectors_gets_fewer(
+    vectors: int, refused: set[int], queues: list[int] | None
+) -> None:
+    fake = FakeFunction(vectors=vectors)
+    fake.refused_vectors = refused
+    async with driven(fake) as driver:
+        if queues is None:
+            assert fake.vectors == 0
+        else:
+            assert fake.plain[Common.CONFIG_MSIX_VECTOR] == 0
+            assert [fake.words[q, Common.QUEUE_MSIX_VECTOR] for q in range(6)] == queues
+        assert not driver.stopped.is_set()
+
+
+@pytest.mark.parametrize(("length", "accepted"), [(8, False), (11, False), (12, True)])
+async def test_early_output_needs_a_place_in_the_config_space(length: int, accepted: bool) -> None:
+    fake = FakeFunction()
+    fake.function = REAL[:0x6C] + length.to_bytes(4, "little") + REAL[0x70:]
+    async with driven(fake) as driver:
+        assert bool(driver._end.features & F_EMERG_WRITE) == accepted  # type: ignore[attr-defined]
 
 
 async def test_a_reset_that_never_ends(autojump_clock: trio.testing.MockClock) -> None:
@@ -215,7 +136,7 @@ async def test_a_running_device_fails(vectors: int, status: int, reason: str) ->
     fake = FakeFunction(vectors=vectors)
     async with driven(fake) as driver:
         fake.status, fake.isr = status, 2
-        await fake.interrupts_to_driver.send((0,) if vectors else ())
+        fake.interrupt(0 if vectors else None)
         await driver.stopped.wait()
         assert reason in driver.reason
 
@@ -227,7 +148,7 @@ async def test_a_ring_that_breaks_the_rules(vectors: int) -> None:
         at = fake.words[2, Common.QUEUE_DEVICE_LOW]
         fake.memory[at + 2 : at + 4] = b"\xff\xff"
         fake.isr = 1
-        await fake.interrupts_to_driver.send((min(1, vectors - 1),) if vectors else ())
+        fake.interrupt(min(1, vectors - 1) if vectors else None)
         await driver.stopped.wait()
         assert "queue 2: used.idx jumped" in driver.reason
 
@@ -235,7 +156,7 @@ async def test_a_ring_that_breaks_the_rules(vectors: int) -> None:
 async def test_the_bus_goes_away() -> None:
     fake = FakeFunction()
     async with driven(fake) as driver:
-        fake.interrupts_to_driver.close()
+        fake.go_away()
         await driver.stopped.wait()
         assert driver.reason == "the bus is gone"
 
@@ -253,11 +174,12 @@ async def test_interrupts_without_end_starve_nobody() -> None:
 async def interrupt_for_ever(fake: FakeFunction) -> None:
     while True:
         fake.isr = 3
-        await fake.interrupts_to_driver.send(())
+        fake.interrupt()
+        await trio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(("ports", "memory"), [(1, 4 << 20), (31, 63 << 20), (511, 63 << 20)])
 def test_the_memory_is_shared_out(ports: int, memory: int) -> None:
-    specs = plan_queues([128] * (2 * ports + 2), pci._F_MULTIPORT, memory)
+    specs = plan_queues([128] * (2 * ports + 2), F_MULTIPORT, memory)
     assert len(specs) == 2 * ports + 2
     assert sum(spec.memory for spec in specs.values()) <= memory

@@ -290,3 +290,7 @@ def test_the_host_end_writes_the_config_that_the_guest_end_reads() -> None:
 
 def test_a_v8_device_waits_for_no_ready_message() -> None:
     assert v8.GuestEnd(ALL).device_ready() is None
+
+
+def test_there_is_no_way_around_the_queues() -> None:
+    assert v8.GuestEnd(v8.FEATURES).emergency_writes(b"help") == []

@@ -221,6 +221,26 @@ def test_an_emergency_write_is_a_byte_from_port_0() -> None:
         assert host.receive_config_write(8, data) == events.Data(0, memoryview(b"A"))
 
 
+@pytest.mark.parametrize(
+    ("features", "data", "writes"),
+    [
+        (virtio1.F_EMERG_WRITE, b"Hi", [(8, b"H\0\0\0"), (8, b"i\0\0\0")]),
+        (ALL | virtio1.F_EMERG_WRITE, b"\xff", [(8, b"\xff\0\0\0")]),
+        (ALL | virtio1.F_EMERG_WRITE, b"", []),
+        (ALL, b"Hi", []),
+    ],
+)
+def test_what_the_guest_writes_in_an_emergency(
+    features: int, data: bytes, writes: list[tuple[int, bytes]]
+) -> None:
+    guest, host = virtio1.GuestEnd(features), virtio1.HostEnd(features)
+    for form in (data, bytearray(data), memoryview(data)):
+        found = guest.emergency_writes(form)
+        assert [(write.offset, write.data) for write in found] == writes
+        read_back = [host.receive_config_write(write.offset, write.data) for write in found]
+        assert read_back == [events.Data(0, memoryview(data)[i : i + 1]) for i in range(len(found))]
+
+
 @pytest.mark.parametrize(("offset", "data"), [(8, b""), (0, b"A"), (9, b"A"), (12, b"A")])
 def test_other_writes_to_the_config_space_are_ignored(offset: int, data: bytes) -> None:
     assert virtio1.HostEnd(ALL).receive_config_write(offset, data) == events.Ignored(

@@ -115,6 +115,8 @@ def command(
       pci:ADDRESS                  a virtio console that vfio-pci has, or that --bind gives to it
       kernel                       the ports of the kernel's own driver, /dev/vport0p1 …
       qtest:DIR[,addr=SLOT.FUNC]   a console of a QEMU process without a guest
+                                   (pci and qtest with ,resize=rows-first: the device tells
+                                   console sizes in the order that Linux reads)
       stream:PLACE                 a `vconfs host` at the other end of a byte stream; PLACE is
                                    unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
                                    exec:COMMAND  stdio, and any with ,window=BYTES

@@ -9,13 +9,13 @@ from typing import Final, Protocol
 import trio
 from attrs import field, frozen
 
-from vconfs.device.binding import PciFunction, bound, parse_address
+from vconfs.device.binding import PciFunction, bound
 from vconfs.device.embedded import open_embedded
 from vconfs.device.kernel import open_kernel
 from vconfs.device.pci import DIALECT as PCI_DIALECT
 from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
-from vconfs.device.vfio import open_vfio
+from vconfs.device.vfio import VfioAddress, open_vfio
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
@@ -86,8 +86,9 @@ class Kind:
 async def _open_bound_vfio(
     manager: PortManager, rest: str, dialect: str | None
 ) -> AsyncIterator[Joint]:
-    with bound(PciFunction(parse_address(rest))):
-        async with open_vfio(manager, rest) as driver:
+    address = VfioAddress.parse(rest)
+    with bound(PciFunction(address.pci)):
+        async with open_vfio(manager, address) as driver:
             yield driver
 
 
@@ -102,8 +103,8 @@ DEVICES: Final[Mapping[str, Kind]] = {
         lambda manager, rest, dialect: open_kernel(manager), _check_nothing, dialects=(PCI_DIALECT,)
     ),
     "pci": Kind(
-        lambda manager, rest, dialect: open_vfio(manager, rest),
-        parse_address,
+        lambda manager, rest, dialect: open_vfio(manager, VfioAddress.parse(rest)),
+        VfioAddress.parse,
         dialects=(PCI_DIALECT,),
         open_bound=_open_bound_vfio,
     ),

@@ -31,6 +31,7 @@ from attrs import frozen
 from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci
+from vconfs.device.url import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
 from vconfs.protocol import qtest, virtio_pci
@@ -257,29 +258,31 @@ class QtestTransport:
 
 @frozen
 class QtestAddress:
-    """What the DEVICE url `qtest:DIR[,addr=SLOT.FUNCTION]` says."""
+    """What the DEVICE url `qtest:DIR[,addr=SLOT.FUNCTION][,resize=rows-first]` says."""
 
     directory: Path
     slot: int | None = None
     function: int = 0
+    resize_rows_first: bool = False
 
     @classmethod
     def parse(cls, rest: str) -> QtestAddress:
         """Read what stands after `qtest:`; ValueError: it makes no sense."""
-        directory, comma, option = rest.partition(",")
+        directory, options = split_options("qtest", rest, "addr=SLOT.FUNCTION", RESIZE_OPTION)
         if not directory:
             raise ValueError("qtest: needs the directory with QEMU's socket")
-        if not comma:
-            return cls(Path(directory))
-        found = re.fullmatch(r"addr=([0-9a-fA-F]{1,2})(?:\.([0-7]))?", option)
+        rows_first = resize_rows_first(options)
+        if "addr" not in options:
+            return cls(Path(directory), resize_rows_first=rows_first)
+        found = re.fullmatch(r"([0-9a-fA-F]{1,2})(?:\.([0-7]))?", options["addr"])
         if not found or int(found[1], 16) >= _SLOTS:
-            raise ValueError(f"unknown option of qtest: {option!r}: it is addr=SLOT.FUNCTION")
-        return cls(Path(directory), int(found[1], 16), int(found[2] or 0))
+            raise ValueError(f"qtest: {options['addr']!r} is no SLOT.FUNCTION: they look like 04.0")
+        return cls(Path(directory), int(found[1], 16), int(found[2] or 0), rows_first)
 
 
 @asynccontextmanager
 async def open_qtest(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
-    """Drive the console of the QEMU process at `DIR[,addr=SLOT.FUNCTION]`.
+    """Drive the console of the QEMU process at what `QtestAddress` reads.
 
     Without an address it is the first console on bus 0. ValueError: `rest` makes no sense;
     DeviceError: the device cannot be used.
@@ -294,7 +297,8 @@ async def open_qtest(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
             if slot is None:
                 slot = await _find_console(client)
             transport = QtestTransport(client, memory, slot, address.function)
-            async with open_pci(manager, transport) as driver:
+            rows_first = address.resize_rows_first
+            async with open_pci(manager, transport, resize_rows_first=rows_first) as driver:
                 yield driver
 
 

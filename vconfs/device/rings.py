@@ -198,12 +198,14 @@ class RingLink(Link):
         features: int,
         kick: Callable[[int], None],
         read_config: Callable[[], bytes],
+        write_config: Callable[[int, Buffer], None] = lambda offset, data: None,
         base: int = 0,
         event_idx: bool = False,
     ) -> None:
         self.features = features
         self._kick = kick
         self._read_config = read_config
+        self._write_config = write_config
         self._dead = False
         self._receive: dict[int, _ReceiveQueue] = {}
         self._send: dict[int, _SendQueue] = {}
@@ -229,6 +231,11 @@ class RingLink(Link):
     def config(self) -> bytes:
         """The device's config space as it is now."""
         return self._read_config()
+
+    def write_config(self, offset: int, data: Buffer) -> None:
+        """See `Link.write_config`."""
+        if not self._dead:
+            self._write_config(offset, data)
 
     def start(self) -> None:
         """Show the device the receive buffers; the rings are set up by now."""

@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from attrs import frozen
 
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, parse_address
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci
+from vconfs.device.url import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
 from vconfs.protocol import virtio_pci
@@ -171,7 +173,10 @@ class VfioTransport:
 
     async def enable_vectors(self, msix: Msix | None) -> int:
         """Turn on as many MSI-X vectors as can be had, or else the line."""
-        self._watch(_IRQ_REQUEST, [_REQUEST])  # not every kernel has it
+        if not self._vectors:
+            self._watch(_IRQ_REQUEST, [_REQUEST])  # not every kernel has it
+        elif msix is None:
+            self._set_irqs(_IRQ_MSIX, _IRQ_DATA_NONE | _IRQ_TRIGGER, 0)
         count = min(msix.vectors if msix else 0, self._irq_count(_IRQ_MSIX), _VECTORS_MAX)
         while count:
             if self._watch(_IRQ_MSIX, range(count)):
@@ -228,16 +233,31 @@ class VfioTransport:
         return vectors - {_LINE}
 
 
+@frozen
+class VfioAddress:
+    """What the DEVICE url `pci:ADDRESS[,resize=rows-first]` says."""
+
+    pci: str
+    resize_rows_first: bool = False
+
+    @classmethod
+    def parse(cls, rest: str) -> VfioAddress:
+        """Read what stands after `pci:`; ValueError: it makes no sense."""
+        address, options = split_options("pci", rest, RESIZE_OPTION)
+        return cls(parse_address(address), resize_rows_first(options))
+
+
 @asynccontextmanager
-async def open_vfio(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
+async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator[Driver]:
     """Drive the virtio console at a PCI address, which vfio-pci has.
 
-    ValueError: `rest` is no address; DeviceError: the device cannot be used.
+    DeviceError: the device cannot be used.
     """
-    function = PciFunction(parse_address(rest))
+    function = PciFunction(address.pci)
     with ExitStack() as stack:
         transport = _open_transport(function, stack)
-        async with open_pci(manager, transport) as driver:
+        rows_first = address.resize_rows_first
+        async with open_pci(manager, transport, resize_rows_first=rows_first) as driver:
             yield driver
 
 

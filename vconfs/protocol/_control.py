@@ -8,6 +8,8 @@ from typing import Final, TypeAlias
 
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
+    Buffer,
+    ConfigWrite,
     ConsolePort,
     Event,
     Ignored,
@@ -108,6 +110,10 @@ class ConfigReader:
         if self.features & F_SIZE:
             events += self._size_changed(*SIZE.unpack_from(config))
         return events
+
+    def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
+        """Say how output of port 0 goes out before that is there; nothing: it cannot."""
+        return []
 
     def _ports_changed(self, ports: int) -> list[Event]:
         """Say what the number of ports means (with MULTIPORT only)."""

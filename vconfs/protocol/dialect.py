@@ -8,7 +8,7 @@ from typing import Final, Protocol
 from attrs import frozen
 
 from vconfs.protocol import v8, virtio1
-from vconfs.protocol.events import Event, Message
+from vconfs.protocol.events import Buffer, ConfigWrite, Event, Message
 
 
 class End(Protocol):
@@ -44,6 +44,7 @@ class Guest(End, Protocol):
     """The driver's end of a dialect."""
 
     def receive_config(self, config: bytes) -> list[Event]: ...  # noqa: D102
+    def emergency_writes(self, data: Buffer) -> list[ConfigWrite]: ...  # noqa: D102
     def device_ready(self) -> Message | None: ...  # noqa: D102
     def port_ready(self, id: int) -> Message | None: ...  # noqa: D102
 

@@ -157,6 +157,14 @@ Event: TypeAlias = (
 
 
 @frozen
+class ConfigWrite:
+    """Bytes that the guest end wants written to the device's config space."""
+
+    offset: int
+    data: bytes
+
+
+@frozen
 class Message:
     """One buffer that an end wants sent: the queue it goes to, and its bytes."""
 

@@ -16,6 +16,9 @@ whatever order it likes; some do so before PORT_READY. A PORT_ADD of a port that
 more `PortAdded`: the owner answers it again. Without MULTIPORT there is one port, 0, which is a
 console and whose other side counts as open.
 
+With EMERG_WRITE a guest whose ports are not there yet writes output of its console into emerg_wr,
+a byte at a time.
+
 The size in the config space is port 0's. With MULTIPORT it means nothing before that port was
 added; hosts send RESIZE then, for Linux reads no size from the config space at all.
 
@@ -54,6 +57,7 @@ from vconfs.protocol._control import (
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import (
     Buffer,
+    ConfigWrite,
     Data,
     DeviceReady,
     Event,
@@ -85,7 +89,8 @@ __all__ = [
 ]
 
 F_EMERG_WRITE: Final = 1 << 2
-#: What both ends do by themselves; for F_EMERG_WRITE a host must also see config writes.
+#: What both ends do by themselves. F_EMERG_WRITE is for who can write to the config space, and for
+#: a host that sees what a guest writes there.
 FEATURES: Final = F_SIZE | F_MULTIPORT
 
 CONTROL_IN: Final = 2
@@ -231,6 +236,13 @@ class GuestEnd(ConfigReader, _End):
 
     def _size_changed(self, cols: int, rows: int) -> list[Event]:
         return super()._size_changed(cols, rows) if self._has_port_0 else []
+
+    def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
+        """Say how output of port 0 goes out before that is there; nothing: it cannot."""
+        if not self.features & F_EMERG_WRITE:
+            return []
+        at, size = EMERGENCY_WRITE.start, len(EMERGENCY_WRITE)
+        return [ConfigWrite(at, byte.to_bytes(size, "little")) for byte in bytes(data)]
 
     def device_ready(self) -> Message | None:
         """Ask for the ports to be announced: the driver is up."""

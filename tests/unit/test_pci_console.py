@@ -1,0 +1,178 @@
+"""The PCI driver with a whole console of our own behind the registers."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+import trio.testing
+
+from tests.unit.fake_console import FakeConsole, open_console
+from tests.unit.test_ends import spec, taken
+from vconfs.device.pci import open_pci
+from vconfs.driver import Driver
+from vconfs.port import Port
+from vconfs.ports import PortManager
+from vconfs.protocol.virtio1 import F_EMERG_WRITE
+from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
+from vconfs.testing import Puppet
+
+PLAIN = 1 << 32 | 2
+RINGS = [0, F_EVENT_IDX, F_INDIRECT_DESC, F_EVENT_IDX | F_INDIRECT_DESC]
+
+
+@asynccontextmanager
+async def driven(
+    fake: FakeConsole, manager: PortManager | None = None
+) -> AsyncIterator[tuple[Driver, PortManager]]:
+    manager = manager or PortManager()
+    async with open_pci(manager, fake) as driver:
+        yield driver, manager
+
+
+async def settled(holds: Callable[[], bool]) -> None:
+    """Wait until all that was under way has been done, and see that something holds."""
+    await trio.testing.wait_all_tasks_blocked()
+    assert holds()
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 2, 9])
+@pytest.mark.parametrize("rings", RINGS)
+async def test_data_goes_both_ways(vectors: int, rings: int) -> None:
+    puppet = Puppet()
+    specs = [spec(b"con", console=True), spec(b"org.example.0", puppet)]
+    async with (
+        open_console(specs, vectors=vectors, features=PLAIN | rings) as fake,
+        driven(fake) as (driver, manager),
+        trio.open_nursery() as nursery,
+    ):
+        await settled(
+            lambda: [port.name for port in manager.ports.values()] == [b"con", specs[1].name]
+        )
+        port, data = manager.ports[1], bytes(range(251)) * 9000
+        nursery.start_soon(write_all, port, data)
+        got = b""
+        while len(got) < len(data):
+            got += await puppet.port.receive()
+        assert got == data
+        nursery.start_soon(puppet.port.send, data)
+        got = b""
+        while len(got) < len(data):
+            got += taken(await port.read(1 << 20))
+        assert got == data
+        assert driver.reason == ""
+        assert manager.ignored == fake.backend.ignored == 0  # type: ignore[union-attr]
+
+
+async def write_all(port: Port, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[await port.write(view) :]
+
+
+@pytest.mark.parametrize("rings", RINGS)
+async def test_pollers_are_told_of_room(rings: int) -> None:
+    puppet = Puppet()
+    async with (
+        open_console([spec(puppet=puppet, host_limit=1000)], features=PLAIN | rings) as fake,
+        driven(fake) as (_, manager),
+    ):
+        await settled(lambda: 0 in manager.ports)
+        port, changes = manager.ports[0], 0
+
+        def count(port: Port) -> None:
+            nonlocal changes
+            changes += 1
+
+        while port.poll() & select.POLLOUT:
+            port.write_nowait(bytes(1 << 20))
+        port.on_change = count
+        while not port.poll() & select.POLLOUT:
+            await puppet.port.receive()
+            await trio.testing.wait_all_tasks_blocked()
+        assert changes == 1
+
+
+# --- RESIZE -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rows_first", [False, True])
+async def test_the_order_of_a_size_is_an_option(rows_first: bool) -> None:
+    async with (
+        open_console([spec(console=True)], resize_rows_first=True) as fake,
+        trio.open_nursery() as nursery,
+    ):
+        manager = PortManager()
+        async with open_pci(manager, fake, resize_rows_first=rows_first):
+            await settled(lambda: 0 in manager.ports)
+            fake.host.resize(0, 132, 50)
+            await settled(lambda: manager.ports[0].size == ((132, 50) if rows_first else (50, 132)))
+        nursery.cancel_scope.cancel()
+
+
+# --- EMERG_WRITE --------------------------------------------------------------------------
+
+
+def remembered() -> tuple[PortManager, Port]:
+    """A console that is known from an earlier connection."""
+    manager = PortManager()
+    port = manager.add(0)
+    port.become_console()
+    return manager, port
+
+
+async def test_early_output_of_a_console() -> None:
+    """It goes out before the host has looked at a single message, and stays in front."""
+    puppet = Puppet()
+    manager, port = remembered()
+    with pytest.raises(OSError) as caught:
+        port.write_nowait(b"nowhere")
+    assert caught.value.errno == errno.ENOTCONN
+    async with open_console([spec(b"con", puppet, console=True)], quiet=True) as fake:
+        async with driven(fake, manager):
+            assert port.poll() == select.POLLHUP | select.POLLOUT | select.POLLWRNORM
+            assert port.write_nowait(b"panic: ") == 7
+            assert await port.write(b"a" * 1000) == 256
+            assert await puppet.port.receive() == b"panic: " + b"a" * 256
+            assert not port.attached
+            fake.serve()
+            await settled(lambda: port.attached and port.host_connected)
+            assert port.write_nowait(b"later") == 5
+            assert await puppet.port.receive() == b"later"
+            assert port.counters.bytes_out == 7 + 256 + 5
+        with pytest.raises(OSError) as caught:
+            port.write_nowait(b"nowhere")
+        assert caught.value.errno == errno.ENOTCONN
+
+
+@pytest.mark.parametrize(
+    ("console", "features"),
+    [(False, F_EMERG_WRITE), (True, 0)],
+    ids=["another port", "a device without it"],
+)
+async def test_there_is_no_early_output(console: bool, features: int) -> None:
+    manager = PortManager()
+    port = manager.add(0)
+    port.console = console
+    async with (
+        open_console([spec(console=True)], features=PLAIN | features, quiet=True) as fake,
+        driven(fake, manager),
+    ):
+        with pytest.raises(OSError) as caught:
+            port.write_nowait(b"nowhere")
+        assert caught.value.errno == errno.ENOTCONN
+
+
+async def test_a_device_that_goes_before_the_port_came() -> None:
+    manager, port = remembered()
+    async with open_console([spec(console=True)], quiet=True) as fake:
+        async with driven(fake, manager) as (driver, _):
+            fake.go_away()
+            await driver.stopped.wait()
+            with pytest.raises(OSError) as caught:
+                await port.write(b"nowhere")
+            assert caught.value.errno == errno.ENOTCONN

@@ -1,0 +1,32 @@
+"""What stands behind the scheme of a DEVICE url: ADDRESS[,NAME=VALUE]..."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+#: The order in which a device tells a console's size: the standard's, or the one that Linux reads.
+RESIZE_OPTION: Final = "resize=cols-first|rows-first"
+
+
+def split_options(scheme: str, rest: str, *known: str) -> tuple[str, dict[str, str]]:
+    """Take the options off; `known` are their forms. ValueError: one is unknown or there twice."""
+    address, *words = rest.split(",")
+    names = {form.partition("=")[0] for form in known}
+    options: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in names or not equals:
+            raise ValueError(f"unknown option of {scheme}: {word!r}: it is {' or '.join(known)}")
+        if name in options:
+            raise ValueError(f"{scheme}: {name} is given twice")
+        options[name] = value
+    return address, options
+
+
+def resize_rows_first(options: Mapping[str, str]) -> bool:
+    """Read RESIZE_OPTION; ValueError."""
+    order = options.get("resize", "cols-first")
+    if order not in ("cols-first", "rows-first"):
+        raise ValueError(f"resize is cols-first or rows-first, not {order!r}")
+    return order == "rows-first"
