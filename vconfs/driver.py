@@ -126,7 +126,9 @@ class Driver(LinkEnd[Port]):
             port.attach(self, ready)
 
     def _removed(self, event: events.PortRemoved) -> None:
-        self._manager.remove(event.id)  # it may be gone: v8's config space tells of gaps again
+        if event.id in self._manager.ports:  # v8's config space tells of gaps again
+            self._take_last(event.id)
+            self._manager.remove(event.id)
 
     def _opened(self, event: events.PortOpened) -> None:
         if port := self._port(event):

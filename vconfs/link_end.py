@@ -83,14 +83,16 @@ class LinkEnd(ABC, Generic[P]):
 
     def received(self, queue: int) -> None:
         """Handle every buffer that came on `queue`, as far as their ports want them now."""
+        if not self.stopped.is_set() and self._wants(queue):
+            self._take(queue, self._wants)
+
+    def _take(self, queue: int, goes_on: Callable[[int], bool]) -> None:
         link, receive, handlers = self._link, self._dialect.receive, self.handlers
-        if self.stopped.is_set() or not self._wants(queue):
-            return
         while (buffer := link.receive(queue)) is not None:
             event = receive(queue, buffer)
             handlers[type(event)](self, event)
             link.done(queue)
-            if not self._wants(queue):
+            if not goes_on(queue):
                 break
         link.flush(queue)
 
@@ -154,6 +156,15 @@ class LinkEnd(ABC, Generic[P]):
             self._hanging_up.add(port.id)
         else:
             self._set_connected(port, opened)
+
+    def _take_last(self, id: int) -> None:
+        """Fetch all that was sent to a port that goes, however full it is: at most a ring.
+
+        Nothing may be left there for the next port with this id.
+        """
+        self._hanging_up.discard(id)
+        if not self.throttles:
+            self._take(self._dialect.receive_queue(id), lambda queue: True)
 
     def _is_behind(self, port: P) -> bool:
         """Fetch what was sent before a hang-up; whether the port is too full for it."""

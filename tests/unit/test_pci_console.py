@@ -15,9 +15,10 @@ from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.test_ends import spec, taken
 from vconfs.device.pci import open_pci
 from vconfs.driver import Driver
-from vconfs.port import Port
+from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE
+from vconfs.protocol.virtio_pci import Common
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
 from vconfs.testing import Puppet
 
@@ -176,3 +177,86 @@ async def test_a_device_that_goes_before_the_port_came() -> None:
             with pytest.raises(OSError) as caught:
                 await port.write(b"nowhere")
             assert caught.value.errno == errno.ENOTCONN
+
+
+# --- unplugging ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("queued", [b"", b"what was sent before", bytes(100_000)])
+async def test_a_port_is_removed_while_it_is_read(queued: bytes) -> None:
+    puppet = Puppet()
+    async with (
+        open_console([spec(b"stays"), spec(b"goes", puppet)]) as fake,
+        driven(fake) as (driver, manager),
+        trio.open_nursery() as nursery,
+    ):
+        await settled(lambda: 1 in manager.ports)
+        port, got = manager.ports[1], []
+
+        async def read() -> None:
+            while True:
+                got.append(taken(await port.read(100)))
+
+        async def read_to_the_end() -> None:
+            with pytest.raises(OSError) as caught:
+                await read()
+            assert caught.value.errno == errno.ENODEV
+
+        nursery.start_soon(read_to_the_end)
+        await trio.testing.wait_all_tasks_blocked()
+        if queued:
+            await puppet.port.send(queued)
+        fake.host.remove(1)
+        await settled(lambda: not nursery.child_tasks)
+        assert b"".join(got) == queued
+        assert not driver.stopped.is_set()
+        assert list(manager.ports) == [0]
+
+
+@pytest.mark.parametrize("hung_up", [False, True])
+async def test_the_next_port_of_an_id_has_nothing_of_the_last_one(hung_up: bool) -> None:
+    puppet = Puppet()
+    async with (
+        open_console([spec(b"stays"), spec(b"full", puppet)]) as fake,
+        driven(fake) as (_, manager),
+    ):
+        await settled(lambda: 1 in manager.ports)
+        full = manager.ports[1]
+        full.set_options(PortOptions(limit=1000))
+        while puppet.port.send_nowait(bytes(60_000)):
+            await trio.testing.wait_all_tasks_blocked()
+        if hung_up:
+            puppet.port.disconnect()
+            await trio.testing.wait_all_tasks_blocked()
+        fake.host.remove(1)
+        await fake.host.add(spec(b"next", id=1))
+        await settled(lambda: 1 in manager.ports and manager.ports[1].name == b"next")
+        fresh = manager.ports[1]
+        assert full.removed
+        assert full.queued > 100_000
+        assert fresh.queued == 0
+        assert fresh.host_connected
+        with pytest.raises(trio.WouldBlock):
+            fresh.read_nowait(10)
+
+
+# --- a device that breaks the rules --------------------------------------------------------
+
+
+async def test_a_reader_finds_that_the_ring_is_broken() -> None:
+    """It is a program's read that looks at the ring here, and it must get its answer."""
+    puppet = Puppet()
+    async with open_console([spec(b"full", puppet)]) as fake, driven(fake) as (driver, manager):
+        await settled(lambda: 0 in manager.ports)
+        port = manager.ports[0]
+        port.set_options(PortOptions(limit=1000))
+        puppet.port.send_nowait(bytes(60_000))
+        await settled(lambda: port.queued > 0)
+        at = fake.words[0, Common.QUEUE_DEVICE_LOW]
+        fake.memory[at + 2 : at + 4] = b"\xff\xff"
+        got = 0
+        while piece := taken(port.read_nowait(1000)):
+            got += len(piece)
+        assert 1000 <= got < 60_000
+        assert driver.reason.startswith("queue 0: used.idx jumped")
+        assert not port.attached

@@ -214,6 +214,17 @@ def test_the_driver_refuses_wrong_used_entries(
         pair.driver.pop_used()
 
 
+def test_the_driver_refuses_more_buffers_than_it_has_shown() -> None:
+    pair = Pair()
+    for _ in range(3):
+        pair.driver.add(DATA, 10, writable=True)
+        pair.driver.publish()
+    pair.driver.add(DATA, 10, writable=True)
+    used(pair, 4, 0, 0)
+    with pytest.raises(RemoteProtocolError, match=r"used.idx jumped from 0 to 4 with 3 buffers"):
+        pair.driver.pop_used()
+
+
 def test_the_driver_refuses_a_buffer_that_is_given_back_twice() -> None:
     pair = Pair()
     pair.driver.add(DATA, 10, writable=True)

@@ -246,16 +246,13 @@ class RingLink(Link):
         """The device has used buffers of `queue`."""
         if self._dead:
             return
-        try:
-            if queue % 2:
-                self._send[queue].ring.suppress_calls()  # until there is no room again
-                self._send[queue].reclaim()
-                self._freed.discard(queue)
-                self.owner.room(queue)
-            else:
-                self.owner.received(queue)
-        except RemoteProtocolError as error:
-            self.fail(f"queue {queue}: {error}")
+        if queue % 2:
+            self._send[queue].ring.suppress_calls()  # until there is no room again
+            self._reclaim(queue)
+            self._freed.discard(queue)
+            self.owner.room(queue)
+        else:
+            self.owner.received(queue)
 
     def interrupt_used(self, queues: Iterable[int]) -> None:
         """The device has used buffers of some of these queues: those that show it."""
@@ -296,7 +293,13 @@ class RingLink(Link):
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""
-        return None if self._dead else self._receive[queue].receive()
+        if self._dead:
+            return None
+        try:
+            return self._receive[queue].receive()
+        except RemoteProtocolError as error:
+            self.fail(f"queue {queue}: {error}")
+            return None
 
     def hold(self, queue: int) -> Callable[[], None] | None:
         """See `Link.hold`; others always find half of the slots to send into."""

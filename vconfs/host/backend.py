@@ -82,6 +82,7 @@ class Backend(LinkEnd[HostPort]):
 
     def port_removed(self, id: int, config_changed: bool) -> None:
         """Take a port away; a guest that cannot be told so sees it hung up."""
+        self._take_last(id)
         self._introduced.discard(id)
         if config_changed and self._end.ports_in_config:
             self._announce_config()

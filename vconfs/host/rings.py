@@ -113,14 +113,11 @@ class DeviceLink(Link):
         """The driver has put buffers into `queue`."""
         if self._dead:
             return
-        try:
-            if queue % 2:
-                self.owner.received(queue)
-            else:
-                self._offered[queue].ring.suppress_kicks()
-                self.owner.room(queue)
-        except RemoteProtocolError as error:
-            self.fail(f"queue {queue}: {error}")
+        if queue % 2:
+            self.owner.received(queue)
+        else:
+            self._offered[queue].ring.suppress_kicks()
+            self.owner.room(queue)
 
     def fail(self, reason: str) -> None:
         """Give the guest up."""
@@ -162,14 +159,18 @@ class DeviceLink(Link):
         ring = self._queues.get(queue)
         if self._dead or ring is None:
             return None
-        chain = ring.pop()
+        try:
+            chain = ring.pop()
+        except RemoteProtocolError as error:
+            self.fail(f"queue {queue}: {error}")
+            return None
         if chain is None:
             return None
-        self._received[queue].append(chain.head)
         if chain.readable_length > BUFFER_MAX:
-            raise RemoteProtocolError(
-                f"a buffer of {chain.readable_length} bytes is larger than {BUFFER_MAX}"
-            )
+            size = chain.readable_length
+            self.fail(f"queue {queue}: a buffer of {size} bytes is larger than {BUFFER_MAX}")
+            return None
+        self._received[queue].append(chain.head)
         if len(chain.readable) == 1:
             return chain.readable[0]
         return memoryview(b"".join(chain.readable))

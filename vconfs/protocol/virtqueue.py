@@ -124,7 +124,6 @@ class DriverQueue:
         self._added = 0  # avail.idx with what is not published yet
         self._published = 0
         self._seen = 0  # used.idx up to which entries were taken
-        self._flying = 0
         self._wants_calls = True
 
     @property
@@ -135,7 +134,7 @@ class DriverQueue:
     @property
     def in_flight(self) -> int:
         """Buffers that were added and have not come back."""
-        return self._flying
+        return (self._added - self._seen) & _INDEX_MASK
 
     @property
     def wants_calls(self) -> bool:
@@ -201,7 +200,6 @@ class DriverQueue:
         self._writable[head] = writable
         self._avail[2 + (self._added & self._mask)] = head
         self._added = (self._added + 1) & _INDEX_MASK
-        self._flying += 1
 
     def publish(self) -> bool:
         """Show the device what was added; True: it wants to be kicked."""
@@ -222,9 +220,10 @@ class DriverQueue:
         index, seen = self._used[1], self._seen
         if index == seen:
             return None
-        if (index - seen) & _INDEX_MASK > self._flying:
+        shown = (self._published - seen) & _INDEX_MASK
+        if (index - seen) & _INDEX_MASK > shown:
             raise RemoteProtocolError(
-                f"used.idx jumped from {seen} to {index} with {self._flying} buffers in flight"
+                f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
             )
         entry = 2 * (seen & self._mask)
         head, written = self._used_entries[entry], self._used_entries[entry + 1]
@@ -245,7 +244,6 @@ class DriverQueue:
             self._free += self._rest.pop(head)
         self._free.append(head)
         self._seen = (self._seen + 1) & _INDEX_MASK
-        self._flying -= 1
 
     def suppress_calls(self) -> None:
         """Ask for no interrupts; a hint, for with EVENT_IDX one may come in 2**16 entries."""
