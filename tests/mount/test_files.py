@@ -445,6 +445,7 @@ async def test_unplug_while_open(mounted: OpenMount, tmp_path: Path) -> None:
         it.port(1).feed(b"the rest")
         async with program("bash", "-c", 'cat "$0"; cat "$0"; echo end', str(it.file(1))):
             it.host.remove(1)
+            await it.until(lambda: 1 not in it.manager.ports)
             assert await error_of(lambda: os.stat(it.file(1))) == errno.ENOENT
             assert await error_of(lambda: os.open(it.file(1), os.O_RDWR)) == errno.ENOENT
             assert await polled(fd) & (HUP | select.POLLERR) == HUP | select.POLLERR

@@ -120,6 +120,7 @@ def command(
       stream:PLACE                 a `vconfs host` at the other end of a byte stream; PLACE is
                                    unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
                                    exec:COMMAND  stdio, and any with ,window=BYTES
+      vhost-user:PATH              a `vconfs host`, or another vhost-user back-end, at a socket
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
       file:PATH  exec:COMMAND  stdio  echo  null  zero
@@ -139,6 +140,7 @@ def command(
       vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
       vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
       vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
+      vconfs mount --device vhost-user:/run/vcon.sock /mnt/vcon
       vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon

@@ -9,20 +9,14 @@ from contextlib import asynccontextmanager
 import trio
 
 from vconfs.background import open_background
-from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.device.queue_shapes import queue_specs
+from vconfs.device.rings import RingLink
 from vconfs.driver import Driver
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
 from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
-
-#: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
-#: The host's are the largest, for the guest end reads from them in place; a port's own queue
-#: (virtio1) has smaller ones.
-RECEIVE_QUEUE = QueueSpec(size=16, slot_size=(768 << 10) + 64, slots=8)
-DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
-CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
 #: So many notifications are answered at once; then other tasks have their turn.
 _TURN = 64
@@ -76,7 +70,7 @@ async def open_embedded(
     """Join the ports of `manager` to those of `host`, for as long as the block runs."""
     spoken = DIALECTS[dialect]
     host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)
-    specs = _queues(guest_end.queues)
+    specs = queue_specs(guest_end.queues)
     view = memoryview(mmap.mmap(-1, sum(spec.memory for spec in specs.values())))
     kicks, calls = Doorbell(), Doorbell()
     driver_link = RingLink(
@@ -108,9 +102,3 @@ async def open_embedded(
         finally:
             driver.stop()
             host.detach()
-
-
-def _queues(count: int) -> dict[int, QueueSpec]:
-    if count == 2:
-        return {0: RECEIVE_QUEUE, 1: DATA_QUEUE}
-    return {n: CONTROL_QUEUE if n in (2, 3) else DATA_QUEUE for n in range(count)}

@@ -16,6 +16,7 @@ from vconfs.device.pci import DIALECT as PCI_DIALECT
 from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_vfio
+from vconfs.device.vhost_user import open_vhost_user, parse_path
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
@@ -118,6 +119,7 @@ DEVICES: Final[Mapping[str, Kind]] = {
         parse_place,
         dialects=(STREAM_DIALECT,),
     ),
+    "vhost-user": Kind(open_vhost_user, parse_path),
 }
 
 

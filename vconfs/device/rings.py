@@ -271,21 +271,29 @@ class RingLink(Link):
             self._dead = True
             self.owner.lost(reason)
 
+    def close(self) -> None:
+        """Let go of the memory; only buffers that are held keep it for longer."""
+        self._dead = True
+        self._receive.clear()
+        self._send.clear()
+        self._rings.clear()
+
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
-        found = self._send[queue]
         if not self._find_slots(queue):
             return 0
+        found = self._send[queue]
         return len(found.slots) * (found.slot_size - header_size)
 
     def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
-        found = self._send[queue]
-        return found.capacity if (found.slots or self._find_slots(queue)) and not self._dead else 0
+        if self._dead or not (self._send[queue].slots or self._find_slots(queue)):
+            return 0
+        return self._send[queue].capacity
 
     def want_room(self, queue: int) -> bool:
         """See `Link.want_room`."""
-        return self._send[queue].ring.request_calls()
+        return not self._dead and self._send[queue].ring.request_calls()
 
     def send(self, queue: int, header: bytes, data: Buffer) -> None:
         """See `Link.send`."""
@@ -320,17 +328,16 @@ class RingLink(Link):
 
     def flush(self, queue: int) -> None:
         """See `Link.flush`."""
-        found: _Queue = self._send[queue] if queue % 2 else self._receive[queue]
-        if found.ring.publish() and not self._dead:
+        if not self._dead and self._rings[queue].publish():
             self._kick(queue)
             if queue % 2:
                 self._reclaim(queue)  # what a device in this process has used by now
 
     def _find_slots(self, queue: int) -> bool:
         """Whether there is a free slot; if there is none, an interrupt is asked for."""
-        found = self._send[queue]
         if self._dead:
             return False
+        found = self._send[queue]
         self._reclaim(queue)
         if not found.slots and found.ring.request_calls():
             self._reclaim(queue)

@@ -166,9 +166,10 @@ class Session:
         link.kicked(index)
 
     def _pause(self, index: int) -> None:
-        """Take a ring's queue off the link."""
+        """Take a ring's queue off the link, with all that was sent on it before."""
         ring = self._rings[index]
         if ring.live and self._link is not None:
+            self._kicked(index)
             ring.live = False
             self._listen_no_more(index)
             ring.base = self._link.stop_queue(index)

@@ -1,0 +1,186 @@
+"""A vhost-user back-end as the device: we are its front-end, and the guest's driver as well.
+
+The memory that is shared holds the rings and their buffers, nothing else. It is a sealed memfd,
+so that the back-end need not fear for it. That the back-end leaves is seen by the socket's end:
+nothing comes there by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager, suppress
+from typing import Final
+
+import trio
+
+from vconfs.background import open_background
+from vconfs.device.errors import DeviceError
+from vconfs.device.queue_shapes import queue_specs
+from vconfs.device.rings import RingLink
+from vconfs.device.vhost_user_backend import BackEnd
+from vconfs.driver import Driver
+from vconfs.host.chardevs.sockets import Unix
+from vconfs.ports import PortManager
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.vhost_user import ConfigStale, Region
+from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
+from vconfs.vhost_user.messages import MessageSocket, close_all
+from vconfs.vhost_user.notices import Notices, notify
+
+#: Where our memory is, in both kinds of address.
+_BASE: Final = 1 << 32
+#: Seconds that the back-end has to stop all rings.
+_GRACE: Final = 0.5
+# What a notice is about, where it is not about the queue with this number.
+_BROKEN: Final = -1
+_LEFT: Final = -2
+
+
+def parse_path(rest: str) -> str:
+    """Read what stands after the scheme; ValueError."""
+    return Unix.parse(rest).path
+
+
+@asynccontextmanager
+async def open_vhost_user(
+    manager: PortManager, rest: str, dialect: str | None
+) -> AsyncIterator[Driver]:
+    """Join the ports of `manager` to the back-end that listens at `rest`.
+
+    ValueError: `rest` makes no sense; DeviceError: the back-end cannot be used.
+    """
+    path = parse_path(rest)
+    with trio.socket.socket(socket.AF_UNIX) as sock, ExitStack() as stack:
+        try:
+            await sock.connect(path)
+            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+        except OSError as error:
+            raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+        try:
+            back_end = BackEnd(sock)
+            stack.callback(back_end.release)
+            end = await back_end.negotiate(dialect)
+            running = _Running(back_end, stack)
+            driver = Driver(manager, running.link, end)
+            await running.set_up(sock.fileno())
+        except RemoteProtocolError as error:
+            raise DeviceError(str(error)) from None
+        try:
+            async with open_background() as nursery:
+                running.link.start()
+                driver.start()
+                nursery.start_soon(running.serve_notices)
+                nursery.start_soon(running.serve_channel)
+                try:
+                    yield driver
+                finally:
+                    driver.stop()
+        finally:
+            await running.stop()
+
+
+class _Running:
+    """A back-end that we agree with: the link over its rings, and what its notices mean.
+
+    What it opens is closed by `stack`.
+    """
+
+    def __init__(self, back_end: BackEnd, stack: ExitStack) -> None:
+        self._back_end = back_end
+        self._stack = stack
+        self._specs = queue_specs(back_end.queues)
+        self._size = sum(spec.memory for spec in self._specs.values())
+        self._memory = _sealed_memory(self._size)
+        stack.callback(os.close, self._memory)
+        self._notices: Notices[int] = Notices()
+        stack.callback(self._notices.close)
+        self._kicks = {queue: self._eventfd() for queue in self._specs}
+        self._channel: MessageSocket
+        self.link = RingLink(
+            memoryview(mmap.mmap(self._memory, self._size)),
+            self._specs,
+            features=back_end.features,
+            kick=lambda queue: notify(self._kicks[queue]),
+            read_config=lambda: back_end.config,
+            base=_BASE,
+            event_idx=bool(back_end.features & F_EVENT_IDX),
+        )
+        stack.callback(self.link.close)
+
+    def _eventfd(self) -> int:
+        event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._stack.callback(os.close, event)
+        return event
+
+    async def set_up(self, sock: int) -> None:
+        """Share the memory and start the rings; `sock` is the socket to the back-end."""
+        self._notices.add_end(sock, _LEFT)
+        ours, theirs = socket.socketpair()
+        self._channel = MessageSocket(
+            self._stack.enter_context(trio.socket.from_stdlib_socket(ours))
+        )
+        self._stack.callback(self._channel.release)
+        with theirs:
+            await self._back_end.give_channel(theirs.fileno())
+        region = Region(_BASE, self._size, _BASE)
+        await self._back_end.share(region, self._memory)
+        broken = self._notice(_BROKEN)
+        for queue in self._specs:
+            at = self.link.layout(queue)
+            layout = Layout(at.size, _BASE + at.desc, _BASE + at.avail, _BASE + at.used)
+            call = self._notice(queue)
+            await self._back_end.start_ring(queue, layout, self._kicks[queue], call, broken)
+
+    def _notice(self, key: int) -> int:
+        """Make a descriptor by which the back-end tells us something."""
+        event = self._eventfd()
+        self._notices.add(event, key)
+        return event
+
+    async def serve_notices(self) -> None:
+        """Answer what the back-end tells by descriptors, until it is lost."""
+        while True:
+            told = await self._notices.wait()
+            if _LEFT in told:
+                self.link.interrupt_used(self._specs)  # what it said last
+                self.link.fail("the back-end has left")
+                return
+            if _BROKEN in told:
+                self.link.fail("the back-end cannot go on")
+                return
+            self.link.interrupt_used(told)
+
+    async def serve_channel(self) -> None:
+        """Answer what the back-end asks."""
+        try:
+            while (message := await self._channel.receive()) is not None:
+                close_all(message.fds)
+                asked = self._back_end.receive_request(message)
+                if asked.reply:  # at once: it may answer nothing else before it has this
+                    await self._channel.send(asked.reply)
+                if isinstance(asked.event, ConfigStale):
+                    await self._back_end.read_config()
+                    self.link.config_interrupt()
+        except (DeviceError, RemoteProtocolError) as error:
+            self.link.fail(str(error))
+        except OSError as error:
+            self.link.fail(f"the connection broke: {error.strerror}")
+
+    async def stop(self) -> None:
+        """Have all rings left alone, so that the back-end has taken what was sent."""
+        with trio.move_on_after(_GRACE, shield=True):
+            with suppress(DeviceError, RemoteProtocolError):
+                for queue in self._specs:
+                    await self._back_end.stop_ring(queue)
+
+
+def _sealed_memory(size: int) -> int:
+    memory = os.memfd_create("vconfs", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(memory, size)
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(memory, fcntl.F_ADD_SEALS, seals)
+    return memory
