@@ -10,9 +10,14 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.compare.scenario import Recording, record
 from tests.guest import guest as machine
 from tests.guest.guest import KERNELS, LINE, VECTORS, Console, Guest, open_guest
+from tests.qemu.machine import Monitor
 from tests.remote.client import Remote
+
+#: The id of ports that are plugged.
+_PLUGGED = 8
 
 MOUNTPOINT = "/mnt/vcon"
 VCONFS = f"{sys.executable} -m vconfs"
@@ -57,6 +62,36 @@ class Mount:
 
     def file(self, name: str) -> str:
         return f"{MOUNTPOINT}/by-name/{name}"
+
+
+@frozen
+class QemuHost:
+    """QEMU as the host of one port that comes and goes: see `compare.scenario.Host`."""
+
+    guest: Guest
+    monitor: Monitor
+    device: Console
+
+    async def plug(self, name: str) -> None:
+        await self.monitor.plug(_PLUGGED, name, bus=self.device.bus)
+
+    async def unplug(self, name: str) -> None:
+        await self.monitor.unplug(_PLUGGED)
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        return await self.guest.connect(name)
+
+
+@pytest.fixture(scope="session")
+def linux(guest: Guest) -> Recording:
+    """What a program sees of a port of the kernel's own driver."""
+
+    async def run() -> Recording:
+        async with guest.open_remote() as remote, guest.open_monitor() as monitor:
+            host = QemuHost(guest, monitor, KERNELS)
+            return await record(remote, host, remote.kernel_port, "linux")
+
+    return trio.run(run)
 
 
 MOUNTS = {

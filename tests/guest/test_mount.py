@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 import trio
 
-from tests.guest.conftest import MOUNTPOINT, VCONFS, Mount
+from tests.compare.differences import check
+from tests.compare.scenario import Recording, record
+from tests.guest.conftest import MOUNTPOINT, VCONFS, Mount, QemuHost
 from tests.guest.guest import KERNELS
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
@@ -62,9 +64,9 @@ async def test_cat_and_echo(mount: Mount, remote: Remote, host: trio.SocketStrea
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(cat)
+        while not (await remote.getxattr(path, "user.openers")).endswith(b"cat"):
+            pass  # what comes while echo has it open goes when that closes it
         await host.send_all(b"to the guest\n")
-        while await remote.getxattr(path, "user.bytes_in") == b"0":
-            pass
         await host.aclose()
     assert said == ["to the guest\n"]
 
@@ -157,6 +159,17 @@ async def test_hot_plug(mount: Mount, remote: Remote) -> None:
             with pytest.raises(OSError, match="No such device"):
                 await remote.read(file, 100)
             await remote.close(file)
+
+
+async def test_as_with_linuxs_own_driver(mount: Mount, remote: Remote, linux: Recording) -> None:
+    async def find(name: str) -> str:
+        await remote.exists_until(mount.file(name))
+        return mount.file(name)
+
+    async with mount.guest.open_monitor() as monitor:
+        host = QemuHost(mount.guest, monitor, mount.device)
+        ours = await record(remote, host, find, f"ours.{mount.device.slot}")
+    check(linux, ours)
 
 
 async def test_qemus_own_guest_agent(mount: Mount, remote: Remote) -> None:

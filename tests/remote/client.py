@@ -44,8 +44,9 @@ class Remote:
     async def read(self, descriptor: int, size: int) -> bytes:
         return str(await self._ask("read", descriptor, size)).encode("latin-1")
 
-    async def write(self, descriptor: int, data: bytes) -> int:
-        return int(await self._ask("write", descriptor, data.decode("latin-1")))
+    async def write(self, descriptor: int, data: bytes, times: int = 1) -> int:
+        """Write `data` so many times over, with one call; only `data` itself has to be sent."""
+        return int(await self._ask("write", descriptor, data.decode("latin-1"), times))
 
     async def write_repeated(self, descriptor: int, unit: bytes, size: int) -> int:
         return int(await self._ask("write_repeated", descriptor, unit.decode("latin-1"), size))

@@ -29,8 +29,8 @@ _STEP = 0.01
 _ANY = select.POLLIN | select.POLLPRI | select.POLLOUT | select.POLLRDHUP
 
 
-def write(descriptor: int, data: str) -> int:
-    return os.write(descriptor, data.encode("latin-1"))
+def write(descriptor: int, data: str, times: int) -> int:
+    return os.write(descriptor, data.encode("latin-1") * times)
 
 
 def read(descriptor: int, size: int) -> str:
