@@ -78,7 +78,8 @@ class FakeFunction:
 
     async def read(self, bar: int, offset: int, size: int) -> int:
         await trio.lowlevel.checkpoint()
-        assert bar == 4
+        if bar != 4:
+            return 0
         if offset == ISR:
             isr, self.isr = self.isr, 0
             return isr
@@ -108,8 +109,9 @@ class FakeFunction:
         return self.words.get((queue, register), 0)
 
     def post(self, bar: int, offset: int, size: int, value: int) -> None:
-        assert bar == 4
         assert 0 <= value < 1 << 8 * size
+        if bar != 4:
+            return
         if offset >= NOTIFY:
             self.kicks.append(value)
             return

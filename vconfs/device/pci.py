@@ -43,6 +43,8 @@ _SHAPES: Final = (
     (4, 2, 1 << 12),
 )
 _RECEIVE_SIZE: Final = 4096
+#: No queue does with less memory: a page of rings and a buffer.
+_QUEUE_MIN: Final = 8192
 
 
 class _Running:
@@ -66,6 +68,8 @@ class _Running:
         offered = await device.get(Common.NUM_QUEUES)
         if count > offered:
             raise RemoteProtocolError(f"num_queues is {offered}, and {count} are needed")
+        if count * _QUEUE_MIN > len(transport.memory):
+            raise _too_little(len(transport.memory), count)
         sizes = [await device.queue_size(queue) for queue in range(count)]
         specs = plan_queues(sizes, self.features, len(transport.memory))
         self.link = RingLink(
@@ -207,4 +211,8 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
             specs[queue] = spec
         if sum(spec.memory for spec in specs.values()) <= memory:
             return specs
-    raise DeviceError(f"{memory >> 20} MiB of memory are too few for {len(sizes)} queues")
+    raise _too_little(memory, len(sizes))
+
+
+def _too_little(memory: int, queues: int) -> DeviceError:
+    return DeviceError(f"{memory >> 20} MiB of memory are too few for {queues} queues")
