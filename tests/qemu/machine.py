@@ -150,6 +150,7 @@ async def open_machine(
 
 def listener(path: Path) -> socket.socket:
     """Listen before QEMU starts, so that nobody has to wait for the socket to be there."""
+    path.unlink(missing_ok=True)  # of a machine that was here before
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fspath(path))
     sock.listen(1)

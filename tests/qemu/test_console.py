@@ -284,6 +284,19 @@ async def test_a_device_with_one_port_is_a_console(tmp_path: Path) -> None:
             assert await receive_exactly(host, 4) == b"root"
 
 
+async def test_early_output_of_a_console_that_is_known(tmp_path: Path) -> None:
+    async with open_machine(tmp_path, port(tmp_path, 0, "con", kind="virtconsole")) as qemu:
+        manager = PortManager()
+        console = manager.add(0)
+        console.become_console()
+        async with await qemu.connect("c0") as host, open_qtest(manager, qemu.url_rest):
+            assert not console.attached  # nothing was awaited since the driver has started
+            assert console.write_nowait(b"early, ") == 7
+            await Changes(manager).connected(console)
+            assert console.write_nowait(b"late") == 4
+            assert await receive_exactly(host, 11) == b"early, late"
+
+
 async def test_plugging_200_times_while_another_port_transfers(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, busy):
         async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
