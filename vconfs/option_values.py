@@ -70,3 +70,17 @@ ACCESS_OPTIONS: Mapping[str, Callable[[str, str], int]] = {
     "uid": _user,
     "gid": _group,
 }
+
+#: What each option of a port's file means, and those of a mount's besides.
+OPTION_MEANINGS: Mapping[str, str] = {
+    "mode": "permission bits of the file, like 0660",
+    "uid": "who owns the file, by number or name",
+    "gid": "the file's group, by number or name",
+    "exclusive": "a second open fails with EBUSY",
+    "wait": "while no host is connected, reading waits for one instead of being at end of file",
+    "cache": "data that nobody has read outlives the last close",
+    "throttle": "writing to a throttled port fails with ENOSPC (enospc), or waits (block)",
+    "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M",
+    "tty": "the port has a pty, where programs find a terminal",
+    "allow_other": "other users may use the mount, as far as the modes of the files let them",
+}

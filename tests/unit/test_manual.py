@@ -1,0 +1,77 @@
+"""The manual pages: nothing is missing, and man has nothing to say against them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import click
+import pytest
+
+from vconfs.cli import host, mount, vconfs
+from vconfs.cli.config import config_keys
+from vconfs.cli.manual import manual_pages, write_pages
+from vconfs.cli.roff import escape, paragraph
+from vconfs.option_values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
+
+PAGES = sorted(manual_pages())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_pages(tmp_path)
+    return tmp_path
+
+
+def rendered(page: Path) -> str:
+    assert shutil.which("man"), "scripts/bootstrap installs man-db"
+    done = subprocess.run(
+        ["man", "--warnings", "-E", "UTF-8", "-l", str(page)],
+        env={**os.environ, "LC_ALL": "C.UTF-8", "MANWIDTH": "80", "MANPAGER": "cat"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+    return re.sub(".\b", "", done.stdout)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_man_has_no_warnings(folder: Path, page: str) -> None:
+    assert "VCONFS" in rendered(folder / page)
+
+
+def test_every_command_and_option_has_its_place(folder: Path) -> None:
+    page = rendered(folder / "man1/vconfs.1")
+    assert isinstance(vconfs, click.Group)
+    context = click.Context(vconfs)
+    for name in vconfs.list_commands(context):
+        assert f"vconfs {name}" in page
+        command = vconfs.get_command(context, name)
+        assert command is not None
+        for option in command.params:
+            if isinstance(option, click.Option) and not option.hidden:
+                assert all(text in page for text in option.opts)
+    assert "--session" not in page  # it is hidden
+    for option_name in OPTION_MEANINGS:
+        assert re.search(rf"^ +{option_name}\b", page, re.MULTILINE)
+
+
+def test_every_key_of_the_files_has_its_place(folder: Path) -> None:
+    page = rendered(folder / "man5/vconfs.toml.5")
+    keys = [*config_keys(mount.command), *config_keys(host.command), *PORT_OPTIONS, *ACCESS_OPTIONS]
+    for key in keys:
+        assert re.search(rf"^ {{7}}{key}\b", page, re.MULTILINE), key
+
+
+def test_every_option_has_a_meaning() -> None:
+    assert {*PORT_OPTIONS, *ACCESS_OPTIONS, "tty", "allow_other"} == set(OPTION_MEANINGS)
+
+
+def test_text_is_never_taken_for_a_request() -> None:
+    assert escape(".so /etc/passwd") == r"\&.so /etc/passwd"
+    assert escape(r"'a\b-c") == r"\&'a\eb\-c"
+    assert list(paragraph("a\n .b")) == [".PP", "a .b"]

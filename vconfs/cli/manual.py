@@ -1,0 +1,157 @@
+"""The manual pages, made of what `--help` says: `python -m vconfs.cli.manual DIR` writes them.
+
+DIR/man1/vconfs.1          every command
+DIR/man5/vconfs.toml.5     the files for --config and --rules
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from pathlib import Path
+
+import click
+
+from vconfs.cli import host, mount, vconfs
+from vconfs.cli.config import config_keys
+from vconfs.cli.roff import escape, head, literal, paragraph, see_also, table
+from vconfs.option_values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
+
+#: What no command's help says.
+_EXIT_STATUS = (
+    ("0", "It is done."),
+    ("1", "It cannot be done: one line on standard error says why, and what to do."),
+    ("2", "It was not asked for in the right way."),
+)
+_FILES = (
+    ("MOUNTPOINT/vconN", "a port, by its number"),
+    ("MOUNTPOINT/by-name/NAME", "a link to the port with that name"),
+    ("MOUNTPOINT/hvcN", "a link to the pty of a console"),
+    ("MOUNTPOINT/.events", "what happens to the ports, a line of JSON each"),
+)
+_CONFIG_OPTION = ("config", "in fstab, a file of options as for --config")
+_FSTAB = "The first field is DEVICE, or none for the one that the file of options names."
+_FSTAB_LINE = "none  /mnt/vcon  fuse.vconfs  config=/etc/vconfs/vcon.toml,nofail  0  0"
+_CONFIG = """
+device = "stream:unix:/run/vcon.sock"
+options = "wait,mode=0660"
+rules = "/etc/vconfs/rules.toml"
+"""
+_HOST_CONFIG = """
+listen = "stream:unix:/run/vcon.sock"
+port = ["chat=unix:/run/chat.sock", "log=file:/var/log/guest"]
+log-format = "json"
+"""
+_RULES = """
+[[port]]
+name = "org.example.*"      # a pattern, as in a shell
+mode = "0660"
+gid = "clipboard"
+
+[[port]]
+id = 0
+tty = false
+"""
+
+
+def manual_pages() -> Mapping[str, str]:
+    """Give the text of every page, by the name of its file."""
+    return {"man1/vconfs.1": _lines(_commands()), "man5/vconfs.toml.5": _lines(_files())}
+
+
+def _lines(lines: Iterable[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+def _commands() -> Iterator[str]:
+    yield from head("vconfs", 1, vconfs.get_short_help_str(200).rstrip("."))
+    yield from (".SH SYNOPSIS", r"\fBvconfs\fR \fICOMMAND\fR [\fIOPTION\fR]... [\fIARGUMENT\fR]...")
+    yield from (".SH DESCRIPTION", *_help(vconfs))
+    yield ".SH COMMANDS"
+    for context in _below(click.Context(vconfs, info_name="vconfs")):
+        yield from _command(context)
+    yield from (".SH MOUNT OPTIONS", *table((*OPTION_MEANINGS.items(), _CONFIG_OPTION)))
+    yield from (".SH FSTAB", *paragraph(_FSTAB), *literal([_FSTAB_LINE]))
+    yield from (".SH EXIT STATUS", *table(_EXIT_STATUS))
+    yield from (".SH FILES", *table(_FILES))
+    yield from see_also("vconfs.toml (5)", "mount (8)", "fusermount3 (1)", "getfattr (1)")
+
+
+def _below(group: click.Context) -> Iterator[click.Context]:
+    """Go through the commands of a group, and through theirs."""
+    assert isinstance(group.command, click.Group)
+    for name in group.command.list_commands(group):
+        command = group.command.get_command(group, name)
+        assert command is not None
+        context = click.Context(command, group, info_name=name)
+        yield context
+        if isinstance(command, click.Group):
+            yield from _below(context)
+
+
+def _command(context: click.Context) -> Iterator[str]:
+    command = context.command
+    usage = " ".join(command.collect_usage_pieces(context))
+    yield f".SS {escape(f'{context.command_path} {usage}')}"
+    yield from _help(command)
+    options = [param for param in command.params if isinstance(param, click.Option)]
+    records = (option.get_help_record(context) for option in options)
+    yield from table(record for record in records if record)
+
+
+def _files() -> Iterator[str]:
+    yield from head("vconfs.toml", 5, "options of vconfs commands, and of single ports")
+    yield from (".SH DESCRIPTION", *paragraph("These files are written in TOML."))
+    for command, example in ((mount.command, _CONFIG), (host.command, _HOST_CONFIG)):
+        name = command.name
+        yield f".SH OPTIONS OF VCONFS {str(name).upper()}"
+        yield from paragraph(
+            f"A file for `vconfs {name} --config FILE` has the command's long options as its keys. "
+            "A flag is true or false; what can be given several times is a text or a list of "
+            "texts. The command line wins over the file."
+        )
+        yield from literal(example.strip().splitlines())
+        yield from table((key, option.help or "") for key, option in config_keys(command).items())
+    yield ".SH RULES FOR PORTS"
+    yield from paragraph(
+        "A file for `vconfs mount --rules FILE` has a table [[port]] for some ports: those whose "
+        "name matches the pattern `name`, or that with the number `id`, or both. Every table that "
+        "a port matches holds, over the options of the mount, and a later one wins."
+    )
+    yield from literal(_RULES.strip().splitlines())
+    keys = [*ACCESS_OPTIONS, *PORT_OPTIONS, "tty"]
+    yield from table((key, OPTION_MEANINGS[key]) for key in keys)
+    yield from see_also("vconfs (1)")
+
+
+def _help(command: click.Command) -> Iterator[str]:
+    """Give a command's help; what follows \\b keeps its lines."""
+    for text in inspect.cleandoc(command.help or "").split("\n\n"):
+        if text.startswith("\b\n"):
+            yield from _kept(text.splitlines()[1:])
+        else:
+            yield from paragraph(text)
+
+
+def _kept(lines: list[str]) -> Iterator[str]:
+    """Give lines as they are: those that are indented as an example below the others."""
+    for indented, group in groupby(lines, lambda line: line.startswith(" ")):
+        block = list(group)
+        if indented:
+            yield from literal([line.removeprefix("  ") for line in block])
+        else:
+            yield from paragraph(" ".join(block))
+
+
+def write_pages(folder: Path) -> None:
+    """Write the pages below a folder like /usr/local/share/man."""
+    for name, text in manual_pages().items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    write_pages(Path(sys.argv[1]))
