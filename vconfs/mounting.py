@@ -26,6 +26,7 @@ from vconfs.fs import PortFS, StockPortFS
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import Rule, Settings, settings_for
+from vconfs.service import feed_watchdog, tell_ready
 from vconfs.tree import Access
 
 #: Seconds that programs have to close their files at the end of a mount.
@@ -93,6 +94,7 @@ async def serve_mount(
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_background() as nursery:
             nursery.start_soon(_stop_on_signal, signals, stop)
+            nursery.start_soon(feed_watchdog)
             nursery.start_soon(_after, connection.lost.wait, stop.set)
             with trio.CancelScope() as opening:
                 nursery.start_soon(_after, stop.wait, opening.cancel)
@@ -101,6 +103,7 @@ async def serve_mount(
                 async with open_mount(plan, manager) as ended:
                     nursery.start_soon(_after, ended.wait, stop.set)
                     ready()
+                    tell_ready(f"{device.url} mounted on {plan.mountpoint}")
                     await stop.wait()
     if connection.lost.is_set():
         raise DeviceError(f"{device.url}: {connection.reason}")

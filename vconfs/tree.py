@@ -130,6 +130,8 @@ class Tree:
         attributes.st_mode = pyfuse3.ModeT(mode)
         is_port = _PORTS <= inode < _LINKS
         access = self._access_for(inode - _PORTS) if is_port else self._access
+        if stat.S_ISDIR(mode):
+            access = Access()  # ours: who announces ports there is us
         attributes.st_uid, attributes.st_gid = access.uid, access.gid
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_blksize = 1 << 16

@@ -204,11 +204,38 @@ def test_a_log_in_json_is_an_object_per_line(folder: Path, tmp_path: Path) -> No
     assert json.loads(done.stderr)["level"] == "error"
 
 
+@pytest.mark.parametrize("command", ["mount", "host"])
+def test_a_service_manager_hears_that_we_are_ready_and_live(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    words = {
+        "mount": ["-f", "--port", "a=null", str(folder)],
+        "host": ["--listen", f"stream:unix:{tmp_path}/device"],
+    }[command]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.settimeout(20)
+        manager.bind(str(tmp_path / "notify"))
+        told = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "300000"}
+        with running(command, *words, **told) as service:
+            heard = [manager.recv(1000).decode().strip()]
+            while heard[-1] != "READY=1":
+                heard.append(manager.recv(1000).decode().strip())
+            assert (folder / "vcon0").exists() == (command == "mount")
+            status = f"mounted on {folder}" if command == "mount" else f"listening on {words[1]}"
+            assert heard[-2].startswith("STATUS=")
+            assert heard[-2].endswith(status)
+            for _ in range(3):
+                assert manager.recv(1000) == b"WATCHDOG=1\n"
+            service.terminate()
+            assert service.wait(10) == 0
+
+
 @contextmanager
-def running(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(*words: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command in the foreground that does not outlive the block."""
     command = "env", "--default-signal", *VCONFS, *words
-    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+    told = {**os.environ, **environment}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=told) as process:
         try:
             yield process
         finally:

@@ -14,6 +14,7 @@ from vconfs.host.control import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
+from vconfs.service import feed_watchdog, tell_ready
 
 
 @frozen
@@ -37,9 +38,11 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
     class Status(trio.TaskStatus[None]):
         def started(self, value: None = None) -> None:
             ready()
+            tell_ready(f"listening on {plan.listener.url}")
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with open_background() as nursery:
+            nursery.start_soon(feed_watchdog)
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
             async with open_host(plan.ports) as host:
                 if plan.control is not None:
