@@ -149,10 +149,15 @@ class FrontEnd:
 
     def put(self, index: int, data: bytes, slot: int = 0) -> None:
         """Send a buffer."""
+        if self.put_quietly(index, data, slot):
+            os.eventfd_write(self.kicks[index], 1)
+
+    def put_quietly(self, index: int, data: bytes, slot: int = 0) -> bool:
+        """Send a buffer, and notify nobody; whether that was wanted."""
         at = self._slot(index, slot)
         self.memory[at : at + len(data)] = data
         self.rings[index].add(at, len(data), writable=False)
-        self.publish(index)
+        return self.rings[index].publish()
 
     def publish(self, index: int) -> None:
         if self.rings[index].publish():

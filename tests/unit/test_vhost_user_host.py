@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from pathlib import Path
 
@@ -10,28 +11,43 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.host import vhost_user_session
 from vconfs.host.port import HostPortSpec
+from vconfs.protocol import vhost_user as vu
+from vconfs.protocol.vhost_user import Region
 from vconfs.testing import Puppet
 
-from .front_end import FrontEnd, is_sealed, open_back_end, open_front_end
+from .front_end import (
+    GUEST,
+    PROTOCOL,
+    SIZE,
+    USER,
+    FrontEnd,
+    is_sealed,
+    open_back_end,
+    open_front_end,
+)
 
 
 def data(id: int, body: bytes) -> bytes:
     return struct.pack("<III", id, 0, len(body)) + body
 
 
-def control(id: int, event: int, value: int) -> bytes:
-    return struct.pack("<IIIHH", id, 1, 4, event, value)
+def control(id: int, event: int, value: int, rest: bytes = b"") -> bytes:
+    return struct.pack("<IIIHH", id, 1, 4 + len(rest), event, value) + rest
 
 
 OPEN, NAME = 0, 1
+ONE = (1).to_bytes(8, "little")
 
 
 async def name_of(front: FrontEnd, id: int) -> bytes:
     """Take a port up as a v8 guest does, and give its name."""
     front.put(1, control(id, NAME, 0))
-    reply = await front.used(0)
-    assert reply[:12] == struct.pack("<III", id, 1, len(reply) - 12)
+    about, event = -1, -1
+    while (about, event) != (id, NAME):
+        reply = await front.used(0)
+        about, _, _, event, _ = struct.unpack_from("<IIIHH", reply)
     return reply[16:]
 
 
@@ -148,3 +164,215 @@ async def test_another_driver_begins_anew(tmp_path: Path, ask_where: bool) -> No
         assert host.guest is not first
         assert await name_of(front, 0) == b"port"
         assert await front.used(0) == control(0, OPEN, 1)
+
+
+# Notifications
+
+
+def notifier(kind: str, *, they_write: bool) -> tuple[int, int]:
+    """Our end and the back-end's of something to notify by."""
+    if kind == "socket":
+        ours, theirs = socket.socketpair()
+        return ours.detach(), theirs.detach()
+    reader, writer = os.pipe()
+    return (reader, writer) if they_write else (writer, reader)
+
+
+@pytest.mark.parametrize("kind", ["socket", "pipe"])
+async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) -> None:
+    """User-mode Linux is called by stream sockets."""
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        kicks, their_kicks = notifier(kind, they_write=False)
+        calls, their_calls = notifier(kind, they_write=True)
+        await front.ask(front.codec.set_vring_kick(1, their_kicks))
+        await front.ask(front.codec.set_vring_call(0, their_calls))
+        os.close(their_kicks)
+        os.close(their_calls)
+        for _ in range(3000):  # more than a pipe or a socket holds, and nobody reads
+            front.put_quietly(1, control(0, NAME, 0))
+            os.write(kicks, ONE)
+            while not front.rings[0].has_used() or not front.rings[1].has_used():
+                await trio.sleep(0)
+            assert (await front.used(0))[:4] == bytes(4)
+            front.rings[1].pop_used()
+            front.offer(0, 0)
+            front.publish(0)
+        assert os.read(calls, 8) == ONE
+        os.close(calls)  # who closes them wants none
+        os.close(kicks)
+        await front.ask(front.codec.set_vring_kick(1, front.kicks[1]))
+        front.put(1, control(0, NAME, 0))
+        while not front.rings[0].has_used():
+            await trio.sleep(0)
+
+
+async def test_a_ring_without_a_descriptor_is_polled(tmp_path: Path) -> None:
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        for index in (0, 1):
+            await front.ask(front.codec.set_vring_kick(index, None))
+            await front.ask(front.codec.set_vring_call(index, None))
+        front.put_quietly(1, control(0, NAME, 0))
+        while not front.rings[0].has_used():
+            await trio.sleep(0.001)
+        assert await front.used(0) == control(0, NAME, 1, b"port")
+
+
+async def test_notifications_by_message(tmp_path: Path) -> None:
+    """Simulations want them, for their strict order (user-mode Linux's time travel)."""
+    puppet = Puppet()
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", puppet)], options=",inband"),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start(protocol=PROTOCOL | vu.PF_INBAND_NOTIFICATIONS)
+        for index in (0, 1):
+            await front.ask(front.codec.set_vring_kick(index, None))
+            await front.ask(front.codec.set_vring_call(index, None))
+        front.put_quietly(1, control(0, NAME, 0))
+        assert not front.rings[0].has_used()
+        await front.ask(front.codec.vring_kick(1))
+        assert await front.used(0) == control(0, NAME, 1, b"port")
+        assert front.channel is not None
+        message = await front.channel.receive()
+        assert message is not None
+        assert front.codec.receive_request(message) == vu.Asked(vu.VringCalled(0))
+
+
+async def test_a_front_end_that_reads_no_requests_makes_nobody_wait(tmp_path: Path) -> None:
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]) as host,
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        for _ in range(1000):
+            await host.add(HostPortSpec(b"more", Puppet()))
+            host.remove(1)
+        await host.add(HostPortSpec(b"last", Puppet()))
+        assert await name_of(front, 1) == b"last"
+        assert front.channel is not None
+        for _ in range(200):  # and there is room again
+            await front.channel.receive()
+        await host.add(HostPortSpec(b"very last", Puppet()))
+        assert await name_of(front, 2) == b"very last"
+
+
+# The guest and its memory
+
+
+async def test_a_guest_that_breaks_its_ring_is_turned_away(tmp_path: Path) -> None:
+    async with open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]) as host:
+        async with open_front_end(tmp_path / "s") as front:
+            await front.start()
+            await front.ask(front.codec.set_vring_err(1, front.calls[1]))
+            front.rings[1]._avail[1] = 1000
+            os.eventfd_write(front.kicks[1], 1)
+            await front.called(1)
+            assert await front.ended()
+        assert host.guest is None
+        async with open_front_end(tmp_path / "s") as front:
+            await front.start()
+            assert await name_of(front, 0) == b"port"
+
+
+@pytest.mark.parametrize("address", [0, GUEST - 1, GUEST + SIZE - 1, GUEST + SIZE, 2**64 - 12])
+async def test_a_buffer_outside_of_the_memory_is_not_followed(
+    tmp_path: Path, address: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        head = front.rings[1].add(SIZE // 2, 12, writable=False)
+        struct.pack_into("<Q", front.rings[1]._desc, 16 * head, address)
+        front.publish(1)
+        assert await front.ended()
+        assert f"12 bytes at {address:#x} are outside of the memory" in caplog.text
+
+
+async def test_memory_may_change_while_rings_run(tmp_path: Path) -> None:
+    puppet = Puppet()
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", puppet)]) as host,
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        assert await name_of(front, 0) == b"port"
+        guest = host.guest
+        more = Region(GUEST + SIZE, 4096, USER + SIZE)
+        await front.ask(front.codec.add_mem_reg(more, front.memfd))
+        assert mappings() == 3
+        await front.ask(front.codec.rem_mem_reg(more))
+        assert mappings() == 2
+        await front.share()
+        assert mappings() == 2
+        assert await front.used(0) == control(0, OPEN, 1)
+        await puppet.port.send(b"still there")
+        assert await front.used(0) == data(0, b"still there")
+        assert host.guest is guest
+
+
+async def test_no_byte_is_lost_when_a_front_end_leaves(tmp_path: Path) -> None:
+    puppet = Puppet()
+    async with open_back_end(tmp_path / "s", [HostPortSpec(b"port", puppet)]):
+        async with open_front_end(tmp_path / "s") as front:
+            await front.start()
+            assert await name_of(front, 0) == b"port"
+            front.put_quietly(1, data(0, b"nobody was told"))
+        assert await puppet.port.receive() == b"nobody was told"
+
+
+async def test_a_silent_front_end_does_not_keep_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_user_session, "_FIRST_MESSAGE", 0.01)
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]),
+        open_front_end(tmp_path / "s") as silent,
+        open_front_end(tmp_path / "s") as front,
+    ):
+        assert await silent.ended()
+        await front.start()
+        assert await name_of(front, 0) == b"port"
+
+
+# The standard's dialect
+
+
+async def test_an_emergency_write_comes_to_port_0(tmp_path: Path) -> None:
+    puppet = Puppet()
+    specs = [HostPortSpec(b"port", puppet)]
+    async with (
+        open_back_end(tmp_path / "s", specs, dialect="virtio1"),
+        open_front_end(tmp_path / "s", 64) as front,
+    ):
+        await front.negotiate(features=1 << 32 | 7)
+        reply = await front.ask(front.codec.get_config(0, 12))
+        assert reply is not None
+        assert reply.data == struct.pack("<HHII", 0, 0, 31, 0)
+        await front.ask(front.codec.set_config(8, b"!\0\0\0"))
+        assert await puppet.port.receive() == b"!"
+        queues = await front.ask(front.codec.get_queue_num())
+        assert queues is not None
+        assert queues.value == 64
+
+
+async def test_a_guest_without_multiport_has_a_console(tmp_path: Path) -> None:
+    puppet = Puppet()
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", puppet, console=True)]),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start(features=1 << 32)
+        front.put(1, b"bare bytes")
+        assert await puppet.port.receive() == b"bare bytes"
+        await puppet.port.send(b"and back")
+        assert await front.used(0) == b"and back"

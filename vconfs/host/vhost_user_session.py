@@ -61,7 +61,7 @@ class Session:
         self._device = device
         self._socket = MessageSocket(sock)
         self._protocol = device.protocol(self._read_config)
-        self._config = b""  # as the front-end knows it
+        self._config: bytes | None = None  # as the front-end knows it
         self._channel = FrontendChannel()
         self._memory = SharedMemory()
         self._kicks: Notices[int] = Notices()
@@ -128,7 +128,7 @@ class Session:
         self._link, self._backend = link, backend
         self._nursery.start_soon(self._watch, backend)
         backend.start()
-        if device.config != self._config:
+        if self._config is not None and self._config != device.config:
             self._announce_config()
         return link
 
@@ -238,8 +238,8 @@ class Session:
     # --- the config space -----------------------------------------------------------------
 
     def _read_config(self) -> bytes:
-        self._config = self._device.config
-        return self._config
+        self._config = config = self._device.config
+        return config
 
     def _announce_config(self) -> None:
         self._channel.post(self._protocol.channel.config_change())
@@ -299,15 +299,16 @@ class Session:
 
     def _notifier_changed(self, event: vu.NotifierChanged) -> None:
         ring = self._rings[event.index]
+        listens = ring.live and event.notifier is Notifier.KICK
+        if listens:
+            self._listen_no_more(event.index)
+        ring.fds[event.notifier] = None  # the one before is closed, come what may
         if event.fd is not None:
             check_notifier(event.fd)
-        if not ring.live or event.notifier is not Notifier.KICK:
             ring.fds[event.notifier] = event.fd
-            return
-        self._listen_no_more(event.index)
-        ring.fds[Notifier.KICK] = event.fd
-        self._listen(event.index)
-        self._kicked(event.index)
+        if listens:
+            self._listen(event.index)
+            self._kicked(event.index)
 
     def _kicked_inband(self, event: vu.Kicked) -> None:
         self._kicked(event.index)
