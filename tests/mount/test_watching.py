@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -136,6 +137,25 @@ async def test_a_port_is_found_by_its_name_in_any_mount(mounted: OpenMount) -> N
         async with vconfs("cat", it.path / "nothing") as cat:
             assert await cat.wait() == 1
             assert "there is no port" in await rest(cat)
+
+
+async def test_a_mount_that_does_not_answer_holds_up_no_search_by_name(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    name = f"org.vconfs.test.{os.getpid()}"
+    stuck = tmp_path / "stuck"
+    stuck.mkdir()
+    async with mounted(f"{name}=exec:echo from here"):
+        await trio.run_process([*VCONFS, "mount", str(stuck)])
+        daemon = int(os.getxattr(stuck, "user.pid"))
+        os.kill(daemon, signal.SIGSTOP)
+        try:
+            async with vconfs("cat", name) as cat:
+                await seen(cat, b"from here\n")
+                assert await cat.wait() == 0
+        finally:
+            os.kill(daemon, signal.SIGCONT)
+            await trio.run_process([*VCONFS, "umount", str(stuck)])
 
 
 async def test_a_busy_port_is_told_with_who_has_it(mounted: OpenMount) -> None:
