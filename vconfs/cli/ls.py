@@ -20,7 +20,10 @@ _NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out"}
 
 
 def read_ports(mountpoint: Path) -> list[dict[str, object]]:
-    """Read the status of every port in a mount; Failure: that is none."""
+    """Read the status of every port in a mount; Failure: that is none.
+
+    Of a port that we may not read there is nothing but "port", its file's name.
+    """
     try:
         os.getxattr(mountpoint, PID_ATTRIBUTE)
         files = [entry.name for entry in os.scandir(mountpoint)]
@@ -41,6 +44,8 @@ def _read_port(path: Path) -> dict[str, object]:
             value = os.getxattr(path, attribute).decode(errors="backslashreplace")
         except FileNotFoundError:
             return {}
+        except PermissionError:
+            return {"port": path.name}
         except OSError:
             continue  # it has no such attribute
         port[key] = value == "1" if key in _FLAGS else int(value) if key in _NUMBERS else value
@@ -76,6 +81,9 @@ def _print_table(ports: list[dict[str, object]]) -> None:
     for heading in ("QUEUED", "IN", "OUT"):
         table.add_column(heading, justify="right")
     for port in ports:
+        if "id" not in port:
+            table.add_row(str(port["port"]), "-", "-", "no permission")
+            continue
         table.add_row(
             str(port["port"]),
             str(port.get("name", "-")),

@@ -55,7 +55,7 @@ def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Ta
     before: dict[object, dict[str, Any]] = {}
     then = time.monotonic()
     for look in count(1):
-        ports: list[dict[str, Any]] = read_ports(mountpoint)
+        ports: list[dict[str, Any]] = [port for port in read_ports(mountpoint) if "id" in port]
         now = time.monotonic()
         yield _table(ports, before, now - then)
         if look == looks:
