@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -14,10 +13,15 @@ from typing import Any
 
 import trio
 
+from tests.qemu.listener import listener
+
 QEMU = "qemu-system-x86_64"
 RAM = "64M"
 #: cli; hlt; jmp back; and an endless row of hlt below.
 FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xf4" * 12
+
+#: How many doorbells each peer has, where there are some.
+DOORBELLS = 4
 
 CONSOLE = ("virtio-serial-pci,id=vs0,disable-legacy=on,addr=4",)
 
@@ -116,7 +120,10 @@ def port(folder: Path, number: int, name: str = "", kind: str = "virtserialport"
 async def open_machine(
     folder: Path, arguments: Sequence[str], devices: Sequence[str] = CONSOLE
 ) -> AsyncIterator[Machine]:
-    """Run QEMU with these devices, and these arguments after them."""
+    """Run QEMU with these devices, and these arguments after them.
+
+    With a server of doorbells in the folder, the machine can ring them.
+    """
     (folder / "hlt.bin").write_bytes(FIRMWARE)
     command = [QEMU, "-accel", "tcg", "-bios", f"{folder}/hlt.bin"]
     command += ["-nodefaults", "-display", "none", "-nic", "none"]
@@ -130,6 +137,9 @@ async def open_machine(
     command += ["-qtest", "chardev:qtest", "-mon", "chardev=qmp,mode=control"]
     for device in devices:
         command += ["-device", device]
+    if (folder / "ivshmem").exists():
+        command += ["-chardev", f"socket,id=iv,path={folder}/ivshmem"]
+        command += ["-device", f"ivshmem-doorbell,vectors={DOORBELLS},chardev=iv,addr=1d"]
     process = await trio.lowlevel.open_process(
         [*command, *arguments],
         pass_fds=tuple(descriptors.values()),
@@ -146,12 +156,3 @@ async def open_machine(
         process.kill()
         with trio.CancelScope(shield=True):
             await process.wait()
-
-
-def listener(path: Path) -> socket.socket:
-    """Listen before QEMU starts, so that nobody has to wait for the socket to be there."""
-    path.unlink(missing_ok=True)  # of a machine that was here before
-    sock = socket.socket(socket.AF_UNIX)
-    sock.bind(os.fspath(path))
-    sock.listen(1)
-    return sock

@@ -14,7 +14,8 @@ import trio
 
 from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
-from tests.qemu.machine import Machine, open_machine, port
+from tests.qemu.doorbell_server import serving_doorbells
+from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
 from vconfs.device.rings import RingLink
@@ -27,6 +28,17 @@ pytestmark = [
 ]
 
 NAME = "org.libvirt.channel.0"
+by_both_interrupts = pytest.mark.usefixtures("interrupts")
+
+
+@pytest.fixture(params=["line", "doorbells"])
+async def interrupts(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[None]:
+    """Have the device raise its line, or ring doorbells by MSI-X messages."""
+    if request.param == "line":
+        yield
+        return
+    async with serving_doorbells(tmp_path / "ivshmem", DOORBELLS):
+        yield
 
 
 @asynccontextmanager
@@ -48,6 +60,7 @@ async def one_port(folder: Path) -> AsyncIterator[tuple[Machine, Changes, Port]]
         yield qemu, changes, await changes.named(1, NAME)
 
 
+@by_both_interrupts
 async def test_ports_names_and_kinds(tmp_path: Path) -> None:
     arguments = port(tmp_path, 0, "con0", kind="virtconsole")
     arguments += [*port(tmp_path, 1, NAME), *port(tmp_path, 2)]
@@ -83,6 +96,7 @@ async def test_the_address_can_be_given(tmp_path: Path) -> None:
                 raise AssertionError
 
 
+@by_both_interrupts
 async def test_data_goes_both_ways(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, port):
         async with await qemu.connect("c1") as host:
@@ -107,6 +121,7 @@ async def test_every_byte_arrives_in_order(tmp_path: Path, size: int) -> None:
             assert await receive_exactly(host, size) == data
 
 
+@by_both_interrupts
 async def test_the_host_connects_and_disconnects(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, port):
         port.open(Opener(1))
@@ -132,6 +147,7 @@ async def test_what_was_sent_before_a_hang_up_is_read_first(tmp_path: Path) -> N
         assert port.read_nowait(10) == []
 
 
+@by_both_interrupts
 async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, port):
         async with await qemu.connect("c1") as host:
@@ -150,6 +166,7 @@ async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
             await changes.until(lambda: bool(port.poll() & select.POLLOUT))
 
 
+@by_both_interrupts
 async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, port):
         async with await qemu.connect("c1") as host:
@@ -165,6 +182,7 @@ async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) 
             assert await read_exactly(port, 5) == b"later"
 
 
+@by_both_interrupts
 async def test_a_guest_that_does_not_read_holds_the_host_back(tmp_path: Path) -> None:
     data = pattern(1 << 23)
     async with one_port(tmp_path) as (qemu, changes, port):
@@ -177,6 +195,7 @@ async def test_a_guest_that_does_not_read_holds_the_host_back(tmp_path: Path) ->
             assert await read_exactly(port, len(data)) == data
 
 
+@by_both_interrupts
 async def test_ports_are_plugged_and_unplugged(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, _):
         for name in ("hot.0", "hot.1", "hot.2"):
@@ -195,6 +214,7 @@ async def test_ports_are_plugged_and_unplugged(tmp_path: Path) -> None:
                 assert caught.value.errno == errno.ENODEV
 
 
+@by_both_interrupts
 async def test_qemu_is_killed(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -212,6 +232,7 @@ async def test_qemu_is_killed(tmp_path: Path) -> None:
         assert guest.read_nowait(10) == []
 
 
+@by_both_interrupts
 async def test_a_device_that_was_driven_can_be_driven_again(tmp_path: Path) -> None:
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         async with await qemu.connect("c1") as host:
@@ -245,6 +266,42 @@ async def test_a_folder_without_a_machine(tmp_path: Path) -> None:
                 raise AssertionError
         ram = tmp_path / "ram"
         ram.write_bytes(b"" if not ram.exists() else bytes(2 << 20))
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 2, 3, 10])
+async def test_vectors(tmp_path: Path, vectors: int) -> None:
+    devices = (f"virtio-serial-pci,disable-legacy=on,addr=4,vectors={vectors}",)
+    async with (
+        serving_doorbells(tmp_path / "ivshmem", DOORBELLS),
+        open_machine(tmp_path, port(tmp_path, 1, NAME), devices) as qemu,
+        driven(qemu) as (changes, driver, _),
+    ):
+        guest = await changes.named(1, NAME)
+        async with await qemu.connect("c1") as host:
+            await changes.connected(guest)
+            guest.open(Opener(1))
+            await host.send_all(b"ping")
+            assert await read_exactly(guest, 4) == b"ping"
+            await write_all(guest, b"pong")
+            assert await receive_exactly(host, 4) == b"pong"
+        assert driver.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("vectors", "message"),
+    [(0, "it has not given 2 doorbells in 0.1 s"), (1, "it has not given 2 doorbells")],
+)
+async def test_a_server_with_too_few_doorbells(
+    tmp_path: Path, vectors: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vconfs.device.doorbells._SECONDS", 0.1)
+    async with (
+        serving_doorbells(tmp_path / "ivshmem", vectors),
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+    ):
+        with pytest.raises(DeviceError, match=message):
+            async with driven(qemu):
+                raise AssertionError
 
 
 @pytest.mark.parametrize("most", [2, 31, 511])
@@ -297,6 +354,7 @@ async def test_early_output_of_a_console_that_is_known(tmp_path: Path) -> None:
             assert await receive_exactly(host, 11) == b"early, late"
 
 
+@by_both_interrupts
 async def test_plugging_200_times_while_another_port_transfers(tmp_path: Path) -> None:
     async with one_port(tmp_path) as (qemu, changes, busy):
         async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
@@ -326,6 +384,7 @@ async def check_for_ever(port: Port) -> None:
         assert await read_exactly(port, len(PIECE)) == PIECE
 
 
+@by_both_interrupts
 async def test_reset_while_busy(tmp_path: Path) -> None:
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         async with await qemu.connect("c1") as host, trio.open_nursery() as nursery:
@@ -347,6 +406,7 @@ async def drain_for_ever(host: trio.SocketStream) -> None:
             pass
 
 
+@by_both_interrupts
 async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -424,7 +484,7 @@ async def kill_at(qemu: Machine, changes: Changes, moment: int) -> None:
 
 
 async def test_qemu_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vconfs.device.qtest._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("vconfs.device.qtest_client._ANSWER_SECONDS", 0.1)
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         qemu.process.send_signal(signal.SIGSTOP)
         with pytest.raises(DeviceError, match=r"QEMU has not answered in 0\.1 s"):

@@ -18,7 +18,8 @@ from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
 from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
-from vconfs.device.qtest import QtestClient, open_qtest
+from vconfs.device.qtest import open_qtest
+from vconfs.device.qtest_client import QtestClient
 from vconfs.ports import PortManager
 
 pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")

@@ -12,7 +12,7 @@ import trio.testing
 
 from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
-from vconfs.device.qtest import QtestClient
+from vconfs.device.qtest_client import QtestClient
 
 READ = b"readl 0x10\n"
 

@@ -11,7 +11,6 @@ import errno
 import fcntl
 import mmap
 import os
-import select
 import struct
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -23,6 +22,7 @@ from attrs import frozen
 
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, parse_address
 from vconfs.device.errors import DeviceError
+from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.device.url import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.driver import Driver
@@ -83,10 +83,7 @@ class VfioTransport:
         self._regions: dict[int, int] = {}
         #: BAR -> its memory as 16-bit words, for kicks without a system call.
         self._windows: dict[int, memoryview] = {}
-        self._epoll = select.epoll()
-        stack.callback(self._epoll.close)
-        #: Eventfd -> its vector.
-        self._vectors: dict[int, int] = {}
+        self._events = Eventfds(stack)
         self._line_masked = False
 
     async def read_config(self, offset: int, size: int) -> int:
@@ -173,7 +170,7 @@ class VfioTransport:
 
     async def enable_vectors(self, msix: Msix | None) -> int:
         """Turn on as many MSI-X vectors as can be had, or else the line."""
-        if not self._vectors:
+        if not self._events:
             self._watch(_IRQ_REQUEST, [_REQUEST])  # not every kernel has it
         elif msix is None:
             self._set_irqs(_IRQ_MSIX, _IRQ_DATA_NONE | _IRQ_TRIGGER, 0)
@@ -204,9 +201,7 @@ class VfioTransport:
                 os.close(event)
             return False
         for event, vector in zip(events, vectors, strict=True):
-            self._stack.callback(os.close, event)
-            self._epoll.register(event, select.EPOLLIN)
-            self._vectors[event] = vector
+            self._events.add(event, vector)
         return True
 
     def _set_irqs(self, index: int, flags: int, count: int, data: bytes = b"") -> bool:
@@ -222,11 +217,7 @@ class VfioTransport:
         if self._line_masked:
             self._line_masked = False
             self._set_irqs(_IRQ_INTX, _IRQ_DATA_NONE | _IRQ_UNMASK, 1)
-        await trio.lowlevel.wait_readable(self._epoll.fileno())
-        vectors = set()
-        for event, _ in self._epoll.poll(0):
-            os.eventfd_read(event)
-            vectors.add(self._vectors[event])
+        vectors = await self._events.wait()
         if _REQUEST in vectors:
             raise DeviceError("the kernel wants the device back")
         self._line_masked = _LINE in vectors
@@ -275,7 +266,7 @@ def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
     except OSError as error:
         raise DeviceError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
     stack.callback(os.close, device)
-    return VfioTransport(device, _map_memory(container), stack)
+    return VfioTransport(device, _map_memory(container, stack), stack)
 
 
 def _open(path: Path, stack: ExitStack) -> int:
@@ -303,8 +294,8 @@ def _join(container: int, group: int, function: PciFunction) -> None:
     fcntl.ioctl(container, _SET_IOMMU, _TYPE1V2)
 
 
-def _map_memory(container: int) -> memoryview:
-    """Give memory that the device reaches at _DMA_BASE."""
+def _map_memory(container: int, stack: ExitStack) -> memoryview:
+    """Give memory that the device reaches at _DMA_BASE; its pages are free again in the end."""
     memory = mmap.mmap(-1, _DMA_SIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     request = _DMA_MAP.pack(_DMA_MAP.size, _MAP_READ_WRITE, address, _DMA_BASE, _DMA_SIZE)
@@ -315,4 +306,5 @@ def _map_memory(container: int) -> memoryview:
         raise DeviceError(
             f"cannot give the device {_DMA_SIZE >> 20} MiB of memory: {error.strerror}{hint}"
         ) from None
+    stack.callback(memory.madvise, mmap.MADV_DONTNEED)
     return memoryview(memory)

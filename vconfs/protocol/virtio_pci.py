@@ -212,13 +212,10 @@ def parse_function(config: bytes) -> Function:
             f"the PCI function {vendor:04x}:{device:04x} is not a virtio console"
         )
     found: dict[Structure, tuple[int, Region]] = {}
-    msix: Msix | None = None
     for at, kind in walk_capabilities(config):
         if kind == _CAP_VENDOR:
             _add_structure(found, config, at)
-        elif kind == _CAP_MSIX and msix is None:
-            msix = _parse_msix(config, at)
-    return _assemble(device, config, found, msix)
+    return _assemble(device, config, found, find_msix(config))
 
 
 def walk_capabilities(config: bytes) -> Iterator[tuple[int, int]]:
@@ -235,6 +232,14 @@ def walk_capabilities(config: bytes) -> Iterator[tuple[int, int]]:
         seen.add(at)
         yield at, config[at]
         at = config[at + 1] & ~3
+
+
+def find_msix(config: bytes) -> Msix | None:
+    """Find the MSI-X capability of any function by its whole config space."""
+    for at, kind in walk_capabilities(config):
+        if kind == _CAP_MSIX:
+            return _parse_msix(config, at)
+    return None
 
 
 def _add_structure(found: dict[Structure, tuple[int, Region]], config: bytes, at: int) -> None:

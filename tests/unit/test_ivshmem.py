@@ -1,0 +1,101 @@
+"""Doorbells: what the server says, and what is made of a server that says something else."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vconfs.device import doorbells
+from vconfs.device.errors import DeviceError
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.ivshmem import MESSAGE, Peer
+
+Messages = list[tuple[int, int | None]]
+
+
+def told(messages: Messages) -> tuple[Peer, list[bool]]:
+    peer = Peer()
+    return peer, [peer.receive(MESSAGE.pack(value), fd) for value, fd in messages]
+
+
+def test_a_peer_keeps_its_own_doorbells() -> None:
+    others: Messages = [(1, 11), (1, 12), (3, 13)]
+    peer, kept = told([(0, None), (2, None), (-1, 10), *others, (2, 14), (2, 15), (1, None)])
+    assert kept == [False] * 6 + [True, True, False]
+    assert peer.doorbells == [14, 15]
+    assert [peer.ring(vector) for vector in range(2)] == [0x20000, 0x20001]
+
+
+def test_nobody_else_is_needed() -> None:
+    peer, kept = told([(0, None), (0, None), (-1, 10), (0, 14)])
+    assert kept == [False, False, False, True]
+    assert peer.ring(0) == 0
+
+
+@pytest.mark.parametrize(
+    ("messages", "reason"),
+    [
+        ([(1, None)], "version 1"),
+        ([(-1, 10)], "version -1"),
+        ([(0, None), (-1, 10)], "peer id -1"),
+        ([(0, None), (0x10000, None)], "peer id 65536"),
+        ([(0, None), (0, None), (-2, None)], "peer id -2"),
+        ([(0, None), (0, None), (1 << 40, 10)], "peer id 1099511627776"),
+    ],
+)
+def test_what_no_server_says(messages: Messages, reason: str) -> None:
+    with pytest.raises(RemoteProtocolError, match=reason):
+        told(messages)
+
+
+@given(st.lists(st.tuples(st.integers(-(2**63), 2**63 - 1), st.none() | st.integers(3, 9))))
+def test_any_messages(messages: Messages) -> None:
+    try:
+        peer, kept = told(messages)
+    except RemoteProtocolError:
+        return
+    assert kept.count(True) == len(peer.doorbells)
+
+
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (b"", "it has left"),
+        (b"\0" * 4, "it has left"),
+        (MESSAGE.pack(7), "version 7"),
+        (MESSAGE.pack(0) + MESSAGE.pack(-5), "peer id -5"),
+    ],
+)
+async def test_a_server_that_is_none(sent: bytes, reason: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(sent)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(DeviceError, match=f"server of doorbells: .*{reason}"):
+            await doorbells._meet(ours, 1)
+
+
+async def test_a_server_that_leaves_in_the_middle_leaves_nothing_open() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            for value in (0, 4, -1, 1, 4):
+                socket.send_fds(theirs, [MESSAGE.pack(value)], [0] if value in (-1, 1, 4) else [])
+            theirs.shutdown(socket.SHUT_WR)
+            with pytest.raises(DeviceError, match="it has left"):
+                await doorbells._meet(ours, 2)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doorbells, "_SECONDS", 0.01)
+    ours, theirs = socket.socketpair()
+    with ours, theirs, trio.fail_after(5):
+        with pytest.raises(DeviceError, match=r"has not given 2 doorbells in 0\.01 s"):
+            await doorbells._meet(ours, 2)

@@ -1,0 +1,118 @@
+"""Doorbells: how MSI-X messages inside of a QEMU process become eventfds of ours.
+
+An `ivshmem-doorbell` device of the machine has a register that rings the doorbell of another peer,
+and a server has told QEMU and us each other's doorbells (see protocol/ivshmem.py). An MSI-X message
+is a write to memory, so one to that register rings one of ours: no line of qtest has to be read.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from vconfs.device.errors import DeviceError
+from vconfs.device.eventfds import Eventfds
+from vconfs.device.qtest_bus import QtestBus, QtestFunction
+from vconfs.device.qtest_client import connect
+from vconfs.protocol import ivshmem, qtest, virtio_pci
+from vconfs.protocol.errors import RemoteProtocolError
+
+#: The device id of ivshmem; its registers are in BAR 0.
+_IVSHMEM: Final = 0x1110
+_REGISTERS: Final = 0
+_DOORBELL: Final = 12
+#: In the place of a vector: QEMU is gone.
+_LOST: Final = -1
+
+#: How long the server, and then QEMU, may take, and how often doorbells are tried meanwhile.
+_SECONDS: Final = 5.0
+_STEP: Final = 0.01
+
+
+@frozen
+class Doorbells:
+    """Our doorbells: the address that rings them, and by which value each."""
+
+    register: int
+    values: list[int]
+    events: Eventfds
+
+
+async def open_doorbells(
+    bus: QtestBus, path: Path, most: int, stack: ExitStack
+) -> Doorbells | None:
+    """Get up to `most` doorbells from the server at `path`; None: the machine cannot ring any.
+
+    They are closed with `stack`. DeviceError: the server, or QEMU, does not do its part.
+    """
+    slot = await bus.find(_IVSHMEM)
+    if slot is None:
+        return None
+    function = QtestFunction(bus, slot)
+    msix = virtio_pci.find_msix(await function.read_whole_config())
+    count = min(most, msix.vectors if msix else 0)
+    await function.bar_sizes()
+    sock = stack.enter_context(connect(path))
+    peer = await _meet(sock, count)
+    events = Eventfds(stack)
+    for vector, event in enumerate(peer.doorbells):
+        os.set_blocking(event, False)
+        events.add(event, vector)
+    values = [peer.ring(vector) for vector in range(count)]
+    doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, events)
+    await _try_all(bus, doorbells)
+    lost = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    events.add(lost, _LOST)
+    bus.client.on_lost = lambda: os.eventfd_write(lost, 1)
+    return doorbells
+
+
+async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
+    """Listen to the server until we have so many doorbells."""
+    peer = ivshmem.Peer()
+    try:
+        with trio.move_on_after(_SECONDS):
+            while len(peer.doorbells) < count:
+                await trio.lowlevel.wait_readable(sock)
+                _receive(sock, peer)
+            return peer
+    except (OSError, RemoteProtocolError) as error:
+        reason = str(error)
+    else:
+        reason = f"it has not given {count} doorbells in {_SECONDS:g} s"
+    for event in peer.doorbells:
+        os.close(event)
+    raise DeviceError(f"the server of doorbells: {reason}")
+
+
+def _receive(sock: socket.socket, peer: ivshmem.Peer) -> None:
+    size, flags = ivshmem.MESSAGE.size, socket.MSG_CMSG_CLOEXEC
+    message, descriptors, _, _ = socket.recv_fds(sock, size, 1, flags)
+    keeps = False
+    try:
+        if len(message) != size:
+            raise RemoteProtocolError("it has left")
+        keeps = peer.receive(message, descriptors[0] if descriptors else None)
+    finally:
+        for descriptor in descriptors if not keeps else ():
+            os.close(descriptor)
+
+
+async def _try_all(bus: QtestBus, doorbells: Doorbells) -> None:
+    """Ring all: QEMU hears of us from the server in its own time."""
+    silent = set(range(len(doorbells.values)))
+    with trio.move_on_after(_SECONDS):
+        while silent:
+            for vector in silent:
+                bus.client.post(qtest.write(doorbells.register, 4, doorbells.values[vector]))
+            with trio.move_on_after(_STEP):
+                silent -= await doorbells.events.wait()
+            bus.client.check()
+        return
+    raise DeviceError(f"QEMU has not rung our doorbells in {_SECONDS:g} s")

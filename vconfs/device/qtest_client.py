@@ -1,0 +1,166 @@
+"""The way to a QEMU process by its qtest protocol: commands in order, and interrupt lines."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from vconfs.device.errors import DeviceError
+from vconfs.protocol import qtest
+from vconfs.protocol.errors import RemoteProtocolError
+
+#: How long QEMU may take to answer, and how many bytes of commands may wait for it.
+_ANSWER_SECONDS: Final = 5.0
+_BACKLOG_MAX: Final = 1 << 20
+_RECEIVE_SIZE: Final = 1 << 16
+
+
+def connect(path: Path) -> socket.socket:
+    """Connect to a unix socket, without waiting; DeviceError."""
+    sock = socket.socket(socket.AF_UNIX)
+    sock.setblocking(False)
+    try:
+        sock.connect(os.fspath(path))
+    except OSError as error:
+        sock.close()
+        raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+    return sock
+
+
+class _Pending:
+    """A command that somebody waits for."""
+
+    __slots__ = ("answer", "event")
+
+    def __init__(self) -> None:
+        self.event = trio.Event()
+        self.answer: int | DeviceError | None = None
+
+
+class QtestClient:
+    """Sends commands to QEMU, in order, and keeps track of its interrupt lines."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._out = bytearray()
+        self._stuck = trio.lowlevel.ParkingLot()
+        self._pending: deque[_Pending | None] = deque()
+        self._interrupt = trio.Event()
+        self._lost: str = ""
+        #: Called when QEMU is lost.
+        self.on_lost: Callable[[], None] = lambda: None
+
+    async def run(self) -> None:
+        """Receive and send, until QEMU is lost."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._send_backlog)
+            await self._receive_all()
+            nursery.cancel_scope.cancel()
+
+    def post(self, command: bytes) -> None:
+        """Send a command whose answer nobody waits for."""
+        self._put(command, None)
+
+    async def call(self, command: bytes) -> int:
+        """Send a command, and give what it answers."""
+        pending = _Pending()
+        self._put(command, pending)
+        with trio.move_on_after(_ANSWER_SECONDS):
+            await pending.event.wait()
+        if isinstance(pending.answer, int):
+            return pending.answer
+        raise pending.answer or DeviceError(f"QEMU has not answered in {_ANSWER_SECONDS:g} s")
+
+    async def wait_interrupt(self) -> None:
+        """Wait until a line was raised since the last call."""
+        if not self._lost:
+            await self._interrupt.wait()
+        self.check()
+        self._interrupt = trio.Event()
+
+    def check(self) -> None:
+        """See that QEMU is there; DeviceError."""
+        if self._lost:
+            raise DeviceError(self._lost)
+
+    def _put(self, command: bytes, pending: _Pending | None) -> None:
+        if self._lost:
+            _settle(pending, DeviceError(self._lost))
+            return
+        self._pending.append(pending)
+        self._out += command
+        if len(self._out) == len(command):
+            self._send_some()
+        elif len(self._out) > _BACKLOG_MAX:
+            self._lose("QEMU takes no commands")
+
+    def _send_some(self) -> None:
+        try:
+            sent = self._socket.send(self._out)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self._lose(f"QEMU is gone: {error.strerror}")
+            return
+        del self._out[:sent]
+        if self._out:
+            self._stuck.unpark_all()
+
+    async def _send_backlog(self) -> None:
+        while not self._lost:
+            if not self._out:
+                await self._stuck.park()
+            await trio.lowlevel.wait_writable(self._socket)
+            self._send_some()
+
+    async def _receive_all(self) -> None:
+        reader = qtest.LineReader()
+        while not self._lost:
+            await trio.lowlevel.wait_readable(self._socket)
+            try:
+                data = self._socket.recv(_RECEIVE_SIZE)
+                if not data:
+                    self._lose("QEMU is gone")
+                    break
+                for event in reader.receive(data):
+                    self._handle(event)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._lose(f"QEMU is gone: {error.strerror}")
+            except RemoteProtocolError as error:
+                self._lose(str(error))
+
+    def _handle(self, event: qtest.QtestEvent) -> None:
+        if isinstance(event, qtest.Interrupt):
+            if event.raised:
+                self._interrupt.set()
+            return
+        if not self._pending:
+            raise RemoteProtocolError("an answer to no command")
+        pending = self._pending.popleft()
+        if isinstance(event, qtest.Answer):
+            _settle(pending, event.value)
+        else:
+            _settle(pending, DeviceError(f"QEMU refuses a command: {event.reason}"))
+
+    def _lose(self, reason: str) -> None:
+        self._lost = self._lost or reason
+        self._out.clear()
+        for pending in self._pending:
+            _settle(pending, DeviceError(reason))
+        self._pending.clear()
+        self._interrupt.set()
+        self.on_lost()
+
+
+def _settle(pending: _Pending | None, answer: int | DeviceError) -> None:
+    if pending is not None:
+        pending.answer = answer
+        pending.event.set()
