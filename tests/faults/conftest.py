@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -10,8 +12,10 @@ import trio
 
 from .programs import Both, open_both
 
+#: Whether to try as long as the issue asks for; else as long as an everyday run bears.
+LONG = bool(os.environ.get("VCONFS_LONG"))
 #: Seconds that a test has; what it has started ends in order then.
-LIMIT = 50
+LIMIT = 1500 if LONG else 50
 
 #: What can be between the two ends: a DEVICE url without the path.
 DEVICES = ["stream:unix"]
@@ -22,3 +26,11 @@ async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[
     with trio.fail_after(LIMIT):
         async with open_both(tmp_path, request.param) as starter:
             yield starter
+
+
+@pytest.fixture
+def numbers() -> random.Random:
+    """Random numbers; the seed is shown when the test fails, and can be given."""
+    seed = os.environ.get("VCONFS_SEED") or str(random.randrange(1 << 32))
+    print(f"VCONFS_SEED={seed}")
+    return random.Random(seed)

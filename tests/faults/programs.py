@@ -44,6 +44,11 @@ class Program:
         return self.process.pid
 
     @property
+    def ready(self) -> bool:
+        """Whether guests can come (to a host end)."""
+        return _READY in self.said
+
+    @property
     def lines(self) -> list[str]:
         return self.said.decode().splitlines()
 
@@ -97,16 +102,20 @@ class Both:
 
     async def host(self, *ports: str) -> Program:
         """Start a host end with these ports, and wait until guests can come."""
-        words = [word for port in ports for word in ("--port", port)]
-        program = await self._start("host", "--listen", self.url, *words)
-        await until(lambda: _READY in program.said or program.process.returncode is not None)
-        assert _READY in program.said, program.lines
+        program = await self.begin_host(*ports)
+        await until(lambda: program.ready or program.process.returncode is not None)
+        assert program.ready, program.lines
         return program
+
+    async def begin_host(self, *ports: str) -> Program:
+        """Start a host end."""
+        words = [word for port in ports for word in ("--port", port)]
+        return await self._start("host", "--listen", self.url, *words)
 
     async def mount(self, *words: str) -> Program:
         """Start a guest end, and wait until its files are there."""
         program = await self.begin_mount(*words)
-        await until(lambda: self._serves(program.pid) or program.process.returncode is not None)
+        await until(lambda: self.serves(program.pid) or program.process.returncode is not None)
         assert program.process.returncode is None, program.lines
         return program
 
@@ -116,7 +125,8 @@ class Both:
             os.mkdir(self.mountpoint)
         return await self._start("mount", "-f", "--device", self.url, *words, str(self.mountpoint))
 
-    def _serves(self, pid: int) -> bool:
+    def serves(self, pid: int) -> bool:
+        """Whether the mount of this process is there."""
         with suppress(OSError):
             return os.getxattr(self.mountpoint, "user.pid") == b"%d" % pid
         return False

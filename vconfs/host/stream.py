@@ -18,9 +18,8 @@ from vconfs.streams.wire import Wire
 
 log = logging.getLogger(__name__)
 
-#: Seconds between tries where a guest cannot be reached; each further one takes twice as long.
+#: Seconds to the next try where a guest cannot be met; each further one takes twice as long.
 _FIRST_PAUSE: Final = 0.05
-_LAST_PAUSE: Final = 2.0
 
 
 async def serve_stream(
@@ -56,7 +55,7 @@ async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
                 log.warning("no guest: %s", error)
             said = str(error)
             await trio.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
+            pause = min(2 * pause, place.pause_max)
 
 
 async def _serve_guest(host: Host, place: Place, wire: Wire) -> None:
