@@ -20,11 +20,11 @@ from pyfuse3 import FUSEError
 from vconfs import fuse
 from vconfs.announcer import Announcer
 from vconfs.events_file import EventsFile, EventsReader
-from vconfs.names import link_name, port_file
+from vconfs.names import PID_ATTRIBUTE, link_name, port_file
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
-from vconfs.status import PID_ATTRIBUTE, status_value, status_values
+from vconfs.status import status_value, status_values
 from vconfs.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
 
 

@@ -1,8 +1,12 @@
-"""Names of files in the mount: vconNN for a port's id, and a file name for a port's name."""
+"""Names in the mount: vconNN for a port's id, and a file name for a port's name."""
 
 from __future__ import annotations
 
 import re
+from typing import Final
+
+#: An attribute of the mount's root: the process that serves it.
+PID_ATTRIBUTE: Final = b"user.pid"
 
 _PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
 _FILE_NAME_MAX = 255

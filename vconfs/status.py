@@ -7,12 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final
 
 from vconfs.port import Port
-
-#: An attribute of the mount's root: the process that serves it.
-PID_ATTRIBUTE: Final = b"user.pid"
 
 
 def _flag(value: bool) -> bytes:

@@ -340,6 +340,22 @@ def test_without_dev_fuse_and_without_permission(folder: Path) -> None:
     assert mounts(folder) == []
 
 
+def test_doctor_looks_at_this_machine() -> None:
+    assert "/dev/fuse can be used" in vconfs("doctor")
+    findings = [json.loads(line) for line in vconfs("doctor", "--json").splitlines()]
+    assert {tuple(finding) for finding in findings} == {("check", "state", "message", "advice")}
+    assert {"kernel", "fuse-device", "iommu"} <= {finding["check"] for finding in findings}
+
+
+def test_doctor_fails_where_no_mount_can_work() -> None:
+    script = 'mount --bind /dev/null /dev/fuse; exec "$@"'
+    command = "unshare", "--mount", "sh", "-c", script, "-", *VCONFS, "doctor"
+    done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "vconfs: no mount can work here: /dev/fuse is something else\n"
+    assert "mknod -m 666 /dev/fuse c 10 229" in done.stdout
+
+
 def test_umount_and_ls_of_what_is_no_mount(folder: Path) -> None:
     assert vconfs("umount", str(folder), code=1) == f"{folder} is not a vconfs mount"
     assert vconfs("ls", str(folder), code=1) == f"{folder} is not a vconfs mount"

@@ -29,6 +29,7 @@ _COMMANDS = {
     "connect": "vconfs.cli.connect",
     "bind": "vconfs.cli.bind",
     "unbind": "vconfs.cli.unbind",
+    "doctor": "vconfs.cli.doctor",
     "demo": "vconfs.cli.demo",
 }
 

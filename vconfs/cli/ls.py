@@ -11,8 +11,8 @@ import click
 
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
-from vconfs.names import port_id
-from vconfs.status import PID_ATTRIBUTE, STATUS
+from vconfs.names import PID_ATTRIBUTE, port_id
+from vconfs.status import STATUS
 
 #: Attributes that are yes or no, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}

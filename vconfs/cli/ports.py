@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from threading import Thread
-from typing import Final
 
 from vconfs.cli import Failure
+from vconfs.cli.mount_table import all_mounts, answering
 from vconfs.names import link_name
-from vconfs.status import PID_ATTRIBUTE
-
-_MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.vconfs ", re.MULTILINE)
-_ESCAPE = re.compile(r"\\([0-7]{3})")
-#: Seconds that a mount has to answer, where any mount will do.
-_PATIENCE: Final = 1.0
 
 
 def find_port(argument: str) -> Path:
@@ -41,33 +31,7 @@ def find_port(argument: str) -> Path:
 
 def mounts() -> list[Path]:
     """List where vconfs is mounted, but for the mounts whose daemon died or does not answer."""
-    table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    return _answering(
-        [
-            Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), found[1]))
-            for found in _MOUNT.finditer(table)
-        ]
-    )
-
-
-def _answering(folders: Sequence[Path]) -> list[Path]:
-    """Leave out what one stopped daemon would hold us up at: a call into its mount never ends."""
-    alive: set[Path] = set()
-
-    def ask(folder: Path) -> None:
-        try:
-            os.getxattr(folder, PID_ATTRIBUTE)
-        except OSError:
-            return
-        alive.add(folder)
-
-    asking = [Thread(target=ask, args=[folder], daemon=True) for folder in folders]
-    for thread in asking:
-        thread.start()
-    deadline = time.monotonic() + _PATIENCE
-    for thread in asking:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    return [folder for folder in folders if folder in alive]
+    return answering(all_mounts())
 
 
 def _checked(path: Path) -> Path:

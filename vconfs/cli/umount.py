@@ -14,7 +14,7 @@ from vconfs import fuse
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
 from vconfs.fuse.mount import listed
-from vconfs.status import PID_ATTRIBUTE
+from vconfs.names import PID_ATTRIBUTE
 
 #: How long the daemon may take to end before it is unmounted over its head.
 _PATIENCE = 5.0

@@ -1,0 +1,166 @@
+"""What is found on machines that are made of files."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import attrs
+import pytest
+
+from vconfs.doctor import Finding, Machine, examine, python_packages
+
+CONSOLE = "0000:00:05.0"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    """One that has everything."""
+    for folder in ("dev/vfio", "etc", "usr/bin", f"sys/bus/pci/devices/{CONSOLE}"):
+        (tmp_path / folder).mkdir(parents=True)
+    for folder in ("kernel/iommu_groups/7", "bus/pci/drivers/vfio-pci", "class/virtio-ports/vport"):
+        (tmp_path / "sys" / folder).mkdir(parents=True)
+    os.mknod(tmp_path / "dev/fuse", 0o20666, os.makedev(10, 229))
+    for file in ("dev/vfio/vfio", "dev/vsock", "usr/bin/fusermount3"):
+        (tmp_path / file).touch()
+    (tmp_path / "usr/bin/fusermount3").chmod(0o4755)
+    (tmp_path / "etc/fuse.conf").write_text("# a word\nuser_allow_other\n")
+    console = tmp_path / "sys/bus/pci/devices" / CONSOLE
+    (console / "vendor").write_text("0x1af4\n")
+    (console / "device").write_text("0x1043\n")
+    (console / "driver").symlink_to("../../drivers/vfio-pci")
+    return Machine(
+        root=tmp_path,
+        uid=1000,
+        kernel="6.1.0-13-amd64",
+        find_program=lambda name: str(tmp_path / "usr/bin" / name),
+        mounts=[Path("/mnt/vcon")],
+        alive=[Path("/mnt/vcon")],
+    )
+
+
+def found(machine: Machine, check: str) -> list[Finding]:
+    return [finding for finding in examine(machine) if finding.check == check]
+
+
+def test_a_machine_that_has_everything(machine: Machine) -> None:
+    assert {finding.state for finding in examine(machine)} == {"ok"}
+    assert len({finding.check for finding in examine(machine)}) == 11
+    assert not any(finding.advice for finding in examine(machine))
+
+
+Change = Callable[[Machine], Machine]
+
+
+def without(path: str) -> Change:
+    """A machine that has not got this."""
+
+    def change(machine: Machine) -> Machine:
+        (machine.root / path).rename(machine.root / "gone")
+        return machine
+
+    return change
+
+
+def writing(path: str, text: str) -> Change:
+    def change(machine: Machine) -> Machine:
+        (machine.root / path).unlink()
+        (machine.root / path).write_text(text)
+        return machine
+
+    return change
+
+
+def forbidding(path: str) -> Change:
+    """A machine where we may not use this."""
+    return lambda machine: attrs.evolve(machine, can_use=lambda file: not str(file).endswith(path))
+
+
+def being(**fields: object) -> Change:
+    return lambda machine: attrs.evolve(machine, **fields)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("change", "check", "state", "message", "advice"),
+    [
+        (being(kernel="4.19.0"), "kernel", "missing", "Linux 4.19.0 is too old", "5.1"),
+        (without("dev/fuse"), "fuse-device", "missing", "there is no /dev/fuse", "modprobe fuse"),
+        (writing("dev/fuse", ""), "fuse-device", "missing", "something else", "mknod -m 666"),
+        (forbidding("dev/fuse"), "fuse-device", "missing", "no permission", "chmod 666 /dev/fuse"),
+        (
+            being(find_program=lambda name: None),
+            "fusermount3",
+            "missing",
+            "no fusermount3",
+            "fuse3",
+        ),
+        (
+            being(find_program=lambda name: None, uid=0),
+            *("fusermount3", "optional", "there is no fusermount3", "apt-get install fuse3"),
+        ),
+        (
+            being(find_program=lambda name: "/bin/true"),
+            *("fusermount3", "missing", "/bin/true is not set-uid root", "chmod u+s /bin/true"),
+        ),
+        (without("etc/fuse.conf"), "allow-other", "optional", "only root", "user_allow_other"),
+        (
+            writing("etc/fuse.conf", "#user_allow_other\n"),
+            *("allow-other", "optional", "only root", "user_allow_other"),
+        ),
+        (without("sys/kernel/iommu_groups/7"), "iommu", "optional", "no IOMMU", "intel_iommu=on"),
+        (without("sys/kernel/iommu_groups"), "iommu", "optional", "no IOMMU", "intel_iommu=on"),
+        (
+            without("sys/bus/pci/drivers/vfio-pci"),
+            *("vfio", "optional", "no VFIO driver", "modprobe vfio-pci"),
+        ),
+        (forbidding("vfio/vfio"), "vfio", "optional", "no permission", "chmod 666 /dev/vfio/vfio"),
+        (
+            without(f"sys/bus/pci/devices/{CONSOLE}/driver"),
+            *("pci-console", "optional", "no driver has", f"vconfs bind {CONSOLE}"),
+        ),
+        (without(f"sys/bus/pci/devices/{CONSOLE}"), "pci-console", "optional", "no virtio", ""),
+        (without("sys/class/virtio-ports"), "kernel-ports", "optional", "no ports", "modprobe"),
+        (without("dev/vsock"), "vsock", "optional", "no /dev/vsock", "modprobe vhost_vsock"),
+        (
+            being(alive=[]),
+            *("mount", "optional", "nobody answers at", "vconfs umount /mnt/vcon"),
+        ),
+    ],
+)
+def test_what_is_not_there_is_told_with_a_remedy(
+    machine: Machine, change: Change, check: str, state: str, message: str, advice: str
+) -> None:
+    (finding,) = found(change(machine), check)
+    assert finding.state == state
+    assert message in finding.message
+    assert advice in finding.advice
+
+
+@pytest.mark.parametrize(
+    ("installed", "state", "message"),
+    [
+        ("2.5", "ok", "thing 2.5"),
+        ("1.9", "missing", "thing 1.9 is not >=2"),
+        (None, "missing", "thing is not installed"),
+    ],
+)
+def test_python_packages(installed: str | None, state: str, message: str) -> None:
+    requirements = ["thing>=2", 'pytest; extra == "test"']
+    (finding,) = python_packages(requirements, lambda name: installed)
+    assert (finding.state, finding.message) == (state, message)
+    assert finding.advice == ("" if state == "ok" else "pip install 'thing>=2'")
+
+
+def test_it_runs_where_packages_are_missing() -> None:
+    missing = "pyfuse3", "trio", "rich", "inotify_simple", "systemd_watchdog"
+    script = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+        "from vconfs.cli import main; main(['doctor'])"
+    )
+    command = sys.executable, "-c", script
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    assert "Linux" in done.stdout

@@ -1,0 +1,45 @@
+"""vconfs doctor: what is missing on this machine, and what to do about it.
+
+It imports none of what may be missing.
+"""
+
+from __future__ import annotations
+
+import json
+
+import attrs
+import click
+
+from vconfs.cli import Failure
+from vconfs.cli.mount_table import all_mounts, answering
+from vconfs.doctor import Finding, Machine, examine
+
+_COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per thing and line.")
+def command(as_json: bool) -> None:
+    """Look at what vconfs needs on this machine, and say what to do about what is not there.
+
+    Each thing is ok, optional (some uses need it), or missing. If anything is missing, the exit
+    code is 1: no mount can work then.
+
+    \b
+    Examples:
+      vconfs doctor
+      vconfs doctor --json | jq -r 'select(.state != "ok") | .advice'
+    """
+    mounts = all_mounts()
+    findings = list(examine(Machine(mounts=mounts, alive=answering(mounts))))
+    for finding in findings:
+        click.echo(json.dumps(attrs.asdict(finding)) if as_json else _describe(finding))
+    missing = [finding.message for finding in findings if finding.state == "missing"]
+    if missing:
+        raise Failure(f"no mount can work here: {'; '.join(missing)}")
+
+
+def _describe(finding: Finding) -> str:
+    state = click.style(f"{finding.state:<10}", fg=_COLOURS[finding.state])
+    advice = f"\n{'':10}→ {finding.advice}" if finding.advice else ""
+    return f"{state}{finding.message}{advice}"

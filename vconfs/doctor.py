@@ -1,0 +1,198 @@
+"""What this machine has of what vconfs needs, and how to get the rest."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Final, Literal
+
+from attrs import field, frozen
+from packaging.requirements import Requirement
+
+from vconfs.device.binding import PciFunction, candidates
+
+#: ok: it is there. optional: something that only some uses need is not. missing: nothing works.
+State = Literal["ok", "optional", "missing"]
+
+#: The first kernel that lets a read and a write of one descriptor go on at a time (FOPEN_STREAM).
+_KERNEL_MIN: Final = (5, 1)
+#: The device number of /dev/fuse.
+_FUSE: Final = os.makedev(10, 229)
+
+
+@frozen
+class Finding:
+    """One thing that was looked at: how it is, and what to do about it."""
+
+    check: str
+    state: State
+    message: str
+    advice: str = ""
+
+
+@frozen
+class Machine:
+    """Where to look."""
+
+    root: Path = Path("/")
+    uid: int = field(factory=os.getuid)
+    kernel: str = field(factory=lambda: os.uname().release)
+    #: Whether we may read and write a file.
+    can_use: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
+    find_program: Callable[[str], str | None] = shutil.which
+    mounts: Sequence[Path] = ()
+    #: Those that somebody serves.
+    alive: Sequence[Path] = ()
+
+
+def examine(machine: Machine) -> Iterator[Finding]:
+    """Look at everything, the essential things first."""
+    yield _kernel(machine)
+    yield _fuse_device(machine)
+    yield _fusermount(machine)
+    yield from python_packages(metadata.requires("vconfs") or [], _installed)
+    yield _allow_other(machine)
+    yield _iommu(machine)
+    yield _vfio(machine)
+    yield from _pci_consoles(machine)
+    yield _kernel_ports(machine)
+    yield _vsock(machine)
+    yield from _mounts(machine)
+
+
+def _kernel(machine: Machine) -> Finding:
+    found = re.match(r"(\d+)\.(\d+)", machine.kernel)
+    if found and (int(found[1]), int(found[2])) >= _KERNEL_MIN:
+        return Finding("kernel", "ok", f"Linux {machine.kernel}")
+    advice = f"a kernel from Linux {'.'.join(map(str, _KERNEL_MIN))} on"
+    return Finding("kernel", "missing", f"Linux {machine.kernel} is too old", advice)
+
+
+def _fuse_device(machine: Machine) -> Finding:
+    name, path = "fuse-device", machine.root / "dev/fuse"
+    if not path.exists():
+        advice = "modprobe fuse; a container must be given the device"
+        return Finding(name, "missing", "there is no /dev/fuse", advice)
+    if path.stat().st_rdev != _FUSE:
+        advice = "as root: rm /dev/fuse; mknod -m 666 /dev/fuse c 10 229"
+        return Finding(name, "missing", "/dev/fuse is something else", advice)
+    if not machine.can_use(path):
+        advice = "as root: chmod 666 /dev/fuse"
+        return Finding(name, "missing", "no permission to use /dev/fuse", advice)
+    return Finding(name, "ok", "/dev/fuse can be used")
+
+
+def _fusermount(machine: Machine) -> Finding:
+    """root mounts without a helper; others need one that becomes root."""
+    name = "fusermount3"
+    needed: State = "optional" if machine.uid == 0 else "missing"
+    program = machine.find_program("fusermount3")
+    if program is None:
+        text = "there is no fusermount3: only root can mount"
+        return Finding(name, needed, text, "apt-get install fuse3")
+    status = os.stat(program)
+    if not status.st_mode & stat.S_ISUID or status.st_uid != 0:
+        text = f"{program} is not set-uid root: only root can mount"
+        return Finding(name, needed, text, f"as root: chown root {program}; chmod u+s {program}")
+    return Finding(name, "ok", f"{program} lets users mount")
+
+
+def python_packages(
+    requirements: Sequence[str], installed: Callable[[str], str | None]
+) -> Iterator[Finding]:
+    """Compare what our package requires with the versions that there are."""
+    for text in requirements:
+        requirement = Requirement(text)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        version = installed(requirement.name)
+        advice = f"pip install '{requirement}'"
+        if version is None:
+            text = f"{requirement.name} is not installed"
+            yield Finding("python-package", "missing", text, advice)
+        elif not requirement.specifier.contains(version, prereleases=True):
+            text = f"{requirement.name} {version} is not {requirement.specifier}"
+            yield Finding("python-package", "missing", text, advice)
+        else:
+            yield Finding("python-package", "ok", f"{requirement.name} {version}")
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _allow_other(machine: Machine) -> Finding:
+    name, path = "allow-other", machine.root / "etc/fuse.conf"
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    if any(line.strip() == "user_allow_other" for line in lines):
+        return Finding(name, "ok", "users may let others use their mounts (-o allow_other)")
+    text = "only root may let others use a mount (-o allow_other)"
+    return Finding(name, "optional", text, "as root: echo user_allow_other >>/etc/fuse.conf")
+
+
+def _iommu(machine: Machine) -> Finding:
+    groups = machine.root / "sys/kernel/iommu_groups"
+    count = len(list(groups.iterdir())) if groups.exists() else 0
+    if count:
+        return Finding("iommu", "ok", f"an IOMMU with {count} groups")
+    text = "there is no IOMMU: --device pci: needs one"
+    advice = "boot with intel_iommu=on or amd_iommu=on, or give the virtual machine one"
+    return Finding("iommu", "optional", text, advice)
+
+
+def _vfio(machine: Machine) -> Finding:
+    driver = machine.root / "sys/bus/pci/drivers/vfio-pci"
+    if not driver.exists():
+        text = "there is no VFIO driver: --device pci: needs it"
+        return Finding("vfio", "optional", text, "modprobe vfio-pci")
+    if not machine.can_use(machine.root / "dev/vfio/vfio"):
+        text = "no permission to use /dev/vfio/vfio"
+        return Finding("vfio", "optional", text, "as root: chmod 666 /dev/vfio/vfio")
+    return Finding("vfio", "ok", "VFIO can be used")
+
+
+def _pci_consoles(machine: Machine) -> Iterator[Finding]:
+    name, sysfs = "pci-console", machine.root / "sys"
+    consoles = candidates(sysfs)
+    for address in consoles:
+        driver = PciFunction(address, sysfs).driver
+        if driver == "vfio-pci":
+            yield Finding(name, "ok", f"{address} is there for --device pci:{address}")
+        else:
+            text = f"{address} is a virtio console that {driver or 'no driver'} has"
+            yield Finding(name, "optional", text, f"vconfs bind {address}")
+    if not consoles:
+        yield Finding(name, "optional", "this machine has no virtio console on PCI")
+
+
+def _kernel_ports(machine: Machine) -> Finding:
+    ports = machine.root / "sys/class/virtio-ports"
+    count = len(list(ports.iterdir())) if ports.exists() else 0
+    if count:
+        return Finding("kernel-ports", "ok", f"{count} ports are there for --device kernel")
+    text = "the kernel's own driver has no ports: --device kernel needs them"
+    return Finding("kernel-ports", "optional", text, "modprobe virtio_console, in a guest")
+
+
+def _vsock(machine: Machine) -> Finding:
+    if (machine.root / "dev/vsock").exists():
+        return Finding("vsock", "ok", "streams over vsock work")
+    text = "there is no /dev/vsock: streams over vsock need it"
+    return Finding("vsock", "optional", text, "modprobe vhost_vsock on a host, vsock in a guest")
+
+
+def _mounts(machine: Machine) -> Iterator[Finding]:
+    for mountpoint in machine.mounts:
+        if mountpoint in machine.alive:
+            yield Finding("mount", "ok", f"{mountpoint} is mounted")
+        else:
+            text = f"nobody answers at the mount {mountpoint}"
+            yield Finding("mount", "optional", text, f"vconfs umount {mountpoint}")
