@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,3 +20,13 @@ def unused_tcp_port() -> int:
         port = probe.getsockname()[1]
         assert isinstance(port, int)
         return port
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """Show what the guest said when a test fails that has a `guest`."""
+    report = yield
+    booted = getattr(item, "funcargs", {}).get("guest")
+    if report.failed and booted is not None:
+        report.sections.append(("the guest's console", booted.console))
+    return report

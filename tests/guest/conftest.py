@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Iterator
-from typing import Any
 
 import pytest
 import trio
@@ -39,16 +38,6 @@ def guest(
         status = 1 if request.session.testsfailed else 0
         trio.run(booted.end, status)
         booted.check_ended(status)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Show what the guest said when a test fails."""
-    report = yield
-    booted = getattr(item, "funcargs", {}).get("guest")
-    if report.failed and booted is not None:
-        report.sections.append(("the guest's console", booted.console))
-    return report
 
 
 @frozen

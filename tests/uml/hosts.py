@@ -1,0 +1,75 @@
+"""Host ends as programs: `vconfs host`, and its ports' sockets in a folder, named as they are."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import trio
+
+VCONFS = (sys.executable, "-m", "vconfs")
+#: The id of the port that comes and goes.
+_PLUGGED = 8
+
+
+class HostEnd:
+    """A `vconfs host` that runs."""
+
+    def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self._folder = folder
+
+    @property
+    def device(self) -> Path:
+        """Where front-ends of vhost-user come."""
+        return self._folder / "device"
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """Be the client of the port with that name."""
+        return await trio.open_unix_socket(self._folder / name)
+
+    async def ctl(self, *words: str) -> str:
+        """Control it by command."""
+        command = [*VCONFS, "ctl", f"{self._folder}/control", *words]
+        return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
+
+    async def plug(self, name: str) -> None:
+        """Add a port, each time with the same id."""
+        await self.ctl("add", f"{name}=unix:{self._folder}/{name},id={_PLUGGED}")
+
+    async def unplug(self, name: str) -> None:
+        await self.ctl("remove", name)
+
+
+@contextmanager
+def open_host(
+    folder: Path, ports: Mapping[str, str], line: socket.socket | None = None
+) -> Iterator[HostEnd]:
+    """Run a host end with these ports and their options.
+
+    Its guest comes by vhost-user and speaks virtio1, or is at the other end of `line`.
+    """
+    listen = ["--listen", f"vhost-user:{folder}/device", "--dialect", "virtio1"]
+    if line is not None:
+        listen = ["--listen", "stream:stdio"]
+    command = [*VCONFS, "host", *listen, "--control", f"{folder}/control"]
+    for name, options in ports.items():
+        command += ["--port", f"{name}=unix:{folder}/{name}{options}"]
+    with subprocess.Popen(
+        command,
+        stdin=line or subprocess.DEVNULL,
+        stdout=line,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            said = process.stderr.readline()
+            assert "listening on" in said, said
+            yield HostEnd(folder, process)
+        finally:
+            process.kill()

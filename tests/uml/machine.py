@@ -1,0 +1,142 @@
+"""A booted guest of user-mode Linux, whose root is this machine's own: a real kernel in a second.
+
+A worker in it does what tests ask for, over its second serial line; the first one is free. Its
+virtio consoles are of vhost-user back-ends, which have to be there when it boots.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from tests.remote.client import Remote, open_remote
+from vconfs.background import open_background
+
+ROOT = Path(__file__).parents[2]
+CACHE = ROOT / ".cache" / "uml"
+#: Seconds that it may take to boot, and to power off; on an idle machine it is one.
+BOOT_SECONDS = 30
+END_SECONDS = 20
+_VIRTIO_CONSOLE = 3
+
+
+def kernel() -> Path:
+    """Fetch user-mode Linux, once."""
+    if not (CACHE / "linux.uml").exists():
+        command = [ROOT / "scripts/guest-uml", CACHE]
+        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
+    return CACHE
+
+
+def missing() -> bool:
+    """Whether the tests cannot run: on a developer's machine they are skipped then."""
+    programs = ("apt-get", "busybox", "unshare", "taskset")
+    return not os.environ.get("CI") and any(shutil.which(program) is None for program in programs)
+
+
+class Guest:
+    """A booted guest; `line` is the other end of its first serial line."""
+
+    def __init__(
+        self,
+        folder: Path,
+        process: subprocess.Popen[bytes],
+        line: socket.socket,
+        worker: socket.socket,
+    ) -> None:
+        self.line = line
+        self._folder = folder
+        self._process = process
+        self._worker = worker
+
+    @property
+    def console(self) -> str:
+        """All that the guest has said."""
+        return (self._folder / "console.log").read_text(errors="replace")
+
+    @asynccontextmanager
+    async def open_remote(self) -> AsyncIterator[Remote]:
+        """Do things in the guest; one at a time can."""
+        async with open_remote(self._worker) as remote:
+            yield remote
+
+    async def boots(self) -> bool:
+        """Wait until the guest is up, or has ended."""
+        with trio.move_on_after(BOOT_SECONDS):
+            async with open_background() as nursery:
+                nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
+                async with self.open_remote() as remote:
+                    await remote.ready()
+                return True
+        return False
+
+    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
+        process = os.pidfd_open(self._process.pid)
+        try:
+            await trio.lowlevel.wait_readable(process)
+        finally:
+            os.close(process)
+        scope.cancel()
+
+    async def end(self, status: int) -> None:
+        """Have the worker end with this status; the guest ends with it."""
+        async with self.open_remote() as remote:
+            await remote.leave(status)
+
+    def check_ended(self, status: int) -> None:
+        try:
+            self._process.wait(END_SECONDS)
+            ended = (self._folder / "status").read_text().strip()
+        except (subprocess.TimeoutExpired, FileNotFoundError) as error:
+            ended = repr(error)
+        assert ended == str(status), f"the guest ended with {ended}; it said:\n{self.console}"
+
+
+@contextmanager
+def open_guest(folder: Path, boot: Path, devices: Sequence[Path]) -> Iterator[Guest]:
+    """Boot a guest with consoles of these back-ends; it is not ready yet."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    descriptors = [its.fileno() for _, its in pairs]
+    command = _machine(folder, boot)
+    command += [f"virtio_uml.device={path}:{_VIRTIO_CONSOLE}" for path in devices]
+    command += [f"ssl{number}=fd:{fd}" for number, fd in enumerate(descriptors)]
+    with (folder / "console.log").open("wb") as console:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=console,
+            stderr=console,
+            pass_fds=descriptors,
+        )
+    try:
+        for _, its in pairs:
+            its.close()
+        yield Guest(folder, process, *(ours for ours, _ in pairs))
+    finally:
+        process.kill()
+        process.wait()
+        for ours, _ in pairs:
+            ours.close()
+
+
+def _machine(folder: Path, boot: Path) -> list[str]:
+    """Give what boots a guest that leaves no process behind, and keeps to one CPU.
+
+    On one CPU its system calls take a tenth of the time, and it is not known to have failed.
+    """
+    return [
+        *("taskset", "-c", str(max(os.sched_getaffinity(0)))),
+        *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+        *(str(boot / "linux.uml"), "mem=256M", f"uml_dir={folder}/uml/"),
+        *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
+        *("con=null", "con0=null,fd:1", f"init={ROOT}/tests/uml/init"),
+        *(f"FOLDER={ROOT}", f"PYTHON={sys.executable}", f"OUT={folder}"),
+    ]

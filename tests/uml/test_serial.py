@@ -1,0 +1,197 @@
+"""`vconfs mount` in a guest, on a serial line whose other end `vconfs host` has.
+
+The tests share a mount, which the last ones take away.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import select
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.qemu.changes import pattern, receive_exactly
+from tests.remote.client import Remote
+from tests.uml.conftest import run_in
+from tests.uml.hosts import VCONFS, HostEnd, open_host
+from tests.uml.machine import ROOT, Guest
+
+pytestmark = pytest.mark.timeout(120)
+
+MOUNTPOINT = "/run/vcon"
+NAMES = [f"org.example.{letter}" for letter in "abcd"]
+UNIT = pattern(1)[:251]
+#: From the guest; into it a serial line of user-mode Linux carries a byte per system call.
+SIZE = 8 << 20
+SMALLER = 1 << 20
+
+
+def file_of(name: str) -> str:
+    return f"{MOUNTPOINT}/by-name/{name}"
+
+
+@pytest.fixture(scope="module")
+def line_host(
+    guest: Guest, modules: None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[HostEnd]:
+    """Mount what a host end at the other end of the line has."""
+    with open_host(tmp_path_factory.mktemp("line"), dict.fromkeys(NAMES, ""), guest.line) as host:
+        mount = f"{' '.join(VCONFS)} mount --device stream:tty:/dev/ttyS0 -o throttle=block"
+        trio.run(run_in, guest, f"mkdir {MOUNTPOINT}; {mount} {MOUNTPOINT}")
+        yield host
+
+
+async def opened(remote: Remote, path: str, flags: int = os.O_RDWR) -> int:
+    """Open a port, and wait until it knows of its host."""
+    file = await remote.open(path, flags)
+    await remote.connected(file)
+    return file
+
+
+async def test_names(remote: Remote, line_host: HostEnd) -> None:
+    assert await remote.listdir(f"{MOUNTPOINT}/by-name") == NAMES
+    for id, name in enumerate(NAMES):
+        assert await remote.readlink(file_of(name)) == f"../vcon{id}"
+        assert await remote.getxattr(f"{MOUNTPOINT}/vcon{id}", "name") == name.encode()
+
+
+async def test_cat_and_echo(remote: Remote, line_host: HostEnd) -> None:
+    path = file_of(NAMES[0])
+    said = []
+
+    async def cat() -> None:
+        said.append(await remote.run(f"cat {path}"))
+
+    async with await line_host.connect(NAMES[0]) as client:
+        await remote.close(await opened(remote, path))
+        await remote.run(f"echo 'to the host' >{path}")
+        assert await receive_exactly(client, 12) == b"to the host\n"
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cat)
+            while not (await remote.getxattr(path, "user.openers")).endswith(b"cat"):
+                pass  # what comes while echo has it open goes when that closes it
+            await client.send_all(b"to the guest\n")
+            await client.aclose()
+    assert said == ["to the guest\n"]
+
+
+async def test_much_data_both_ways_on_all_ports_at_once(remote: Remote, line_host: HostEnd) -> None:
+    async def to_host(client: trio.SocketStream, number: int, file: int) -> None:
+        unit = UNIT[number:] + UNIT[:number]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(remote.write_repeated, file, unit, SIZE)
+            data = await receive_exactly(client, SIZE, seconds=60)
+        assert data == (unit * (SIZE // len(unit) + 1))[:SIZE]
+
+    async def to_guest(client: trio.SocketStream, number: int, file: int) -> None:
+        data = pattern(SMALLER)[number : number + SMALLER]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.send_all, data)
+            digest = await remote.read_digest(file, SMALLER)
+        assert digest == hashlib.sha256(data).hexdigest()
+
+    async with AsyncExitStack() as stack, trio.open_nursery() as nursery:
+        for number, name in enumerate(NAMES):
+            client = await stack.enter_async_context(await line_host.connect(name))
+            file = await opened(remote, file_of(name))
+            stack.push_async_callback(remote.close, file)
+            nursery.start_soon(to_host, client, number, file)
+            nursery.start_soon(to_guest, client, number, file)
+
+
+async def test_a_client_that_leaves_hangs_up(remote: Remote, line_host: HostEnd) -> None:
+    async with await line_host.connect(NAMES[1]) as client:
+        file = await opened(remote, file_of(NAMES[1]))
+        await client.send_all(b"last words")
+        await remote.poll_until(file, select.POLLIN)
+    await remote.connected(file, False)
+    assert await remote.read(file, 100) == b"last words"
+    assert await remote.read(file, 100) == b""
+    async with await line_host.connect(NAMES[1]):
+        await remote.connected(file)
+    await remote.close(file)
+
+
+async def test_a_port_comes_and_goes(remote: Remote, line_host: HostEnd) -> None:
+    name = "org.example.late"
+    await line_host.plug(name)
+    await remote.exists_until(file_of(name))
+    async with await line_host.connect(name) as client:
+        file = await opened(remote, file_of(name))
+        await client.send_all(b"hello")
+        await remote.poll_until(file, select.POLLIN)
+        assert await remote.read(file, 100) == b"hello"
+        await line_host.unplug(name)
+        await remote.exists_until(file_of(name), False)
+        with pytest.raises(OSError, match="No such device"):
+            await remote.read(file, 100)
+        await remote.close(file)
+
+
+async def test_links_by_name(remote: Remote, line_host: HostEnd) -> None:
+    """examples/udev-links.sh, which ends with the mount: see the last test."""
+    links = f"{ROOT}/examples/udev-links.sh {MOUNTPOINT} /run/links"
+    await remote.run(f"{links} >/run/links.log 2>&1 &")
+    await remote.exists_until(f"/run/links/{NAMES[3]}")
+    assert await remote.readlink(f"/run/links/{NAMES[3]}") == f"{MOUNTPOINT}/vcon3"
+    await line_host.ctl("rename", NAMES[3], "org.example.renamed")
+    await remote.exists_until("/run/links/org.example.renamed")
+    await remote.exists_until(f"/run/links/{NAMES[3]}", False)
+
+
+async def test_a_chat(remote: Remote, line_host: HostEnd) -> None:
+    """examples/chat.sh, which ends when there is nothing more to say."""
+    await remote.run("mkfifo /run/typed /run/shown")
+    typed, shown = await remote.open("/run/typed"), await remote.open("/run/shown")
+    chat = f"CHAT_NAME=guest {ROOT}/examples/chat.sh {file_of(NAMES[0])}"
+    async with await line_host.connect(NAMES[0]) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(remote.run, f"{chat} </run/typed >/run/shown")
+        await remote.write(typed, b"hello, host\n")
+        assert await receive_exactly(client, 19) == b"guest: hello, host\n"
+        await client.send_all(b"host: hello, guest\n")
+        await remote.poll_until(shown, select.POLLIN)
+        assert await remote.read(shown, 100) == b"host: hello, guest\n"
+        await remote.close(typed)
+    await remote.close(shown)
+
+
+async def test_who_is_there(remote: Remote, line_host: HostEnd) -> None:
+    """examples/who.sh; a record of utmp(5) has its type at offset 0, and the user's name at 44."""
+    write = "dd of=/run/utmp conv=notrunc bs=1 status=none"
+    user = f"printf '\\7' | {write}; printf alice | {write} seek=44"
+    await remote.run(f"truncate -s 384 /run/utmp; {user}")
+    who = f"exec {ROOT}/examples/who.sh {file_of(NAMES[1])}"
+    async with await line_host.connect(NAMES[1]) as client:
+        await remote.run(f"setsid sh -c 'echo $$ >/run/who.pid; {who}' >/run/who.log 2>&1 &")
+        assert await receive_exactly(client, 6) == b"alice\n"
+        await remote.run("printf '' >/run/utmp")
+        assert await receive_exactly(client, 1) == b"\n"
+        await remote.run("pkill -s $(cat /run/who.pid)")
+
+
+async def test_another_host_end(
+    remote: Remote, guest: Guest, line_host: HostEnd, tmp_path: Path
+) -> None:
+    """Ports hang up when the host end leaves, and come back with another one that has them."""
+    async with await line_host.connect(NAMES[2]):
+        file = await opened(remote, file_of(NAMES[2]))
+        inode = await remote.run(f"stat -L -c %i {file_of(NAMES[2])}")
+        line_host.process.terminate()
+        await remote.connected(file, False)
+    assert await trio.to_thread.run_sync(line_host.process.wait) == 0
+    with open_host(tmp_path, dict.fromkeys(NAMES[:3], ""), guest.line) as host:
+        async with await host.connect(NAMES[2]) as client:
+            await remote.connected(file)
+            await remote.exists_until(f"{MOUNTPOINT}/vcon3", False)
+            assert await remote.run(f"stat -L -c %i {file_of(NAMES[2])}") == inode
+            await remote.write(file, b"still here")
+            assert await receive_exactly(client, 10) == b"still here"
+            await remote.close(file)
+            await remote.run(f"{' '.join(VCONFS)} umount {MOUNTPOINT}")
+            assert await trio.to_thread.run_sync(host.process.wait) == 0
+    await remote.exists_until(f"/run/links/{NAMES[0]}", False)
