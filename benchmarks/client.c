@@ -1,13 +1,16 @@
-/* What the peers are asked to do.
+/* What the peers are asked to do. FILE may be a unix socket that somebody listens on.
  *
  * client read|write FILE BLOCK SECONDS   -> bytes per second
  * client pingpong FILE ROUNDS            -> median and 99th percentile of a round, microseconds;
  *                                           a round is a write of one byte and a read of one
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -72,9 +75,23 @@ static void ping_pong(int file, int rounds)
 	printf("%.2f %.2f\n", took[rounds / 2], took[(int)(rounds * 0.99)]);
 }
 
+static int open_or_connect(const char *path)
+{
+	struct sockaddr_un address = { .sun_family = AF_UNIX };
+	int file = open(path, O_RDWR);
+
+	if (file >= 0 || errno != ENXIO)
+		return file;
+	strncpy(address.sun_path, path, sizeof address.sun_path - 1);
+	file = socket(AF_UNIX, SOCK_STREAM, 0);
+	if (file < 0 || connect(file, (struct sockaddr *)&address, sizeof address))
+		return -1;
+	return file;
+}
+
 int main(int argc, char **argv)
 {
-	int file = argc > 3 ? open(argv[2], O_RDWR) : -1;
+	int file = argc > 3 ? open_or_connect(argv[2]) : -1;
 
 	if (file < 0)
 		fail(argc > 3 ? argv[2] : "usage");

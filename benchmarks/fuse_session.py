@@ -32,7 +32,7 @@ def main() -> None:
         for _ in range(REPETITIONS):
             for peer in PEERS:
                 measure(peer, place, samples)
-    report(samples, PEERS, "session", "libfuse")
+    report(samples, PEERS, ("session", "libfuse"))
 
 
 def server(peer: str, place: Path) -> list[str]:

@@ -60,17 +60,26 @@ def ask(*command: str) -> list[float]:
     return [float(word) for word in subprocess.check_output(command, text=True).split()]
 
 
-def report(samples: Samples, peers: Sequence[str], ours: str, other: str) -> None:
-    """Print the medians of the peers, and the ratio of two of them."""
-    print(f"{'':16}" + "".join(f"{peer:>22}" for peer in peers) + f"{ours + '/' + other:>18}")
+def report(samples: Samples, peers: Sequence[str], *ratios: tuple[str, str]) -> None:
+    """Print the medians of the peers, and the ratios of some two of them."""
+    heads = [f"{ours}/{other}" for ours, other in ratios]
+    widths = [max(18, len(head) + 2) for head in heads]
+    print(
+        f"{'':16}"
+        + "".join(f"{peer:>22}" for peer in peers)
+        + "".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True))
+    )
     for row in dict.fromkeys(row for row, _ in samples):
         unit = "us" if row.startswith("ping") else "MB/s"
         cells = [
             f"{median(samples[row, peer]):9.1f} {unit:4} ±{_spread(samples[row, peer]):3.0f}%"
             for peer in peers
         ]
-        ratio = median(samples[row, ours]) / median(samples[row, other])
-        print(f"{row:16}" + "".join(f"{cell:>22}" for cell in cells) + f"{ratio:18.2f}")
+        line = f"{row:16}" + "".join(f"{cell:>22}" for cell in cells)
+        for (ours, other), width in zip(ratios, widths, strict=True):
+            ratio = median(samples[row, ours]) / median(samples[row, other])
+            line += f"{ratio:{width}.2f}"
+        print(line)
 
 
 def _spread(values: list[float]) -> float:

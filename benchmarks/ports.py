@@ -40,7 +40,7 @@ def main() -> None:
                 move(client, "pyfuse3", mountpoint / "null", mountpoint / "null", samples)
             with serving([*null_fs, "echo"], mountpoint):
                 ping_pong(client, "pyfuse3", mountpoint / "null", samples)
-    report(samples, PEERS, "vconfs", "pyfuse3")
+    report(samples, PEERS, ("vconfs", "pyfuse3"))
 
 
 @contextmanager
