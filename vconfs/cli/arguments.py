@@ -42,7 +42,7 @@ class Folder(click.Path):
     """A folder, to mount on."""
 
     def __init__(self) -> None:
-        super().__init__(path_type=Path)
+        super().__init__(path_type=Path, readable=False)  # that is looked at when mounting
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
