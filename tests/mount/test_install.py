@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -101,3 +102,38 @@ def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -
     """
     output = with_vconfs(installed, script, tmp_path).split()
     assert output == ["nobody", "by-name", "hvc0", "vcon0", "vcon1"]
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where scripts/install-files has put its files."""
+    folder = tmp_path_factory.mktemp("prefix")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ROOT / "scripts/install-files", folder
+    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
+    return folder
+
+
+def test_man_finds_the_pages(prefix: Path) -> None:
+    for page in ("vconfs", "vconfs.toml"):
+        command = "man", "-M", str(prefix / "share/man"), page
+        assert "VCONFS" in subprocess.check_output(command, text=True)
+
+
+def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
+    assert {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()} == {
+        "share/man/man1/vconfs.1",
+        "share/man/man5/vconfs.toml.5",
+        "share/bash-completion/completions/vconfs",
+        "share/zsh/site-functions/_vconfs",
+        "share/fish/vendor_completions.d/vconfs.fish",
+        "lib/systemd/system/vconfs@.service",
+        "lib/systemd/system/vconfs-host@.service",
+    }
+
+
+def test_shellcheck_has_nothing_to_say_of_scripts(prefix: Path) -> None:
+    completion = prefix / "share/bash-completion/completions/vconfs"
+    command = "shellcheck", *(ROOT / "scripts").iterdir(), completion
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout == done.stderr == ""

@@ -31,6 +31,7 @@ _COMMANDS = {
     "unbind": "vconfs.cli.unbind",
     "doctor": "vconfs.cli.doctor",
     "demo": "vconfs.cli.demo",
+    "manual": "vconfs.cli.manual",
 }
 
 

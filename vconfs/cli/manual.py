@@ -1,13 +1,12 @@
-"""The manual pages, made of what `--help` says: `python -m vconfs.cli.manual DIR` writes them.
+"""vconfs manual: the manual pages, made of what `--help` says.
 
-DIR/man1/vconfs.1          every command
-DIR/man5/vconfs.toml.5     the files for --config and --rules
+FOLDER/man1/vconfs.1          every command
+FOLDER/man5/vconfs.toml.5     the files for --config and --rules
 """
 
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
@@ -86,7 +85,8 @@ def _below(group: click.Context) -> Iterator[click.Context]:
         command = group.command.get_command(group, name)
         assert command is not None
         context = click.Context(command, group, info_name=name)
-        yield context
+        if not command.hidden:
+            yield context
         if isinstance(command, click.Group):
             yield from _below(context)
 
@@ -145,13 +145,16 @@ def _kept(lines: list[str]) -> Iterator[str]:
             yield from paragraph(" ".join(block))
 
 
-def write_pages(folder: Path) -> None:
-    """Write the pages below a folder like /usr/local/share/man."""
+@click.command("manual", hidden=True)
+@click.argument("folder", type=click.Path(path_type=Path))
+def command(folder: Path) -> None:
+    """Write the manual pages below FOLDER, which is something like /usr/local/share/man.
+
+    \b
+    Example:
+      vconfs manual /usr/local/share/man
+    """
     for name, text in manual_pages().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-
-
-if __name__ == "__main__":
-    write_pages(Path(sys.argv[1]))
