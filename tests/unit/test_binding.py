@@ -2,43 +2,27 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.unit.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
 from vconfs.cli import main
 from vconfs.device import binding
 from vconfs.device.binding import PciFunction, bound, candidates, parse_address
 from vconfs.device.errors import DeviceError
-
-CONSOLE = "0000:00:05.0"
-OTHER = "0000:00:06.0"
+from vconfs.device.open import parse_device
+from vconfs.device.vfio import VfioAddress
+from vconfs.ports import PortManager
 
 
 @pytest.fixture
 def sysfs(tmp_path: Path) -> Path:
-    for address, device in ((CONSOLE, "0x1043"), (OTHER, "0x1041")):
-        path = tmp_path / "bus/pci/devices" / address
-        path.mkdir(parents=True)
-        (path / "vendor").write_text("0x1af4\n")
-        (path / "device").write_text(device + "\n")
-        (path / "driver_override").write_text("")
-        group = tmp_path / "kernel/iommu_groups/3"
-        (group / "devices").mkdir(parents=True, exist_ok=True)
-        (path / "iommu_group").symlink_to(group)
-        (group / "devices" / address).symlink_to(path)
-    (tmp_path / "bus/pci/drivers_probe").write_text("")
-    return tmp_path
-
-
-def give(sysfs: Path, address: str, driver: str) -> None:
-    """Do what the kernel does when a driver takes a function."""
-    home = sysfs / "bus/pci/drivers" / driver
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "unbind").write_text("")
-    link = sysfs / "bus/pci/devices" / address / "driver"
-    link.unlink(missing_ok=True)
-    link.symlink_to(home)
+    return make_sysfs(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -69,20 +53,48 @@ def test_a_wrong_address_names_the_right_ones(sysfs: Path) -> None:
         PciFunction("0000:00:09.0", sysfs)
 
 
+def test_another_device_is_no_console(sysfs: Path) -> None:
+    with pytest.raises(DeviceError, match=r"06.0 is not a virtio console; .*: 0000:00:05.0"):
+        PciFunction(OTHER, sysfs).check_console()
+    (sysfs / "bus/pci/devices" / CONSOLE / "device").unlink()
+    with pytest.raises(DeviceError, match="virtio consoles: none"):
+        PciFunction(OTHER, sysfs).check_console()
+
+
 def test_the_group_and_its_neighbours(sysfs: Path) -> None:
     function = PciFunction(CONSOLE, sysfs)
     assert function.group == "3"
-    assert function.group_neighbours == []
+    function.check_group()
+    for driver in ("vfio-pci", "pci-stub", "pcieport"):
+        give(sysfs, OTHER, driver)
+        function.check_group()
     give(sysfs, OTHER, "virtio-pci")
-    assert function.group_neighbours == [OTHER]
-    give(sysfs, OTHER, "vfio-pci")
-    assert function.group_neighbours == []
+    message = r"group of 0000:00:05.0 is not viable: drivers have 0000:00:06.0 \(virtio-pci\)"
+    with pytest.raises(DeviceError, match=message):
+        function.check_group()
 
 
 def test_no_iommu(sysfs: Path) -> None:
     (sysfs / "bus/pci/devices" / CONSOLE / "iommu_group").unlink()
-    with pytest.raises(DeviceError, match="has no IOMMU"):
-        _ = PciFunction(CONSOLE, sysfs).group
+    with pytest.raises(DeviceError, match="has no IOMMU: boot with intel_iommu=on"):
+        PciFunction(CONSOLE, sysfs).check_group()
+
+
+@pytest.mark.parametrize("trouble", ["no IOMMU", "not viable", "not a virtio console"])
+def test_what_vfio_cannot_use_stays_with_its_driver(sysfs: Path, trouble: str) -> None:
+    give(sysfs, CONSOLE, "virtio-pci")
+    path = sysfs / "bus/pci/devices" / CONSOLE
+    match trouble:
+        case "no IOMMU":
+            (path / "iommu_group").unlink()
+        case "not viable":
+            give(sysfs, OTHER, "virtio-pci")
+        case _:
+            (path / "device").write_text("0x1041\n")
+    with pytest.raises(DeviceError, match=trouble):
+        PciFunction(CONSOLE, sysfs).bind()
+    assert (path / "driver_override").read_text() == ""
+    assert (path / "driver" / "unbind").read_text() == ""
 
 
 def test_a_driver_that_does_not_take_it(sysfs: Path) -> None:
@@ -104,27 +116,81 @@ def test_what_is_bound_already_stays(sysfs: Path) -> None:
     assert (sysfs / "bus/pci/devices" / CONSOLE / "driver_override").read_text() == ""
 
 
-def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    give(sysfs, CONSOLE, "virtio-pci")
-    function = PciFunction(CONSOLE, sysfs)
-    override = PciFunction._override
+Override = Callable[[PciFunction, str], None]
+
+
+def obedient(override: Override, sysfs: Path) -> Override:
+    """Have a kernel that gives the function to the driver it is told."""
 
     def kernel(self: PciFunction, driver: str) -> None:
         override(self, driver)
-        give(sysfs, CONSOLE, driver.strip() or "virtio-pci")
+        give(sysfs, self.address, driver.strip() or "virtio-pci")
 
-    monkeypatch.setattr(PciFunction, "_override", kernel)
+    return kernel
+
+
+def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(sysfs, CONSOLE, "virtio-pci")
+    function = PciFunction(CONSOLE, sysfs)
+    monkeypatch.setattr(PciFunction, "_override", obedient(PciFunction._override, sysfs))
     with bound(function):
         assert function.driver == "vfio-pci"
     assert function.driver == "virtio-pci"
 
 
-def test_no_permission(sysfs: Path) -> None:
-    path = sysfs / "bus/pci/devices" / CONSOLE / "driver_override"
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(DeviceError, match=r"cannot bind 0000:00:05.0: Is a directory"):
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (errno.EACCES, "Permission denied: it takes root$"),
+        (errno.EPERM, "Operation not permitted: it takes root$"),
+        (errno.EINVAL, "Invalid argument$"),
+    ],
+)
+@pytest.mark.parametrize("file", ["driver_override", "unbind", "drivers_probe"])
+def test_a_file_of_the_kernel_that_refuses(
+    sysfs: Path, file: str, code: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was changed by then is put back."""
+    give(sysfs, CONSOLE, "virtio-pci")
+    write, failed = binding._write, []
+
+    def fail_once(path: Path, text: str) -> None:
+        if path.name == file and not failed:
+            failed.append(path)
+            raise OSError(code, os.strerror(code))
+        write(path, text)
+
+    monkeypatch.setattr(binding, "_write", fail_once)
+    with pytest.raises(DeviceError, match=f"cannot bind 0000:00:05.0: {message}"):
         PciFunction(CONSOLE, sysfs).bind()
+    assert (sysfs / "bus/pci/devices" / CONSOLE / "driver_override").read_text() == "\n"
+    assert (sysfs / "bus/pci/drivers_probe").read_text() == CONSOLE
+
+
+@pytest.mark.parametrize("fails", [False, True])
+async def test_a_mount_that_binds_gives_the_function_back(
+    sysfs: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether the device can be used or not."""
+    monkeypatch.setattr(binding, "SYSFS", sysfs)
+    monkeypatch.setattr(binding.PciFunction, "_override", obedient(PciFunction._override, sysfs))
+    give(sysfs, CONSOLE, "virtio-pci")
+    drivers = []
+
+    @asynccontextmanager
+    async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator[None]:
+        drivers.append(PciFunction(address.pci, sysfs).driver)
+        if fails:
+            raise DeviceError("it is of no use")
+        yield
+
+    monkeypatch.setattr("vconfs.device.open.open_vfio", open_vfio)
+    device = parse_device(f"pci:{CONSOLE}", bind=True)
+    with suppress(DeviceError):
+        async with device.open(PortManager()):
+            assert not fails
+    assert drivers == ["vfio-pci"]
+    assert PciFunction(CONSOLE, sysfs).driver == "virtio-pci"
 
 
 def run(*words: str) -> int:

@@ -21,7 +21,7 @@ MOUNTS = {"/mnt/a": ["org.a", "both", "two words"], "/mnt/b": ["org.b", "both", 
 @pytest.fixture(autouse=True)
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two consoles and two mounts."""
-    monkeypatch.setattr(binding, "candidates", lambda sysfs: CONSOLES)
+    monkeypatch.setattr(binding, "candidates", lambda: CONSOLES)
     for module in ("arguments", "watch"):
         monkeypatch.setattr(f"vconfs.cli.{module}.mounts", lambda: list(map(Path, MOUNTS)))
         monkeypatch.setattr(f"vconfs.cli.{module}.port_names", lambda mount: MOUNTS[str(mount)])

@@ -9,15 +9,18 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from tests.unit.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
 from tests.unit.test_virtio_pci import REAL
-from vconfs.device import vfio
+from vconfs.device import binding, vfio
 from vconfs.device.errors import DeviceError
-from vconfs.device.vfio import VfioTransport
+from vconfs.device.vfio import VfioAddress, VfioTransport, open_vfio
+from vconfs.ports import PortManager
 from vconfs.protocol.virtio_pci import Msix, Region
 
 REGION = 1 << 16  # region N of the device begins here in the file, times N
@@ -26,7 +29,7 @@ MSIX = Msix(0x98, 2, Region(1, 0, 32))
 
 
 class Kernel:
-    """Answers ioctls on the device."""
+    """Answers ioctls on the device, its group and their container."""
 
     def __init__(self) -> None:
         self.regions = {1: (4096, 0), 4: (16384, 4), CONFIG: (256, 0)}  # size, flags: 4 is mmap
@@ -34,9 +37,23 @@ class Kernel:
         self.most_vectors = 64
         self.eventfds: dict[int, list[int]] = {}
         self.unmasked = 0
+        self.version, self.type1v2, self.viable = 0, 1, 1
+        self.device = -1
+        self.refused: dict[int, int] = {}  # request -> errno
 
-    def ioctl(self, fd: int, request: int, argument: bytearray) -> int:
+    def ioctl(self, fd: int, request: int, argument: Any = None) -> int:
+        if request in self.refused:
+            raise OSError(self.refused[request], os.strerror(self.refused[request]))
         match request:
+            case vfio._GET_API_VERSION:
+                return self.version
+            case vfio._CHECK_EXTENSION:
+                return self.type1v2
+            case vfio._GROUP_GET_STATUS:
+                struct.pack_into("=I", argument, 4, self.viable)
+            case vfio._GROUP_GET_DEVICE_FD:
+                assert bytes(argument) == CONSOLE.encode() + b"\0"
+                return os.dup(self.device)
             case vfio._GET_REGION_INFO:
                 index = struct.unpack_from("=I", argument, 8)[0]
                 if index not in self.regions:
@@ -180,3 +197,147 @@ def test_nothing_is_left_open(kernel: Kernel, device: int) -> None:
             trio.run(transport.bar_sizes)
             trio.run(transport.enable_vectors, MSIX)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_vectors_are_turned_off_for_the_line(
+    kernel: Kernel, transport: VfioTransport
+) -> None:
+    assert await transport.enable_vectors(MSIX) == 2
+    assert await transport.enable_vectors(None) == 0
+    assert kernel.eventfds[2] == []
+    (line,) = kernel.eventfds[0]
+    os.eventfd_write(line, 1)
+    assert await transport.wait_interrupt() == set()
+
+
+# --- opening ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(tmp_path: Path, kernel: Kernel, device: int, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine where vfio-pci has the console; its /sys, and beside it its /dev/vfio."""
+    sysfs = make_sysfs(tmp_path / "sys")
+    give(sysfs, CONSOLE, "vfio-pci")
+    nodes = tmp_path / "vfio"
+    nodes.mkdir()
+    for name in ("vfio", "3"):
+        (nodes / name).write_bytes(b"")
+    monkeypatch.setattr(binding, "SYSFS", sysfs)
+    monkeypatch.setattr(vfio, "_VFIO", nodes)
+    kernel.device = device
+    return sysfs
+
+
+async def refusal(address: str = CONSOLE) -> str:
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(DeviceError) as caught:
+        async with open_vfio(PortManager(), VfioAddress(address)):
+            raise AssertionError
+    assert len(os.listdir("/proc/self/fd")) == before
+    return str(caught.value)
+
+
+async def test_a_machine_that_is_set_up(machine: Path) -> None:
+    """The registers of the file are all zeros, and so it gets as far as the features."""
+    message = await refusal()
+    assert message == "the device does not offer VERSION_1: it is a legacy device"
+
+
+async def test_a_wrong_address(machine: Path) -> None:
+    message = await refusal("0000:00:09.0")
+    assert message == "there is no PCI function 0000:00:09.0; virtio consoles: 0000:00:05.0"
+    message = await refusal(OTHER)
+    assert message == "0000:00:06.0 is not a virtio console; virtio consoles: 0000:00:05.0"
+
+
+@pytest.mark.parametrize(("driver", "owner"), [("virtio-pci", "virtio-pci"), ("", "no driver")])
+async def test_another_driver_has_it(machine: Path, driver: str, owner: str) -> None:
+    (machine / "bus/pci/devices" / CONSOLE / "driver").unlink()
+    if driver:
+        give(machine, CONSOLE, driver)
+    message = await refusal()
+    assert message == (
+        f"0000:00:05.0 belongs to {owner}, not to vfio-pci:"
+        " use --bind, or `vconfs bind 0000:00:05.0`"
+    )
+
+
+@pytest.mark.parametrize("name", ["vfio", "3"])
+@pytest.mark.parametrize(
+    ("code", "end"),
+    [
+        (errno.EACCES, "Permission denied: root can give it to a user by chown"),
+        (errno.EBUSY, "Device or resource busy: another program has it"),
+        (errno.ENOENT, "No such file or directory: is the module vfio-pci loaded?"),
+        (errno.EMFILE, "Too many open files"),
+    ],
+)
+async def test_a_node_that_cannot_be_opened(
+    machine: Path, name: str, code: int, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, open_ = vfio._VFIO / name, os.open
+
+    def refuse(wanted: Path | str, flags: int, mode: int = 0o777) -> int:
+        if wanted == path:
+            raise OSError(code, os.strerror(code))
+        return open_(wanted, flags, mode)
+
+    monkeypatch.setattr("os.open", refuse)
+    assert await refusal() == f"cannot open {path}: {end}"
+
+
+async def test_the_kernel_has_another_vfio(machine: Path, kernel: Kernel) -> None:
+    kernel.type1v2 = 0
+    assert await refusal() == "the kernel's VFIO has no type1v2 IOMMU"
+    kernel.version = 1
+    assert await refusal() == "the kernel has another version of VFIO"
+
+
+async def test_no_iommu(machine: Path) -> None:
+    (machine / "bus/pci/devices" / CONSOLE / "iommu_group").unlink()
+    assert (await refusal()).startswith("0000:00:05.0 has no IOMMU: boot with intel_iommu=on")
+
+
+async def test_a_group_that_is_not_viable(machine: Path, kernel: Kernel) -> None:
+    kernel.viable = 0
+    assert await refusal() == "the IOMMU group of 0000:00:05.0 is not viable"
+    give(machine, OTHER, "virtio-pci")
+    assert (await refusal()).endswith("is not viable: drivers have 0000:00:06.0 (virtio-pci)")
+
+
+@pytest.mark.parametrize(
+    ("request_number", "code", "message"),
+    [
+        (
+            vfio._MAP_DMA,
+            errno.ENOMEM,
+            "cannot give the device 64 MiB of memory: Cannot allocate memory (see ulimit -l)",
+        ),
+        (
+            vfio._MAP_DMA,
+            errno.EEXIST,
+            "cannot give the device 64 MiB of memory: File exists",
+        ),
+        (
+            vfio._GROUP_SET_CONTAINER,
+            errno.EPERM,
+            "cannot open 0000:00:05.0 by VFIO: Operation not permitted",
+        ),
+        (
+            vfio._SET_IOMMU,
+            errno.ENODEV,
+            "cannot open 0000:00:05.0 by VFIO: No such device",
+        ),
+        (
+            vfio._GROUP_GET_DEVICE_FD,
+            errno.EBUSY,
+            "cannot open 0000:00:05.0 by VFIO: Device or resource busy",
+        ),
+    ],
+)
+async def test_a_request_that_the_kernel_refuses(
+    machine: Path, kernel: Kernel, request_number: int, code: int, message: str
+) -> None:
+    kernel.refused = {request_number: code}
+    assert await refusal() == message

@@ -29,7 +29,7 @@ class PciAddress(click.ParamType[str]):
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
         """Propose the consoles that there are."""
-        return proposals(binding.candidates(binding.SYSFS), incomplete)
+        return proposals(binding.candidates(), incomplete)
 
 
 @click.command("bind")
@@ -47,10 +47,10 @@ def command(address: str | None) -> None:
     """
     try:
         if address is None:
-            for found in binding.candidates(binding.SYSFS):
-                driver = binding.PciFunction(found, binding.SYSFS).driver
+            for found in binding.candidates():
+                driver = binding.PciFunction(found).driver
                 click.echo(f"{found}  {driver or '-'}")
         else:
-            binding.PciFunction(address, binding.SYSFS).bind()
+            binding.PciFunction(address).bind()
     except DeviceError as error:
         raise Failure(str(error)) from None

@@ -20,6 +20,6 @@ def command(address: str) -> None:
       vconfs unbind 0000:00:05.0
     """
     try:
-        binding.PciFunction(address, binding.SYSFS).unbind()
+        binding.PciFunction(address).unbind()
     except DeviceError as error:
         raise Failure(str(error)) from None

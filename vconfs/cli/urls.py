@@ -53,7 +53,7 @@ def _beginnings(schemes: Sequence[str]) -> Iterator[str]:
 
 
 def _devices() -> list[str]:
-    found = [f"pci:{address}" for address in binding.candidates(binding.SYSFS)]
+    found = [f"pci:{address}" for address in binding.candidates()]
     others = [scheme for scheme in DEVICES if scheme not in ("kernel", "pci")]
     return [EMBEDDED, "kernel", *found, *_beginnings(others)]
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -14,6 +15,9 @@ from vconfs.protocol import virtio_pci
 
 SYSFS: Final = Path("/sys")
 VFIO_DRIVER: Final = "vfio-pci"
+
+#: Drivers of functions that may share an IOMMU group with one of VFIO's.
+_HARMLESS: Final = ("", VFIO_DRIVER, "pci-stub", "pcieport")
 
 _ADDRESS: Final = re.compile(
     r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE
@@ -32,13 +36,20 @@ def parse_address(text: str) -> str:
 class PciFunction:
     """One PCI function in sysfs. DeviceError: there is no such function."""
 
-    def __init__(self, address: str, sysfs: Path = SYSFS) -> None:
+    def __init__(self, address: str, sysfs: Path | None = None) -> None:
         self.address = address
-        self._sysfs = sysfs
-        self._path = sysfs / "bus/pci/devices" / address
+        self._sysfs = sysfs or SYSFS
+        self._path = self._sysfs / "bus/pci/devices" / address
         if not self._path.exists():
-            found = ", ".join(candidates(sysfs)) or "none"
-            raise DeviceError(f"there is no PCI function {address}; virtio consoles: {found}")
+            raise DeviceError(
+                f"there is no PCI function {address}; {_list_candidates(self._sysfs)}"
+            )
+
+    def check_console(self) -> None:
+        """See that the function is a virtio console; DeviceError."""
+        if self.address not in candidates(self._sysfs):
+            found = _list_candidates(self._sysfs)
+            raise DeviceError(f"{self.address} is not a virtio console; {found}")
 
     @property
     def driver(self) -> str:
@@ -55,28 +66,36 @@ class PciFunction:
             )
         return group
 
-    @property
-    def group_neighbours(self) -> list[str]:
-        """The other functions of the IOMMU group that a driver other than VFIO has."""
-        devices = self._path / "iommu_group" / "devices"
+    def check_group(self) -> None:
+        """See that no other function of the IOMMU group has a driver but VFIO; DeviceError."""
+        devices = self._sysfs / "kernel/iommu_groups" / self.group / "devices"
         others = sorted(path.name for path in devices.iterdir() if path.name != self.address)
-        return [
-            other
-            for other in others
-            if PciFunction(other, self._sysfs).driver not in ("", VFIO_DRIVER, "pcieport")
+        drivers = {other: PciFunction(other, self._sysfs).driver for other in others}
+        taken = [
+            f"{other} ({driver})" for other, driver in drivers.items() if driver not in _HARMLESS
         ]
+        if taken:
+            raise DeviceError(
+                f"the IOMMU group of {self.address} is not viable: drivers have {', '.join(taken)}"
+            )
 
-    def bind(self, driver: str = VFIO_DRIVER) -> None:
-        """Give the console to a driver and to no other.
+    def bind(self) -> None:
+        """Give the console to VFIO, or leave it as it is.
 
-        DeviceError: it is no virtio console, or the driver does not take it.
+        DeviceError: it is no virtio console, VFIO could not use it, or does not take it.
         """
-        if self.address not in candidates(self._sysfs):
-            raise DeviceError(f"{self.address} is not a virtio console")
-        self._override(driver)
-        if self.driver != driver:
-            self._override("\n")
-            raise DeviceError(f"{driver} does not take {self.address}: is its module loaded?")
+        self.check_console()
+        self.check_group()
+        try:
+            self._override(VFIO_DRIVER)
+            if self.driver != VFIO_DRIVER:
+                raise DeviceError(
+                    f"{VFIO_DRIVER} does not take {self.address}: is its module loaded?"
+                )
+        except DeviceError:
+            with suppress(DeviceError):
+                self.unbind()
+            raise
 
     def unbind(self) -> None:
         """Give the function back to the driver that the kernel chooses."""
@@ -89,26 +108,27 @@ class PciFunction:
                 _write(self._path / "driver" / "unbind", self.address)
             _write(self._sysfs / "bus/pci/drivers_probe", self.address)
         except OSError as error:
-            raise DeviceError(f"cannot bind {self.address}: {error.strerror}") from None
+            hint = ": it takes root" if error.errno in (errno.EACCES, errno.EPERM) else ""
+            raise DeviceError(f"cannot bind {self.address}: {error.strerror}{hint}") from None
 
 
 @contextmanager
-def bound(function: PciFunction, driver: str = VFIO_DRIVER) -> Iterator[None]:
-    """Give a function to a driver for as long as the block runs."""
-    if function.driver == driver:
+def bound(function: PciFunction) -> Iterator[None]:
+    """Give a function to VFIO for as long as the block runs."""
+    if function.driver == VFIO_DRIVER:
         yield
         return
-    function.bind(driver)
+    function.bind()
     try:
         yield
     finally:
         function.unbind()
 
 
-def candidates(sysfs: Path = SYSFS) -> list[str]:
+def candidates(sysfs: Path | None = None) -> list[str]:
     """Give the addresses of all virtio consoles."""
     found = []
-    for path in sorted((sysfs / "bus/pci/devices").glob("*")):
+    for path in sorted(((sysfs or SYSFS) / "bus/pci/devices").glob("*")):
         try:
             words = [int((path / name).read_text(), 16) for name in ("vendor", "device")]
         except (OSError, ValueError):
@@ -116,6 +136,10 @@ def candidates(sysfs: Path = SYSFS) -> list[str]:
         if virtio_pci.is_console(b"".join((word & 0xFFFF).to_bytes(2, "little") for word in words)):
             found.append(path.name)
     return found
+
+
+def _list_candidates(sysfs: Path) -> str:
+    return f"virtio consoles: {', '.join(candidates(sysfs)) or 'none'}"
 
 
 def _link_name(path: Path) -> str:

@@ -68,6 +68,12 @@ _DMA_BASE: Final = 0x10000000
 _DMA_SIZE: Final = 64 << 20
 #: More vectors than this are not asked for.
 _VECTORS_MAX: Final = 64
+#: What to do about a file below /dev/vfio that cannot be opened.
+_HINTS: Final = {
+    errno.EACCES: ": root can give it to a user by chown",
+    errno.EBUSY: ": another program has it",
+    errno.ENOENT: ": is the module vfio-pci loaded?",
+}
 _LINE: Final = -1
 _REQUEST: Final = -2
 
@@ -253,10 +259,14 @@ async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator
 
 
 def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
+    function.check_console()
     group_name = function.group
     if function.driver != VFIO_DRIVER:
         owner = function.driver or "no driver"
-        raise DeviceError(f"{function.address} belongs to {owner}, not to {VFIO_DRIVER}: bind it")
+        raise DeviceError(
+            f"{function.address} belongs to {owner}, not to {VFIO_DRIVER}:"
+            f" use --bind, or `vconfs bind {function.address}`"
+        )
     container = _open(_VFIO / "vfio", stack)
     group = _open(_VFIO / group_name, stack)
     try:
@@ -273,7 +283,8 @@ def _open(path: Path, stack: ExitStack) -> int:
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
-        raise DeviceError(f"cannot open {path}: {error.strerror}") from None
+        hint = _HINTS.get(error.errno or 0, "")
+        raise DeviceError(f"cannot open {path}: {error.strerror}{hint}") from None
     stack.callback(os.close, descriptor)
     return descriptor
 
@@ -286,10 +297,8 @@ def _join(container: int, group: int, function: PciFunction) -> None:
     status = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
     fcntl.ioctl(group, _GROUP_GET_STATUS, status)
     if not _GROUP_STATUS.unpack(status)[1] & _GROUP_VIABLE:
-        others = ", ".join(function.group_neighbours) or "other functions"
-        raise DeviceError(
-            f"the IOMMU group of {function.address} is not viable: drivers have {others}"
-        )
+        function.check_group()
+        raise DeviceError(f"the IOMMU group of {function.address} is not viable")
     fcntl.ioctl(group, _GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, _SET_IOMMU, _TYPE1V2)
 
