@@ -100,7 +100,8 @@ async def test_links_by_name_never_leave_their_folder(mounted: OpenMount) -> Non
     async with mounted("first=echo") as it:
         for id, name in enumerate(NAMES, 1):
             await it.host.add(parse_port(f"x=echo,id={id}"))
-            it.host.rename(id, name)
+            await it.until(lambda id=id: id in it.manager.ports and it.port(id).name == b"x")  # type: ignore[misc]
+            it.manager.rename(it.port(id), name)
         by_name = os.fsencode(it.path / "by-name")
         names = await in_thread(lambda: set(os.listdir(by_name)))
         assert names == {*NAMES.values(), b"first"}
