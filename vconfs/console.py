@@ -17,6 +17,7 @@ nothing that is unread is dropped when somebody else closes it. It has these rul
   it stays in the pty, and who writes there waits; there is no ENOSPC on a terminal.
 - A hang-up of the host is not shown: like the kernel's console, the pty goes on with the next
   connection. Removing the port hangs the terminal up.
+- Who may use the port's file may use the pty: they have the same owner and mode.
 - With `-o exclusive` the pty is the port's one opener: opening the file is refused with EBUSY.
 """
 
@@ -38,7 +39,7 @@ from vconfs.background import open_background
 from vconfs.host.chardevs.join import Pipe
 from vconfs.port import Opener, Port
 from vconfs.ptys import RawPty, open_pty
-from vconfs.tree import pty_link
+from vconfs.tree import Access, pty_link
 
 log = logging.getLogger(__name__)
 
@@ -130,14 +131,11 @@ class _Console:
         return 0
 
 
-def _is_console(port: Port) -> bool:
-    return port.console
-
-
 class Consoles:
     """Gives ports their ptys; a listener of the manager.
 
     `wanted` says whether a port is to have a pty; it is asked again whenever the port changes.
+    `access_for` says who may use it; that is asked again when the port has another name.
     The ptys are served by tasks of `nursery`, and end with it.
     """
 
@@ -145,11 +143,13 @@ class Consoles:
         self,
         nursery: trio.Nursery,
         announcer: Announcer,
-        wanted: Callable[[Port], bool] = _is_console,
+        wanted: Callable[[Port], bool],
+        access_for: Callable[[Port], Access],
     ) -> None:
         self._nursery = nursery
         self._announcer = announcer
         self._wanted = wanted
+        self._access_for = access_for
         self._consoles: dict[Port, _Console | None] = {}  # None: there was no pty to be had
 
     def port_added(self, port: Port) -> None:
@@ -157,7 +157,9 @@ class Consoles:
         self.port_changed(port)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
-        """Nothing: a change follows."""
+        """Let those use its pty who may by its new name; a change follows."""
+        if console := self._consoles.get(port):
+            self._give_away(console)
 
     def port_changed(self, port: Port) -> None:
         """Begin or end a pty, and tell the one that is there."""
@@ -183,8 +185,16 @@ class Consoles:
             log.warning("vcon%d has no pty: %s", port.id, error.strerror)
             return
         console = self._consoles[port] = _Console(port, pty, closing)
+        self._give_away(console)
         port.pty = pty.path
         self._nursery.start_soon(console.run)
+
+    def _give_away(self, console: _Console) -> None:
+        access = self._access_for(console.port)
+        try:
+            console.pty.give_to(access.uid, access.gid, access.mode)
+        except OSError as error:
+            log.warning("vcon%d: its pty stays ours: %s", console.port.id, error.strerror)
 
     def _end(self, port: Port) -> None:
         console = self._consoles.pop(port, None)

@@ -131,7 +131,12 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     announcer = Announcer()
     async with serve(plan, manager, announcer) as ended, open_background() as nursery:
         nursery.start_soon(announcer.run, plan.mountpoint)
-        consoles = Consoles(nursery, announcer, plan.wants_pty)
+        consoles = Consoles(
+            nursery,
+            announcer,
+            plan.wants_pty,
+            lambda port: plan.settings(port.id, port.name).access,
+        )
         with manager.listening(_Ruler(plan)), manager.listening(consoles):
             yield ended
 

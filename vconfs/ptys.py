@@ -45,6 +45,14 @@ class RawPty:
             with suppress(BlockingIOError):
                 os.read(self._opens, 4096)
 
+    def give_to(self, uid: int, gid: int, mode: int) -> None:
+        """Let these use the slave; OSError: we may not give it away."""
+        os.chmod(self.path, mode)
+        # An owner that is us already needs no change, nor the privilege for one.
+        owner = [-1 if id == ours else id for id, ours in ((uid, os.getuid()), (gid, os.getgid()))]
+        if owner != [-1, -1]:
+            os.chown(self.path, *owner)
+
     def resize(self, cols: int, rows: int) -> None:
         """Set the window's size; programs in the foreground there get SIGWINCH if it changed."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, cols, 0, 0))

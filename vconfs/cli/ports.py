@@ -13,15 +13,13 @@ from vconfs.names import link_name
 def find_port(argument: str) -> Path:
     """Find a port's file: by its path, MOUNTPOINT/NAME, or its NAME in any mount. Failure."""
     path = Path(argument)
-    if os.path.exists(path):  # Path.exists fails in a mount whose daemon died
+    if _exists(path):
         return _checked(path)
     link = link_name(os.fsencode(path.name))
     if link is None or not path.name:
         raise Failure(f"{argument!r} names no port")
     folders = mounts() if path.name == argument else [path.parent]
-    found = [
-        port for folder in folders if os.path.exists(port := folder / "by-name" / os.fsdecode(link))
-    ]
+    found = [port for folder in folders if _exists(port := folder / "by-name" / os.fsdecode(link))]
     if not found:
         raise Failure(f"there is no port {argument}: vconfs ls MOUNTPOINT shows those that are")
     if len(found) > 1:
@@ -32,6 +30,17 @@ def find_port(argument: str) -> Path:
 def mounts() -> list[Path]:
     """List where vconfs is mounted, but for the mounts whose daemon died or does not answer."""
     return answering(all_mounts())
+
+
+def _exists(path: Path) -> bool:
+    """Whether a file is there; Failure: we may not know. Nothing is where a daemon died."""
+    try:
+        path.stat()
+    except PermissionError:
+        raise Failure(f"{path}: Permission denied") from None
+    except OSError:
+        return False
+    return True
 
 
 def _checked(path: Path) -> Path:

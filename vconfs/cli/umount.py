@@ -43,7 +43,7 @@ def command(mountpoint: Path) -> None:
     try:
         fuse.unmount(target, lazy=True)
     except OSError as error:
-        raise Failure(str(error)) from None
+        raise Failure(f"cannot unmount {mountpoint}: {error.strerror}") from None
 
 
 def _ask_daemon(target: Path) -> bool:

@@ -1,0 +1,207 @@
+"""Several users: what one without privileges can do, and what modes and owners mean to others.
+
+Each test is a shell script in a mount namespace where every user may use FUSE, and users may
+allow others to use their mounts. `as USER COMMAND` runs as another real user.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+
+PREPARE = f"""
+set -eu
+mount --bind "$D/fuse" /dev/fuse
+mount --bind "$D/fuse.conf" /etc/fuse.conf
+PATH={Path(sys.executable).parent}:$PATH M=$D/mnt
+export PATH M
+as() {{
+    user=$1; shift
+    setpriv --reuid "$user" --regid "$user" --clear-groups "$@"
+}}
+# What is said of somebody's try: what it prints, or why it fails.
+try() {{ as "$@" 2>&1 || true; }}
+can() {{ as "$1" sh -c "$2" >/dev/null 2>&1 && echo "$1 can" || echo "$1 cannot"; }}
+trap 'umount -l "$M" 2>/dev/null || true' EXIT
+cd /
+"""
+
+#: A round trip over a port that echoes.
+USE = """exec 3<>"$M"/vcon0; echo hello >&3; head -n 1 <&3"""
+
+Run = Callable[[str], list[str]]
+
+
+@pytest.fixture
+def run() -> Iterator[Run]:
+    """Run a script, with $M a folder of the user `games`; give the lines that it prints."""
+    folder = Path(tempfile.mkdtemp(prefix="vconfs-users-"))
+    folder.chmod(0o755)
+    (folder / "mnt").mkdir()
+    shutil.chown(folder / "mnt", "games", "games")
+    (folder / "fuse.conf").write_text("user_allow_other\n")
+    os.mknod(folder / "fuse", 0o20666, os.makedev(10, 229))
+    (folder / "fuse").chmod(0o666)
+
+    def run_it(script: str) -> list[str]:
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", PREPARE + script],
+            env={**os.environ, "D": str(folder)},
+            capture_output=True,
+            text=True,
+            timeout=40,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    try:
+        yield run_it
+    finally:
+        shutil.rmtree(folder)
+
+
+def test_a_user_mounts_and_uses_ports(run: Run) -> None:
+    output = run(
+        f"""
+        as games vconfs mount --port org.example.echo=echo --port =pty,console "$M"
+        findmnt -n -o FSTYPE,OPTIONS "$M" | tr , '\\n' | grep -x 'user_id=.*\\|default_permissions'
+        stat -c '%U %a' "$M" 2>/dev/null || echo "not even root looks in"
+        as games stat -c '%U %a' "$M" "$M/vcon0"
+        as games sh -c '{USE}'
+        as games vconfs ls --json "$M" | wc -l
+        as games vconfs watch --until add=org.example.echo "$M"
+        as games sh -c 'stty -F "$(readlink "$M/hvc0")" sane && stat -L -c "%U %a" "$M/hvc0"'
+        as games vconfs umount "$M"; ls "$M"
+        """
+    )
+    assert output == [
+        f"user_id={shutil._get_uid('games')}",  # type: ignore[attr-defined]
+        "default_permissions",
+        "not even root looks in",
+        "games 755",
+        "games 600",
+        "hello",
+        "2",
+        "games 600",
+    ]
+
+
+def test_a_user_cannot_touch_anothers_mount(run: Run) -> None:
+    output = run(
+        f"""
+        as games vconfs mount --port a=echo "$M"
+        try daemon vconfs ls "$M"; try daemon vconfs umount "$M"; try daemon vconfs cat "$M/vcon0"
+        can daemon 'ls "$M"'; can daemon '{USE}'; can daemon 'cat "$M/.events"'
+        can games '{USE}'
+        """
+    )
+    denied, unmount, cat = output[:3]
+    assert denied.endswith("/mnt: Permission denied")
+    assert unmount.startswith("vconfs: cannot unmount")
+    assert cat.endswith("/mnt/vcon0: Permission denied")
+    assert output[3:] == ["daemon cannot"] * 3 + ["games can"]
+
+
+def test_a_user_cannot_mount_on_anothers_folder(run: Run) -> None:
+    (line,) = run('try daemon vconfs mount --port a=echo "$M"')
+    assert "user has no write access to mountpoint" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "users"),
+    [
+        ("mode=0600", {"games": "rw", "daemon": "", "mail": ""}),
+        ("mode=0666", {"games": "rw", "daemon": "rw", "mail": "rw"}),
+        ("mode=0644", {"games": "rw", "daemon": "r", "mail": "r"}),
+        ("mode=0622", {"games": "rw", "daemon": "w", "mail": "w"}),
+        ("mode=0440", {"games": "r", "daemon": "", "mail": ""}),
+    ],
+)
+def test_the_mode_holds_when_a_user_lets_others_in(
+    run: Run, options: str, users: dict[str, str]
+) -> None:
+    output = run(
+        f"""
+        as games vconfs mount --port a=echo -o allow_other,{options} "$M"
+        for user in {" ".join(users)}; do
+            can $user 'exec 3<"$M"/vcon0'; can $user 'exec 3>"$M"/vcon0'
+        done
+        """
+    )
+    assert output == [
+        f"{user} {'can' if access in may else 'cannot'}"
+        for user, may in users.items()
+        for access in "rw"
+    ]
+
+
+RULES = """
+[[port]]
+name = "for.mail"
+uid = "mail"
+mode = "0600"
+
+[[port]]
+name = "for.group.*"
+gid = "daemon"
+mode = "0640"
+
+[[port]]
+name = "for.all"
+mode = "0666"
+"""
+
+
+@pytest.mark.parametrize("mounter", ["root", "games"])
+def test_rules_say_who_may_use_which_port(run: Run, mounter: str) -> None:
+    output = run(
+        f"""
+        cat >"$D/rules.toml" <<'END'
+{RULES}
+END
+        as {mounter} vconfs mount --rules "$D/rules.toml" -o allow_other \\
+            --port for.mail=echo --port for.group.a=echo --port for.all=echo --port none=echo "$M"
+        for user in mail daemon sys; do
+            for port in for.mail for.group.a for.all none; do
+                can $user 'exec 3<"$M"/by-name/'$port; can $user 'exec 3>"$M"/by-name/'$port
+            done
+        done
+        can mail 'chmod 666 "$M"/vcon0'; can sys 'chmod 666 "$M"/vcon3'
+        can sys 'touch "$M"/new'; can sys 'rm -f "$M"/vcon2'
+        """
+    )
+    may = {
+        "mail": ["r", "w", "", "", "r", "w", "", ""],
+        "daemon": ["", "", "r", "", "r", "w", "", ""],
+        "sys": ["", "", "", "", "r", "w", "", ""],
+    }
+    lines = [f"{user} {'can' if yes else 'cannot'}" for user, all in may.items() for yes in all]
+    assert output[: len(lines)] == lines
+    assert output[len(lines) :] == ["mail cannot", *["sys cannot"] * 3]
+
+
+def test_a_console_is_for_whom_its_port_is(run: Run) -> None:
+    output = run(
+        """
+        as root vconfs mount -o allow_other,uid=mail,gid=daemon,mode=0620 --port =null,console "$M"
+        stat -L -c '%U %G %a' "$M/hvc0"
+        for user in mail daemon sys; do
+            can $user 'exec 3<"$M/hvc0"'; can $user 'exec 3>"$M/hvc0"'
+        done
+        """
+    )
+    assert output == [
+        "mail daemon 620",
+        *("mail can", "mail can", "daemon cannot", "daemon can"),
+        *("sys cannot", "sys cannot"),
+    ]
