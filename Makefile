@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench lint docs clean
 
 demo: $(READY)
 	$(PYTHON) -m vconfs demo
@@ -18,6 +18,10 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+# Writes anew what the pages of docs/ take from the code.
+docs: $(READY)
+	$(PYTHON) docs/generate.py
 
 $(READY): scripts/bootstrap pyproject.toml
 	scripts/bootstrap

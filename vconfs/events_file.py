@@ -62,7 +62,7 @@ class _State:
 
 
 #: Flag -> the event when it becomes true, and when it becomes false.
-_EVENTS: Final = {
+EVENTS: Final = {
     "host": ("connect", "disconnect"),
     "open": ("open", "close"),
     "throttled": ("throttle", "unthrottle"),
@@ -88,7 +88,7 @@ def _line(event: str, **more: object) -> bytes:
 
 def _port_line(event: str, port: Port, state: _State) -> bytes:
     name = port.name.decode(errors="backslashreplace")
-    flags = {flag: getattr(state, flag) for flag in _EVENTS}
+    flags = {flag: getattr(state, flag) for flag in EVENTS}
     return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags)
 
 
@@ -215,7 +215,7 @@ class EventsFile:
         if old is None or old == new or port.removed:
             return
         self._states[port] = new
-        for flag, (begins, ends) in _EVENTS.items():
+        for flag, (begins, ends) in EVENTS.items():
             if getattr(new, flag) != getattr(old, flag):
                 self._put(_port_line(begins if getattr(new, flag) else ends, port, new))
 

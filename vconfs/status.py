@@ -5,7 +5,7 @@ The names without "user." in front are the keys of `vconfs ls --json`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vconfs.port import Port
@@ -54,6 +54,23 @@ STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"user.bytes_in": lambda port: _number(port.counters.bytes_in),
     b"user.bytes_out": lambda port: _number(port.counters.bytes_out),
     b"user.pty": lambda port: port.pty.encode() or None,
+}
+
+MEANINGS: Mapping[bytes, str] = {
+    b"name": "the port's name; a port without one has no such attribute",
+    b"user.name": "the same, for `getfattr -d`, which shows only `user.*`",
+    b"user.id": "its number",
+    b"user.console": "1 if the host says that it is a console",
+    b"user.host": "1 while a host is connected",
+    b"user.openers": "who has it open: number and command of each process",
+    b"user.throttled": "1 while the host wants no more data",
+    b"user.guest_throttled": "1 while the host is asked to send no more",
+    b"user.queued": "bytes that came and nobody has read yet",
+    b"user.limit": "bytes of that kind at which the host is asked to stop",
+    b"user.cache": "1 if what is unread outlives the last close",
+    b"user.bytes_in": "bytes that came from the host",
+    b"user.bytes_out": "bytes that were sent to the host",
+    b"user.pty": "path of the pty beside the port, if it has one",
 }
 
 

@@ -1,0 +1,213 @@
+"""Writes those parts of the pages that say what the code says: `python docs/generate.py`.
+
+They stand between two comments, and a test holds that they are current:
+
+    <!-- generated: NAME -->
+    <!-- end -->
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from enum import IntEnum
+from importlib.metadata import entry_points
+from pathlib import Path
+from textwrap import dedent
+from typing import Final
+
+import port_states
+
+from vconfs.device.open import DEVICES, EMBEDDED
+from vconfs.events_file import EVENTS
+from vconfs.host.listening import LISTENERS
+from vconfs.names import PID_ATTRIBUTE
+from vconfs.option_values import OPTION_MEANINGS
+from vconfs.protocol import v8, virtio1
+from vconfs.protocol.control import REQUESTS
+from vconfs.protocol.dialect import DIALECTS
+from vconfs.status import MEANINGS, STATUS
+
+_HERE: Final = Path(__file__).parent
+_PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: The module that tells of each kind of device.
+_DEVICE_MODULES: Final = {
+    EMBEDDED: "vconfs.device.embedded",
+    "pci": "vconfs.device.vfio",
+    "kernel": "vconfs.device.kernel",
+    "qtest": "vconfs.device.qtest",
+    "stream": "vconfs.device.stream",
+    "vhost-user": "vconfs.device.vhost_user",
+}
+
+
+# --- text ---------------------------------------------------------------------------------
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table."""
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+
+
+def code(word: object) -> str:
+    """Write a word as code."""
+    return f"`{word}`"
+
+
+def prose(text: str) -> str:
+    """Write a docstring as Markdown: its indented parts become blocks of their own."""
+    text = re.sub(r"^Theory of operation\n-+\n", "", dedent(text), flags=re.MULTILINE)
+    text = re.sub(r"^(.+)\n-{3,}$", r"#### \1", text, flags=re.MULTILINE)
+    parts = re.split(r"\n\n(?=    )(.*?)(?=\n\n\S|\Z)", text.strip(), flags=re.DOTALL)
+    return "\n\n".join(
+        f"```text\n{dedent(part)}\n```" if number % 2 else part for number, part in enumerate(parts)
+    )
+
+
+def doc(thing: object) -> str:
+    """Give the docstring of a thing, written out."""
+    return prose(inspect.getdoc(thing) or "")
+
+
+def first_paragraph(thing: object) -> str:
+    """Give the first paragraph of a docstring, on one line."""
+    return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
+
+
+# --- the parts ----------------------------------------------------------------------------
+
+
+def attributes() -> str:
+    """Tell of the extended attributes of a port, and of the mount's."""
+    rows = [(code(name.decode()), MEANINGS[name]) for name in STATUS]
+    root = (code(PID_ATTRIBUTE.decode()), "of the mount's root: the process that serves it")
+    return table(("attribute", "meaning"), [*rows, root])
+
+
+def options() -> str:
+    """Tell of the options of mounts and of rules."""
+    return table(("option", "meaning"), [(code(key), it) for key, it in OPTION_MEANINGS.items()])
+
+
+def events() -> str:
+    """Tell of the events that are changes of a flag."""
+    rows = [(code(flag), code(begins), code(ends)) for flag, (begins, ends) in EVENTS.items()]
+    return table(("flag", "event when it becomes true", "when it becomes false"), rows)
+
+
+def chardevs() -> str:
+    """Tell of every kind of chardev that there is."""
+    return "\n".join(_chardevs())
+
+
+def _chardevs() -> Iterator[str]:
+    for entry in sorted(entry_points(group="vconfs.chardevs"), key=lambda entry: entry.name):
+        kind = entry.load()
+        argument = first_paragraph(kind.parse).removeprefix("Take ")
+        yield f"### {entry.name}\n\n{doc(kind)}\n\n*Argument:* {argument}\n"
+
+
+def devices() -> str:
+    """Tell of every kind of device, and who speaks what there."""
+    parts = []
+    for scheme, module in _DEVICE_MODULES.items():
+        kind = DEVICES.get(scheme)
+        dialects = tuple(DIALECTS) if kind is None else kind.dialects
+        spoken = " or ".join(map(code, dialects))
+        about = doc(importlib.import_module(module))
+        parts.append(f"### {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
+    assert set(_DEVICE_MODULES) == {EMBEDDED, *DEVICES}
+    return "\n".join(parts)
+
+
+def listeners() -> str:
+    """Tell where a host end can listen, and who speaks what there."""
+    rows = [(code(f"{it}:…"), ", ".join(map(code, LISTENERS[it].dialects))) for it in LISTENERS]
+    return table(("URL", "dialects"), rows)
+
+
+def control_events(events: type[IntEnum]) -> Callable[[], str]:
+    """Tell of the control events of a dialect."""
+    return lambda: table(("event", "name"), [(str(it.value), code(it.name)) for it in events])
+
+
+def features() -> str:
+    """Tell of the feature bits of both dialects."""
+    bits = {
+        "SIZE": v8.F_SIZE,
+        "MULTIPORT": v8.F_MULTIPORT,
+        "EMERG_WRITE": virtio1.F_EMERG_WRITE,
+        "PORT_EVENTS": v8.F_PORT_EVENTS,
+    }
+    speakers = {
+        name: [key for key, dialect in DIALECTS.items() if dialect.features & bit]
+        for name, bit in bits.items()
+    }
+    rows = [
+        (str(bit.bit_length() - 1), code(name), ", ".join(speakers[name]) or "where it can be done")
+        for name, bit in bits.items()
+    ]
+    return table(("bit", "feature", "offered by"), rows)
+
+
+def requests() -> str:
+    """Tell of the requests of the control protocol."""
+    rows = []
+    for op, kind in REQUESTS.items():
+        fields = ", ".join(code(field) for field in inspect.get_annotations(kind))
+        rows.append((code(op), fields or "none", first_paragraph(kind)))
+    return table(("`op`", "fields", "what it asks for"), rows)
+
+
+def theory(module: str) -> Callable[[], str]:
+    """Give a module's theory of operation."""
+    return lambda: doc(importlib.import_module(f"vconfs.protocol.{module}")) + "\n"
+
+
+PARTS: Final[Mapping[str, Callable[[], str]]] = {
+    "attributes": attributes,
+    "options": options,
+    "events": events,
+    "port calls": port_states.calls,
+    "port states": port_states.diagram,
+    "chardevs": chardevs,
+    "devices": devices,
+    "listeners": listeners,
+    "features": features,
+    "v8": theory("v8"),
+    "v8 control events": control_events(v8.ControlEvent),
+    "virtio1": theory("virtio1"),
+    "virtio1 control events": control_events(virtio1.ControlEvent),
+    "stream": theory("stream"),
+    "vhost-user": theory("vhost_user"),
+    "virtqueue": theory("virtqueue"),
+    "virtio-pci": theory("virtio_pci"),
+    "control": theory("control"),
+    "control requests": requests,
+}
+
+
+def pages() -> dict[Path, str]:
+    """Give every page as it should be."""
+    return {
+        page: _PART.sub(
+            lambda part: f"{part[1]}{PARTS[part[2]]().rstrip()}\n{part[3]}", page.read_text()
+        )
+        for page in sorted(_HERE.rglob("*.md"))
+    }
+
+
+def main() -> None:
+    """Write the pages anew, and tell which ones were out of date."""
+    for page, text in pages().items():
+        if page.read_text() != text:
+            page.write_text(text)
+            print(page.relative_to(_HERE), file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What a port does in each state, found by asking a real one; a part of `generate`."""
+
+from __future__ import annotations
+
+import errno
+import select
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import trio
+from attrs import frozen
+
+from vconfs.port import Opener, Port
+from vconfs.protocol.events import Buffer
+
+_DATA: Final = memoryview(b"data")
+
+
+@frozen
+class _Line:
+    """A device that takes everything, with back-pressure by message or by ring."""
+
+    throttles: bool
+    ring_is_full: bool = False
+    in_flight: int = 1 << 20
+
+    def has_room(self, id: int) -> bool:
+        return not self.ring_is_full
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        if self.ring_is_full:
+            raise trio.WouldBlock
+        return len(data)
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        return len(data)
+
+    def nudge(self, id: int) -> None: ...
+    def open_port(self, id: int, opened: bool) -> None: ...
+    def throttle(self, id: int, on: bool) -> None: ...
+    def refill(self, port: Port) -> None: ...
+
+
+#: What can happen to a port, by the words of the diagram.
+_HAPPENS: Final[dict[str, Callable[[Port], None]]] = {
+    "host opens": lambda port: port.set_connected(True),
+    "host hangs up": lambda port: port.set_connected(False),
+    "THROTTLE 1": lambda port: port.set_throttled(True),
+    "THROTTLE 0": lambda port: port.set_throttled(False),
+    "device lost": lambda port: port.detach(),
+    "device back": lambda port: port.attach(_Line(throttles=True)),
+    "port removed": lambda port: port.remove(),
+    "data comes": lambda port: port.feed(_DATA),
+    "ring is full": lambda port: port.attach(_Line(throttles=False, ring_is_full=True)),
+}
+
+#: What has happened -> what the state is called in the table.
+_STATES: Final[dict[tuple[str, ...], str]] = {
+    (): "no host",
+    ("host opens",): "host connected",
+    ("host opens", "data comes"): "host connected, data waits",
+    ("host opens", "THROTTLE 1"): "host connected, throttles (v8)",
+    ("host opens", "ring is full"): "host connected, ring full (virtio1)",
+    ("host opens", "data comes", "host hangs up"): "hung up, data waits",
+    ("device lost",): "device lost",
+    ("host opens", "data comes", "port removed"): "port removed, data waits",
+    ("port removed",): "port removed",
+}
+
+
+def _port(dialect: str, happened: tuple[str, ...]) -> Port:
+    """Make a port that a program has open, and to which that has happened."""
+    port = Port(0)
+    port.attach(_Line(throttles=dialect == "v8"))
+    port.open(Opener(0))
+    for what in happened:
+        _HAPPENS[what](port)
+    return port
+
+
+def _outcome(call: Callable[[], object], something: str) -> str:
+    try:
+        result = call()
+    except trio.WouldBlock:
+        return "waits"
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+    return something if result else "end of file"
+
+
+def _row(dialect: str, happened: tuple[str, ...]) -> tuple[str, str, str]:
+    """Ask ports of that kind what read, write and poll do."""
+    reader, writer = _port(dialect, happened), _port(dialect, happened)
+    names = ("POLLIN", "POLLOUT", "POLLERR", "POLLHUP")
+    mask = reader.poll()
+    return (
+        _outcome(lambda: reader.read_nowait(100), "data"),
+        _outcome(lambda: writer.write_nowait(_DATA), "sends"),
+        " ".join(name for name in names if mask & getattr(select, name)) or "nothing",
+    )
+
+
+def _applies(dialect: str, happened: tuple[str, ...]) -> bool:
+    only = {"THROTTLE 1": "v8", "ring is full": "virtio1"}
+    return all(only.get(what, dialect) == dialect for what in happened)
+
+
+def calls() -> str:
+    """Write the table of what read, write and poll do in each state."""
+    lines = ["| state | dialect | read | write | poll |\n", "|---|---|---|---|---|\n"]
+    for happened, name in _STATES.items():
+        spoken = [dialect for dialect in ("v8", "virtio1") if _applies(dialect, happened)]
+        rows = {dialect: _row(dialect, happened) for dialect in spoken}
+        if len(set(rows.values())) == 1:
+            rows = {"both" if len(rows) == 2 else next(iter(rows)): next(iter(rows.values()))}
+        lines += [f"| {name} | {dialect} | {' | '.join(row)} |\n" for dialect, row in rows.items()]
+    return "".join(lines)
+
+
+def _name(port: Port) -> str:
+    if port.removed:
+        return "removed"
+    if not port.attached:
+        return "device_lost"
+    if not port.host_connected:
+        return "throttled_alone" if port.host_throttled else "no_host"
+    return "throttled" if port.host_throttled else "connected"
+
+
+def _transitions() -> Iterator[tuple[str, str, str]]:
+    """Walk from a fresh port through all that can happen to a v8 port without data."""
+    events = [word for word in _HAPPENS if word not in ("data comes", "ring is full")]
+    seen = {"no_host"}
+    ways: list[tuple[str, ...]] = [()]
+    while ways:
+        way = ways.pop(0)
+        here = _name(_port("v8", way))
+        if here == "removed":
+            continue
+        for event in events:
+            if (event == "device back") == (here != "device_lost"):
+                continue
+            there = _name(_port("v8", (*way, event)))
+            if there != here:
+                yield here, there, event
+            if there not in seen:
+                seen.add(there)
+                ways.append((*way, event))
+
+
+def diagram() -> str:
+    """Draw the states of a port and what leads from one to the other."""
+    lines = ["```mermaid\n", "stateDiagram-v2\n", "    [*] --> no_host\n"]
+    lines += [f"    {here} --> {there}: {event}\n" for here, there, event in _transitions()]
+    return "".join([*lines, "    removed --> [*]\n", "```\n"])

@@ -1,0 +1,130 @@
+"""Every command in the documentation does what the page says."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from vconfs.cli import vconfs
+from vconfs.device.open import EMBEDDED, parse_device
+from vconfs.host.listening import parse_listener
+
+from .markdown import blocks, same, steps
+from .shell import REPOSITORY, open_shell
+
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(REPOSITORY))
+
+
+@pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_commands_print_what_the_page_shows(page: Path) -> None:
+    todo = [
+        step
+        for block in blocks(page.read_text())
+        if block.kind == "console"
+        for step in steps(block)
+    ]
+    if not todo:
+        return
+    with open_shell() as shell:
+        for step in todo:
+            printed = shell.run(step.command)
+            where = f"{name(page)}:{step.line}: $ {step.command}"
+            assert same(step.prints, printed), (
+                f"{where}\n--- printed:\n{printed}--- shown:\n{step.prints}"
+            )
+
+
+def test_the_generated_parts_are_current() -> None:
+    """If not: `make docs`."""
+    folder = str(REPOSITORY / "docs")
+    sys.path.insert(0, folder)
+    try:
+        generate = importlib.import_module("generate")
+    finally:
+        sys.path.remove(folder)
+    for page, text in generate.pages().items():
+        assert page.read_text() == text, f"{name(page)} is out of date: make docs"
+
+
+def test_each_complaint_has_its_test() -> None:
+    page = (REPOSITORY / "docs" / "coming-from-virtio-ports.md").read_text()
+    tests = (REPOSITORY / "tests" / "mount" / "test_complaints.py").read_text()
+    named = re.findall(r"`(test_\w+)` \|", page)
+    assert sorted(named) == sorted(re.findall(r"^async def (test_\w+)", tests, re.MULTILINE))
+
+
+#: `console`: run here. `screen`: typed into a terminal, in test_terminal.py. `sh`: commands that
+#: need another machine or change this one. The others hold no commands.
+KINDS = {"console", "screen", "sh", "text", "toml", "mermaid"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_no_command_hides_in_another_kind_of_block(page: Path) -> None:
+    for block in blocks(page.read_text()):
+        assert block.kind in KINDS, f"{name(page)}:{block.line}"
+        if block.kind not in ("console", "screen"):
+            assert not [line for line in block.lines if line.startswith("$ ")]
+
+
+SH_LINES = [
+    pytest.param(line, id=f"{name(page)}:{number}")
+    for page in PAGES
+    for block in blocks(page.read_text())
+    if block.kind == "sh"
+    for number, line in enumerate(block.lines, block.line + 1)
+]
+
+
+@pytest.mark.parametrize("line", SH_LINES)
+def test_commands_for_other_machines_are_commands(line: str) -> None:
+    """They cannot be run here, but must be what they would be run as."""
+    words = shlex.split(line, comments=True)
+    if words[0] == "vconfs":
+        check_vconfs(words[1:])
+    elif words[0] == "make":
+        subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, timeout=20)
+    else:
+        assert shutil.which(words[0]), f"{words[0]} is no program"
+        for word in words[1:]:
+            if word.startswith(("examples/", "systemd/")):
+                assert (REPOSITORY / word).is_file()
+
+
+def check_vconfs(words: list[str]) -> None:
+    """Read a command line as vconfs does, up to where it would do something."""
+    command = vconfs.get_command(click.Context(vconfs), words[0])
+    assert command is not None, words[0]
+    context = command.make_context(words[0], words[1:])
+    if (url := context.params.get("device", EMBEDDED)) != EMBEDDED:
+        parse_device(url, context.params["dialect"], bind=context.params["bind"])
+    if listen := context.params.get("url"):
+        parse_listener(listen, context.params["dialect"])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        path, _, anchor = target.partition("#")
+        there = (page.parent / path).resolve() if path else page
+        assert there.exists(), target
+        if anchor:
+            assert anchor in anchors(there), target
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have where it is shown."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
