@@ -3,7 +3,7 @@
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
 
-.PHONY: demo test bench lint docs clean
+.PHONY: demo test bench bench-guest lint docs clean
 
 demo: $(READY)
 	$(PYTHON) -m vconfs demo
@@ -13,6 +13,9 @@ test: lint
 
 bench: $(READY)
 	$(PYTHON) -m benchmarks
+
+bench-guest: $(READY)
+	$(PYTHON) -m benchmarks.guest
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -11,15 +10,12 @@ from attrs import frozen
 
 from tests.compare.scenario import Recording, record
 from tests.guest import guest as machine
-from tests.guest.guest import KERNELS, LINE, VECTORS, Console, Guest, open_guest
+from tests.guest.guest import KERNELS, LINE, MOUNTPOINT, VCONFS, VECTORS, Console, Guest, open_guest
 from tests.qemu.machine import Monitor
 from tests.remote.client import Remote
 
 #: The id of ports that are plugged.
 _PLUGGED = 8
-
-MOUNTPOINT = "/mnt/vcon"
-VCONFS = f"{sys.executable} -m vconfs"
 
 
 @pytest.fixture(scope="session")

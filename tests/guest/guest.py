@@ -28,6 +28,11 @@ BOOT_SECONDS = 60
 END_SECONDS = 20
 
 
+#: In the guest: where to mount, and our command.
+MOUNTPOINT = "/mnt/vcon"
+VCONFS = f"{sys.executable} -m vconfs"
+
+
 @frozen
 class Console:
     """A virtio console of the guest's."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.guest.conftest import MOUNTPOINT, VCONFS
-from tests.guest.guest import DEVICES, VECTORS
+from tests.guest.guest import DEVICES, MOUNTPOINT, VCONFS, VECTORS
 from tests.remote.client import Remote
 
 pytestmark = pytest.mark.timeout(120)

@@ -17,8 +17,8 @@ import trio
 
 from tests.compare.differences import check
 from tests.compare.scenario import Recording, record
-from tests.guest.conftest import MOUNTPOINT, VCONFS, Mount, QemuHost
-from tests.guest.guest import KERNELS
+from tests.guest.conftest import Mount, QemuHost
+from tests.guest.guest import KERNELS, MOUNTPOINT, VCONFS
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
 
