@@ -32,6 +32,8 @@ class Driver(LinkEnd[Port]):
         self.tells_all_ports = end.ports_in_config
         #: Ports that found no room when they were polled: room is then a change of their state.
         self._without_room: set[int] = set()
+        #: Ports with new data, in order, of which nobody was told yet.
+        self._fed: dict[Port, None] = {}
         self._manager = manager
         self._end = end
 
@@ -115,7 +117,13 @@ class Driver(LinkEnd[Port]):
             data, lender = event.data, None
             if len(data) >= _WORTH_HOLDING:
                 lender = self._link.hold(self._end.receive_queue(port.id))
-            port.feed(data, lender)
+            port.put(data, lender)
+            self._fed[port] = None
+
+    def _taken(self) -> None:
+        fed, self._fed = self._fed, {}
+        for port in fed:
+            port.fed()
 
     def _added(self, event: events.PortAdded) -> None:
         port = self._manager.add(event.id)

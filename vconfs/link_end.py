@@ -83,18 +83,26 @@ class LinkEnd(ABC, Generic[P]):
 
     def received(self, queue: int) -> None:
         """Handle every buffer that came on `queue`, as far as their ports want them now."""
-        if not self.stopped.is_set() and self._wants(queue):
-            self._take(queue, self._wants)
+        if self.stopped.is_set():
+            return
+        port = self._owner(queue)
+        if port is None or port.wants_data:
+            self._take(queue, port)
 
-    def _take(self, queue: int, goes_on: Callable[[int], bool]) -> None:
+    def _take(self, queue: int, port: P | None) -> None:
+        """Handle buffers until there are none, or until `port` wants no more."""
         link, receive, handlers = self._link, self._dialect.receive, self.handlers
         while (buffer := link.receive(queue)) is not None:
             event = receive(queue, buffer)
             handlers[type(event)](self, event)
             link.done(queue)
-            if not goes_on(queue):
+            if port is not None and not port.wants_data:
                 break
         link.flush(queue)
+        self._taken()
+
+    def _taken(self) -> None:
+        """All buffers that came at once have been handled."""
 
     @abstractmethod
     def room(self, queue: int) -> None:
@@ -139,13 +147,10 @@ class LinkEnd(ABC, Generic[P]):
 
     # --- where each port has its own queue (virtio1) --------------------------------------
 
-    def _wants(self, queue: int) -> bool:
-        """Whether buffers of `queue` can be taken: one port's full queue holds back its ring."""
-        if self.throttles:
-            return True
-        id = self._dialect.port_of(queue)
-        port = None if id is None else self._ports.get(id)
-        return port is None or port.wants_data
+    def _owner(self, queue: int) -> P | None:
+        """The port that `queue` is for, whose being full holds it back; None: there is none."""
+        id = None if self.throttles else self._dialect.port_of(queue)
+        return None if id is None else self._ports.get(id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:
         """The peer opened or closed its side, but what it sent before comes first."""
@@ -164,15 +169,14 @@ class LinkEnd(ABC, Generic[P]):
         """
         self._hanging_up.discard(id)
         if not self.throttles:
-            self._take(self._dialect.receive_queue(id), lambda queue: True)
+            self._take(self._dialect.receive_queue(id), None)
 
     def _is_behind(self, port: P) -> bool:
         """Fetch what was sent before a hang-up; whether the port is too full for it."""
         if self.throttles:
             return False
-        queue = self._dialect.receive_queue(port.id)
-        self.received(queue)
-        return not self._wants(queue)
+        self.received(self._dialect.receive_queue(port.id))
+        return not port.wants_data
 
     def _unexpected(self, event: Event) -> None:
         raise AssertionError(f"this end of a dialect gave {event}")

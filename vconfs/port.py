@@ -377,7 +377,16 @@ class Port:
         self.on_change(self)
 
     def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
-        """The host sent `data`, which is copied or, with a `lender`, lent: see `ByteQueue`."""
+        """The host sent `data`: `put`, and then `fed`."""
+        self.put(data, lender)
+        self.fed()
+
+    def fed(self) -> None:
+        """Tell whoever waits what was `put`; once for many buffers, for that is what costs."""
+        self._changed()
+
+    def put(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
+        """Queue what the host sent: a copy or, with a `lender`, lent (see `ByteQueue`)."""
         size = len(data)
         if self._was_reset:
             self.counters.dropped += size
@@ -398,7 +407,6 @@ class Port:
                 line.throttle(self.id, True)
             elif self._queue.size > self.limit + line.in_flight:
                 self._reset()
-        self._changed()
 
     def room_came(self) -> None:
         """There are buffers to send again, and poll had said that there were none."""

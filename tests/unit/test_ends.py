@@ -331,6 +331,17 @@ async def test_who_could_not_write_all_is_told_of_room_without_asking_again(
         assert port.poll() & select.POLLOUT
 
 
+async def test_who_waits_is_told_once_of_buffers_that_come_together() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)], dialect="virtio1") as ends:
+        port = ends.ports[0]
+        port.open(Opener(1))
+        told: list[int] = []
+        port.on_change = lambda port: told.append(port.queued)
+        assert puppet.port.send_nowait(bytes(600_000)) == 600_000  # three buffers
+        assert told == [600_000]
+
+
 LARGE = bytes(range(256)) * 1024
 
 

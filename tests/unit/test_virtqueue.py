@@ -102,6 +102,23 @@ def test_buffers_go_there_and_back(event_idx: bool, start: int) -> None:
     assert bytes(pair.memory[DATA + 100 : DATA + 103]) == b"abc"
 
 
+def test_a_buffer_can_be_offered_again_as_it_was() -> None:
+    pair = Pair()
+    head = pair.driver.add(DATA, 50, writable=True)
+    pair.driver.publish()
+    for written in (3, 50):
+        chain = pair.device.pop()
+        assert chain is not None
+        assert (chain.head, chain.writable_length) == (head, 50)
+        pair.device.push(head, written)
+        pair.device.publish()
+        assert pair.driver.pop_to_offer_again() == (head, written)
+        assert pair.driver.free == SIZE - 1
+        pair.driver.offer_again(head, 50)
+        assert pair.driver.publish()
+    assert pair.driver.in_flight == 1
+
+
 def test_a_chain_has_its_readable_parts_first() -> None:
     pair = Pair()
     head = pair.driver.add_chain([(DATA, 4, False), (DATA + 4, 6, False), (DATA + 10, 8, True)])
@@ -510,6 +527,14 @@ class RingMachine(RuleBasedStateMachine):
         assert got == (self.returned.pop(0)[0], 0)
         if got[0] in self.table_of:
             self.tables.append(self.table_of.pop(got[0]))
+
+    @precondition(lambda self: self.returned)
+    @rule()
+    def collect_and_offer_again(self) -> None:
+        head, number = self.returned.pop(0)
+        assert self.pair.driver.pop_to_offer_again() == (head, 0)
+        self.pair.driver.offer_again(head, 0)
+        self.added.append((head, number))
 
     @rule(on=st.booleans())
     def want_kicks(self, on: bool) -> None:

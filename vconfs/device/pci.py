@@ -205,7 +205,7 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
             elif queue % 2:
                 slots = min(send, size)
                 parts = max(1, slots // 2) if features & F_INDIRECT_DESC else 1
-                spec = QueueSpec(min(size, 128), send_size, slots, parts)
+                spec = QueueSpec(min(size, 128), send_size, slots, parts, shared=False)
             else:
                 spec = QueueSpec(min(size, receive), _RECEIVE_SIZE)
             specs[queue] = spec

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from attrs import evolve
+
 from vconfs.device.rings import QueueSpec
 
 #: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
@@ -9,6 +11,7 @@ from vconfs.device.rings import QueueSpec
 #: (virtio1) has smaller ones.
 RECEIVE_QUEUE = QueueSpec(size=16, slot_size=(768 << 10) + 64, slots=8)
 DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
+OWN_DATA_QUEUE = evolve(DATA_QUEUE, shared=False)
 CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
 
@@ -16,4 +19,4 @@ def queue_specs(count: int) -> dict[int, QueueSpec]:
     """Give the shapes of a device's queues: two for all ports (v8), or two for each."""
     if count == 2:
         return {0: RECEIVE_QUEUE, 1: DATA_QUEUE}
-    return {n: CONTROL_QUEUE if n in (2, 3) else DATA_QUEUE for n in range(count)}
+    return {n: CONTROL_QUEUE if n in (2, 3) else OWN_DATA_QUEUE for n in range(count)}

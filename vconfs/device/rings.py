@@ -4,8 +4,8 @@ Even queues are for receiving, odd ones for sending (both dialects, and the stan
 queues). Each queue has a fixed set of slots in memory, at most one per descriptor: a receive
 queue lends all of them to the device from the start, a sending queue fills one for each buffer.
 Of the slots that are free, the one used last is filled first, so that memory that a quiet device
-never needs is never touched. A sent slot is zeroed when we get it back, and so never carries
-another port's bytes.
+never needs is never touched. A sent slot of a queue that ports share is zeroed when we get it back,
+and so never carries another port's bytes. A received slot stays with its descriptor for good.
 
 Nobody waits for a sent buffer to come back unless there is no room: a sending queue asks for
 interrupts only then, and otherwise gets its slots back when it is looked at the next time, at the
@@ -28,7 +28,7 @@ from vconfs.protocol.virtqueue import DriverQueue, Layout
 _PAGE = 4096
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
-#: In the place of a received slot that its owner keeps.
+#: In the place of a received buffer that its owner keeps.
 _KEPT = -1
 
 
@@ -37,13 +37,15 @@ class QueueSpec:
     """How one queue is laid out: descriptors, bytes per slot, and slots.
 
     A queue may have fewer slots than descriptors; 0 means as many. What is sent in one buffer may
-    fill up to `parts` slots; more than one needs INDIRECT_DESC.
+    fill up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
+    data is one port's.
     """
 
     size: int
     slot_size: int
     slots: int = 0
     parts: int = 1
+    shared: bool = True
 
     @property
     def buffers(self) -> int:
@@ -92,40 +94,38 @@ class _ReceiveQueue(_Queue):
         self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
-        self.lent = [0] * spec.size  # descriptor -> where its slot is
-        self.held: deque[int] = deque()  # slots whose bytes the owner still looks at
-        self.kept = 0  # slots that the owner keeps for longer: at most half of them
+        #: Descriptor -> its slot, once and for all.
+        self.slot_of = [0] * spec.size
+        self.held: deque[int] = deque()  # descriptors whose bytes the owner still looks at
+        self.kept = 0  # those that the owner keeps for longer: at most half of them
         self.kept_max = spec.buffers // 2
-        while self.slots:
-            self._lend(self.slots.pop())
+        for slot in reversed(self.slots):
+            self.slot_of[self.ring.add(slot, spec.slot_size, writable=True)] = slot
 
     def receive(self) -> memoryview | None:
-        used = self.ring.pop_used()
+        used = self.ring.pop_to_offer_again()
         if used is None:
             return None
         head, written = used
-        slot = self.lent[head]
-        self.held.append(slot)
+        self.held.append(head)
+        slot = self.slot_of[head]
         return self.memory[slot : slot + written]
 
     def hold(self) -> int | None:
         if self.kept >= self.kept_max:
             return None
         self.kept += 1
-        slot, self.held[-1] = self.held[-1], _KEPT
-        return slot
+        head, self.held[-1] = self.held[-1], _KEPT
+        return head
 
-    def give_back(self, slot: int) -> None:
+    def give_back(self, head: int) -> None:
         self.kept -= 1
-        self._lend(slot)
+        self.ring.offer_again(head, self.slot_size)
 
     def done(self) -> None:
-        slot = self.held.popleft()
-        if slot != _KEPT:
-            self._lend(slot)
-
-    def _lend(self, slot: int) -> None:
-        self.lent[self.ring.add(slot, self.slot_size, writable=True)] = slot
+        head = self.held.popleft()
+        if head != _KEPT:
+            self.ring.offer_again(head, self.slot_size)
 
 
 class _SendQueue(_Queue):
@@ -134,6 +134,7 @@ class _SendQueue(_Queue):
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
         self.parts = spec.parts
+        self.shared = spec.shared
         #: Descriptor -> the slots of its buffer, and how many bytes of each are filled.
         self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
         tables = -(-self.layout.end // 16) * 16
@@ -146,14 +147,18 @@ class _SendQueue(_Queue):
         return self.slot_size * min(len(self.slots), self.parts)
 
     def reclaim(self) -> bool:
-        """Zero and keep the slots that the device has used; whether there were any."""
-        memory, slots = self.memory, self.slots
+        """Keep the slots that the device has used; whether there were any."""
+        slots = self.slots
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:
             for slot, size in self.lent[used[0]]:
-                memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
+                if self.shared:
+                    self._zero(slot, size)
                 slots.append(slot)
         return len(slots) > before
+
+    def _zero(self, slot: int, size: int) -> None:
+        self.memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
 
     def send(self, header: bytes, data: Buffer) -> None:
         size = len(header) + len(data)
@@ -312,12 +317,12 @@ class RingLink(Link):
     def hold(self, queue: int) -> Callable[[], None] | None:
         """See `Link.hold`; others always find half of the slots to send into."""
         found = self._receive[queue]
-        slot = found.hold()
-        if slot is None:
+        head = found.hold()
+        if head is None:
             return None
 
         def give_back() -> None:
-            found.give_back(slot)
+            found.give_back(head)
             self.flush(queue)
 
         return give_back

@@ -217,6 +217,20 @@ class DriverQueue:
 
     def pop_used(self) -> tuple[int, int] | None:
         """Take back a buffer: its number, and how many bytes were written; None: there is none."""
+        used = self.pop_to_offer_again()
+        if used is not None:
+            head = used[0]
+            if self._rest and head in self._rest:
+                self._free += self._rest.pop(head)
+            self._free.append(head)
+        return used
+
+    def offer_again(self, head: int, writable: int) -> None:
+        """Offer a buffer as it was, of which the device may write so many bytes."""
+        self._offer(head, writable)
+
+    def pop_to_offer_again(self) -> tuple[int, int] | None:
+        """Like `pop_used`, but keep the descriptors as they are, for `offer_again`."""
         index, seen = self._used[1], self._seen
         if index == seen:
             return None
@@ -233,17 +247,11 @@ class DriverQueue:
             raise RemoteProtocolError(
                 f"used length {written} is more than the buffer's {self._writable[head]} bytes"
             )
-        self._take_back(head)
+        self._writable[head] = -1
+        self._seen = (seen + 1) & _INDEX_MASK
         if self._event_idx and self._wants_calls:
             self._avail[2 + self.size] = self._seen
         return head, written
-
-    def _take_back(self, head: int) -> None:
-        self._writable[head] = -1
-        if self._rest and head in self._rest:
-            self._free += self._rest.pop(head)
-        self._free.append(head)
-        self._seen = (self._seen + 1) & _INDEX_MASK
 
     def suppress_calls(self) -> None:
         """Ask for no interrupts; a hint, for with EVENT_IDX one may come in 2**16 entries."""
