@@ -80,10 +80,10 @@ class FakeConsole(FakeFunction):
         self._end = self._make_end(features)
         self.rings = {
             queue: DeviceQueue(memory, self._layout(queue), event_idx=bool(features & F_EVENT_IDX))
-            for queue in range(self.queues)
+            for queue in range(self._end.queues)
         }
         self._link = DeviceLink(self.rings, features=features, call=self._call, header_size=0)
-        self.backend = self.host.attach(self._link, self._end, lambda: None)
+        self.backend = self.host.attach(self._link, self._end, self._announce_config)
         if not self._quiet:
             self.serve()
 
@@ -103,6 +103,12 @@ class FakeConsole(FakeFunction):
             address(Common.QUEUE_DRIVER_LOW, Common.QUEUE_DRIVER_HIGH),
             address(Common.QUEUE_DEVICE_LOW, Common.QUEUE_DEVICE_HIGH),
         )
+
+    def _announce_config(self) -> None:
+        self.config = self._end.config(self.host.port_count, *self.host.size)
+        self.generation += 1
+        self.isr |= Isr.CONFIG
+        self.interrupt(0 if self.vectors else None)
 
     def _call(self, queue: int) -> None:
         if self.vectors:

@@ -17,7 +17,7 @@ from vconfs.device.pci import open_pci
 from vconfs.driver import Driver
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
-from vconfs.protocol.virtio1 import F_EMERG_WRITE
+from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_SIZE
 from vconfs.protocol.virtio_pci import Common
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
 from vconfs.testing import Puppet
@@ -113,6 +113,26 @@ async def test_the_order_of_a_size_is_an_option(rows_first: bool) -> None:
             fake.host.resize(0, 132, 50)
             await settled(lambda: manager.ports[0].size == ((132, 50) if rows_first else (50, 132)))
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("vectors", [0, 1, 2])
+async def test_a_console_alone_tells_its_size_by_the_config_space(vectors: int) -> None:
+    puppet = Puppet()
+    async with (
+        open_console(
+            [spec(puppet=puppet, console=True)], features=1 << 32 | F_SIZE, vectors=vectors
+        ) as fake,
+        driven(fake) as (_, manager),
+    ):
+        console = manager.ports[0]
+        assert console.console
+        assert console.host_connected
+        fake.host.resize(0, 132, 50)
+        await settled(lambda: console.size == (132, 50))
+        assert console.write_nowait(b"login: ") == 7
+        assert await puppet.port.receive() == b"login: "
+        await puppet.port.send(b"root")
+        assert taken(await console.read(100)) == b"root"
 
 
 # --- EMERG_WRITE --------------------------------------------------------------------------

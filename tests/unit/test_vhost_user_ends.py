@@ -211,12 +211,24 @@ async def test_virtio1_is_spoken_with_as_many_ports_as_there_are_to_be(tmp_path:
             pass
 
 
+async def test_sizes_can_be_told_as_linux_reads_them(tmp_path: Path) -> None:
+    """Our guest end reads the standard's order, and so it shows what is on the wire."""
+    specs = [HostPortSpec(b"con", Puppet(), console=True)]
+    for options, expected in ((",resize=rows-first", (25, 80)), ("", (80, 25))):
+        async with open_pair(tmp_path / "s", specs, "virtio1", options=options) as pair:
+            await until(lambda: 0 in pair.manager.ports)
+            pair.host.resize(0, 80, 25)
+            await until(lambda: pair.manager.ports[0].size != (0, 0))
+            assert pair.manager.ports[0].size == expected
+
+
 @pytest.mark.parametrize(
     ("rest", "address"),
     [
         ("/run/s", ("/run/s", 31, False)),
         ("/run/s,max-ports=8", ("/run/s", 8, False)),
         ("/run/s,inband,max-ports=127", ("/run/s", 127, True)),
+        ("/run/s,resize=cols-first", ("/run/s", 31, False)),
         ("/run/a,b", ("/run/a,b", 31, False)),
     ],
 )
@@ -229,6 +241,7 @@ def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:
     ("rest", "reason"),
     [
         ("", "unix"),
+        ("/run/s,resize=sideways", "resize is cols-first or rows-first, not 'sideways'"),
         ("/run/s,max-ports=0", "max-ports is 1 to 127, not '0'"),
         ("/run/s,max-ports=128", "max-ports is 1 to 127, not '128'"),
         ("/run/s,max-ports=many", "max-ports is 1 to 127, not 'many'"),

@@ -56,8 +56,9 @@ def command(
       stream:stdio                 our own; ends with it
       vhost-user:PATH              a hypervisor or vconfs mount, over shared memory
     and any stream with ,window=BYTES that may be under way to us (2048 on a tty). A vhost-user
-    device has, with --dialect virtio1, room for 31 ports or ,max-ports=N of them; with ,inband it
-    offers notifications by message.
+    device has, with --dialect virtio1, room for 31 ports or ,max-ports=N of them, and tells
+    console sizes as Linux reads them with ,resize=rows-first; with ,inband it offers notifications
+    by message.
 
     \b
     Examples:

@@ -35,11 +35,11 @@ from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.device.qtest_bus import SLOTS, QtestBus, QtestFunction
 from vconfs.device.qtest_client import QtestClient, connect
-from vconfs.device.url import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
+from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
 
 #: The first MiB holds what old PCs have there.
 _MEMORY_START: Final = 1 << 20

@@ -24,11 +24,11 @@ from vconfs.device.binding import VFIO_DRIVER, PciFunction, parse_address
 from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
-from vconfs.device.url import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.driver import Driver
 from vconfs.ports import PortManager
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
+from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
 
 _VFIO: Final = Path("/dev/vfio")
 

@@ -38,6 +38,7 @@ class Device:
     dialect: str
     max_ports: int
     inband: bool = False
+    resize_rows_first: bool = False
 
     def check_ports(self) -> None:
         """Make sure that each port has a place in the dialect; HostError."""
@@ -56,7 +57,9 @@ class Device:
     def end(self, features: int) -> HostDialect:
         """Give our end of the dialect, with these features negotiated."""
         if self.dialect == _VIRTIO1:
-            return virtio1.HostEnd(features, max_ports=self.max_ports)
+            return virtio1.HostEnd(
+                features, max_ports=self.max_ports, resize_rows_first=self.resize_rows_first
+            )
         return v8.HostEnd(features)
 
     @property

@@ -1,11 +1,11 @@
-"""What stands behind the scheme of a DEVICE url: ADDRESS[,NAME=VALUE]..."""
+"""Options behind the address of a DEVICE or LISTEN url: ADDRESS[,NAME=VALUE]..."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-#: The order in which a device tells a console's size: the standard's, or the one that Linux reads.
+#: The order in which RESIZE tells a console's size: the standard's, or the one that Linux reads.
 RESIZE_OPTION: Final = "resize=cols-first|rows-first"
 
 
