@@ -1,1 +1,40 @@
-"""The host end: ports joined to chardevs."""
+"""The host end: ports joined to chardevs, and a Python API to embed it in a trio program.
+
+    async with open_host([parse_port("log=file:/var/log/guest")]) as host:
+        chat = PortListener()
+        await host.add(HostPortSpec(b"org.example.chat", chat))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.serve_listeners, answer, [chat])
+            await parse_listener("stream:unix:/run/vcon.sock").serve(host)
+
+`open_host` holds the ports. Each has a far side, a `Chardev`: one of those that `vconfs host` has
+(`parse_port`, `parse_chardev`), a `PortListener`, which gives the program a trio stream for each
+time that the guest opens the port, or a class of your own. Ports are added, changed and removed by
+the methods of `Host` at any time.
+
+Guests come where `vconfs.host.listening.parse_listener(url).serve(host)` waits for them, or are in
+the same process: `vconfs.device.embedded.open_embedded(host, manager)`, whose ports
+`vconfs.mounting.open_mount` shows as files. One guest at a time is attached. With
+`vconfs.host.control.serve_control(host, path)` there is a socket for `vconfs ctl` as well.
+"""
+
+from vconfs.host.chardev import Chardev, ChardevError, PortSide, parse_chardev
+from vconfs.host.host import Host, HostError, open_host
+from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.host.port_streams import PortListener, PortStream
+from vconfs.host.spec import parse_port
+
+__all__ = [
+    "Chardev",
+    "ChardevError",
+    "Host",
+    "HostError",
+    "HostPort",
+    "HostPortSpec",
+    "PortListener",
+    "PortSide",
+    "PortStream",
+    "open_host",
+    "parse_chardev",
+    "parse_port",
+]

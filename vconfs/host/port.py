@@ -29,6 +29,8 @@ DEFAULT_HOST_LIMIT = 1 << 20
 MESSAGE_MAX = 1 << 20
 #: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
 _MESSAGE_COST = 64
+#: How many opens and closes of the guest, one after the other, are kept for a busy chardev.
+_SESSIONS_MAX = 1000
 #: How much a `source` may give before others have their turn.
 _HELPING = 768 << 10
 
@@ -286,9 +288,15 @@ class HostPort:
             if connected:
                 self._sessions += 1
             else:
-                self._queue.put_mark(always=True)
-                self._arrived.unpark()
+                self._end_session()
         self._wake()
+
+    def _end_session(self) -> None:
+        marks = self._queue.marks
+        self._queue.put_mark(always=self._sessions <= _SESSIONS_MAX)
+        if self._queue.marks == marks:
+            self._sessions -= 1  # it brought nothing, and too many wait already
+        self._arrived.unpark()
 
     def set_guest_throttled(self, throttled: bool) -> None:
         """The guest wants no more data, or wants it again."""
