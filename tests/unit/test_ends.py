@@ -233,7 +233,7 @@ async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
     async with open_ends([spec(b"first")]) as ends:
         for wrong, message in (
             (spec(id=0), "port id 0 is taken by 'first'"),
-            (spec(id=40000), "port id 40000 is too large: ids end at 32767"),
+            (spec(id=40000), "port id 40000 cannot be: ids are 0 to 32767"),
             (spec(bytes(5000)), "a port name has at most 4080 bytes, not 5000"),
             (spec(puppet=Broken()), "the socket is on fire"),
         ):

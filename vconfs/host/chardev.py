@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Final, Protocol, Self
 
 import trio
@@ -107,17 +107,46 @@ class Chardev(ABC):
 
 def chardev_kinds() -> list[str]:
     """List the kinds of chardevs, those of other packages too."""
-    return sorted(point.name for point in entry_points(group=_GROUP))
+    return sorted({point.name for point in entry_points(group=_GROUP)})
 
 
 def parse_chardev(text: str) -> Chardev:
-    """Make a chardev of KIND[:ARGUMENT]; ValueError names the unknown kind or the bad argument."""
+    """Make a chardev of KIND[:ARGUMENT]; ValueError names what is wrong with either."""
     kind, _, argument = text.partition(":")
-    found = entry_points(group=_GROUP, name=kind)
+    found = list(entry_points(group=_GROUP, name=kind))
     if not found:
         known = ", ".join(chardev_kinds())
         raise ValueError(f"unknown chardev {kind!r}: it is one of {known}")
-    factory = next(iter(found)).load()
-    chardev = factory.parse(argument)
-    assert isinstance(chardev, Chardev)
+    if len(found) > 1:
+        packages = " and ".join(sorted(_package(point) for point in found))
+        raise ValueError(f"chardev {kind!r} is in {packages}: remove one of them")
+    try:
+        chardev = _load(found[0]).parse(argument)
+        if not isinstance(chardev, Chardev):
+            raise TypeError(f"parse gave {chardev!r}, which is no Chardev")
+    except ValueError:
+        raise
+    except Exception as error:  # of whatever kind: somebody else may have written it
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"chardev {kind!r} of {_package(found[0])} is broken: {why}") from error
     return chardev
+
+
+def _load(point: EntryPoint) -> type[Chardev]:
+    kind = point.load()
+    if not (isinstance(kind, type) and issubclass(kind, Chardev)):
+        raise TypeError(f"{point.value} is no subclass of vconfs.host.Chardev")
+    return kind
+
+
+def _package(point: EntryPoint) -> str:
+    return f"package {point.dist.name}" if point.dist else point.value
+
+
+def describe_failure(error: BaseException) -> str:
+    """Say in one line why a chardev failed."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, ChardevError):
+        return str(error)
+    return " ".join(f"its chardev failed: {type(error).__name__}: {error}".split())

@@ -11,7 +11,7 @@ import trio
 
 from vconfs.background import open_background
 from vconfs.host.backend import Backend
-from vconfs.host.chardev import ChardevError
+from vconfs.host.chardev import ChardevError, describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link import Link
 from vconfs.protocol.dialect import Host as HostDialect
@@ -132,10 +132,10 @@ class Host:
 
         Raises HostError: nobody is there, or the chardev has no such clients (a file, an echo).
         """
-        hang_up = self._find(id).hang_up_client
-        if hang_up is None:
-            raise HostError(f"port {self._describe(id)} has no client that could be hung up")
-        hang_up()
+        port = self._find(id)
+        if port.hang_up_client is None:
+            raise HostError(f"port {_describe(port)} has no client that could be hung up")
+        port.hang_up_client()
 
     @property
     def port_count(self) -> int:
@@ -172,19 +172,22 @@ class Host:
                 started = True
                 task_status.started()
 
-        with trio.CancelScope() as scope:
-            self._scopes[port] = scope
-            try:
+        failed = ""
+        try:
+            with trio.CancelScope() as self._scopes[port]:
                 await port.spec.chardev.run(port, Status())
-            except ChardevError as error:
-                if not started:
-                    raise
-                log.warning("port %s: %s", self._describe(port.id), error)
-            finally:
-                port.sink = port.source = port.hang_up_client = None
-                port.disconnect()
-                del self._scopes[port]
-                port.ended.set()
+        except* Exception as errors:  # of whatever kind: somebody else may have written it
+            failed = describe_failure(errors)
+            log.debug("port %s", _describe(port), exc_info=True)
+            if started:
+                log.warning("port %s: %s", _describe(port), failed)
+        finally:
+            del self._scopes[port]
+            port.sink = port.source = port.hang_up_client = None
+            port.disconnect()
+            port.ended.set()
+        if not started and failed:
+            raise ChardevError(failed)
         if not started:
             task_status.started()
 
@@ -193,10 +196,10 @@ class Host:
         return next(id for id in range(len(taken) + 1) if id not in taken)
 
     def _check_id(self, id: int) -> None:
-        if id in self.ports or id in self._starting:
-            raise HostError(f"port id {id} is taken by {self._describe(id)}")
-        if id >= PORTS_MAX:
-            raise HostError(f"port id {id} is too large: ids end at {PORTS_MAX - 1}")
+        if other := self.ports.get(id) or self._starting.get(id):
+            raise HostError(f"port id {id} is taken by {_describe(other)}")
+        if not 0 <= id < PORTS_MAX:
+            raise HostError(f"port id {id} cannot be: ids are 0 to {PORTS_MAX - 1}")
         if self._backend is not None and id >= self._backend.max_ports:
             raise HostError(
                 f"port id {id} is too large for the guest: its ids end at"
@@ -208,9 +211,9 @@ class Host:
             raise HostError(f"there is no port {id}")
         return self.ports[id]
 
-    def _describe(self, id: int) -> str:
-        port = self.ports.get(id) or self._starting.get(id)
-        return repr(port.name.decode(errors="replace")) if port and port.name else str(id)
+
+def _describe(port: HostPort) -> str:
+    return repr(port.name.decode(errors="replace")) if port.name else str(port.id)
 
 
 def _check_name(name: bytes) -> None:
@@ -221,7 +224,7 @@ def _check_name(name: bytes) -> None:
 
 
 @asynccontextmanager
-async def open_host(specs: Sequence[HostPortSpec]) -> AsyncIterator[Host]:
+async def open_host(specs: Sequence[HostPortSpec] = ()) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does."""
     async with open_background() as nursery:
         host = Host(nursery)
