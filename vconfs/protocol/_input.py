@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from typing import Final
 
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.events import Buffer
 
 MAGIC: Final = b"\x89VCON\r\n\0"
 
 #: So much of what is no hello is shown.
 _SHOWN: Final = 32
+#: Smaller pieces are gathered, so that a flood of them costs about as much memory as its bytes.
+_SMALL: Final = 1 << 12
+_GATHERED: Final = 1 << 16
 
 
 class Input:
@@ -18,62 +23,66 @@ class Input:
 
     def __init__(self) -> None:
         self.eof = False
-        self._pieces: deque[memoryview] = deque()
+        self._pieces: deque[bytes | bytearray] = deque()  # the latter: gathered ones
         self._at = 0  # in the first piece
-        self._partial: bytearray | None = None  # what is taken next, where it spans pieces
-        self._filled = 0
+        self._size = 0
 
     def __len__(self) -> int:
-        return self._filled + sum(map(len, self._pieces)) - self._at
+        return self._size
 
     def feed(self, data: bytes) -> None:
-        if data:
-            self._pieces.append(memoryview(data))
+        self._size += len(data)
+        pieces = self._pieces
+        if len(data) >= _SMALL or not pieces:
+            if data:
+                pieces.append(data)
+        elif isinstance(last := pieces[-1], bytearray) and len(last) < _GATHERED:
+            last += data
+        else:
+            pieces.append(bytearray(data))
 
     def take(self, size: int) -> memoryview | None:
         """Give the next `size` bytes, a view of a piece if one has them all; None: not all here.
 
-        Ask again for the same size then: they are copied as they come, each byte once.
+        What is in several pieces is copied, once all of it is here.
         """
-        pieces = self._pieces
-        if self._partial is None:
-            if not size:
-                return memoryview(b"")
-            if not pieces:
-                return None
-            end = self._at + size
-            if end <= len(pieces[0]):
-                found = pieces[0][self._at : end]
-                self._advance(end)
-                return found
-            self._partial = bytearray(size)
-        while pieces and self._filled < size:
-            piece = pieces[0][self._at : self._at + size - self._filled]
-            self._partial[self._filled : self._filled + len(piece)] = piece
-            self._filled += len(piece)
-            self._advance(self._at + len(piece))
-        if self._filled < size:
+        if size > self._size:
             return None
-        whole = memoryview(self._partial)
-        self._partial, self._filled = None, 0
-        return whole
+        if not size:
+            return memoryview(b"")
+        self._size -= size
+        first, start, end = self._pieces[0], self._at, self._at + size
+        if end > len(first):
+            return memoryview(b"".join(self._cut(size)))
+        self._advance(end)
+        if isinstance(first, bytes):
+            return memoryview(first)[start:end]
+        return memoryview(bytes(first[start:end]))  # more may be added to it
+
+    def _cut(self, size: int) -> Iterator[Buffer]:
+        """Take `size` bytes, which are here, in pieces."""
+        while size:
+            piece = memoryview(self._pieces[0])[self._at : self._at + size]
+            size -= len(piece)
+            yield piece
+            self._advance(self._at + len(piece))
 
     def put_back(self, data: bytes) -> None:
         """Have bytes come first that were taken."""
         if self._at:
             self._pieces[0] = self._pieces[0][self._at :]
             self._at = 0
-        self._pieces.appendleft(memoryview(data))
+        self._pieces.appendleft(data)
+        self._size += len(data)
 
     def rest(self) -> bytes:
         """Copy what is here."""
-        whole = b"".join(self._pieces)
-        return bytes(self._partial or b"")[: self._filled] + whole[self._at :]
+        return b"".join(self._pieces)[self._at :]
 
     def clear(self) -> None:
         """Drop what is here."""
         self._pieces.clear()
-        self._at = 0
+        self._at = self._size = 0
 
     def _advance(self, at: int) -> None:
         if at == len(self._pieces[0]):

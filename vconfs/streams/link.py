@@ -11,7 +11,7 @@ What comes is read at all times, whoever is slow: it is the ports that throttle.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -91,6 +91,9 @@ async def _shake_hands(wire: Wire, connection: Connection, features: int, config
         raise StreamError(event.reason)
     assert isinstance(event, Hello)
     return event
+
+
+def _let_go() -> None: ...
 
 
 async def _say(wire: Wire, words: bytes) -> None:
@@ -198,6 +201,10 @@ class StreamLink(Link):
                 self._lose(event.reason)
             case _:
                 raise AssertionError(f"a stream gave {event} behind the hellos")
+
+    def hold(self, queue: int) -> Callable[[], None] | None:
+        """See `Link.hold`: what came is nobody else's, and stays as long as it is looked at."""
+        return _let_go
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""

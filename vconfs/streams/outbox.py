@@ -18,6 +18,9 @@ from vconfs.protocol.events import Buffer
 
 #: So many frames are offered to the stream at once; writev(2) takes no more than 1024 pieces.
 _FRAMES_MAX: Final = 256
+#: Data of so many bytes is worth a piece of its own, instead of a copy.
+_LARGE: Final = 1 << 14
+_NOTHING: Final = memoryview(b"")
 
 
 @frozen
@@ -41,46 +44,56 @@ class Outbox:
     def __init__(self) -> None:
         #: How many bytes wait.
         self.size = 0
-        self._begun = b""  # the rest of the frame that the stream is taking
-        self._urgent: deque[bytes] = deque()
-        self._others: deque[tuple[int | None, bytes]] = deque()
+        self._begun: deque[Buffer] = deque()  # the rest of the frame that the stream is taking
+        self._urgent: deque[list[Buffer]] = deque()
+        self._others: deque[tuple[int | None, list[Buffer]]] = deque()
         self._ports: Counter[int] = Counter()  # whose frames wait in the second lane
 
     def put(self, frame: Frame, sent: int = 0) -> None:
-        """Add a copy of a frame; of the first one `sent` bytes may have gone already."""
-        data = b"".join((frame.head, frame.data))
-        self.size += len(data) - sent
+        """Add a frame, and copy what may change; of the first one `sent` bytes may have gone."""
+        pieces = _kept(frame)
+        self.size += frame.size
         if sent:
-            self._begun = data[sent:]
+            self._begun.extend(pieces)
+            self.remove(sent)
         elif frame.urgent and frame.port not in self._ports:
-            self._urgent.append(data)
+            self._urgent.append(pieces)
         else:
-            self._others.append((frame.port, data))
+            self._others.append((frame.port, pieces))
             if frame.port is not None:
                 self._ports[frame.port] += 1
 
-    def head(self) -> list[bytes]:
+    def head(self) -> list[Buffer]:
         """Give what is to go next, in pieces."""
-        waiting = chain(self._urgent, (data for _, data in self._others))
-        return [self._begun, *islice(waiting, _FRAMES_MAX)]
+        waiting = chain(self._urgent, (pieces for _, pieces in self._others))
+        return [*self._begun, *chain.from_iterable(islice(waiting, _FRAMES_MAX))]
 
     def remove(self, size: int) -> None:
         """Forget the next `size` bytes, for the stream has taken them."""
         self.size -= size
-        while size >= len(self._begun):
-            size -= len(self._begun)
-            self._begun = b""
-            if not size:
+        while size:
+            if not self._begun:
+                self._begun.extend(self._next())
+            piece = self._begun.popleft()
+            if size < len(piece):
+                self._begun.appendleft(memoryview(piece)[size:])
                 return
-            self._begun = self._next()
-        self._begun = self._begun[size:]
+            size -= len(piece)
 
-    def _next(self) -> bytes:
+    def _next(self) -> list[Buffer]:
         if self._urgent:
             return self._urgent.popleft()
-        port, data = self._others.popleft()
+        port, pieces = self._others.popleft()
         if port is not None:
             self._ports[port] -= 1
             if not self._ports[port]:
                 del self._ports[port]
-        return data
+        return pieces
+
+
+def _kept(frame: Frame) -> list[Buffer]:
+    """Give a frame's bytes in pieces that nobody changes: large ones are no copies if need be."""
+    data = frame.data
+    if len(data) >= _LARGE and isinstance(getattr(data, "obj", data), bytes):
+        return [frame.head, data]
+    return [b"".join((frame.head, data))]

@@ -21,6 +21,8 @@ from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
 
 _CID_MAX: Final = (1 << 32) - 1
+#: What a unix socket is asked to hold: a write of 1 MiB goes out at once.
+_BUFFER_SIZE: Final = 1 << 20
 #: A TCP peer that says nothing is probed after so many seconds, so often, and is then lost.
 _IDLE, _PROBES = 5, 3
 _PROBE_PAUSE: Final = 3
@@ -92,6 +94,10 @@ class UnixPlace(SocketPlace):
         """Read PATH[,window=N]; ValueError."""
         path, options = split_options(rest, "window")
         return cls(Unix.parse(path), window=window_option(options))
+
+    def _wire(self, sock: trio.socket.SocketType) -> Wire:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
+        return super()._wire(sock)
 
     @property
     def _where(self) -> str:

@@ -12,6 +12,8 @@ from vconfs.protocol.events import Buffer
 
 #: Ask the kernel for so much at a time; a socket's buffer holds about as much.
 _READ_SIZE: Final = 1 << 18
+#: A peer that never pauses is read so often until the others have their turn.
+_TURN: Final = 4
 
 
 class Wire:
@@ -25,15 +27,22 @@ class Wire:
         os.set_blocking(writer, False)
         self._reader = reader
         self._writer = writer
+        self._reads = 0  # that there may be before we wait
 
     async def receive(self) -> bytes:
         """Wait for bytes; none: the stream has ended. OSError: it broke."""
-        await trio.lowlevel.checkpoint()  # a peer that never pauses must not starve the others
         while True:
-            try:
-                return os.read(self._reader, _READ_SIZE)
-            except BlockingIOError:
+            if not self._reads:
                 await trio.lowlevel.wait_readable(self._reader)
+                self._reads = _TURN
+            try:
+                data = os.read(self._reader, _READ_SIZE)
+            except BlockingIOError:
+                self._reads = 0
+                continue
+            # What is less than was asked for is all that there is.
+            self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
+            return data
 
     def send_nowait(self, pieces: Sequence[Buffer]) -> int:
         """Send what is taken at once, and tell how many bytes that was. OSError: it broke."""
