@@ -201,3 +201,13 @@ def test_a_control_socket_that_cannot_be_had(tmp_path: Path) -> None:
     assert "has at most 107 bytes" in vconfs(*words, "/x" * 60, code=2)
     assert "the folder /no does not exist" in vconfs(*words, "/no/ctl", code=1)
     assert not (tmp_path / "device").exists()
+
+
+def test_the_ports_of_a_host_end_are_completed(ctl: str) -> None:
+    def proposed(line: str) -> str:
+        return vconfs(_VCONFS_COMPLETE="bash_complete", COMP_LINE=f"vconfs {line}").strip()
+
+    assert proposed(f"ctl {ctl} remove f") == "plain,first"
+    assert proposed(f"ctl {ctl} throttle first o").split() == ["plain,on", "plain,off"]
+    assert proposed(f"ctl {ctl} add x=ec") == "plain,echo"
+    assert proposed("ctl /no/such/socket remove f") == ""

@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from vconfs.host.spec import parse_port
@@ -82,6 +83,48 @@ async def test_watch_gives_up_after_the_timeout(mounted: OpenMount) -> None:
             assert await rest(watch) == "vconfs: nothing came in time\n"
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [((), 0, ""), (("--until", "add=x"), 1, "was unmounted before add=x\n")],
+)
+async def test_watch_ends_with_the_mount(
+    mounted: OpenMount, words: tuple[str, ...], code: int, message: str
+) -> None:
+    async with trio.open_nursery() as nursery:  # it outlives the mount
+        async with mounted("a=null") as it:
+            watch = await nursery.start(watching_in_background, it, words)
+        assert await watch.wait() == code
+        assert (await rest(watch)).endswith(message)
+        nursery.cancel_scope.cancel()
+
+
+async def watching_in_background(
+    it: Mounted, words: tuple[str, ...], task_status: trio.TaskStatus[trio.Process]
+) -> None:
+    async with watching(it, *words) as watch:
+        task_status.started(watch)
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("words", [("watch", "{path}"), ("cat", "{port}"), ("connect", "{port}")])
+async def test_ctrl_c_ends_it_at_once_and_takes_no_data_with_it(
+    mounted: OpenMount, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    command, argument = words
+    async with mounted(f"a=unix:{tmp_path}/sock", cache=True) as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            place = argument.format(path=it.path, port=it.file())
+            async with vconfs(command, place, stdin=subprocess.PIPE) as process:
+                await it.until(lambda: it.events_readers or it.port()._read_turn.locked())
+                process.send_signal(signal.SIGINT)
+                assert await process.wait() == 130
+                assert await rest(process) == "\n"  # behind the ^C
+            await it.until(lambda: not it.port().openers)
+            await host.send_all(b"later")
+            await it.until(lambda: it.port().queued == 5)
+
+
 async def test_watch_refuses_what_it_cannot_wait_for(mounted: OpenMount, tmp_path: Path) -> None:
     async with vconfs("watch", "--until", "rain=tomorrow", tmp_path) as watch:
         assert await watch.wait() == 2
@@ -127,6 +170,34 @@ async def test_connect_goes_both_ways_and_prints_the_answer_after_its_input_ende
                 await seen(connect, b"answer")
                 await host.aclose()
                 assert await connect.wait() == 0
+
+
+async def test_connect_answers_a_host_that_has_said_all_it_will(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    """A host's half-close is not a hang-up: it still reads."""
+    async with mounted(f"chat=unix:{tmp_path}/sock") as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            async with vconfs("connect", it.path / "chat", stdin=subprocess.PIPE) as connect:
+                await host.send_all(b"question")
+                await host.send_eof()
+                await seen(connect, b"question")
+                assert connect.stdin is not None
+                await connect.stdin.send_all(b"answer")
+                assert await host.receive_some(100) == b"answer"
+                await host.aclose()
+                await connect.stdin.send_all(b"x")  # only now the host end learns of it
+                assert await connect.wait() == 0
+
+
+async def test_connect_says_that_its_port_is_gone(mounted: OpenMount) -> None:
+    async with mounted("chat=null") as it:
+        async with vconfs("connect", it.file(), stdin=subprocess.PIPE) as connect:
+            await it.until(lambda: it.port()._read_turn.locked())
+            it.manager.remove(0)
+            assert await connect.wait() == 1
+            assert await rest(connect) == f"vconfs: {it.file()}: No such device\n"
 
 
 async def test_a_port_is_found_by_its_name_in_any_mount(mounted: OpenMount) -> None:

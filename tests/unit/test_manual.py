@@ -76,3 +76,12 @@ def test_text_is_never_taken_for_a_request() -> None:
     assert escape(".so /etc/passwd") == r"\&.so /etc/passwd"
     assert escape(r"'a\b-c") == r"\&'a\eb\-c"
     assert list(paragraph("a\n .b")) == [".PP", "a .b"]
+
+
+@pytest.mark.parametrize("name", ["", "ctl"])
+def test_every_command_is_told_in_a_line(name: str) -> None:
+    context = click.Context(vconfs, info_name="vconfs")
+    command = vconfs.get_command(context, name) if name else vconfs  # type: ignore[attr-defined]
+    _, _, commands = command.get_help(click.Context(command, info_name=name)).partition("Commands:")
+    assert commands
+    assert "..." not in commands

@@ -32,7 +32,7 @@ class PciAddress(click.ParamType[str]):
         return proposals(binding.candidates(), incomplete)
 
 
-@click.command("bind")
+@click.command("bind", short_help="Give a virtio console on PCI to VFIO.")
 @click.argument("address", type=PciAddress(), required=False)
 def command(address: str | None) -> None:
     """Give the virtio console at the PCI address to VFIO, so that vconfs can drive it.

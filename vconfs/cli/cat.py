@@ -11,7 +11,7 @@ from vconfs.cli.joining import opened, port_to_stdout, stdin_to_port, wait_for_h
 from vconfs.cli.ports import find_port
 
 
-@click.command("cat")
+@click.command("cat", short_help="Print what comes from a port, or send to it.")
 @click.option("-w", "--write", is_flag=True, help="Copy standard input to the port instead.")
 @click.argument("port", type=PortName())
 def command(write: bool, port: str) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 
 import click
-import trio
 
 from vconfs.cli.arguments import PortName
 from vconfs.cli.joining import join, opened, wait_for_host
 from vconfs.cli.ports import find_port
 
 
-@click.command("connect")
+@click.command("connect", short_help="Join standard input and output to a port.")
 @click.argument("port", type=PortName())
 def command(port: str) -> None:
     """Wait for the host of PORT, then send it standard input and print what it sends.
@@ -28,7 +27,4 @@ def command(port: str) -> None:
     path = find_port(port)
     with opened(path, os.O_RDWR) as descriptor:
         wait_for_host(path, descriptor)
-        try:
-            trio.run(join, descriptor)
-        except* OSError as errors:
-            raise next(e for e in errors.exceptions if isinstance(e, OSError)) from None
+        join(descriptor)

@@ -8,8 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from vconfs.cli import Failure
+from vconfs.cli.arguments import proposals
 from vconfs.cli.control_client import ask
+from vconfs.cli.port_spec import PortSpec
 from vconfs.protocol.control import (
     Add,
     Cache,
@@ -37,6 +41,17 @@ class _PortParam(click.ParamType[int | str]):
         word = str(value)
         return int(word) if word.isascii() and word.isdigit() else word
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose the names of the host end's ports, and the ids of those that have none."""
+        assert ctx.parent is not None  # the group's own context knows the socket
+        try:
+            ports = ask(ctx.parent.params["path"], List())
+        except Failure:
+            return []
+        return proposals((port["name"] or str(port["id"]) for port in ports), incomplete)
+
 
 class _OnOff(click.ParamType[bool]):
     """The word on or off."""
@@ -49,6 +64,12 @@ class _OnOff(click.ParamType[bool]):
             self.fail(f"{value!r} is neither on nor off", param, ctx)
         return bool(value == "on")
 
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem[Any]]:
+        """Propose both."""
+        return proposals(["on", "off"], incomplete)
+
 
 _port = click.argument("port", type=_PortParam())
 _on = click.argument("on", type=_OnOff(), metavar="on|off")
@@ -57,7 +78,7 @@ _as_json = click.option(
 )
 
 
-@click.group("ctl")
+@click.group("ctl", short_help="Control a running host end.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_context
 def command(ctx: click.Context, path: Path) -> None:
@@ -85,7 +106,7 @@ def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
     return ports
 
 
-@command.command("list")
+@command.command("list", short_help="List the ports and what they are doing.")
 @_as_json
 def list_ports(as_json: bool) -> None:
     """List the ports, whom they are joined to, and what they are doing."""
@@ -96,7 +117,7 @@ def list_ports(as_json: bool) -> None:
 
 @command.command("add")
 @_as_json
-@click.argument("spec", metavar="NAME=CHARDEV[,OPTION…]")
+@click.argument("spec", metavar="NAME=CHARDEV[,OPTION…]", shell_complete=PortSpec().shell_complete)
 def add(as_json: bool, spec: str) -> None:
     """Add a port, and print its id.
 
@@ -125,7 +146,7 @@ def rename(as_json: bool, port: int | str, name: str) -> None:
     _carry_out(Rename(port, name), as_json)
 
 
-@command.command("throttle")
+@command.command("throttle", short_help="Take no more data from the guest, or go on.")
 @_as_json
 @_port
 @_on
@@ -138,7 +159,7 @@ def throttle(as_json: bool, port: int | str, on: bool) -> None:
     _carry_out(Throttle(port, on), as_json)
 
 
-@command.command("limit")
+@command.command("limit", short_help="Set how many MiB the guest may hold unread.")
 @_as_json
 @_port
 @click.argument("mib", type=click.IntRange(1, LIMIT_MAX), metavar="MIB")
@@ -147,7 +168,7 @@ def limit(as_json: bool, port: int | str, mib: int) -> None:
     _carry_out(Limit(port, mib), as_json)
 
 
-@command.command("cache")
+@command.command("cache", short_help="Keep or drop unread data when a port is closed.")
 @_as_json
 @_port
 @_on
@@ -159,7 +180,7 @@ def cache(as_json: bool, port: int | str, on: bool) -> None:
 _characters = click.IntRange(0, 65535)
 
 
-@command.command("resize")
+@command.command("resize", short_help="Tell the guest the size of a console.")
 @_as_json
 @_port
 @click.argument("cols", type=_characters, metavar="COLS")
@@ -169,7 +190,7 @@ def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
     _carry_out(Resize(port, cols, rows), as_json)
 
 
-@command.command("disconnect")
+@command.command("disconnect", short_help="Hang up whoever is at the far side of a port.")
 @_as_json
 @_port
 def disconnect(as_json: bool, port: int | str) -> None:

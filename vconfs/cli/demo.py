@@ -76,7 +76,7 @@ _STEPS = (
 )
 
 
-@click.command("demo")
+@click.command("demo", short_help="Show in under 20 seconds what ports do.")
 @click.option("--shell", is_flag=True, help="Open a shell in the mount instead of the tour.")
 def command(shell: bool) -> None:
     """Show in under 20 seconds what ports do, in a scratch mount that goes away by itself.

@@ -17,7 +17,7 @@ from vconfs.doctor import Finding, Machine, examine
 _COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Say what this machine lacks, and what to do.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per thing and line.")
 def command(as_json: bool) -> None:
     """Look at what vconfs needs on this machine, and say what to do about what is not there.

@@ -29,7 +29,7 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-@click.command("host")
+@click.command("host", short_help="Serve ports to guests in other processes.")
 @config_option
 @log_format_option
 @click.option("--listen", "url", type=LISTEN_URL, required=True, help="Where guests come.")

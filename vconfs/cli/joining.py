@@ -62,12 +62,22 @@ def stdin_to_port(port: int) -> None:
         _write_all(port, data)
 
 
-async def join(port: int) -> None:
-    """Copy both ways until the port hangs up.
+def join(port: int) -> None:
+    """Copy both ways until the port hangs up; OSError, KeyboardInterrupt.
 
     When our input ends, what the port still says is printed: a port has no way to tell the host
     of that end, other than closing.
     """
+    try:
+        trio.run(_join, port)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def _join(port: int) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_in_thread, stdin_to_port, port)
         await _in_thread(port_to_stdout, port)

@@ -52,7 +52,7 @@ def _read_port(path: Path) -> dict[str, object]:
     return port
 
 
-@click.command("ls")
+@click.command("ls", short_help="List the ports of a mount and what they are doing.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per port and line.")
 @click.argument("mountpoint", type=Mount())
 def command(as_json: bool, mountpoint: Path) -> None:

@@ -57,7 +57,7 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-@click.command("mount")
+@click.command("mount", short_help="Mount the ports of a device.")
 @config_option
 @log_format_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")

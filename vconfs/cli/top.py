@@ -18,7 +18,7 @@ from vconfs.cli.arguments import Mount
 from vconfs.cli.ls import read_ports
 
 
-@click.command("top")
+@click.command("top", short_help="Show rates and queues of ports, live.")
 @click.option(
     "--interval",
     type=click.FloatRange(0.05),

@@ -20,7 +20,7 @@ from vconfs.names import PID_ATTRIBUTE
 _PATIENCE = 5.0
 
 
-@click.command("umount")
+@click.command("umount", short_help="Hang up all ports of a mount, then unmount it.")
 @click.argument("mountpoint", type=Mount())
 def command(mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.

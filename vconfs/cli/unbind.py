@@ -10,7 +10,7 @@ from vconfs.device import binding
 from vconfs.device.errors import DeviceError
 
 
-@click.command("unbind")
+@click.command("unbind", short_help="Give a virtio console on PCI back to the kernel.")
 @click.argument("address", type=PciAddress())
 def command(address: str) -> None:
     """Give the virtio console at the PCI address back to the kernel's own driver.

@@ -65,7 +65,7 @@ def _propose_goals(
     return proposals(goals if "=" in incomplete else (f"{e}=" for e in _REACHED), incomplete)
 
 
-@click.command("watch")
+@click.command("watch", short_help="Print a line per event of the ports of a mount.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
 @click.option(
     "--until",
