@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import click
@@ -45,18 +43,6 @@ def test_commands_print_what_the_page_shows(page: Path) -> None:
             assert same(step.prints, printed), (
                 f"{where}\n--- printed:\n{printed}--- shown:\n{step.prints}"
             )
-
-
-def test_the_generated_parts_are_current() -> None:
-    """If not: `make docs`."""
-    folder = str(REPOSITORY / "docs")
-    sys.path.insert(0, folder)
-    try:
-        generate = importlib.import_module("generate")
-    finally:
-        sys.path.remove(folder)
-    for page, text in generate.pages().items():
-        assert page.read_text() == text, f"{name(page)} is out of date: make docs"
 
 
 def test_each_complaint_has_its_test() -> None:

@@ -17,11 +17,11 @@ from vconfs.cli import Failure
 
 _LIMIT = 20
 
-#: The mount of the tour; $D is the scratch folder and $M the mountpoint in it.
+#: The mount of the tour; $D is the scratch folder, $M the mountpoint in it and $N another one.
 _MOUNT = (
     "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
     "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
-    "--port org.example.hostname=exec:hostname $M"
+    "--port org.example.hostname=exec:hostname --port =pty:$D/viewer,console -o wait $M"
 )
 
 
@@ -37,7 +37,7 @@ _STEPS = (
     _Step("The ports are files.", "ls $M"),
     _Step(
         "Each tells its name, and has a link by it.",
-        "getfattr --only-values -n name $M/vcon1; echo; ls $M/by-name",
+        "getfattr --absolute-names --only-values -n name $M/vcon1; echo; ls $M/by-name",
     ),
     _Step(
         "What you write to the echo port comes back.",
@@ -69,7 +69,24 @@ _STEPS = (
         "A blocked reader can be interrupted, and takes nothing with it.",
         'timeout -s INT 0.3 cat $M/vcon0; echo "cat ended with $?"',
     ),
+    _Step(
+        "A console has a pty in the mount, and whoever looks at it from the host another.",
+        "exec 3<>$M/hvc0 4<>$D/viewer; echo 'login:' >&3; read -r seen <&4; echo $seen",
+    ),
+    _Step(
+        "Whatever happens to a port is an event that one can wait for.",
+        "(sleep 0.3; exec socat -u UNIX-CONNECT:$D/chat.sock -) & "
+        "vconfs watch --until connect=org.example.chat $M && echo there; kill $!",
+    ),
     _Step("What all ports are doing, at a glance:", "vconfs ls $M"),
+    _Step(
+        "The host end can be another process, and get ports at run time.",
+        "vconfs host --listen stream:unix:$D/device --control $D/control & "
+        "until [ -e $D/device ]; do sleep 0.1; done; "
+        "vconfs mount --device stream:unix:$D/device $N; "
+        "vconfs ctl $D/control add system=exec:uname; vconfs cat $N/system; "
+        "vconfs umount $N; kill $!; wait",
+    ),
     _Step(
         "And it ends in order, even with somebody waiting.", "cat $M/vcon0 & vconfs umount $M; wait"
     ),
@@ -90,11 +107,12 @@ def command(shell: bool) -> None:
     """
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vconfs-demo-")))
-        mountpoint = scratch / "mnt"
-        mountpoint.mkdir()
-        environment = _environment(scratch, mountpoint)
-        stack.callback(_unmount, mountpoint)
-        _show(_Step("A mount with four ports, both ends in one process.", _MOUNT), environment)
+        mountpoint, other = scratch / "mnt", scratch / "other"
+        for folder in (mountpoint, other):
+            folder.mkdir()
+            stack.callback(_unmount, folder)
+        environment = _environment(scratch, mountpoint, other)
+        _show(_Step("A mount with five ports, both ends in one process.", _MOUNT), environment)
         if shell:
             click.echo(f"The ports are in {mountpoint}; leave the shell to end.")
             subprocess.run([os.environ.get("SHELL", "bash")], cwd=mountpoint, check=False)
@@ -104,10 +122,11 @@ def command(shell: bool) -> None:
     click.echo("\nThat was all; nothing is left mounted.")
 
 
-def _environment(scratch: Path, mountpoint: Path) -> dict[str, str]:
+def _environment(scratch: Path, mountpoint: Path, other: Path) -> dict[str, str]:
     here = str(Path(sys.executable).parent)
     path = here + os.pathsep + os.environ.get("PATH", "/usr/bin:/bin")
-    return {**os.environ, "PATH": path, "D": str(scratch), "M": str(mountpoint)}
+    places = {"D": scratch, "M": mountpoint, "N": other}
+    return {**os.environ, "PATH": path, **{name: str(place) for name, place in places.items()}}
 
 
 def _show(step: _Step, environment: dict[str, str]) -> None:
