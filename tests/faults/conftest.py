@@ -18,7 +18,7 @@ LONG = bool(os.environ.get("VCONFS_LONG"))
 LIMIT = 1500 if LONG else 50
 
 #: What can be between the two ends: a DEVICE url without the path.
-DEVICES = ["stream:unix"]
+DEVICES = ["stream:unix", "vhost-user"]
 
 
 @pytest.fixture(params=DEVICES)

@@ -22,8 +22,8 @@ PORTS = 8
 KILLS = 100 if LONG else 6
 #: After so many kills an end has met what it meets, and has the memory that it keeps for that.
 WARM = KILLS // 2
-#: What it may hold more then, in KiB: the queues of its ports may be fuller, up to their limits.
-SLACK = PORTS << 10
+#: What it may hold more then, in KiB: the queues of its ports may be fuller, a MiB each way.
+SLACK = PORTS << 11
 PIECES = (1, 100, 4096, 65_536, 200_000)
 
 
