@@ -24,7 +24,7 @@ DEVICES = ["stream:unix", "vhost-user"]
 @pytest.fixture(params=DEVICES)
 async def both(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Both]:
     with trio.fail_after(LIMIT):
-        async with open_both(tmp_path, request.param) as starter:
+        async with open_both(tmp_path, f"{request.param}:{tmp_path}/device") as starter:
             yield starter
 
 

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
@@ -82,6 +82,8 @@ class Both:
 
     folder: Path
     url: str
+    #: What stands before the commands of the host end (0) and of the guest end (1).
+    _inside: Callable[[int], Sequence[str]]
     _nursery: trio.Nursery
 
     @property
@@ -110,7 +112,7 @@ class Both:
     async def begin_host(self, *ports: str) -> Program:
         """Start a host end."""
         words = [word for port in ports for word in ("--port", port)]
-        return await self._start("host", "--listen", self.url, *words)
+        return await self._start(0, "host", "--listen", self.url, *words)
 
     async def mount(self, *words: str) -> Program:
         """Start a guest end, and wait until its files are there."""
@@ -123,7 +125,8 @@ class Both:
         """Start a guest end."""
         with suppress(FileExistsError):  # it may hold a dead mount, which no stat gets through
             os.mkdir(self.mountpoint)
-        return await self._start("mount", "-f", "--device", self.url, *words, str(self.mountpoint))
+        device = ("--device", self.url)
+        return await self._start(1, "mount", "-f", *device, *words, str(self.mountpoint))
 
     def serves(self, pid: int) -> bool:
         """Whether the mount of this process is there."""
@@ -131,9 +134,9 @@ class Both:
             return os.getxattr(self.mountpoint, "user.pid") == b"%d" % pid
         return False
 
-    async def _start(self, *words: str) -> Program:
+    async def _start(self, end: int, *words: str) -> Program:
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "vconfs", *words],
+            [*self._inside(end), sys.executable, "-m", "vconfs", *words],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )
@@ -155,11 +158,12 @@ async def _own(program: Program) -> None:
 
 
 @asynccontextmanager
-async def open_both(folder: Path, device: str) -> AsyncIterator[Both]:
+async def open_both(
+    folder: Path, url: str, inside: Callable[[int], Sequence[str]] = lambda end: ()
+) -> AsyncIterator[Both]:
     """Give a starter of both ends; whatever it has started ends with the block."""
-    url = f"{device}:{folder}/device"
     try:
         async with open_background() as nursery:
-            yield Both(folder, url, nursery)
+            yield Both(folder, url, inside, nursery)
     finally:
         subprocess.run(["umount", "-l", folder / "mnt"], stderr=subprocess.DEVNULL, check=False)
