@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
@@ -111,3 +112,13 @@ async def test_control_messages_are_taken_when_data_is_not() -> None:
             sender.post(end.throttle(4, True))
         seen = await peer.read(50)
         assert "c4" in seen
+
+
+async def test_a_file_that_cannot_be_waited_for_is_read_to_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(bytes(600_000))
+    with path.open("rb") as file:
+        wire = Wire(file.fileno(), file.fileno())
+        sizes = [len(await wire.receive()) for _ in range(4)]
+    assert sum(sizes) == 600_000
+    assert sizes[3] == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -27,13 +28,14 @@ class Wire:
         os.set_blocking(writer, False)
         self._reader = reader
         self._writer = writer
-        self._reads = 0  # that there may be before we wait
+        self._reads = _TURN  # that there may be before we wait
 
     async def receive(self) -> bytes:
         """Wait for bytes; none: the stream has ended. OSError: it broke."""
         while True:
             if not self._reads:
-                await trio.lowlevel.wait_readable(self._reader)
+                with suppress(PermissionError):  # a file: nobody has to wait for it
+                    await trio.lowlevel.wait_readable(self._reader)
                 self._reads = _TURN
             try:
                 data = os.read(self._reader, _READ_SIZE)
