@@ -7,12 +7,14 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from vconfs.cli.logs import log_to_system
+
 
 def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
     """Run `serve(ready)` in a child that outlives us, and exit 0 as soon as it calls `ready`.
 
     What the child writes to stderr before that is seen, and if it ends before that, its exit
-    code is ours.
+    code is ours. What it logs later goes to the system's log.
     """
     reader, writer = os.pipe()
     child = os.fork()
@@ -28,6 +30,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.close(null)
+        log_to_system()
         os.write(writer, b"+")
         os.close(writer)
 

@@ -1,19 +1,33 @@
-"""What a command says on stderr: lines for people or, with --log-format json, for programs."""
+"""What a command says on stderr: lines for people or, with --log-format json, for programs.
+
+A command that goes to the background says it to the system's log from then on.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
+from contextlib import suppress
+from logging.handlers import SysLogHandler
 from typing import Final
 
 import click
 
 
 class _Lines(logging.Formatter):
-    """`vconfs: MESSAGE`, always one line."""
+    """The message, always one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return "vconfs: " + " ".join(record.getMessage().split())
+        return " ".join(record.getMessage().split())
+
+
+class _NamedLines(_Lines):
+    """`vconfs: MESSAGE`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "vconfs: " + super().format(record)
 
 
 class _JsonLines(logging.Formatter):
@@ -31,7 +45,9 @@ class _JsonLines(logging.Formatter):
         return json.dumps(fields)
 
 
-_FORMATS: Final = {"text": _Lines, "json": _JsonLines}
+_FORMATS: Final = {"text": _NamedLines, "json": _JsonLines}
+#: Where syslogd or the journal listens.
+_SYSLOG: Final = "/dev/log"
 
 
 def set_log_format(name: str = "text") -> None:
@@ -40,6 +56,34 @@ def set_log_format(name: str = "text") -> None:
     handler.setFormatter(_FORMATS[name]())
     logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("vconfs").setLevel(logging.INFO)
+
+
+class _SystemLog(logging.Handler):
+    """Writes to syslogd or the journal. A line that it does not take at once is lost."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        level = SysLogHandler.priority_names[record.levelname.lower()]
+        head = f"<{SysLogHandler.LOG_DAEMON << 3 | level}>vconfs[{os.getpid()}]: "
+        line = (head + self.format(record)).encode(errors="backslashreplace")
+        with suppress(OSError):
+            self._socket.sendto(line, self._path)
+
+    def close(self) -> None:
+        self._socket.close()
+        super().close()
+
+
+def log_to_system(path: str = _SYSLOG) -> None:
+    """Send what is logged from now on to the system's log; nowhere, if there is none."""
+    formatter = logging.getLogger().handlers[0].formatter
+    handler = _SystemLog(path)
+    handler.setFormatter(formatter if isinstance(formatter, _JsonLines) else _Lines())
+    logging.basicConfig(handlers=[handler], force=True)
 
 
 def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:

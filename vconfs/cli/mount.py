@@ -143,7 +143,7 @@ def command(
       vconfs mount --device vhost-user:/run/vcon.sock /mnt/vcon
       vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
-      mount -t fuse.vconfs none /mnt/vcon
+      mount -t fuse.vconfs none /mnt/vcon -o config=/etc/vconfs/vcon.toml
     """
     plan = Plan(
         mountpoint,
