@@ -17,16 +17,19 @@ from enum import IntEnum
 from importlib.metadata import entry_points
 from pathlib import Path
 from textwrap import dedent
+from types import ModuleType
 from typing import Final
 
 import port_states
 
+import vconfs.host
 from vconfs.device.open import DEVICES, EMBEDDED
 from vconfs.events_file import EVENTS
 from vconfs.host.listening import LISTENERS
 from vconfs.names import PID_ATTRIBUTE
 from vconfs.option_values import OPTION_MEANINGS
-from vconfs.protocol import v8, virtio1
+from vconfs.protocol import _vhost_user_messages, v8, virtio1
+from vconfs.protocol._vhost_user_backend import _RULES
 from vconfs.protocol.control import REQUESTS
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.status import MEANINGS, STATUS
@@ -64,8 +67,14 @@ def prose(text: str) -> str:
     text = re.sub(r"^(.+)\n-{3,}$", r"#### \1", text, flags=re.MULTILINE)
     parts = re.split(r"\n\n(?=    )(.*?)(?=\n\n\S|\Z)", text.strip(), flags=re.DOTALL)
     return "\n\n".join(
-        f"```text\n{dedent(part)}\n```" if number % 2 else part for number, part in enumerate(parts)
+        f"```{kind(part)}\n{dedent(part)}\n```" if number % 2 else part.strip("\n")
+        for number, part in enumerate(parts)
     )
+
+
+def kind(block: str) -> str:
+    """Tell what is in an indented part of a docstring."""
+    return "python" if re.search(r"\bawait\b|\basync\b", block) else "text"
 
 
 def doc(thing: object) -> str:
@@ -130,9 +139,45 @@ def listeners() -> str:
     return table(("URL", "dialects"), rows)
 
 
-def control_events(events: type[IntEnum]) -> Callable[[], str]:
-    """Tell of the control events of a dialect."""
-    return lambda: table(("event", "name"), [(str(it.value), code(it.name)) for it in events])
+def control_events(dialect: ModuleType) -> Callable[[], str]:
+    """Tell of the control events of a dialect, and what each end makes of them."""
+
+    def meaning(end: type, event: IntEnum) -> str:
+        handler = end._handlers.get(event)
+        return first_paragraph(type(handler(1, 1, memoryview(bytes(4))))) if handler else "–"
+
+    def write() -> str:
+        rows = [
+            (
+                str(event.value),
+                code(event.name),
+                meaning(dialect.GuestEnd, event),
+                meaning(dialect.HostEnd, event),
+            )
+            for event in dialect.ControlEvent
+        ]
+        return table(("event", "name", "to the guest", "to the host"), rows)
+
+    return write
+
+
+def vhost_user_requests() -> str:
+    """Tell which requests a back-end takes, and what they need."""
+    names = {
+        value: name
+        for name, value in vars(_vhost_user_messages).items()
+        if name.startswith("PF_") and isinstance(value, int)
+    }
+    rows = [
+        (
+            str(request.value),
+            code(request.name),
+            code(names[rule.feature]) if rule.feature else "–",
+            "by a reply" if rule.answered else "if asked to",
+        )
+        for request, rule in sorted(_RULES.items())
+    ]
+    return table(("request", "name", "protocol feature", "answered"), rows)
 
 
 def features() -> str:
@@ -177,13 +222,15 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "chardevs": chardevs,
     "devices": devices,
     "listeners": listeners,
+    "host": lambda: doc(vconfs.host) + "\n",
     "features": features,
     "v8": theory("v8"),
-    "v8 control events": control_events(v8.ControlEvent),
+    "v8 control events": control_events(v8),
     "virtio1": theory("virtio1"),
-    "virtio1 control events": control_events(virtio1.ControlEvent),
+    "virtio1 control events": control_events(virtio1),
     "stream": theory("stream"),
     "vhost-user": theory("vhost_user"),
+    "vhost-user requests": vhost_user_requests,
     "virtqueue": theory("virtqueue"),
     "virtio-pci": theory("virtio_pci"),
     "control": theory("control"),

@@ -54,7 +54,7 @@ def test_each_complaint_has_its_test() -> None:
 
 #: `console`: run here. `screen`: typed into a terminal, in test_terminal.py. `sh`: commands that
 #: need another machine or change this one. The others hold no commands.
-KINDS = {"console", "screen", "sh", "text", "toml", "mermaid"}
+KINDS = {"console", "screen", "sh", "text", "toml", "python", "mermaid"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
@@ -83,7 +83,8 @@ def test_commands_for_other_machines_are_commands(line: str) -> None:
     elif words[0] == "make":
         subprocess.run(["make", "-n", *words[1:]], cwd=REPOSITORY, check=True, timeout=20)
     else:
-        assert shutil.which(words[0]), f"{words[0]} is no program"
+        program = words[0] if "/" not in words[0] else REPOSITORY / words[0]
+        assert shutil.which(program), f"{program} is no program"
         for word in words[1:]:
             if word.startswith(("examples/", "systemd/")):
                 assert (REPOSITORY / word).is_file()
