@@ -1,0 +1,29 @@
+#!/bin/sh
+# Runs QEMU's guest agent on a port, and lets the host only ask: it cannot change anything.
+#
+#   guest:  guest-agent.sh /mnt/vcon/by-name/org.qemu.guest_agent.0 [COMMAND...]
+#   host:   echo '{"execute": "guest-get-osinfo"}' | socat -t 5 - UNIX-CONNECT:/run/agent.sock
+#
+# COMMANDs, guest-shutdown say, are allowed too. The host may come and go, and so may the port.
+set -eu
+
+if [ $# -lt 1 ]; then
+    echo "usage: guest-agent.sh PORT [COMMAND...]" >&2
+    exit 2
+fi
+port=$1
+shift
+
+state=$(mktemp -d)
+trap 'rm -rf "$state"' EXIT
+
+printf '%s\n' guest-ping guest-info guest-sync guest-sync-delimited guest-get-osinfo \
+    guest-get-host-name guest-get-time guest-get-timezone guest-get-users \
+    guest-network-get-interfaces "$@" >"$state/allowed"
+blocked=$(qemu-ga --block-rpcs=help | grep -Fvx -f "$state/allowed" | paste -s -d , -)
+
+qemu-ga --method=virtio-serial --path="$port" --retry-path --block-rpcs="$blocked" \
+    --statedir="$state" --pidfile="$state/pid" &
+agent=$!
+trap 'kill "$agent"' INT TERM
+wait "$agent" || wait "$agent" # a signal ends the first one
