@@ -488,3 +488,23 @@ async def test_taking_ports_away_between_gaps_surprises_nobody(
         assert sorted(ends.ports) == [0, 6]
         assert ends.manager.ignored == 0
     assert caplog.messages == []
+
+
+@pytest.mark.parametrize("dialect", ["v8", "virtio1"])
+async def test_data_that_was_held_back_is_not_for_the_next_port_of_that_id(dialect: str) -> None:
+    old, new = Puppet(), Puppet()
+    async with open_ends([spec(), spec(b"old", old)], dialect=dialect) as ends:
+        guest_port, opener = ends.ports[1], Opener(1)
+        guest_port.open(opener)
+        ends.host.throttle(1, True)
+        if dialect == "virtio1":
+            guest_port.write_nowait(b"for the old one")
+        guest_port.close(opener)
+        ends.host.remove(1)
+        await ends.host.add(spec(b"new", new, id=1))
+        ends.ports[1].open(Opener(1))
+        assert new.port.guest_connected
+        ends.ports[1].write_nowait(b"for the new one")
+        assert await new.port.receive() == b"for the new one"
+        assert new.port.guest_connected
+        assert ends.host.guest is not None and ends.host.guest.ignored == 0

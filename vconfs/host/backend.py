@@ -80,9 +80,13 @@ class Backend(LinkEnd[HostPort]):
         else:
             self._sender.post(self._end.port_add(id))
 
+    def port_leaves(self, id: int) -> None:
+        """Fetch what the guest has sent to a port that is about to be removed."""
+        if id in self._introduced:
+            self._take_last(id)
+
     def port_removed(self, id: int, config_changed: bool) -> None:
         """Take a port away; a guest that cannot be told so sees it hung up."""
-        self._take_last(id)
         self._introduced.discard(id)
         if config_changed and self._end.ports_in_config:
             self._announce_config()

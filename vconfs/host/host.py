@@ -80,6 +80,8 @@ class Host:
     def remove(self, id: int) -> None:
         """Take a port away and end its chardev, which has ended when `HostPort.ended` is set."""
         port = self._find(id)
+        if self._backend is not None:
+            self._backend.port_leaves(id)
         count = self.port_count
         del self.ports[id]
         if self._backend is not None:
