@@ -136,7 +136,7 @@ def test_what_the_host_end_refuses_is_exit_code_1(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("throttle", "0", "maybe"), "'maybe' is neither on nor off"),
+        (("throttle", "0", "maybe"), "'maybe' is not one of 'on', 'off'"),
         (("limit", "0", "0"), "0 is not in the range 1<=x<=65535"),
         (("resize", "0", "80", "x"), "'x' is not a valid integer"),
         (("explode",), "No such command 'explode'"),

@@ -29,50 +29,25 @@ from vconfs.protocol.control import (
 from vconfs.protocol.v8 import LIMIT_MAX
 
 
-class _PortParam(click.ParamType[int | str]):
-    """A port's id or name."""
-
-    name = "PORT"
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> int | str:
-        """Read it; what is all digits is an id."""
-        word = str(value)
-        return int(word) if word.isascii() and word.isdigit() else word
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[Any]]:
-        """Propose the names of the host end's ports, and the ids of those that have none."""
-        assert ctx.parent is not None  # the group's own context knows the socket
-        try:
-            ports = ask(ctx.parent.params["path"], List())
-        except Failure:
-            return []
-        return proposals((port["name"] or str(port["id"]) for port in ports), incomplete)
+def _address(word: str) -> int | str:
+    """Read a port's id or name: what is all digits is an id."""
+    return int(word) if word.isascii() and word.isdigit() else word
 
 
-class _OnOff(click.ParamType[bool]):
-    """The word on or off."""
-
-    name = "on|off"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
-        """Read it; another word is a usage error."""
-        if value not in ("on", "off"):
-            self.fail(f"{value!r} is neither on nor off", param, ctx)
-        return bool(value == "on")
-
-    def shell_complete(
-        self, ctx: click.Context, param: click.Parameter, incomplete: str
-    ) -> list[CompletionItem[Any]]:
-        """Propose both."""
-        return proposals(["on", "off"], incomplete)
+def _propose_ports(
+    ctx: click.Context, param: click.Parameter, incomplete: str
+) -> list[CompletionItem[Any]]:
+    """Propose the names of the host end's ports, and the ids of those that have none."""
+    assert ctx.parent is not None  # the group's own context knows the socket
+    try:
+        ports = ask(ctx.parent.params["path"], List())
+    except Failure:
+        return []
+    return proposals((port["name"] or str(port["id"]) for port in ports), incomplete)
 
 
-_port = click.argument("port", type=_PortParam())
-_on = click.argument("on", type=_OnOff(), metavar="on|off")
+_port = click.argument("port", type=_address, shell_complete=_propose_ports)
+_switch = click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
 _as_json = click.option(
     "--json", "as_json", is_flag=True, help="One JSON object per port and line."
 )
@@ -149,14 +124,14 @@ def rename(as_json: bool, port: int | str, name: str) -> None:
 @command.command("throttle", short_help="Take no more data from the guest, or go on.")
 @_as_json
 @_port
-@_on
-def throttle(as_json: bool, port: int | str, on: bool) -> None:
+@_switch
+def throttle(as_json: bool, port: int | str, switch: str) -> None:
     """Take no more data from the guest on a port, or go on.
 
     It holds until it is undone. A port is throttled by itself while nobody reads what the guest
     sends: `off` leaves that alone.
     """
-    _carry_out(Throttle(port, on), as_json)
+    _carry_out(Throttle(port, switch == "on"), as_json)
 
 
 @command.command("limit", short_help="Set how many MiB the guest may hold unread.")
@@ -171,10 +146,10 @@ def limit(as_json: bool, port: int | str, mib: int) -> None:
 @command.command("cache", short_help="Keep or drop unread data when a port is closed.")
 @_as_json
 @_port
-@_on
-def cache(as_json: bool, port: int | str, on: bool) -> None:
+@_switch
+def cache(as_json: bool, port: int | str, switch: str) -> None:
     """Keep data that nobody has read when a port is closed, at either end, or drop it."""
-    _carry_out(Cache(port, on), as_json)
+    _carry_out(Cache(port, switch == "on"), as_json)
 
 
 _characters = click.IntRange(0, 65535)

@@ -36,7 +36,11 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with them.")
 @click.option("--port", "ports", type=PortSpec(), multiple=True, help="A port.")
 @click.option(
-    "--control", callback=_control_path, metavar="PATH", help="A socket for `vconfs ctl`."
+    "--control",
+    type=click.Path(),
+    callback=_control_path,
+    metavar="PATH",
+    help="A socket for `vconfs ctl`.",
 )
 def command(
     url: str, dialect: str | None, ports: tuple[HostPortSpec, ...], control: str | None
