@@ -19,6 +19,7 @@ from vconfs.allocator import keep_freed_memory
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
 from vconfs.console import Consoles
+from vconfs.descriptors import allow_all_descriptors
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import Device
@@ -87,6 +88,7 @@ async def serve_mount(
     lost. Raises HostError, DeviceError or fuse.MountError, and has then left nothing behind.
     """
     keep_freed_memory()
+    allow_all_descriptors()
     manager = PortManager(lambda id: plan.port_options)
     connection = Connection(device, manager, once=once)
     stop = trio.Event()

@@ -19,6 +19,8 @@ from vconfs.background import open_background
 T = TypeVar("T")
 
 _READY = b"vconfs: listening on"
+#: As many descriptors as a program may have where nobody has changed that.
+_USUAL_LIMIT = ("prlimit", "--nofile=1024:")
 
 
 async def until(condition: Callable[[], object]) -> None:
@@ -136,7 +138,7 @@ class Both:
 
     async def _start(self, end: int, *words: str) -> Program:
         process = await trio.lowlevel.open_process(
-            [*self._inside(end), sys.executable, "-m", "vconfs", *words],
+            [*self._inside(end), *_USUAL_LIMIT, sys.executable, "-m", "vconfs", *words],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -10,6 +10,7 @@ from attrs import frozen
 
 from vconfs.allocator import keep_freed_memory
 from vconfs.background import open_background
+from vconfs.descriptors import allow_all_descriptors
 from vconfs.host.control import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.listening import Listener
@@ -34,6 +35,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
     has then left nothing behind.
     """
     keep_freed_memory()
+    allow_all_descriptors()
 
     class Status(trio.TaskStatus[None]):
         def started(self, value: None = None) -> None:

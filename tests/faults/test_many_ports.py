@@ -1,0 +1,76 @@
+"""511 ports on one device, with both ends in one program or in two: all are there, for little."""
+
+from __future__ import annotations
+
+import os
+import select
+from pathlib import Path
+
+import trio
+
+from .programs import Both, Program, in_thread, open_both
+
+COUNT = 511
+#: What an idle port may cost each program, in KiB.
+COST = 100
+
+
+def sockets(folder: Path, count: int) -> list[str]:
+    return [f"p{id}=unix:{folder}/s{id}" for id in range(count)]
+
+
+def assert_cheap(few: int, many: int) -> None:
+    cost = (many - few) / (COUNT - 1)
+    print(f"{cost:.1f} KiB for a port")
+    assert cost < COST
+
+
+async def test_all_are_there_and_cost_little(both: Both) -> None:
+    held: list[tuple[int, int]] = []
+    for count in (1, COUNT):
+        host = await both.host(*sockets(both.folder, count))
+        mount = await both.mount()
+        await assert_all_there(both, count)
+        held.append((host.resident(), mount.resident()))
+        await mount.kill()
+        await host.kill()
+    for few, many in zip(*held, strict=True):
+        assert_cheap(few, many)
+
+
+async def test_both_ends_in_one_program(tmp_path: Path) -> None:
+    held: list[int] = []
+    async with open_both(tmp_path, "embedded") as both:
+        for count in (1, COUNT):
+            words = [word for port in sockets(tmp_path, count) for word in ("--port", port)]
+            mount: Program = await both.mount(*words)
+            await assert_all_there(both, count)
+            held.append(mount.resident())
+            await mount.kill()
+    assert_cheap(*held)
+
+
+async def assert_all_there(both: Both, count: int) -> None:
+    """Check the files and names, and that the last port carries data while all are polled."""
+    names = await in_thread(lambda: set(os.listdir(both.mountpoint)))
+    assert names == {".events", "by-name", *(f"vcon{id}" for id in range(count))}
+    links = both.mountpoint / "by-name"
+    for id in range(count):
+        assert os.readlink(links / f"p{id}") == f"../vcon{id}"
+        assert both.attribute("id", id) == b"%d" % id
+    last = count - 1
+    client = await trio.open_unix_socket(f"{both.folder}/s{last}")
+    await both.until_connected(last)
+    files = [os.open(both.file(id), os.O_RDWR) for id in range(count)]
+    poll = select.poll()
+    for fd in files:
+        poll.register(fd, select.POLLIN)
+    await client.send_all(b"for the last")
+    while (files[-1], select.POLLIN) not in await in_thread(lambda: poll.poll(1000)):
+        pass
+    assert await in_thread(lambda: os.read(files[-1], 100)) == b"for the last"
+    await in_thread(lambda: os.write(files[-1], b"from the last"))
+    assert await client.receive_some(100) == b"from the last"
+    for fd in files:
+        os.close(fd)
+    await client.aclose()
