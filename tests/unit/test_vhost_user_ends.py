@@ -19,7 +19,7 @@ from vconfs.device.vhost_user import open_vhost_user
 from vconfs.driver import Driver
 from vconfs.host.host import Host, HostError
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user import VhostUserAddress
+from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.port import Opener
 from vconfs.ports import PortManager
 from vconfs.testing import Puppet
@@ -244,6 +244,7 @@ def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:
         ("/run/s,resize=sideways", "resize is cols-first or rows-first, not 'sideways'"),
         ("/run/s,max-ports=0", "max-ports is 1 to 127, not '0'"),
         ("/run/s,max-ports=128", "max-ports is 1 to 127, not '128'"),
+        ("/run/s,inband,max-ports=8,inband", "inband is given twice"),
         ("/run/s,max-ports=many", "max-ports is 1 to 127, not 'many'"),
         ("/" + 107 * "x", "a socket's path has at most 107 bytes"),
     ],

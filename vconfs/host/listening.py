@@ -10,7 +10,8 @@ from attrs import field, frozen
 
 from vconfs.host.host import Host
 from vconfs.host.stream import serve_stream
-from vconfs.host.vhost_user import VhostUserAddress, serve_vhost_user
+from vconfs.host.vhost_user import serve_vhost_user
+from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_place

@@ -9,6 +9,7 @@ from attrs import frozen
 
 from vconfs.host.backend import Backend
 from vconfs.host.host import Host, HostError
+from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.link import Link
 from vconfs.protocol import v8, vhost_user, virtio1
 from vconfs.protocol.dialect import DIALECTS
@@ -36,17 +37,13 @@ class Device:
 
     host: Host
     dialect: str
-    max_ports: int
-    inband: bool = False
-    resize_rows_first: bool = False
+    offer: VhostUserAddress
 
     def check_ports(self) -> None:
         """Make sure that each port has a place in the dialect; HostError."""
-        if self.dialect == _VIRTIO1 and self.host.port_count > self.max_ports:
-            raise HostError(
-                f"port id {self.host.port_count - 1} is too large for {self.max_ports} ports: "
-                "see max-ports"
-            )
+        last, max_ports = self.host.port_count - 1, self.offer.max_ports
+        if self.dialect == _VIRTIO1 and last >= max_ports:
+            raise HostError(f"port id {last} is too large for {max_ports} ports: see max-ports")
 
     @property
     def features(self) -> int:
@@ -58,7 +55,9 @@ class Device:
         """Give our end of the dialect, with these features negotiated."""
         if self.dialect == _VIRTIO1:
             return virtio1.HostEnd(
-                features, max_ports=self.max_ports, resize_rows_first=self.resize_rows_first
+                features,
+                max_ports=self.offer.max_ports,
+                resize_rows_first=self.offer.resize_rows_first,
             )
         return v8.HostEnd(features)
 
@@ -69,7 +68,7 @@ class Device:
 
     def protocol(self, read_config: Callable[[], bytes]) -> vhost_user.Backend:
         """Begin the protocol with a front-end, which is given what `read_config` gives."""
-        inband = vhost_user.PF_INBAND_NOTIFICATIONS if self.inband else 0
+        inband = vhost_user.PF_INBAND_NOTIFICATIONS if self.offer.inband else 0
         return vhost_user.Backend(
             features=self.features,
             protocol_features=_PROTOCOL_FEATURES | inband,
