@@ -93,13 +93,16 @@ def calls_in(sets: str) -> set[str]:
 
 
 @contextmanager
-def locked_up(unit: Unit, folder: Path, *words: str) -> Iterator[None]:
-    """Run a command as its unit does, once it is ready; it has to end by SIGTERM, in order.
+def locked_up(unit: Unit, folder: Path, config: str) -> Iterator[None]:
+    """Run a unit's command as the unit does, once it is ready; SIGTERM has to end it in order.
 
     What system calls it made is then compared with those that the unit allows.
     """
     capabilities = unit["Service"]["CapabilityBoundingSet"].lower().replace("cap_", ",+")
     trace = folder / "trace"
+    (folder / "vcon.toml").write_text(config)
+    start = unit["Service"]["ExecStart"].replace("/etc/vconfs/%i", f"{folder}/vcon")
+    words = start.replace("/mnt/%i", f"{folder}/mnt").removeprefix("vconfs ").split()
     command = [
         *("strace", "-D", "-f", "-q", "-o", str(trace)),
         *("setpriv", "--no-new-privs", f"--bounding-set=-all{capabilities}"),
@@ -132,9 +135,9 @@ def locked_up(unit: Unit, folder: Path, *words: str) -> Iterator[None]:
 def test_the_mount_needs_no_more_than_its_unit_allows(tmp_path: Path) -> None:
     folder = tmp_path / "mnt"
     folder.mkdir()
-    ports = "--port", f"a=unix:{tmp_path}/sock", "--port", "=pty,console"
+    config = f'port = ["a=unix:{tmp_path}/sock", "=pty,console"]'
     try:
-        with locked_up(UNITS["vconfs"], tmp_path, "mount", "-f", *ports, str(folder)):
+        with locked_up(UNITS["vconfs"], tmp_path, config):
             exchange(folder / "vcon0", tmp_path / "sock")
     finally:
         if folder.is_mount():
@@ -146,8 +149,8 @@ def test_the_host_end_needs_no_more_than_its_unit_allows(tmp_path: Path) -> None
     folder = tmp_path / "mnt"
     folder.mkdir()
     url = f"stream:unix:{tmp_path}/device"
-    words = "host", "--listen", url, "--port", f"a=unix:{tmp_path}/sock"
-    with locked_up(UNITS["vconfs-host"], tmp_path, *words):
+    config = f'listen = "{url}"\nport = "a=unix:{tmp_path}/sock"'
+    with locked_up(UNITS["vconfs-host"], tmp_path, config):
         vconfs = sys.executable, "-m", "vconfs"
         subprocess.run([*vconfs, "mount", "--device", url, str(folder)], check=True)
         try:

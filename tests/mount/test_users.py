@@ -205,3 +205,21 @@ def test_a_console_is_for_whom_its_port_is(run: Run) -> None:
         *("mail can", "mail can", "daemon cannot", "daemon can"),
         *("sys cannot", "sys cannot"),
     ]
+
+
+def test_a_user_mounts_what_fstab_lets_users_mount(run: Run) -> None:
+    output = run(
+        """
+        mount --bind "$(dirname "$(command -v vconfs)")" /usr/local/bin
+        echo 'port = ["a=echo"]' >"$D/vcon.toml"
+        echo "none $M fuse.vconfs user,noauto,config=$D/vcon.toml,mode=0640 0 0" >"$D/fstab"
+        mount --bind "$D/fstab" /etc/fstab
+        as games mount "$M"
+        as games stat -c '%U %a %n' "$M/vcon0"
+        can daemon 'umount "$M"'
+        as games umount "$M"; ls "$M"
+        """
+    )
+    assert len(output) == 2
+    assert output[0].startswith("games 640 ")
+    assert output[1] == "daemon cannot"
