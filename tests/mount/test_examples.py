@@ -23,9 +23,19 @@ from .examples import EXAMPLES, kill_session, needs_inotifywait, next_line
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
 def test_shellcheck_has_nothing_to_say() -> None:
-    scripts = sorted(EXAMPLES.glob("*.sh"))
+    """Of the examples, and of every other shell script here."""
+    folders = (EXAMPLES.parent / name for name in ("examples", "scripts", "tests", ".ci"))
+    files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
+    scripts = [file for file in files if is_shell_script(file)]
+    assert set(EXAMPLES.glob("*.sh")) <= set(scripts)
     done = subprocess.run(["shellcheck", *scripts], capture_output=True, text=True, check=False)
     assert done.stdout == ""
+
+
+def is_shell_script(file: Path) -> bool:
+    with file.open("rb") as lines:
+        first = lines.readline()
+    return first.startswith(b"#!") and first.split(b"/")[-1].split()[-1] in (b"sh", b"bash")
 
 
 def links(folder: Path) -> dict[str, str]:

@@ -83,45 +83,61 @@ async def locking(it: Mounted, bus: str, *session: str) -> AsyncIterator[trio.Pr
 
 @asynccontextmanager
 async def viewer(it: Mounted, path: Path) -> AsyncIterator[None]:
+    port = it.port()
     async with await trio.open_unix_socket(str(path)):
-        await it.until(lambda: it.port().host_connected)
+        await it.until(lambda: port.host_connected)
         yield
-    await it.until(lambda: not it.port().host_connected)
+    await it.until(lambda: not port.host_connected)
 
 
 needs_bus = pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="needs dbus-daemon")
+
+
+@define
+class Guarded:
+    """A mount with a port for a viewer, and the example that guards it."""
+
+    it: Mounted
+    logind: FakeLogind
+    running: trio.Process
+    sock: Path
+
+    async def said(self) -> str:
+        assert self.running.stdout is not None
+        return await next_line(self.running.stdout)
+
+
+@asynccontextmanager
+async def guarded(mounted: OpenMount, folder: Path, *session: str) -> AsyncIterator[Guarded]:
+    sock = folder / "sock"
+    async with fake_logind(folder) as logind, mounted(f"org.viewer=unix:{sock}") as it:
+        async with locking(it, logind.address, *session) as running:
+            await it.until(lambda: it.events_readers)
+            yield Guarded(it, logind, running, sock)
 
 
 @needs_bus
 async def test_sessions_are_locked_each_time_that_the_viewer_goes(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
-    sock = tmp_path / "sock"
-    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
-        async with locking(it, logind.address) as running:
-            assert running.stdout is not None
-            await it.until(lambda: it.events_readers)
-            for times in (1, 2):
-                async with viewer(it, sock):
-                    assert len(logind.calls) == times - 1
-                await logind.until_called(times)
-                assert logind.calls[-1] == ("LockSessions",)
-                assert await next_line(running.stdout) == "org.viewer: disconnect: locked"
+    async with guarded(mounted, tmp_path) as guard:
+        for times in (1, 2):
+            async with viewer(guard.it, guard.sock):
+                assert len(guard.logind.calls) == times - 1
+            await guard.logind.until_called(times)
+            assert guard.logind.calls[-1] == ("LockSessions",)
+            assert await guard.said() == "org.viewer: disconnect: locked"
 
 
 @needs_bus
 async def test_one_session_is_locked_also_when_the_port_goes_under_its_viewer(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
-    sock = tmp_path / "sock"
-    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
-        async with await trio.open_unix_socket(str(sock)):
-            await it.until(lambda: it.port().host_connected)
-            async with locking(it, logind.address, "c2"):
-                await it.until(lambda: it.events_readers)
-                it.manager.remove(0)
-                await logind.until_called(1)
-        assert logind.calls == [("LockSession", "c2")]
+    async with guarded(mounted, tmp_path, "c2") as guard:
+        async with viewer(guard.it, guard.sock):
+            guard.it.manager.remove(0)
+            await guard.logind.until_called(1)
+        assert guard.logind.calls == [("LockSession", "c2")]
 
 
 @needs_bus
@@ -146,19 +162,12 @@ async def test_the_end_of_the_mount_locks_what_somebody_viewed(
 async def test_a_refusal_is_told_and_the_next_departure_tried_again(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
-    sock = tmp_path / "sock"
-    async with fake_logind(tmp_path) as logind, mounted(f"org.viewer=unix:{sock}") as it:
-        logind.refuses = True
-        async with locking(it, logind.address) as running:
-            assert running.stdout is not None
-            await it.until(lambda: it.events_readers)
-            async with viewer(it, sock):
+    async with guarded(mounted, tmp_path) as guard:
+        for refuses, said in ((True, "disconnect: cannot lock: "), (False, "disconnect: locked")):
+            guard.logind.refuses = refuses
+            async with viewer(guard.it, guard.sock):
                 pass
-            assert "cannot lock: " in await next_line(running.stdout)
-            logind.refuses = False
-            async with viewer(it, sock):
-                pass
-            assert "disconnect: locked" in await next_line(running.stdout)
+            assert said in await guard.said()
 
 
 # --- shutting down and logging off --------------------------------------------------------
