@@ -16,6 +16,7 @@ bench: $(READY)
 
 bench-guest: $(READY)
 	$(PYTHON) -m benchmarks.guest
+	$(PYTHON) -m benchmarks.uml
 
 lint: $(READY)
 	.venv/bin/ruff check .

@@ -111,7 +111,7 @@ def run() -> str | None:
         client = build("client.c", Path(folder))
         with open_guest(Path(folder), boot) as guest:
             trio.run(measure, guest, client, samples)
-    report(samples, ("vconfs", "linux"), "vconfs", "linux")
+    report(samples, ("vconfs", "linux"), ("vconfs", "linux"))
     return None
 
 
