@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -18,20 +18,16 @@ import pytest
 import trio
 from attrs import frozen
 
-from vconfs.background import open_background
-from vconfs.device.embedded import open_embedded
-from vconfs.device.stream import open_stream
-from vconfs.device.vhost_user import open_vhost_user
 from vconfs.fs import PortFS
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
-from vconfs.host.stream import serve_stream
-from vconfs.host.vhost_user import serve_vhost_user
 from vconfs.mounting import Plan, open_mount
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import parse_rules
 from vconfs.tree import Access
+
+from ..devices import DEVICES, OpenDevice
 
 T = TypeVar("T")
 
@@ -123,33 +119,6 @@ class OpenMount(Protocol):
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
-OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
-
-
-@asynccontextmanager
-async def _open_unix_stream(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
-    url = f"unix:{folder}/device"
-    async with open_background() as nursery:
-        await nursery.start(serve_stream, host, url, None)
-        async with open_stream(manager, url):
-            yield
-
-
-@asynccontextmanager
-async def _open_vhost_user(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
-    path = f"{folder}/device"
-    async with open_background() as nursery:
-        await nursery.start(serve_vhost_user, host, path, None)
-        async with open_vhost_user(manager, path, None):
-            yield
-
-
-#: How the guest end of a test reaches its host end, which is in the same process.
-DEVICES: Mapping[str, OpenDevice] = {
-    "embedded": lambda host, manager, folder: open_embedded(host, manager),
-    "stream-unix": _open_unix_stream,
-    "vhost-user": _open_vhost_user,
-}
 #: The tests of what ports do, which hold for each device.
 FOR_ALL_DEVICES = ("test_files", "test_programs", "test_bulk", "test_events_file")
 

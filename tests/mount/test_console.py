@@ -22,7 +22,8 @@ from vconfs.host.spec import parse_port
 from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 
-from .conftest import Mounted, OpenDevice, OpenMount, in_thread, program
+from ..devices import OpenDevice
+from .conftest import Mounted, OpenMount, in_thread, program
 
 #: Columns and rows of the console in the device's configuration.
 SIZE = (100, 30)

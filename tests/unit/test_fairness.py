@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -13,32 +12,18 @@ import trio
 import trio.testing
 from attrs import frozen
 
-from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
-from vconfs.device.stream import open_stream
-from vconfs.host.host import Host, open_host
+from vconfs.host.host import open_host
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.host.stream import serve_stream
 from vconfs.port import Opener, Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.testing import Puppet
 
-OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
+from ..devices import DEVICES, OpenDevice
 
-
-@asynccontextmanager
-async def _stream(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
-    url = f"unix:{folder}/device"
-    async with open_background() as nursery:
-        await nursery.start(serve_stream, host, url, None)
-        async with open_stream(manager, url):
-            yield
-
-
-DEVICES: Mapping[str, OpenDevice] = {
-    "v8": lambda host, manager, folder: open_embedded(host, manager, "v8"),
+LINKS: Mapping[str, OpenDevice] = {
+    **DEVICES,
     "virtio1": lambda host, manager, folder: open_embedded(host, manager, "virtio1"),
-    "stream": _stream,
 }
 
 #: What may be under way on any of them beside what is counted: rings, sockets, what waits.
@@ -65,13 +50,13 @@ class Ends:
         return sum(port.counters.bytes_in for port in ports if port.id != QUIET)
 
 
-@pytest.fixture(params=DEVICES)
+@pytest.fixture(params=LINKS)
 async def ends(
     request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery
 ) -> AsyncIterator[Ends]:
     specs = [HostPortSpec(b"p%d" % id, Puppet(), host_limit=1 << 17) for id in range(FLOODERS + 1)]
     manager = PortManager(lambda id: PortOptions(throttle="block"))
-    async with open_host(specs) as host, DEVICES[request.param](host, manager, tmp_path):
+    async with open_host(specs) as host, LINKS[request.param](host, manager, tmp_path):
         while len([p for p in manager.ports.values() if p.host_connected]) <= FLOODERS:
             await trio.lowlevel.checkpoint()
         for port in manager.ports.values():
