@@ -197,7 +197,7 @@ def test_what_greets_in_another_way_is_told_nothing(
 
 def test_a_control_socket_that_cannot_be_had(tmp_path: Path) -> None:
     words = ("host", "--listen", f"stream:unix:{tmp_path}/device", "--control")
-    assert "control needs a path" in vconfs(*words, "", code=2)
+    assert "the control socket needs a path" in vconfs(*words, "", code=2)
     assert "has at most 107 bytes" in vconfs(*words, "/x" * 60, code=2)
     assert "the folder /no does not exist" in vconfs(*words, "/no/ctl", code=1)
     assert not (tmp_path / "device").exists()

@@ -27,6 +27,8 @@ _MODE: Final = 0o600
 
 def control_path(path: str) -> str:
     """Give the path of a control socket; ValueError: it cannot be one."""
+    if not path:
+        raise ValueError("the control socket needs a path")
     return socket_path("control", path)
 
 
