@@ -34,7 +34,8 @@ ALLOWED: dict[tuple[str, str], Difference] = {
 def check(linux: Recording, ours: Recording) -> None:
     """Compare two recordings; only what is allowed may differ, and must."""
     allowed = {asked: (found.linux, found.ours) for asked, found in ALLOWED.items()}
-    assert differences(linux, ours) == allowed
+    found = differences(linux, ours)
+    assert found == allowed, sorted(set(found.items()) ^ set(allowed.items()))
 
 
 def differences(linux: Recording, ours: Recording) -> dict[tuple[str, str], tuple[str, str]]:

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -138,3 +139,21 @@ async def open_remote(sock: socket.socket) -> AsyncIterator[Remote]:
         remote = Remote(stream)
         nursery.start_soon(remote.receive)
         yield remote
+
+
+@asynccontextmanager
+async def open_local() -> AsyncIterator[Remote]:
+    """Run a worker on this machine: a program of its own, as files may need one that waits."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-m", "tests.remote.worker"], stdin=theirs.fileno()
+        )
+        try:
+            async with open_remote(ours) as remote:
+                await remote.ready()
+                yield remote
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()

@@ -1,7 +1,8 @@
-"""Does with files what a test elsewhere asks for: `python -m tests.remote.worker TTY`.
+"""Does with files what a test elsewhere asks for: `python -m tests.remote.worker [TTY]`.
 
-It runs where the files are, in a guest say, and needs nothing but Python. The test's end is
-`client`. Requests and answers are lines of JSON, with bytes as latin-1 text:
+It runs where the files are, in a guest say, and needs nothing but Python. Without a tty its
+standard input is a socket to the test. The test's end is `client`. Requests and answers are lines
+of JSON, with bytes as latin-1 text:
 
     [id, call, [arguments]]  ->  [id, result, 0], [id, null, errno] or [id, what went wrong, -1]
 
@@ -135,9 +136,12 @@ CALLS: dict[str, Callable[..., Any]] = {
 } | {"getxattr": lambda path, name: os.getxattr(path, name).decode("latin-1")}
 
 
-def main(path: str) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
-    tty.setraw(descriptor)
+def main(path: str = "") -> None:
+    if path:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY)
+        tty.setraw(descriptor)
+    else:
+        descriptor = sys.stdin.fileno()
     one_at_a_time = threading.Lock()
 
     def answer(id: int, call: str, arguments: list[Any]) -> None:
@@ -160,4 +164,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])

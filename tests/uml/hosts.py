@@ -21,25 +21,25 @@ class HostEnd:
 
     def __init__(self, folder: Path, process: subprocess.Popen[str]) -> None:
         self.process = process
-        self._folder = folder
+        self.folder = folder
 
     @property
     def device(self) -> Path:
         """Where front-ends of vhost-user come."""
-        return self._folder / "device"
+        return self.folder / "device"
 
     async def connect(self, name: str) -> trio.SocketStream:
         """Be the client of the port with that name."""
-        return await trio.open_unix_socket(self._folder / name)
+        return await trio.open_unix_socket(self.folder / name)
 
     async def ctl(self, *words: str) -> str:
         """Control it by command."""
-        command = [*VCONFS, "ctl", f"{self._folder}/control", *words]
+        command = [*VCONFS, "ctl", f"{self.folder}/control", *words]
         return (await trio.run_process(command, capture_stdout=True)).stdout.decode()
 
     async def plug(self, name: str) -> None:
         """Add a port, each time with the same id."""
-        await self.ctl("add", f"{name}=unix:{self._folder}/{name},id={_PLUGGED}")
+        await self.ctl("add", f"{name}=unix:{self.folder}/{name},id={_PLUGGED}")
 
     async def unplug(self, name: str) -> None:
         await self.ctl("remove", name)

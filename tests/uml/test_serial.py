@@ -28,7 +28,7 @@ NAMES = [f"org.example.{letter}" for letter in "abcd"]
 UNIT = pattern(1)[:251]
 #: From the guest; into it a serial line of user-mode Linux carries a byte per system call.
 SIZE = 8 << 20
-SMALLER = 1 << 20
+SMALLER = 1 << 19
 
 
 def file_of(name: str) -> str:
@@ -36,9 +36,7 @@ def file_of(name: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def line_host(
-    guest: Guest, modules: None, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[HostEnd]:
+def line_host(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEnd]:
     """Mount what a host end at the other end of the line has."""
     with open_host(tmp_path_factory.mktemp("line"), dict.fromkeys(NAMES, ""), guest.line) as host:
         mount = f"{' '.join(VCONFS)} mount --device stream:tty:/dev/ttyS0 -o throttle=block"
