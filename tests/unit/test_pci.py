@@ -127,6 +127,16 @@ async def test_a_reset_that_never_ends(autojump_clock: trio.testing.MockClock) -
     assert trio.current_time() < 10
 
 
+async def test_a_device_that_does_not_let_go(autojump_clock: trio.testing.MockClock) -> None:
+    """The reset at the end is asked for, and not waited for without end."""
+    fake = FakeFunction()
+    async with driven(fake):
+        fake.resets = False
+    assert fake.statuses[-1] == 0
+    assert fake.status == 15
+    assert trio.current_time() < 10
+
+
 @pytest.mark.parametrize("vectors", [0, 1, 2])
 @pytest.mark.parametrize(
     ("status", "reason"),

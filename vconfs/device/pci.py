@@ -7,7 +7,6 @@ reset at the end. The registers are in pci_console.py.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -24,8 +23,6 @@ from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Isr, Status
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC, SIZE_MAX
-
-log = logging.getLogger(__name__)
 
 DIALECT: Final = "virtio1"
 _MAX_PORTS_AT: Final = 4
@@ -91,7 +88,8 @@ class _Running:
         """Share the vectors out; a device may refuse some, and then fewer do, or the line."""
         transport, device = self._transport, self._device
         most = await transport.enable_vectors(device.msix)
-        for self._vectors in dict.fromkeys((most, min(most, 2), min(most, 1))):
+        for count in dict.fromkeys((most, 2, 1)):
+            self._vectors = min(count, most)
             vectors = {queue: self._vector_of(queue) for queue in self._queues}
             if not self._vectors or await device.set_vectors(0, vectors):
                 return
