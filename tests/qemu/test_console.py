@@ -22,6 +22,7 @@ from vconfs.device.rings import RingLink
 from vconfs.driver import Driver
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
+from vconfs.protocol.virtio1 import CONTROL_OUT
 
 pytestmark = [
     pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed"),
@@ -168,18 +169,31 @@ async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
 
 @by_both_interrupts
 async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) -> None:
-    async with one_port(tmp_path) as (qemu, changes, port):
-        async with await qemu.connect("c1") as host:
-            await changes.connected(port)
-            await host.send_all(b"early")
-            opener = Opener(1)
-            port.open(opener)
-            assert await read_exactly(port, 5) == b"early"
-            port.close(opener)
-            await host.send_all(b"later")
-            assert port.queued == 0
-            port.open(opener)
-            assert await read_exactly(port, 5) == b"later"
+    async with (
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+        driven(qemu) as (changes, driver, _),
+        await qemu.connect("c1") as host,
+    ):
+        guest = await changes.named(1, NAME)
+        await changes.connected(guest)
+        await host.send_all(b"early")
+        opener = Opener(1)
+        guest.open(opener)
+        assert await read_exactly(guest, 5) == b"early"
+        guest.close(opener)
+        await until_used(driver, CONTROL_OUT)  # what comes while a port is closed, QEMU 7.2 drops
+        await host.send_all(b"later")
+        assert guest.queued == 0
+        guest.open(opener)
+        assert await read_exactly(guest, 5) == b"later"
+
+
+async def until_used(driver: Driver, queue: int) -> None:
+    """Wait until the device has used all that was sent on a queue; no interrupt tells."""
+    assert isinstance(driver._link, RingLink)
+    ring = driver._link._rings[queue]
+    while ring._used[1] != ring._published:
+        await trio.sleep(0.001)
 
 
 @by_both_interrupts

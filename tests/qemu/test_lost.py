@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -12,11 +11,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.faults.programs import Both, in_thread, until
+from tests.faults.programs import Both, in_thread, open_both, until
 from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
-from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
 from vconfs.device.qtest_client import QtestClient
@@ -33,12 +31,9 @@ PIECE = pattern(251)[:251]
 @asynccontextmanager
 async def programs(folder: Path) -> AsyncIterator[Both]:
     """Give a starter of `vconfs mount` on the machine in this folder."""
-    try:
-        with trio.fail_after(LIMIT):
-            async with open_background() as nursery:
-                yield Both(folder, f"qtest:{folder}", nursery)
-    finally:
-        subprocess.run(["umount", "-l", folder / "mnt"], stderr=subprocess.DEVNULL, check=False)
+    with trio.fail_after(LIMIT):
+        async with open_both(folder, f"qtest:{folder}") as starter:
+            yield starter
 
 
 async def send_for_ever(host: trio.SocketStream) -> None:

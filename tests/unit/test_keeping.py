@@ -10,10 +10,13 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.background import open_background
+from vconfs.device.embedded import open_embedded
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import Embedded, parse_device
 from vconfs.driver import Driver
+from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.port import Opener
 from vconfs.ports import PortManager
@@ -68,6 +71,49 @@ async def test_ports_come_back_with_their_openers(
     assert (a.attached, b.name, c.removed) == (True, b"B", True)
     assert a.write_nowait(b"after") == 5
     assert b"".join(a.read_nowait(10)) == b"after"
+
+
+class Slow:
+    """A device that announces its one port when it has been open for a while."""
+
+    url = "slow:"
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.driver: Driver | None = None
+
+    @asynccontextmanager
+    async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
+        async with (
+            open_host([]) as host,
+            open_embedded(host, manager, "virtio1") as self.driver,
+            open_background() as nursery,
+        ):
+            nursery.start_soon(self._announce, host)
+            yield self.driver
+
+    async def _announce(self, host: Host) -> None:
+        await trio.sleep(self.seconds)
+        await host.add(parse_port("a=echo"))
+
+
+@pytest.mark.parametrize(("seconds", "same"), [(0.05, True), (1.5, True), (3.0, False)])
+async def test_a_slow_device_keeps_its_ports(
+    seconds: float,
+    same: bool,
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    device, manager = Slow(seconds), PortManager()
+    await nursery.start(Connection(device, manager).run)
+    assert bool(manager.ports) == same
+    await trio.sleep(5)
+    port = manager.ports[0]
+    assert device.driver is not None
+    device.driver.lost("it fell asleep")
+    await trio.sleep(5)
+    assert manager.ports[0].attached
+    assert (manager.ports[0] is port) == same == (not port.removed)
 
 
 async def test_pauses_grow_and_start_anew(

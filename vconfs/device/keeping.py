@@ -96,12 +96,22 @@ class _Changes:
 
 
 async def _announced(joint: Joint, manager: PortManager) -> None:
-    """Wait until the device has announced its ports: no message says which is the last."""
+    """Wait until the device has announced its ports: no message says which is the last.
+
+    A slow one has all its time while there is no port yet, or not each that was there before.
+    """
     changes = _Changes()
     with manager.listening(changes), trio.move_on_after(_ANNOUNCING_MAX):
-        while changes.seen and not joint.stopped.is_set() and not _all_told(joint, manager):
+        while not joint.stopped.is_set() and not _all_told(joint, manager):
+            if not changes.seen and not _some_are_missing(joint, manager):
+                return
             changes.seen = False
             await trio.sleep(_QUIET)
+
+
+def _some_are_missing(joint: Joint, manager: PortManager) -> bool:
+    ports = manager.ports.values()
+    return not joint.tells_all_ports and not (ports and all(port.attached for port in ports))
 
 
 def _all_told(joint: Joint, manager: PortManager) -> bool:
