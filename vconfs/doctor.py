@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,8 @@ State = Literal["ok", "optional", "missing"]
 
 #: The first kernel that lets a read and a write of one descriptor go on at a time (FOPEN_STREAM).
 _KERNEL_MIN: Final = (5, 1)
+#: Where mount(8) and systemd look for programs.
+_SYSTEM_PATH: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 #: The device number of /dev/fuse.
 _FUSE: Final = os.makedev(10, 229)
 
@@ -45,6 +48,8 @@ class Machine:
     #: Whether we may read and write a file.
     can_use: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
     find_program: Callable[[str], str | None] = shutil.which
+    #: The program that we are.
+    program: Path = field(factory=lambda: Path(sys.argv[0]).absolute())
     mounts: Sequence[Path] = ()
     #: Those that somebody serves.
     alive: Sequence[Path] = ()
@@ -56,6 +61,7 @@ def examine(machine: Machine) -> Iterator[Finding]:
     yield _fuse_device(machine)
     yield _fusermount(machine)
     yield from python_packages(metadata.requires("vconfs") or [], _installed)
+    yield _mount_command(machine)
     yield _allow_other(machine)
     yield _iommu(machine)
     yield _vfio(machine)
@@ -127,6 +133,19 @@ def _installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _mount_command(machine: Machine) -> Finding:
+    """mount(8) calls mount.fuse, and that the program after which the type is called."""
+    name = "mount-command"
+    for program, advice in (
+        ("mount.fuse", "apt-get install fuse3"),
+        ("vconfs", f"as root: ln -s {machine.program} /usr/local/bin/vconfs"),
+    ):
+        if not any((machine.root / folder / program).exists() for folder in _SYSTEM_PATH):
+            text = f"mount -t fuse.vconfs, fstab and units do not find {program}"
+            return Finding(name, "optional", text, advice)
+    return Finding(name, "ok", "mount -t fuse.vconfs, fstab and units find vconfs")
 
 
 def _allow_other(machine: Machine) -> Finding:

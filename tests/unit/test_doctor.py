@@ -19,14 +19,15 @@ CONSOLE = "0000:00:05.0"
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
     """One that has everything."""
-    for folder in ("dev/vfio", "etc", "usr/bin", f"sys/bus/pci/devices/{CONSOLE}"):
+    for folder in ("dev/vfio", "etc", "usr/bin", "sbin", f"sys/bus/pci/devices/{CONSOLE}"):
         (tmp_path / folder).mkdir(parents=True)
     for folder in ("kernel/iommu_groups/7", "bus/pci/drivers/vfio-pci", "class/virtio-ports/vport"):
         (tmp_path / "sys" / folder).mkdir(parents=True)
     os.mknod(tmp_path / "dev/fuse", 0o20666, os.makedev(10, 229))
-    for file in ("dev/vfio/vfio", "dev/vsock", "usr/bin/fusermount3"):
+    for file in ("dev/vfio/vfio", "dev/vsock", "usr/bin/fusermount3", "sbin/mount.fuse"):
         (tmp_path / file).touch()
     (tmp_path / "usr/bin/fusermount3").chmod(0o4755)
+    (tmp_path / "usr/bin/vconfs").touch()
     (tmp_path / "etc/fuse.conf").write_text("# a word\nuser_allow_other\n")
     console = tmp_path / "sys/bus/pci/devices" / CONSOLE
     (console / "vendor").write_text("0x1af4\n")
@@ -36,6 +37,7 @@ def machine(tmp_path: Path) -> Machine:
         root=tmp_path,
         uid=1000,
         kernel="6.1.0-13-amd64",
+        program=Path("/opt/venv/bin/vconfs"),
         find_program=lambda name: str(tmp_path / "usr/bin" / name),
         mounts=[Path("/mnt/vcon")],
         alive=[Path("/mnt/vcon")],
@@ -48,7 +50,7 @@ def found(machine: Machine, check: str) -> list[Finding]:
 
 def test_a_machine_that_has_everything(machine: Machine) -> None:
     assert {finding.state for finding in examine(machine)} == {"ok"}
-    assert len({finding.check for finding in examine(machine)}) == 11
+    assert len({finding.check for finding in examine(machine)}) == 12
     assert not any(finding.advice for finding in examine(machine))
 
 
@@ -104,6 +106,12 @@ def being(**fields: object) -> Change:
         (
             being(find_program=lambda name: "/bin/true"),
             *("fusermount3", "missing", "/bin/true is not set-uid root", "chmod u+s /bin/true"),
+        ),
+        (without("sbin/mount.fuse"), "mount-command", "optional", "not find mount.fuse", "fuse3"),
+        (
+            without("usr/bin/vconfs"),
+            *("mount-command", "optional", "do not find vconfs"),
+            "ln -s /opt/venv/bin/vconfs /usr/local/bin/vconfs",
         ),
         (without("etc/fuse.conf"), "allow-other", "optional", "only root", "user_allow_other"),
         (
