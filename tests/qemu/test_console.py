@@ -17,6 +17,8 @@ from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, 
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
 from vconfs.device.errors import DeviceError
+from vconfs.device.keeping import Connection
+from vconfs.device.open import parse_device
 from vconfs.device.qtest import open_qtest
 from vconfs.device.rings import RingLink
 from vconfs.driver import Driver
@@ -412,6 +414,36 @@ async def test_reset_while_busy(tmp_path: Path) -> None:
                         await guest.write(pattern(1 << 16))
                 assert not guest.attached
             nursery.cancel_scope.cancel()
+
+
+@by_both_interrupts
+async def test_the_machine_is_reset_while_busy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ports hang up and come back: nobody told us, and all registers are as at power-on."""
+    monkeypatch.setattr("vconfs.device.pci._LOOK_SECONDS", 0.1)
+    manager = PortManager()
+    changes = Changes(manager)
+    async with (
+        open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
+        await qemu.connect("c1") as host,
+        trio.open_nursery() as nursery,
+    ):
+        await nursery.start(Connection(parse_device(f"qtest:{tmp_path}"), manager).run)
+        guest = manager.ports[1]
+        guest.open(Opener(1))
+        nursery.start_soon(send_for_ever, host)
+        for _ in range(3):
+            await changes.connected(guest)
+            await read_exactly(guest, guest.queued + (1 << 18))
+            await qemu.command("system_reset")
+            await changes.connected(guest, False)
+            while await guest.read(1 << 20):
+                pass
+        await changes.connected(guest)
+        await write_all(guest, b"still here")
+        assert await receive_exactly(host, 10) == b"still here"
+        nursery.cancel_scope.cancel()
 
 
 async def drain_for_ever(host: trio.SocketStream) -> None:

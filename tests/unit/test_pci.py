@@ -140,7 +140,11 @@ async def test_a_device_that_does_not_let_go(autojump_clock: trio.testing.MockCl
 @pytest.mark.parametrize("vectors", [0, 1, 2])
 @pytest.mark.parametrize(
     ("status", "reason"),
-    [(15 | Status.NEEDS_RESET, "needs a reset"), (0xFF, "the device is gone")],
+    [
+        (15 | Status.NEEDS_RESET, "needs a reset"),
+        (0xFF, "the device is gone"),
+        (0, "somebody else has reset the device"),
+    ],
 )
 async def test_a_running_device_fails(vectors: int, status: int, reason: str) -> None:
     fake = FakeFunction(vectors=vectors)
@@ -149,6 +153,17 @@ async def test_a_running_device_fails(vectors: int, status: int, reason: str) ->
         fake.interrupt(0 if vectors else None)
         await driver.stopped.wait()
         assert reason in driver.reason
+
+
+async def test_a_reset_that_no_interrupt_tells_of(autojump_clock: trio.testing.MockClock) -> None:
+    fake = FakeFunction()
+    async with driven(fake) as driver:
+        await trio.sleep(100)
+        assert not driver.stopped.is_set()
+        fake.status = 0
+        await driver.stopped.wait()
+        assert driver.reason == "somebody else has reset the device"
+        assert trio.current_time() < 110
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])

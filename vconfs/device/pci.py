@@ -27,6 +27,9 @@ from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC, SIZE_MAX
 DIALECT: Final = "virtio1"
 _MAX_PORTS_AT: Final = 4
 
+#: Seconds between two looks at the device's status.
+_LOOK_SECONDS: Final = 5.0
+
 _CONTROL: Final = QueueSpec(size=64, slot_size=4096)
 #: What a port gets: receive buffers, sending buffers, and bytes of each of the latter. The first
 #: that all ports have memory for. QEMU fills at most 4096 bytes of a receive buffer.
@@ -123,12 +126,26 @@ class _Running:
             await self._config_changed()
         self.link.interrupt_used(q for q in self._queues if self._vector_of(q) in vectors)
 
-    async def _config_changed(self) -> None:
+    async def watch(self) -> None:
+        """Look now and then whether the device works for us: no interrupt tells of a reset."""
+        try:
+            while True:
+                await trio.sleep(_LOOK_SECONDS)
+                await self._check_status()
+        except DeviceError as error:
+            self.link.fail(str(error))
+
+    async def _check_status(self) -> None:
         status = await self._device.get(Common.DEVICE_STATUS)
         if status == 0xFF:
             raise DeviceError("the device is gone")
         if status & Status.NEEDS_RESET:
             raise DeviceError("the device met an error and needs a reset")
+        if not status & Status.DRIVER_OK:
+            raise DeviceError("somebody else has reset the device")
+
+    async def _config_changed(self) -> None:
+        await self._check_status()
         config = await self._device.read_device_config()
         if config != self._config:
             self._config = config
@@ -162,6 +179,7 @@ async def open_pci(
             running.link.start()
             driver.start()
             nursery.start_soon(running.serve)
+            nursery.start_soon(running.watch)
             try:
                 yield driver
             finally:
