@@ -20,9 +20,14 @@ from textwrap import dedent
 from types import ModuleType
 from typing import Final
 
+import click
 import port_states
 
+import vconfs.cli.host
+import vconfs.cli.mount
 import vconfs.host
+from vconfs.cli.config import config_keys
+from vconfs.cli.manual import commands_below
 from vconfs.device.open import DEVICES, EMBEDDED
 from vconfs.events_file import EVENTS
 from vconfs.host.listening import LISTENERS
@@ -208,6 +213,38 @@ def requests() -> str:
     return table(("`op`", "fields", "what it asks for"), rows)
 
 
+def commands() -> str:
+    """Tell of every command what its help says."""
+    top = click.Context(vconfs.cli.vconfs, info_name="vconfs")
+    return "\n".join(_command(below.command_path, below.command) for below in commands_below(top))
+
+
+def _command(path: str, command: click.Command) -> str:
+    arguments = [param for param in command.params if isinstance(param, click.Argument)]
+    words = [path, *(it.metavar or str(it.name).upper() for it in arguments)]
+    options = [
+        (code(", ".join(it.opts)), it.help or "")
+        for it in command.params
+        if isinstance(it, click.Option) and not it.hidden
+    ]
+    shown = f"\n{table(('option', 'meaning'), options)}" if options else ""
+    return f"## {path}\n\n`{' '.join(words)}`\n\n{_help(command.help or '')}\n{shown}"
+
+
+def _help(text: str) -> str:
+    """Write a command's help; what follows \\b keeps its lines."""
+    parts = inspect.cleandoc(text).split("\n\n")
+    return "\n\n".join(
+        f"```text\n{part[2:]}\n```" if part.startswith("\b\n") else part for part in parts
+    )
+
+
+def config(command: click.Command) -> Callable[[], str]:
+    """Tell of the keys that a command's file of options can have."""
+    rows = [(code(key), option.help or "") for key, option in config_keys(command).items()]
+    return lambda: table(("key", "meaning"), rows)
+
+
 def theory(module: str) -> Callable[[], str]:
     """Give a module's theory of operation."""
     return lambda: doc(importlib.import_module(f"vconfs.protocol.{module}")) + "\n"
@@ -219,6 +256,9 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "events": events,
     "port calls": port_states.calls,
     "port states": port_states.diagram,
+    "commands": commands,
+    "config of mount": config(vconfs.cli.mount.command),
+    "config of host": config(vconfs.cli.host.command),
     "chardevs": chardevs,
     "devices": devices,
     "listeners": listeners,

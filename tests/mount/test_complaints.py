@@ -169,6 +169,7 @@ def open_folder() -> Iterator[Path]:
         path = Path(name, "mnt")
         path.mkdir()
         yield path
+        subprocess.run(["umount", "-lq", path], check=False)  # what a test that failed has left
 
 
 @asynccontextmanager

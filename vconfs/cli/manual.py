@@ -69,7 +69,7 @@ def _commands() -> Iterator[str]:
     yield from (".SH SYNOPSIS", r"\fBvconfs\fR \fICOMMAND\fR [\fIOPTION\fR]... [\fIARGUMENT\fR]...")
     yield from (".SH DESCRIPTION", *_help(vconfs))
     yield ".SH COMMANDS"
-    for context in _below(click.Context(vconfs, info_name="vconfs")):
+    for context in commands_below(click.Context(vconfs, info_name="vconfs")):
         yield from _command(context)
     yield from (".SH MOUNT OPTIONS", *table((*OPTION_MEANINGS.items(), _CONFIG_OPTION)))
     yield from (".SH FSTAB", *paragraph(_FSTAB), *literal([_FSTAB_LINE]))
@@ -78,7 +78,7 @@ def _commands() -> Iterator[str]:
     yield from see_also("vconfs.toml (5)", "mount (8)", "fusermount3 (1)", "getfattr (1)")
 
 
-def _below(group: click.Context) -> Iterator[click.Context]:
+def commands_below(group: click.Context) -> Iterator[click.Context]:
     """Go through the commands of a group, and through theirs."""
     assert isinstance(group.command, click.Group)
     for name in group.command.list_commands(group):
@@ -88,7 +88,7 @@ def _below(group: click.Context) -> Iterator[click.Context]:
         if not command.hidden:
             yield context
         if isinstance(command, click.Group):
-            yield from _below(context)
+            yield from commands_below(context)
 
 
 def _command(context: click.Context) -> Iterator[str]:
