@@ -25,6 +25,7 @@ class RawPty:
 
     master: int
     path: str  # of the slave
+    _group: int  # that the slave had at first
     _opens: int  # an inotify descriptor
 
     @property
@@ -46,12 +47,16 @@ class RawPty:
                 os.read(self._opens, 4096)
 
     def give_to(self, uid: int, gid: int, mode: int) -> None:
-        """Let these use the slave; OSError: we may not give it away."""
-        os.chmod(self.path, mode)
-        # An owner that is us already needs no change, nor the privilege for one.
-        owner = [-1 if id == ours else id for id, ours in ((uid, os.getuid()), (gid, os.getgid()))]
-        if owner != [-1, -1]:
+        """Let these use the slave, where our own group stands for that of terminals.
+
+        OSError: we may not give it away.
+        """
+        status = os.stat(self.path)
+        owner = uid, self._group if gid == os.getgid() else gid
+        if owner != (status.st_uid, status.st_gid):
+            os.chmod(self.path, 0)  # nobody gets in between
             os.chown(self.path, *owner)
+        os.chmod(self.path, mode)
 
     def resize(self, cols: int, rows: int) -> None:
         """Set the window's size; programs in the foreground there get SIGWINCH if it changed."""
@@ -70,7 +75,7 @@ def open_pty() -> Iterator[RawPty]:
             os.close(slave)
         opens = _watch_opens(path)
         try:
-            yield RawPty(master, path, opens)
+            yield RawPty(master, path, os.stat(path).st_gid, opens)
         finally:
             os.close(opens)
     finally:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import trio
 
+from vconfs.port import PortOptions
+
 from .conftest import OpenMount, in_thread
 
 RULES = """
@@ -36,6 +38,33 @@ async def test_each_port_gets_what_its_rules_say(mounted: OpenMount) -> None:
         assert [it.port(id).limit for id in range(3)] == [1 << 20, 4096, 1 << 20]
         assert [it.port(id).options.exclusive for id in range(3)] == [False, True, False]
         assert (it.port(0).pty, it.port(0).hvc) == ("", None)
+
+
+KEPT = """
+[[port]]
+name = "kept"
+uid = 65534
+mode = "0620"
+cache = true
+throttle = "block"
+wait = true
+"""
+
+
+async def test_a_rule_keeps_data_over_a_close_and_gives_port_and_pty_away(
+    mounted: OpenMount,
+) -> None:
+    async with mounted("kept=echo,console", "dropped=echo", rules=KEPT) as it:
+        for id in range(2):
+            port = it.port(id)
+            await it.run(f"exec 3<>{it.file(id)}; echo data >&3; read -r x <&3; echo more >&3")
+            await it.until(lambda port=port: port.counters.bytes_in == 10)  # type: ignore[misc]
+        assert [it.port(id).queued for id in range(2)] == [5, 0]
+        assert it.port(0).options == PortOptions(cache=True, throttle="block", wait=True)
+        await it.until(lambda: it.port().pty)
+        assert await it.run("stat -c '%u %a' vcon0; stat -L -c '%u %a' hvc0") == "65534 620\n" * 2
+        it.manager.rename(it.port(), b"other")
+        assert await it.run("stat -c '%u %a' vcon0; stat -L -c '%u %a' hvc0") == "0 600\n" * 2
 
 
 async def test_a_renamed_port_gets_what_its_new_name_is_given(mounted: OpenMount) -> None:

@@ -99,5 +99,5 @@ log_format_option = click.option(
     callback=_choose,
     is_eager=True,
     expose_value=False,
-    help="How to write what is told on stderr.",
+    help="How to write what is told on stderr: lines for people, or JSON objects.",
 )
