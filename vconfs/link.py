@@ -12,6 +12,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Protocol
 
+import trio
+
 from vconfs.protocol.events import Buffer
 
 
@@ -77,6 +79,10 @@ class Link(ABC):
     def receive(self, queue: int) -> memoryview | None:
         """Give the next buffer that came on `queue`: a view that is good until its `done`."""
 
+    @abstractmethod
+    def again(self, queue: int) -> None:
+        """Tell the owner `received` once more, when others have had their turn."""
+
     def hold(self, queue: int) -> Callable[[], None] | None:
         """Keep the buffer that was received last past its `done`, until the result is called.
 
@@ -91,3 +97,8 @@ class Link(ABC):
     @abstractmethod
     def flush(self, queue: int) -> None:
         """Let the other end see everything sent or given back on `queue`, and notify it."""
+
+
+def call_soon(call: Callable[[int], None], queue: int) -> None:
+    """Call when others have had their turn, once however often it is asked for."""
+    trio.lowlevel.current_trio_token().run_sync_soon(call, queue, idempotent=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import trio
 
@@ -19,6 +19,10 @@ from vconfs.protocol.events import Buffer, Event
 from vconfs.sender import Sender
 
 log = logging.getLogger(__name__)
+
+#: So many buffers are handled at once, for a peer that never pauses must not starve the others. It
+#: is what the largest rings hold: all that was sent before a hang-up is taken with it.
+_TURN: Final = 1024
 
 
 class EndPort(Protocol):
@@ -90,14 +94,18 @@ class LinkEnd(ABC, Generic[P]):
             self._take(queue, port)
 
     def _take(self, queue: int, port: P | None) -> None:
-        """Handle buffers until there are none, or until `port` wants no more."""
+        """Handle buffers until there are none, or `port` wants no more, or others have a turn."""
         link, receive, handlers = self._link, self._dialect.receive, self.handlers
-        while (buffer := link.receive(queue)) is not None:
+        for _ in range(_TURN):
+            if (buffer := link.receive(queue)) is None:
+                break
             event = receive(queue, buffer)
             handlers[type(event)](self, event)
             link.done(queue)
             if port is not None and not port.wants_data:
                 break
+        else:
+            link.again(queue)
         link.flush(queue)
         self._taken()
 

@@ -54,6 +54,7 @@ class FakeLink(Link):
     def receive(self, queue: int) -> memoryview | None:
         return None
 
+    def again(self, queue: int) -> None: ...
     def done(self, queue: int) -> None: ...
 
     def flush(self, queue: int) -> None:

@@ -240,7 +240,7 @@ def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:
 @pytest.mark.parametrize(
     ("rest", "reason"),
     [
-        ("", "unix"),
+        ("", "vhost-user"),
         ("/run/s,resize=sideways", "resize is cols-first or rows-first, not 'sideways'"),
         ("/run/s,max-ports=0", "max-ports is 1 to 127, not '0'"),
         ("/run/s,max-ports=128", "max-ports is 1 to 127, not '128'"),

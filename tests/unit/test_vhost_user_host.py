@@ -14,12 +14,14 @@ import trio.testing
 from vconfs.host import vhost_user_session
 from vconfs.host.port import HostPortSpec
 from vconfs.protocol import vhost_user as vu
+from vconfs.protocol.events import Buffer
 from vconfs.protocol.vhost_user import Region
 from vconfs.testing import Puppet
 
 from .front_end import (
     GUEST,
     PROTOCOL,
+    RING_SIZE,
     SIZE,
     USER,
     FrontEnd,
@@ -280,6 +282,34 @@ async def test_a_guest_that_breaks_its_ring_is_turned_away(tmp_path: Path) -> No
         async with open_front_end(tmp_path / "s") as front:
             await front.start()
             assert await name_of(front, 0) == b"port"
+
+
+async def test_a_guest_that_never_pauses_does_not_starve_the_others(tmp_path: Path) -> None:
+    puppet = Puppet()
+    async with (
+        open_back_end(tmp_path / "s", [HostPortSpec(b"port", puppet)]),
+        open_front_end(tmp_path / "s") as front,
+    ):
+        await front.start()
+        assert await name_of(front, 0) == b"port"
+        ring, buffer = front.rings[1], data(0, b"more")
+        at = SIZE // 2
+        front.memory[at : at + len(buffer)] = buffer
+        for head in range(RING_SIZE):
+            struct.pack_into("<QIHH", ring._desc, 16 * head, GUEST + at, len(buffer), 0, 0)
+
+        def give_one_more(_: Buffer = b"") -> int:
+            """Be a guest that does not even wait to get its buffers back."""
+            last = ring._avail[1]
+            ring._avail[2 + last % RING_SIZE] = last % RING_SIZE
+            ring._avail[1] = (last + 1) % (1 << 16)
+            return 4
+
+        puppet.port.sink = give_one_more  # type: ignore[attr-defined]
+        give_one_more()
+        os.eventfd_write(front.kicks[1], 1)
+        while puppet.port.counters.bytes_in < 20_000:  # type: ignore[attr-defined]
+            await trio.sleep(0)
 
 
 @pytest.mark.parametrize("address", [0, GUEST - 1, GUEST + SIZE - 1, GUEST + SIZE, 2**64 - 12])

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
-from vconfs.link import Link
+from vconfs.link import Link, call_soon
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
@@ -326,6 +326,10 @@ class RingLink(Link):
             self.flush(queue)
 
         return give_back
+
+    def again(self, queue: int) -> None:
+        """See `Link.again`."""
+        call_soon(self.interrupt, queue)
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""

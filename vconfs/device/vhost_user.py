@@ -23,7 +23,7 @@ from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
 from vconfs.device.vhost_user_backend import BackEnd
 from vconfs.driver import Driver
-from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.chardevs.sockets import connected_to, socket_path
 from vconfs.ports import PortManager
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
@@ -42,7 +42,7 @@ _LEFT: Final = -2
 
 def parse_path(rest: str) -> str:
     """Read what stands after the scheme; ValueError."""
-    return Unix.parse(rest).path
+    return socket_path("vhost-user", rest)
 
 
 @asynccontextmanager
@@ -54,12 +54,11 @@ async def open_vhost_user(
     ValueError: `rest` makes no sense; DeviceError: the back-end cannot be used.
     """
     path = parse_path(rest)
-    with trio.socket.socket(socket.AF_UNIX) as sock, ExitStack() as stack:
-        try:
-            await sock.connect(path)
-            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
-        except OSError as error:
-            raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+    try:
+        sock = await connected_to(path)
+    except OSError as error:
+        raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+    with sock, ExitStack() as stack:
         try:
             back_end = BackEnd(sock)
             stack.callback(back_end.release)

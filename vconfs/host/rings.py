@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from vconfs.link import Link
+from vconfs.link import Link, call_soon
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Chain, DeviceQueue
@@ -30,7 +30,10 @@ class _Offered:
         self.bytes = 0
 
     def collect(self, header_size: int) -> None:
-        while (chain := self.ring.pop()) is not None:
+        for _ in range(self.ring.size):  # a guest may go on giving useless ones
+            chain = self.ring.pop()
+            if chain is None:
+                return
             if chain.writable_length <= header_size:
                 self.ring.push(chain.head, 0)  # useless: not even a byte fits
                 continue
@@ -174,6 +177,10 @@ class DeviceLink(Link):
         if len(chain.readable) == 1:
             return chain.readable[0]
         return memoryview(b"".join(chain.readable))
+
+    def again(self, queue: int) -> None:
+        """See `Link.again`."""
+        call_soon(self.kicked, queue)
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""

@@ -7,7 +7,7 @@ from typing import Final, Self
 
 from attrs import frozen
 
-from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.chardevs.sockets import Unix, socket_path
 from vconfs.protocol.vhost_user import QUEUES_MAX
 from vconfs.protocol.virtio1 import MAX_PORTS
 from vconfs.url_options import resize_rows_first
@@ -39,7 +39,12 @@ class VhostUserAddress:
                 raise ValueError(f"{flag or name} is given twice")
             options[flag or name] = value
         max_ports = _read_max_ports(options.get("max-ports", str(MAX_PORTS)))
-        return cls(Unix.parse(rest), max_ports, "inband" in options, resize_rows_first(options))
+        return cls(
+            Unix(socket_path("vhost-user", rest)),
+            max_ports,
+            "inband" in options,
+            resize_rows_first(options),
+        )
 
 
 def _read_max_ports(text: str) -> int:

@@ -18,7 +18,7 @@ from typing import Final
 import trio
 
 from vconfs.background import open_background
-from vconfs.link import Link
+from vconfs.link import Link, call_soon
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -205,6 +205,10 @@ class StreamLink(Link):
     def hold(self, queue: int) -> Callable[[], None] | None:
         """See `Link.hold`: what came is nobody else's, and stays as long as it is looked at."""
         return _let_go
+
+    def again(self, queue: int) -> None:
+        """See `Link.again`."""
+        call_soon(self.owner.received, queue)
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""

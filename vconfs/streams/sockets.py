@@ -14,7 +14,7 @@ from attrs import frozen
 
 from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import BACKLOG, Door
-from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.chardevs.sockets import Unix, connected_to
 from vconfs.host.chardevs.tcp import Tcp
 from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
@@ -104,14 +104,7 @@ class UnixPlace(SocketPlace):
         return self.unix.path
 
     async def _connected(self) -> trio.socket.SocketType:
-        sock = trio.socket.socket(socket.AF_UNIX)
-        try:
-            await sock.connect(self.unix.path)
-            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
-        except BaseException:
-            sock.close()
-            raise
-        return sock
+        return await connected_to(self.unix.path)
 
     def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
         return self.unix.listening()

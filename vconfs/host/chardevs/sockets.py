@@ -123,6 +123,18 @@ def _replace_stale(path: str, kind: int) -> None:
             os.unlink(path)
 
 
+async def connected_to(path: str) -> trio.socket.SocketType:
+    """Connect to a unix socket; OSError: nobody listens there, or nobody accepts."""
+    sock = trio.socket.socket(socket.AF_UNIX)
+    try:
+        await sock.connect(path)
+        sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
 @frozen
 class Connect(Chardev):
     """Connects to a unix socket that another program listens on, again when that goes away."""
@@ -145,18 +157,16 @@ class Connect(Chardev):
         pause = _RETRY_FIRST
         while True:
             begun = trio.current_time()
-            with trio.socket.socket(socket.AF_UNIX) as sock:
-                if await self._connected(sock):
+            if sock := await self._connected():
+                with sock:
                     await serve(port, SocketClient(sock))
             if trio.current_time() - begun > _RETRY_MAX:
                 pause = _RETRY_FIRST
             await trio.sleep(pause)
             pause = min(2 * pause, _RETRY_MAX)
 
-    async def _connected(self, sock: trio.socket.SocketType) -> bool:
+    async def _connected(self) -> trio.socket.SocketType | None:
         try:
-            await sock.connect(self.path)
-            sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+            return await connected_to(self.path)
         except OSError:
-            return False
-        return True
+            return None
