@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import os
 import select
 import signal
 from collections.abc import AsyncIterator, Collection
@@ -252,6 +254,7 @@ async def test_qemu_is_killed(tmp_path: Path) -> None:
 async def test_a_device_that_was_driven_can_be_driven_again(tmp_path: Path) -> None:
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         async with await qemu.connect("c1") as host:
+            before = descriptors()
             for _ in range(3):
                 async with driven(qemu) as (changes, _, _):
                     guest = await changes.named(1, NAME)
@@ -259,6 +262,12 @@ async def test_a_device_that_was_driven_can_be_driven_again(tmp_path: Path) -> N
                     guest.open(Opener(1))
                     guest.write_nowait(b"again")
                     assert await receive_exactly(host, 5) == b"again"
+                assert descriptors() == before  # the memory is let go, too
+
+
+def descriptors() -> int:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
 
 
 @pytest.mark.parametrize(
