@@ -120,6 +120,32 @@ def test_man_finds_the_pages(prefix: Path) -> None:
         assert "VCONFS" in subprocess.check_output(command, text=True)
 
 
+@pytest.mark.parametrize(
+    ("shell", "script", "output"),
+    [
+        ("bash", 'source "$D/bash-completion/completions/vconfs"; complete -p vconfs', "vconfs"),
+        (
+            "zsh",
+            'fpath=("$D/zsh/site-functions" $fpath); autoload -Uz compinit; compinit -u -D;'
+            " echo $_comps[vconfs]",
+            "_vconfs",
+        ),
+        ("fish", 'complete -C "vconfs umo"', "umount"),
+    ],
+)
+def test_each_shell_finds_its_completion(
+    prefix: Path, tmp_path: Path, shell: str, script: str, output: str
+) -> None:
+    environment = {
+        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "D": str(prefix / "share"),
+        "XDG_DATA_DIRS": str(prefix / "share"),
+    }
+    done = subprocess.run([shell, "-c", script], env=environment, capture_output=True, check=True)
+    assert output in done.stdout.decode()
+
+
 def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
     assert {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()} == {
         "share/man/man1/vconfs.1",
