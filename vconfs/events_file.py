@@ -42,8 +42,6 @@ from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
 
-#: The file's name, in the mount's root.
-EVENTS_FILE: Final = b".events"
 #: Bytes of lines that wait for one opener; when there are more, events are left out and counted.
 _BACKLOG: Final = 1 << 18
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+#: The file of events, in the mount's root.
+EVENTS_FILE: Final = b".events"
 #: An attribute of the mount's root: the process that serves it.
 PID_ATTRIBUTE: Final = b"user.pid"
 

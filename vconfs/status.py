@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from vconfs.port import Port
+if TYPE_CHECKING:  # commands that only look at a mount start sooner without trio
+    from vconfs.port import Port
 
 
 def _flag(value: bool) -> bytes:

@@ -19,8 +19,7 @@ from typing import Final
 import pyfuse3
 from attrs import field, frozen
 
-from vconfs.events_file import EVENTS_FILE
-from vconfs.names import link_name, port_file, port_id
+from vconfs.names import EVENTS_FILE, link_name, port_file, port_id
 from vconfs.port import Port
 from vconfs.ports import PortManager
 

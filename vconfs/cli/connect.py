@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import click
+import trio
 
 from vconfs.cli.arguments import PortName
-from vconfs.cli.joining import join, opened, wait_for_host
+from vconfs.cli.joining import opened, port_to_stdout, stdin_to_port, wait_for_host
 from vconfs.cli.ports import find_port
 
 
@@ -27,4 +29,30 @@ def command(port: str) -> None:
     path = find_port(port)
     with opened(path, os.O_RDWR) as descriptor:
         wait_for_host(path, descriptor)
-        join(descriptor)
+        _join(descriptor)
+
+
+def _join(port: int) -> None:
+    """Copy both ways until the port hangs up; OSError, KeyboardInterrupt.
+
+    When our input ends, what the port still says is printed: a port has no way to tell the host
+    of that end, other than closing.
+    """
+    try:
+        trio.run(_copy_both_ways, port)
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup):
+            error = error.exceptions[0]
+        raise error from None
+
+
+async def _copy_both_ways(port: int) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_in_thread, stdin_to_port, port)
+        await _in_thread(port_to_stdout, port)
+        nursery.cancel_scope.cancel()
+
+
+async def _in_thread(copy: Callable[[int], None], port: int) -> None:
+    await trio.to_thread.run_sync(copy, port, abandon_on_cancel=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import select
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import trio
 
 from vconfs.cli import Failure
 
@@ -60,32 +58,6 @@ def stdin_to_port(port: int) -> None:
     """Copy standard input to the port until its end, waiting while the host wants no more."""
     while data := os.read(_STDIN, _CHUNK):
         _write_all(port, data)
-
-
-def join(port: int) -> None:
-    """Copy both ways until the port hangs up; OSError, KeyboardInterrupt.
-
-    When our input ends, what the port still says is printed: a port has no way to tell the host
-    of that end, other than closing.
-    """
-    try:
-        trio.run(_join, port)
-    except BaseExceptionGroup as group:
-        error: BaseException = group
-        while isinstance(error, BaseExceptionGroup):
-            error = error.exceptions[0]
-        raise error from None
-
-
-async def _join(port: int) -> None:
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_in_thread, stdin_to_port, port)
-        await _in_thread(port_to_stdout, port)
-        nursery.cancel_scope.cancel()
-
-
-async def _in_thread(copy: Callable[[int], None], port: int) -> None:
-    await trio.to_thread.run_sync(copy, port, abandon_on_cancel=True)
 
 
 def _write_all(descriptor: int, data: bytes) -> None:

@@ -9,8 +9,8 @@ import json
 import logging
 import os
 import socket
+import syslog
 from contextlib import suppress
-from logging.handlers import SysLogHandler
 from typing import Final
 
 import click
@@ -46,6 +46,11 @@ class _JsonLines(logging.Formatter):
 
 
 _FORMATS: Final = {"text": _NamedLines, "json": _JsonLines}
+_PRIORITIES: Final = {
+    logging.INFO: syslog.LOG_INFO,
+    logging.WARNING: syslog.LOG_WARNING,
+    logging.ERROR: syslog.LOG_ERR,
+}
 #: Where syslogd or the journal listens.
 _SYSLOG: Final = "/dev/log"
 
@@ -67,8 +72,8 @@ class _SystemLog(logging.Handler):
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def emit(self, record: logging.LogRecord) -> None:
-        level = SysLogHandler.priority_names[record.levelname.lower()]
-        head = f"<{SysLogHandler.LOG_DAEMON << 3 | level}>vconfs[{os.getpid()}]: "
+        priority = syslog.LOG_DAEMON | _PRIORITIES.get(record.levelno, syslog.LOG_CRIT)
+        head = f"<{priority}>vconfs[{os.getpid()}]: "
         line = (head + self.format(record)).encode(errors="backslashreplace")
         with suppress(OSError):
             self._socket.sendto(line, self._path)

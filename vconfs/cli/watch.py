@@ -19,7 +19,7 @@ from click.shell_completion import CompletionItem
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount, port_names, proposals
 from vconfs.cli.ports import mounts
-from vconfs.events_file import EVENTS_FILE
+from vconfs.names import EVENTS_FILE
 
 #: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
