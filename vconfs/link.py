@@ -9,7 +9,7 @@ takes or sends as much as it likes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import trio
@@ -79,6 +79,11 @@ class Link(ABC):
     def receive(self, queue: int) -> memoryview | None:
         """Give the next buffer that came on `queue`: a view that is good until its `done`."""
 
+    def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
+        """Give the next buffers that came on `queue`, some `size` bytes of them or fewer."""
+        buffer = self.receive(queue)
+        return () if buffer is None else (buffer,)
+
     @abstractmethod
     def again(self, queue: int) -> None:
         """Tell the owner `received` once more, when others have had their turn."""
@@ -93,6 +98,11 @@ class Link(ABC):
     @abstractmethod
     def done(self, queue: int) -> None:
         """Give back the oldest buffer received on `queue`; effective with the next `flush`."""
+
+    def done_many(self, queue: int, count: int) -> None:
+        """Give back the `count` oldest buffers."""
+        for _ in range(count):
+            self.done(queue)
 
     @abstractmethod
     def flush(self, queue: int) -> None:

@@ -142,7 +142,12 @@ class Port:
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the host (asked where rings throttle)."""
-        return self._queue.size < self.limit
+        return self.space > 0
+
+    @property
+    def space(self) -> int:
+        """Bytes that may still come until the host is asked to stop."""
+        return self.limit - self._queue.size
 
     @property
     def cache(self) -> bool:
@@ -385,7 +390,7 @@ class Port:
         """Tell whoever waits what was `put`; once for many buffers, for that is what costs."""
         self._changed()
 
-    def put(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
+    def put(self, data: Buffer, lender: Callable[[], None] | None = None) -> None:
         """Queue what the host sent: a copy or, with a `lender`, lent (see `ByteQueue`)."""
         size = len(data)
         if self._was_reset:
@@ -399,7 +404,7 @@ class Port:
         if lender is None:
             self._queue.put(data)
         else:
-            self._queue.lend(data, lender)
+            self._queue.lend(memoryview(data), lender)
         line = self._line
         if line is not None and line.throttles and self._queue.size >= self.limit:
             if not self.guest_throttled:

@@ -112,9 +112,9 @@ def test_a_buffer_can_be_offered_again_as_it_was() -> None:
         assert (chain.head, chain.writable_length) == (head, 50)
         pair.device.push(head, written)
         pair.device.publish()
-        assert pair.driver.pop_to_offer_again() == (head, written)
+        assert pair.driver.pop_many(9) == [(head, written)]
         assert pair.driver.free == SIZE - 1
-        pair.driver.offer_again(head, 50)
+        pair.driver.offer_many([head], 50)
         assert pair.driver.publish()
     assert pair.driver.in_flight == 1
 
@@ -529,12 +529,14 @@ class RingMachine(RuleBasedStateMachine):
             self.tables.append(self.table_of.pop(got[0]))
 
     @precondition(lambda self: self.returned)
-    @rule()
-    def collect_and_offer_again(self) -> None:
-        head, number = self.returned.pop(0)
-        assert self.pair.driver.pop_to_offer_again() == (head, 0)
-        self.pair.driver.offer_again(head, 0)
-        self.added.append((head, number))
+    @rule(most=st.integers(1, SIZE))
+    def collect_and_offer_again(self, most: int) -> None:
+        popped = self.pair.driver.pop_many(most)
+        assert 0 < len(popped) <= most
+        again, self.returned = self.returned[: len(popped)], self.returned[len(popped) :]
+        assert popped == [(head, 0) for head, _ in again]
+        self.pair.driver.offer_many([head for head, _ in again], 0)
+        self.added += again
 
     @rule(on=st.booleans())
     def want_kicks(self, on: bool) -> None:

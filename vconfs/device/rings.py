@@ -28,6 +28,8 @@ from vconfs.protocol.virtqueue import DriverQueue, Layout
 _PAGE = 4096
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
+#: Received buffers of up to so many bytes are many.
+_SMALL = 1 << 14
 #: In the place of a received buffer that its owner keeps.
 _KEPT = -1
 
@@ -95,21 +97,20 @@ class _ReceiveQueue(_Queue):
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
         #: Descriptor -> its slot, once and for all.
-        self.slot_of = [0] * spec.size
+        self.slot_of = [memory[:0]] * spec.size
         self.held: deque[int] = deque()  # descriptors whose bytes the owner still looks at
         self.kept = 0  # those that the owner keeps for longer: at most half of them
         self.kept_max = spec.buffers // 2
         for slot in reversed(self.slots):
-            self.slot_of[self.ring.add(slot, spec.slot_size, writable=True)] = slot
+            head = self.ring.add(slot, spec.slot_size, writable=True)
+            self.slot_of[head] = memory[slot : slot + spec.slot_size]
 
-    def receive(self) -> memoryview | None:
-        used = self.ring.pop_to_offer_again()
-        if used is None:
-            return None
-        head, written = used
-        self.held.append(head)
-        slot = self.slot_of[head]
-        return self.memory[slot : slot + written]
+    def receive(self, most: int) -> list[memoryview]:
+        used, slot_of, size = self.ring.pop_many(most), self.slot_of, self.slot_size
+        self.held += [head for head, _ in used]
+        return [
+            slot_of[head] if written == size else slot_of[head][:written] for head, written in used
+        ]
 
     def hold(self) -> int | None:
         if self.kept >= self.kept_max:
@@ -120,12 +121,12 @@ class _ReceiveQueue(_Queue):
 
     def give_back(self, head: int) -> None:
         self.kept -= 1
-        self.ring.offer_again(head, self.slot_size)
+        self.ring.offer_many((head,), self.slot_size)
 
-    def done(self) -> None:
-        head = self.held.popleft()
-        if head != _KEPT:
-            self.ring.offer_again(head, self.slot_size)
+    def done(self, count: int) -> None:
+        held = self.held
+        heads = [held.popleft() for _ in range(count)]
+        self.ring.offer_many([head for head in heads if head != _KEPT], self.slot_size)
 
 
 class _SendQueue(_Queue):
@@ -306,13 +307,24 @@ class RingLink(Link):
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""
+        buffers = self._receive_some(queue, 1)
+        return buffers[0] if buffers else None
+
+    def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
+        """See `Link.receive_many`; large ones come one by one, for they may be held."""
         if self._dead:
-            return None
+            return ()
+        slot_size = self._receive[queue].slot_size
+        return self._receive_some(queue, 1 if slot_size > _SMALL else max(1, size // slot_size))
+
+    def _receive_some(self, queue: int, most: int) -> Sequence[memoryview]:
+        if self._dead:
+            return ()
         try:
-            return self._receive[queue].receive()
+            return self._receive[queue].receive(most)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
-            return None
+            return ()
 
     def hold(self, queue: int) -> Callable[[], None] | None:
         """See `Link.hold`; others always find half of the slots to send into."""
@@ -333,7 +345,11 @@ class RingLink(Link):
 
     def done(self, queue: int) -> None:
         """See `Link.done`."""
-        self._receive[queue].done()
+        self._receive[queue].done(1)
+
+    def done_many(self, queue: int, count: int) -> None:
+        """See `Link.done_many`."""
+        self._receive[queue].done(count)
 
     def flush(self, queue: int) -> None:
         """See `Link.flush`."""

@@ -217,41 +217,73 @@ class DriverQueue:
 
     def pop_used(self) -> tuple[int, int] | None:
         """Take back a buffer: its number, and how many bytes were written; None: there is none."""
-        used = self.pop_to_offer_again()
-        if used is not None:
-            head = used[0]
-            if self._rest and head in self._rest:
-                self._free += self._rest.pop(head)
-            self._free.append(head)
+        if not self._count_used():
+            return None
+        used = self._pop_one()
+        head = used[0]
+        if self._rest and head in self._rest:
+            self._free += self._rest.pop(head)
+        self._free.append(head)
         return used
 
-    def offer_again(self, head: int, writable: int) -> None:
-        """Offer a buffer as it was, of which the device may write so many bytes."""
-        self._offer(head, writable)
+    def pop_many(self, most: int) -> list[tuple[int, int]]:
+        """Like `pop_used`, several at once, and their descriptors are kept for `offer_many`.
 
-    def pop_to_offer_again(self) -> tuple[int, int] | None:
-        """Like `pop_used`, but keep the descriptors as they are, for `offer_again`."""
-        index, seen = self._used[1], self._seen
-        if index == seen:
-            return None
-        shown = (self._published - seen) & _INDEX_MASK
-        if (index - seen) & _INDEX_MASK > shown:
-            raise RemoteProtocolError(
-                f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
-            )
-        entry = 2 * (seen & self._mask)
+        Not all there are, perhaps; none: there are none.
+        """
+        count = min(self._count_used(), most)
+        if count <= 1:
+            return [self._pop_one()] if count else []
+        seen, writable, mask = self._seen, self._writable, self._mask
+        first = seen & mask
+        entries = self._used_entries[2 * first : 2 * min(first + count, self.size)].tolist()
+        popped: list[tuple[int, int]] = []
+        for used in zip(entries[::2], entries[1::2], strict=True):
+            head, written = used
+            if head > mask or written > writable[head]:
+                if not popped:
+                    raise self._wrong(head, written)
+                break  # it is told of the next time
+            writable[head] = -1
+            popped.append(used)
+        self._seen = (seen + len(popped)) & _INDEX_MASK
+        if self._event_idx and self._wants_calls:
+            self._avail[2 + self.size] = self._seen
+        return popped
+
+    def _pop_one(self) -> tuple[int, int]:
+        entry = 2 * (self._seen & self._mask)
         head, written = self._used_entries[entry], self._used_entries[entry + 1]
-        if head > self._mask or self._writable[head] < 0:
-            raise RemoteProtocolError(f"used id {head} was not in flight")
-        if written > self._writable[head]:
-            raise RemoteProtocolError(
-                f"used length {written} is more than the buffer's {self._writable[head]} bytes"
-            )
+        if head > self._mask or written > self._writable[head]:
+            raise self._wrong(head, written)
         self._writable[head] = -1
-        self._seen = (seen + 1) & _INDEX_MASK
+        self._seen = (self._seen + 1) & _INDEX_MASK
         if self._event_idx and self._wants_calls:
             self._avail[2 + self.size] = self._seen
         return head, written
+
+    def _count_used(self) -> int:
+        index, seen = self._used[1], self._seen
+        count = (index - seen) & _INDEX_MASK
+        shown = (self._published - seen) & _INDEX_MASK
+        if count > shown:
+            raise RemoteProtocolError(
+                f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
+            )
+        return count
+
+    def _wrong(self, head: int, written: int) -> RemoteProtocolError:
+        if head > self._mask or self._writable[head] < 0:
+            return RemoteProtocolError(f"used id {head} was not in flight")
+        writable = self._writable[head]
+        return RemoteProtocolError(
+            f"used length {written} is more than the buffer's {writable} bytes"
+        )
+
+    def offer_many(self, heads: Iterable[int], writable: int) -> None:
+        """Offer buffers as they were, in each of which the device may write so many bytes."""
+        for head in heads:
+            self._offer(head, writable)
 
     def suppress_calls(self) -> None:
         """Ask for no interrupts; a hint, for with EVENT_IDX one may come in 2**16 entries."""
