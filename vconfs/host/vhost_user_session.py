@@ -4,7 +4,9 @@ The guest behind it is attached to the host as soon as a ring is enabled, and qu
 as their rings do. A front-end stops the rings whenever its guest pauses, so that alone detaches
 nobody: the guest stays, with nothing to be sent to or got from. A ring that begins elsewhere than
 where it stopped has a new driver, which knows nothing of what the one before it was told: then
-the guest is attached anew.
+the guest is attached anew. A driver that broke the rules of a ring is let go, and the rings are
+left alone until the next driver sets them up: Linux takes its buffers back while user-mode Linux
+has not stopped the rings yet.
 """
 
 from __future__ import annotations
@@ -139,12 +141,12 @@ class Session:
             self._device.host.detach()
 
     async def _watch(self, backend: Backend) -> None:
-        """End the connection when the guest behind it is lost."""
+        """Leave a lost guest's rings alone, until its next driver sets them up."""
         await backend.stopped.wait()
         if backend is self._backend:
-            for index in self._rings:
+            for index in self._pause_all():
                 self._tell_broken(index)
-            self._nursery.cancel_scope.cancel()
+            self._detach()
 
     # --- rings that are live --------------------------------------------------------------
 
