@@ -99,7 +99,7 @@ class Driver(LinkEnd[Port]):
 
     def has_room(self, id: int) -> bool:
         """Whether a write of this port would take something; if not, it is told when it would."""
-        room = self._sender.has_room(id)
+        room = self._sender.has_room(id) or (self.throttles and self._sender.takes_leave(id))
         if not room:
             self._without_room.add(id)
             self._link.want_room(self._end.data_queue(id))
@@ -114,7 +114,14 @@ class Driver(LinkEnd[Port]):
             raise
         if sent < len(data):
             self.has_room(id)
+        self._tell_room()
         return sent
+
+    def send_later(self, id: int, data: Buffer) -> int:
+        """See `Sender.leave`; where a port has a queue of its own, there is nobody to pass."""
+        if not self.throttles:
+            raise trio.WouldBlock
+        return self._sender.leave(id, data)
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """See `Sender.send`; the others who found the queue taken are told that it is free."""

@@ -48,6 +48,10 @@ class EarlyLine:
             self._link.write_config(write.offset, write.data)
         return len(some)
 
+    def send_later(self, id: int, data: Buffer) -> int:
+        """Send the first bytes of `data`: there is always room for some."""
+        return self.send_nowait(id, data)
+
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Send the first bytes of `data`, if that is still `wanted` in our turn; how many."""
         await trio.lowlevel.checkpoint()

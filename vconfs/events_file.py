@@ -148,7 +148,7 @@ class EventsReader:
             except trio.WouldBlock:
                 await self._readable.park()
 
-    def write_nowait(self, data: Buffer) -> NoReturn:
+    def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> NoReturn:
         """Refuse: the file is for reading."""
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 

@@ -75,7 +75,8 @@ class PortFS(pyfuse3.Operations):
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
         """See `fuse.PortOperations`."""
         try:
-            return self._handles[fh].port.write_nowait(data)
+            nonblock = bool(flags & os.O_NONBLOCK)
+            return self._handles[fh].port.write_nowait(data, nonblock=nonblock)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 

@@ -141,7 +141,7 @@ class LinkEnd(ABC, Generic[P]):
 
     def open_port(self, id: int, opened: bool) -> None:
         """Tell the other side that the port was opened here, or closed."""
-        self._sender.post(self._dialect.port_open(id, opened))
+        self._sender.post(self._dialect.port_open(id, opened), behind=id)
 
     def throttle(self, id: int, on: bool) -> None:
         """Ask the other side to stop sending to the port, or to go on."""

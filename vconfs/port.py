@@ -72,6 +72,7 @@ class Line(Protocol):
 
     def has_room(self, id: int) -> bool: ...  # noqa: D102
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
+    def send_later(self, id: int, data: Buffer) -> int: ...  # noqa: D102
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
     def nudge(self, id: int) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
@@ -261,15 +262,23 @@ class Port:
 
     # --- writing --------------------------------------------------------------------------
 
-    def write_nowait(self, data: Buffer) -> int:
-        """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock."""
+    def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
+        """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock.
+
+        With `nonblock`, for one who will not `write` then, some of it may wait for its turn.
+        """
         if self._write_turn.locked():
             self._check_writable()
             raise trio.WouldBlock
         line = self._check_writable()
         if line is None:
             raise trio.WouldBlock
-        sent = line.send_nowait(self.id, data)
+        try:
+            sent = line.send_nowait(self.id, data)
+        except trio.WouldBlock:
+            if not nonblock:
+                raise
+            sent = line.send_later(self.id, data)
         self.counters.bytes_out += sent
         return sent
 

@@ -4,22 +4,26 @@ Control messages go first, in order. Data waits its turn: who finds no room join
 queue, and when room comes each in the queue gets one helping of it, in order. Whoever comes lets
 those go first who wait already. So ports that share a queue share it evenly, be they quick or
 slow to ask, and one that may not send at all (a throttled one) is skipped and holds up nobody.
+Who does not wait at all can leave a little data, which then has its turn.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Protocol
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from vconfs.link import Link
 from vconfs.protocol.events import Buffer, Message
 
 #: Control messages that the peer gives no buffers for are kept up to this many bytes.
 _BACKLOG_MAX = 8 << 20
+#: Who does not wait may leave so many bytes for a port.
+_LEFT_MAX = 4096
 
 
 class SendingEnd(Protocol):
@@ -31,26 +35,67 @@ class SendingEnd(Protocol):
     def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
 
 
+class _Turn(ABC):
+    """A port's place in the queue."""
+
+    id: int
+
+    @abstractmethod
+    def give(self, room: int) -> Buffer:
+        """Give what to send, now that there is room for so many bytes; nothing: it has had it."""
+
+    @abstractmethod
+    def sent(self, size: int) -> bool:
+        """Learn how much of that went; whether it wants another turn."""
+
+
 @define(eq=False)
-class _Waiter:
+class _Waiter(_Turn):
     """A task that waits to send for a port."""
 
     id: int
     data: Buffer
     wanted: Callable[[], bool]
     task: trio.lowlevel.Task
-    sent: int = 0
+    went: int = 0
 
-    def wake(self) -> None:
+    def give(self, room: int) -> Buffer:
+        return self.data if self.wanted() else b""
+
+    def sent(self, size: int) -> bool:
+        self.went = size
         trio.lowlevel.reschedule(self.task)
+        return False
 
 
 @define(eq=False)
-class _Source:
+class _Source(_Turn):
     """A port that has something to send whenever it is asked."""
 
     id: int
-    give: Callable[[int], Buffer]
+    ask: Callable[[int], Buffer]
+
+    def give(self, room: int) -> Buffer:
+        return self.ask(room)
+
+    def sent(self, size: int) -> bool:
+        return size > 0
+
+
+@define(eq=False)
+class _Left(_Turn):
+    """Data that was left here, by one who does not wait, and the messages that follow it."""
+
+    id: int
+    data: bytes
+    messages: list[Message] = field(factory=list)
+
+    def give(self, room: int) -> Buffer:
+        return self.data
+
+    def sent(self, size: int) -> bool:
+        self.data = self.data[size:]
+        return bool(self.data)
 
 
 class Sender:
@@ -62,12 +107,19 @@ class Sender:
         self._closed = False
         self._backlog: dict[int, deque[bytes]] = defaultdict(deque)
         self._backlog_size = 0
-        self._turns: dict[int, deque[_Waiter | _Source]] = defaultdict(deque)
+        self._turns: dict[int, deque[_Turn]] = defaultdict(deque)
         self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
+        self._left: dict[int, _Left] = {}  # by port, what is left in a queue
 
-    def post(self, message: Message | None) -> None:
-        """Send a control message, now or as soon as there is room; None: nothing to send."""
+    def post(self, message: Message | None, behind: int | None = None) -> None:
+        """Send a control message, now or as soon as there is room; None: nothing to send.
+
+        `behind`: not before the data that was left for this port.
+        """
         if message is None or self._closed:
+            return
+        if behind is not None and (left := self._left.get(behind)):
+            left.messages.append(message)
             return
         self._backlog_size += len(message.data)
         self._backlog[message.queue].append(message.data)
@@ -83,11 +135,29 @@ class Sender:
     def send_nowait(self, id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for; trio.WouldBlock: none is left for us."""
         queue = self._end.data_queue(id)
-        self._take_turns(queue)
+        if self._turns.get(queue):
+            self._take_turns(queue)
         room = self._room(queue)
-        if not room:
+        if not room or id in self._left:
             raise trio.WouldBlock
         return self._put(queue, id, data, room)
+
+    def takes_leave(self, id: int) -> bool:
+        """Whether `leave` for this port would take something."""
+        turns = self._turns.get(self._end.data_queue(id), ())
+        return not self._closed and all(turn.id != id for turn in turns)
+
+    def leave(self, id: int, data: Buffer) -> int:
+        """Take some of `data`, to send it at the port's next turn; trio.WouldBlock.
+
+        This is for one who cannot wait: among others who do he would never find room.
+        """
+        if not self.takes_leave(id):
+            raise trio.WouldBlock
+        left = self._left[id] = _Left(id, bytes(memoryview(data)[:_LEFT_MAX]))
+        taken = len(left.data)
+        self._turns[self._end.data_queue(id)].append(left)
+        return taken
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
@@ -115,7 +185,7 @@ class Sender:
             return trio.lowlevel.Abort.SUCCEEDED
 
         await trio.lowlevel.wait_task_rescheduled(abort)
-        return turn.sent
+        return turn.went
 
     def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
         """At each turn of this port send what `give` gives, until that is nothing.
@@ -138,7 +208,7 @@ class Sender:
         for turn in [turn for turn in turns if turn.id == id]:
             if isinstance(turn, _Waiter) and not turn.wanted():
                 turns.remove(turn)
-                turn.wake()
+                turn.sent(0)
 
     def room(self, queue: int) -> None:
         """Use the room that has come on `queue`."""
@@ -152,8 +222,9 @@ class Sender:
         for turns in self._turns.values():
             for turn in turns:
                 if isinstance(turn, _Waiter):
-                    turn.wake()
+                    turn.sent(0)
             turns.clear()
+        self._left.clear()
 
     def _room(self, queue: int) -> int:
         """How many bytes of data can be sent now, by whoever's turn it is."""
@@ -174,21 +245,26 @@ class Sender:
             room = self._room(queue)
             if not room or not turns:
                 return
-            turn = turns.popleft()
-            if isinstance(turn, _Source):
-                self._ask(queue, turn, room)
-            else:
-                if turn.wanted():
-                    turn.sent = self._put(queue, turn.id, turn.data, room)
-                turn.wake()
+            self._serve(queue, turns.popleft(), room)
 
-    def _ask(self, queue: int, source: _Source, room: int) -> None:
-        data = source.give(room)
-        if len(data):
-            self._turns[queue].append(source)
-            self._put(queue, source.id, data, room)
-        else:
-            self._offering.discard(source.give)
+    def _serve(self, queue: int, turn: _Turn, room: int) -> None:
+        data = turn.give(room)
+        size = self._put(queue, turn.id, data, room) if len(data) else 0
+        again = turn.sent(size) and not self._closed
+        if isinstance(turn, _Left):
+            self._served_left(queue, turn, again)
+        elif again:
+            self._turns[queue].append(turn)
+        elif isinstance(turn, _Source):
+            self._offering.discard(turn.ask)
+
+    def _served_left(self, queue: int, left: _Left, again: bool) -> None:
+        if again:
+            self._turns[queue].appendleft(left)  # nothing of its port may pass the rest
+            return
+        self._left.pop(left.id, None)
+        for message in left.messages:
+            self.post(message)
 
     def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:
         link, end = self._link, self._end

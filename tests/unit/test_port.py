@@ -41,6 +41,9 @@ class FakeLine:
         self.room -= len(taken)
         return len(taken)
 
+    def send_later(self, id: int, data: Buffer) -> int:
+        raise trio.WouldBlock
+
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         while wanted():
             try:

@@ -289,3 +289,62 @@ async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery)
     sender.post(Message(1, b"control"))
     await make_room(link, sender, 2)
     assert link.sent[0] == b"control"
+
+
+# --- who does not wait --------------------------------------------------------------------
+
+
+async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.Nursery) -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    for id in range(20):
+        nursery.start_soon(flood, sender, id)
+    await trio.testing.wait_all_tasks_blocked()
+    for _ in range(5):
+        link.sent.clear()
+        with pytest.raises(trio.WouldBlock):
+            sender.send_nowait(200, b"hello")
+        assert sender.leave(200, b"hello") == 5
+        assert not sender.takes_leave(200)
+        while not link.sent or link.sent[-1][0] != 200:
+            await make_room(link, sender)
+        assert len(link.sent) == 21
+        assert sender.takes_leave(200)
+
+
+async def test_nothing_of_its_port_passes_what_was_left() -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    assert sender.leave(1, b"first of 3 buffers left") == 23
+    with pytest.raises(trio.WouldBlock):
+        sender.leave(1, b"more")
+    sender.post(Message(1, b"close"), behind=1)
+    sender.post(Message(1, b"open"), behind=1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(sender.send, 1, b"waits", always)
+        nursery.start_soon(sender.send, 2, b"other", always)
+        await trio.testing.wait_all_tasks_blocked()
+        link.free[1] = 1
+        sender.room(1)
+        with pytest.raises(trio.WouldBlock):
+            sender.send_nowait(1, b"hasty")
+        sender.post(Message(1, b"urgent"), behind=2)
+        for _ in range(8):
+            await make_room(link, sender)
+    assert [bytes(buffer) for buffer in link.sent if buffer[0] != 2] == [
+        b"\x01\x08first of",
+        b"urgent",
+        b"\x01\x08 3 buffe",
+        b"\x01\x07rs left",
+        b"close",
+        b"open",
+        b"\x01\x05waits",
+    ]
+
+
+async def test_who_does_not_wait_can_leave_little_and_only_while_there_is_a_link() -> None:
+    sender = Sender(FakeLink(free=0), FakeEnd())
+    assert sender.leave(1, bytes(1 << 20)) == 4096
+    sender.close()
+    with pytest.raises(trio.WouldBlock):
+        sender.leave(2, b"late")

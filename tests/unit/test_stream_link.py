@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
+import trio.testing
 
+from vconfs.driver import Driver
 from vconfs.link import Link
+from vconfs.port import Port
+from vconfs.ports import PortManager
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
 from vconfs.sender import Sender
@@ -60,16 +66,22 @@ class LatePeer:
 
 
 @asynccontextmanager
-async def joined() -> AsyncIterator[tuple[v8.GuestEnd, Sender, LatePeer]]:
+async def linked() -> AsyncIterator[tuple[Link, LatePeer]]:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         peer = LatePeer(theirs)
         await peer.say_hello()
         wire, place = Wire(ours.fileno(), ours.fileno()), UnixPlace.parse("/unused")
         async with open_link(wire, place, Role.GUEST, v8.FEATURES) as link:
-            end = v8.GuestEnd(link.features)
-            yield end, Owner(link, end).sender, peer
+            yield link, peer
             theirs.close()
+
+
+@asynccontextmanager
+async def joined() -> AsyncIterator[tuple[v8.GuestEnd, Sender, LatePeer]]:
+    async with linked() as (link, peer):
+        end = v8.GuestEnd(link.features)
+        yield end, Owner(link, end).sender, peer
 
 
 def fill(sender: Sender, id: int) -> int:
@@ -122,3 +134,36 @@ async def test_a_file_that_cannot_be_waited_for_is_read_to_its_end(tmp_path: Pat
         sizes = [len(await wire.receive()) for _ in range(4)]
     assert sum(sizes) == 600_000
     assert sizes[3] == 0
+
+
+async def test_a_program_that_does_not_wait_is_not_kept_out_by_those_who_do() -> None:
+    manager = PortManager()
+    async with linked() as (link, peer), trio.open_nursery() as nursery:
+        driver = Driver(manager, link, v8.GuestEnd(link.features))
+        driver.start()
+        for id in (1, 2, 3):
+            nursery.start_soon(write_on, manager.ports[id])
+        await trio.testing.wait_all_tasks_blocked()
+        port = manager.ports[4]
+        for _ in range(3):
+            assert port.poll() & select.POLLOUT
+            with pytest.raises(trio.WouldBlock):
+                port.write_nowait(b"key")
+            assert port.write_nowait(b"key", nonblock=True) == 3
+            assert not port.poll() & select.POLLOUT
+            with pytest.raises(trio.WouldBlock):
+                port.write_nowait(b"key", nonblock=True)
+            told: list[Port] = []
+            port.on_change = told.append
+            for _ in range(20):
+                if "d4" in await peer.read(1):
+                    break
+            else:
+                raise AssertionError("it did not get its turn")
+            assert told
+        nursery.cancel_scope.cancel()
+
+
+async def write_on(port: Port) -> None:
+    while True:
+        await port.write(bytes(PIECE))

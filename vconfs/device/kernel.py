@@ -199,6 +199,10 @@ class KernelPorts:
             raise trio.WouldBlock
         return self._channels[id].write(data)
 
+    def send_later(self, id: int, data: Buffer) -> int:
+        """Refuse: ports do not share a queue here. trio.WouldBlock."""
+        raise trio.WouldBlock
+
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for room; 0: it is not wanted any more."""
         while (channel := self._channels.get(id)) is not None and wanted():
