@@ -24,11 +24,10 @@ class Terminal:
     _tmux: tuple[str, ...]
     _window: str
 
-    def type(self, text: str, *, enter: bool = True) -> None:
+    def type(self, line: str) -> None:
         """Type a line."""
-        self._do("send-keys", "-t", self._window, "-l", text)
-        if enter:
-            self.press("Enter")
+        self._do("send-keys", "-t", self._window, "-l", line)
+        self.press("Enter")
 
     def press(self, key: str) -> None:
         """Press a key that has a name, like C-c."""
