@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import evolve
-
 from vconfs.device.rings import QueueSpec
 
 #: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
-#: The host's are the largest, for the guest end reads from them in place; a port's own queue
-#: (virtio1) has smaller ones.
+#: The host's are the largest, for the guest end reads from them in place.
 RECEIVE_QUEUE = QueueSpec(size=16, slot_size=(768 << 10) + 64, slots=8)
 DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
-OWN_DATA_QUEUE = evolve(DATA_QUEUE, shared=False)
+#: A port's own queue (virtio1): all of it is touched in time, and there may be 254 of them.
+OWN_DATA_QUEUE = QueueSpec(size=8, slot_size=1 << 17, shared=False)
 CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
 
