@@ -354,7 +354,6 @@ class Port:
             return
         self.host_connected = connected
         if not connected:
-            self.host_throttled = False
             if self._queue.size or self._delivered or self._read_turn.locked():
                 self._queue.put_mark()
             self._delivered = False

@@ -118,6 +118,29 @@ async def test_a_host_that_nobody_reads_throttles_the_guest_and_lets_it_go_below
         assert port.write_nowait(b"y") == 1
 
 
+async def test_a_full_port_that_caches_loses_nothing_when_its_host_comes_and_goes() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1000, cache=True)]) as ends:
+        port, host_port = ends.ports[0], cast(HostPort, puppet.port)
+        port.write_nowait(bytes(1000))
+        for change in (puppet.port.disconnect, puppet.port.connect, puppet.port.hang_up):
+            change()
+            assert port.host_throttled
+            with pytest.raises(OSError, match="No space"):
+                port.write_nowait(b"x")
+        assert len(await puppet.port.receive()) == 1000
+        assert not port.host_throttled
+        assert host_port.counters.dropped == 0
+
+
+async def test_a_full_port_without_a_cache_is_let_go_by_a_hang_up() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
+        ends.ports[0].write_nowait(bytes(1000))
+        puppet.port.disconnect()
+        assert not ends.ports[0].host_throttled
+
+
 async def test_a_guest_that_nobody_reads_in_throttles_the_host() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)], PortOptions(limit=100_000)) as ends:
@@ -412,6 +435,17 @@ async def test_holding_and_being_full_throttle_together_and_each_lets_go_alone()
         assert host_port.counters.resets == 0
         ends.host.throttle(0, False)
         assert port.write_nowait(b"x") == 1
+
+
+async def test_a_held_port_is_held_over_a_hang_up() -> None:
+    puppet = Puppet()
+    async with open_ends([spec(puppet=puppet)]) as ends:
+        ends.host.throttle(0, True)
+        puppet.port.disconnect()
+        puppet.port.connect()
+        assert ends.ports[0].host_throttled
+        ends.host.throttle(0, False)
+        assert not ends.ports[0].host_throttled
 
 
 async def test_what_was_sent_before_it_was_held_still_reaches_the_chardev() -> None:

@@ -74,7 +74,7 @@ class PortMachine(RuleBasedStateMachine):
     def hang_up_model(self) -> None:
         if not self.connected:
             return
-        self.connected = self.host_throttled = False
+        self.connected = False
         marked = bool(self.size() or self.delivered)
         if self.end_of_file and self.later:
             # The first of two hang-ups stays; the second is behind what came between. The model
