@@ -73,6 +73,14 @@ SH_LINES = [
     if block.kind == "sh"
     for number, line in enumerate(block.lines, block.line + 1)
 ]
+#: The examples of the commands' help: a remark may stand behind many spaces.
+HELP_LINES = [
+    re.split(r" {3,}", line.strip())[0]
+    for block in blocks((REPOSITORY / "docs/reference/commands.md").read_text())
+    if block.lines[0] == "Examples:"
+    for line in block.lines[1:]
+    if line.strip().startswith("vconfs ")
+]
 
 
 @pytest.mark.parametrize("line", SH_LINES)
@@ -89,6 +97,15 @@ def test_commands_for_other_machines_are_commands(line: str) -> None:
         for word in words[1:]:
             if word.startswith(("examples/", "systemd/")):
                 assert (REPOSITORY / word).is_file()
+
+
+@pytest.mark.parametrize("line", HELP_LINES)
+def test_examples_of_the_help_are_commands(line: str) -> None:
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;<>")
+    lexer.whitespace_split = True
+    words = list(lexer)
+    ends = [place for place, word in enumerate(words) if set(word) <= set("|&;<>")]
+    check_vconfs(words[1 : ends[0] if ends else None])
 
 
 def check_vconfs(words: list[str]) -> None:
