@@ -166,6 +166,7 @@ class Driver(LinkEnd[Port]):
         if event.id in self._manager.ports:  # v8's config space tells of gaps again
             self._take_last(event.id)
             self._manager.remove(event.id)
+            self._sender.forget(event.id)
 
     def _opened(self, event: events.PortOpened) -> None:
         if port := self._port(event):

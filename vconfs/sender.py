@@ -159,6 +159,12 @@ class Sender:
         self._turns[self._end.data_queue(id)].append(left)
         return taken
 
+    def forget(self, id: int) -> None:
+        """Drop what was left for a port that is gone: the next one with this id is another."""
+        if left := self._left.pop(id, None):
+            left.data = b""
+            left.messages.clear()
+
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
 
@@ -262,7 +268,8 @@ class Sender:
         if again:
             self._turns[queue].appendleft(left)  # nothing of its port may pass the rest
             return
-        self._left.pop(left.id, None)
+        if self._left.get(left.id) is left:
+            del self._left[left.id]
         for message in left.messages:
             self.post(message)
 

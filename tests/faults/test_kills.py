@@ -106,8 +106,9 @@ class Traffic:
 
     # --- moments --------------------------------------------------------------------------
 
-    async def random_moment(self, numbers: random.Random) -> None:
+    async def random_moment(self) -> None:
         """Wait for a moment: soon, be the ends there or not, or when some data has come."""
+        numbers = self.numbers
         if numbers.random() < 0.25:
             await trio.sleep(numbers.uniform(0, 0.5))
         else:
@@ -148,7 +149,6 @@ async def survive(
     survivor: Program,
     begin: Callable[[], Awaitable[Program]],
     use: Callable[[Program], Awaitable[None]],
-    numbers: random.Random,
 ) -> None:
     """Start, use and kill the other end, and see that the survivor does not mind."""
     before = Holdings.of(survivor)
@@ -156,7 +156,7 @@ async def survive(
         victim = await begin()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(use, victim)
-            await traffic.random_moment(numbers)
+            await traffic.random_moment()
             await victim.kill()
             nursery.cancel_scope.deadline = trio.current_time() + 10
         assert not nursery.cancel_scope.cancelled_caught, "somebody still waits for the dead"
@@ -182,9 +182,7 @@ async def test_the_guest_is_killed(both: Both, numbers: random.Random) -> None:
     host = await both.host(*traffic.ports)
     async with open_background() as nursery:
         nursery.start_soon(traffic.use_sockets)
-        await survive(
-            traffic, host, lambda: both.begin_mount("-o", "throttle=block,wait"), use, numbers
-        )
+        await survive(traffic, host, lambda: both.begin_mount("-o", "throttle=block,wait"), use)
 
 
 @pytest.mark.timeout(LIMIT + 10)
@@ -200,4 +198,4 @@ async def test_the_host_is_killed(both: Both, numbers: random.Random) -> None:
         mount = await both.mount("-o", "throttle=block,wait")
         nursery.start_soon(traffic.use_files)
         await first.kill()
-        await survive(traffic, mount, lambda: both.begin_host(*traffic.ports), use, numbers)
+        await survive(traffic, mount, lambda: both.begin_host(*traffic.ports), use)

@@ -348,3 +348,16 @@ async def test_who_does_not_wait_can_leave_little_and_only_while_there_is_a_link
     sender.close()
     with pytest.raises(trio.WouldBlock):
         sender.leave(2, b"late")
+
+
+async def test_what_was_left_for_a_port_that_is_gone_does_not_reach_the_next_one() -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    assert sender.leave(1, b"old") == 3
+    sender.post(Message(1, b"close"), behind=1)
+    sender.forget(1)
+    link.free[1] = 5
+    sender.room(1)
+    assert link.sent == []
+    assert sender.send_nowait(1, b"new") == 3
+    assert link.sent == [b"\x01\x03new"]
