@@ -6,10 +6,13 @@ import errno
 import select
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.test_ends import spec, taken
@@ -96,6 +99,102 @@ async def test_pollers_are_told_of_room(rings: int) -> None:
             await puppet.port.receive()
             await trio.testing.wait_all_tasks_blocked()
         assert changes == 1
+
+
+class Room:
+    """Wakes those who wait for a port to be writable, as select does."""
+
+    def __init__(self) -> None:
+        self._changed = trio.Event()
+
+    def port_changed(self, port: Port) -> None:
+        self._changed.set()
+
+    def port_added(self, port: Port) -> None: ...
+    def port_removed(self, port: Port) -> None: ...
+    def port_renamed(self, port: Port, old: bytes) -> None: ...
+
+    async def wait(self, port: Port) -> None:
+        while not port.poll() & select.POLLOUT:
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(RINGS),
+    st.sampled_from([0, 1, 2]),
+    st.lists(st.sampled_from([1, 4096, 65_536, 65_537, 300_000, 1 << 20]), min_size=1, max_size=6),
+    st.integers(0, 1 << 32),
+    st.sampled_from(["up", "down", "up and down"]),
+)
+def test_any_sizes_at_any_pace(
+    rings: int, vectors: int, sizes: list[int], seed: int, ways: str
+) -> None:
+    """One port's writer waits, another's polls; nobody is left waiting, and no byte is lost."""
+    clock = trio.testing.MockClock(autojump_threshold=0)
+    trio.run(transfer, rings, vectors, sizes, Random(seed), ways, clock=clock)
+
+
+async def transfer(rings: int, vectors: int, sizes: list[int], chance: Random, ways: str) -> None:
+    puppets = [Puppet(), Puppet()]
+    specs = [spec(b"%d" % i, puppet, host_limit=100_000) for i, puppet in enumerate(puppets)]
+    data = (chance.randbytes(65521) * (sum(sizes) // 65521 + 1))[: sum(sizes)]
+    async with open_console(specs, vectors=vectors, features=PLAIN | rings) as fake:
+        async with driven(fake) as (driver, manager):
+            await settled(lambda: len(manager.ports) == 2)
+            room = Room()
+            with manager.listening(room), trio.fail_after(1):
+                async with trio.open_nursery() as nursery:
+                    if "up" in ways:
+                        nursery.start_soon(write_waiting, manager.ports[0], data, sizes)
+                        nursery.start_soon(write_polling, manager.ports[1], data, sizes, room)
+                        for puppet in puppets:
+                            nursery.start_soon(receive_slowly, puppet, data, chance)
+                    if "down" in ways:
+                        for id, puppet in enumerate(puppets):
+                            nursery.start_soon(puppet.port.send, data)
+                            nursery.start_soon(read_slowly, manager.ports[id], data, chance)
+            assert driver.reason == ""
+
+
+async def write_waiting(port: Port, data: bytes, sizes: list[int]) -> None:
+    view = memoryview(data)
+    for size in sizes:
+        await write_all(port, bytes(view[:size]))
+        view = view[size:]
+
+
+async def write_polling(port: Port, data: bytes, sizes: list[int], room: Room) -> None:
+    view, left = memoryview(data), list(sizes)
+    while view:
+        await room.wait(port)
+        sent = port.write_nowait(view[: left[0]])
+        view = view[sent:]
+        left[0] -= sent
+        if not left[0]:
+            left.pop(0)
+        await trio.lowlevel.checkpoint()
+
+
+async def receive_slowly(puppet: Puppet, data: bytes, chance: Random) -> None:
+    view = memoryview(data)
+    while view:
+        for _ in range(chance.randrange(4)):
+            await trio.lowlevel.checkpoint()
+        piece = await puppet.port.receive(chance.choice([1000, 1 << 16, 1 << 20]))
+        assert piece == view[: len(piece)]
+        view = view[len(piece) :]
+
+
+async def read_slowly(port: Port, data: bytes, chance: Random) -> None:
+    view = memoryview(data)
+    while view:
+        for _ in range(chance.randrange(4)):
+            await trio.lowlevel.checkpoint()
+        piece = taken(await port.read(chance.choice([1000, 1 << 16, 1 << 20])))
+        assert piece == view[: len(piece)]
+        view = view[len(piece) :]
 
 
 # --- RESIZE -------------------------------------------------------------------------------
