@@ -62,6 +62,7 @@ _STATES: Final[dict[tuple[str, ...], str]] = {
     ("host opens", "THROTTLE 1"): "host connected, throttles (v8)",
     ("host opens", "ring is full"): "host connected, ring full (virtio1)",
     ("host opens", "data comes", "host hangs up"): "hung up, data waits",
+    ("THROTTLE 1",): "no host, throttled (v8)",
     ("device lost",): "device lost",
     ("host opens", "data comes", "port removed"): "port removed, data waits",
     ("port removed",): "port removed",
@@ -117,6 +118,17 @@ def calls() -> str:
     return "".join(lines)
 
 
+#: The states of the diagram, in words.
+_WORDS: Final = {
+    "no_host": "no host",
+    "connected": "host connected",
+    "throttled": "host connected, throttles",
+    "throttled_alone": "no host, throttled",
+    "device_lost": "device lost",
+    "removed": "port removed",
+}
+
+
 def _name(port: Port) -> str:
     if port.removed:
         return "removed"
@@ -151,5 +163,6 @@ def _transitions() -> Iterator[tuple[str, str, str]]:
 def diagram() -> str:
     """Draw the states of a port and what leads from one to the other."""
     lines = ["```mermaid\n", "stateDiagram-v2\n", "    [*] --> no_host\n"]
+    lines += [f"    {name}: {words}\n" for name, words in _WORDS.items()]
     lines += [f"    {here} --> {there}: {event}\n" for here, there, event in _transitions()]
     return "".join([*lines, "    removed --> [*]\n", "```\n"])
