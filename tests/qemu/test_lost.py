@@ -156,7 +156,9 @@ async def test_what_a_console_says_meanwhile_is_not_lost(tmp_path: Path) -> None
         async with open_machine(tmp_path, console):
             await both.mount()
             await both.until_connected()
-            terminal = await in_thread(lambda: os.open(both.mountpoint / "hvc0", os.O_RDWR))
+            link = both.mountpoint / "hvc0"
+            await until(lambda: os.path.lexists(link))  # the device says later that it is a console
+            terminal = await in_thread(lambda: os.open(link, os.O_RDWR))
             os.write(terminal, b"before, ")
             await until(lambda: output.read_bytes() == b"before, ")
         await until(lambda: both.attribute("host") == b"0")
