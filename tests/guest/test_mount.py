@@ -21,6 +21,7 @@ from tests.guest.conftest import Mount, QemuHost
 from tests.guest.guest import KERNELS, MOUNTPOINT, VCONFS
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
+from tests.remote.shell import check_cat_and_echo
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -55,20 +56,7 @@ async def test_names(mount: Mount, remote: Remote) -> None:
 async def test_cat_and_echo(mount: Mount, remote: Remote, host: trio.SocketStream) -> None:
     path = mount.file(mount.device.data)
     await remote.close(await opened(remote, path))
-    await remote.run(f"echo 'to the host' >{path}")
-    assert await receive_exactly(host, 12) == b"to the host\n"
-    said = []
-
-    async def cat() -> None:
-        said.append(await remote.run(f"cat {path}"))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(cat)
-        while not (await remote.getxattr(path, "user.openers")).endswith(b"cat"):
-            pass  # what comes while echo has it open goes when that closes it
-        await host.send_all(b"to the guest\n")
-        await host.aclose()
-    assert said == ["to the guest\n"]
+    await check_cat_and_echo(remote, path, host)
 
 
 async def test_much_data(mount: Mount, remote: Remote, host: trio.SocketStream) -> None:

@@ -17,6 +17,7 @@ import trio
 
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
+from tests.remote.shell import check_cat_and_echo
 from tests.uml.conftest import run_in
 from tests.uml.hosts import VCONFS, HostEnd, open_host
 from tests.uml.machine import ROOT, Guest
@@ -60,22 +61,9 @@ async def test_names(remote: Remote, line_host: HostEnd) -> None:
 
 async def test_cat_and_echo(remote: Remote, line_host: HostEnd) -> None:
     path = file_of(NAMES[0])
-    said = []
-
-    async def cat() -> None:
-        said.append(await remote.run(f"cat {path}"))
-
     async with await line_host.connect(NAMES[0]) as client:
         await remote.close(await opened(remote, path))
-        await remote.run(f"echo 'to the host' >{path}")
-        assert await receive_exactly(client, 12) == b"to the host\n"
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cat)
-            while not (await remote.getxattr(path, "user.openers")).endswith(b"cat"):
-                pass  # what comes while echo has it open goes when that closes it
-            await client.send_all(b"to the guest\n")
-            await client.aclose()
-    assert said == ["to the guest\n"]
+        await check_cat_and_echo(remote, path, client)
 
 
 async def test_much_data_both_ways_on_all_ports_at_once(remote: Remote, line_host: HostEnd) -> None:
