@@ -51,6 +51,17 @@ class ByteQueue:
         self._chunks.append(data)
         self._lenders.append(lender)
 
+    def put_back(self, data: Buffer) -> None:
+        """Put a copy of what was taken back at the head."""
+        if not len(data):
+            return
+        if self._offset:
+            assert self._chunks[0] is not None
+            self._chunks[0] = self._chunks[0][self._offset :]
+            self._offset = 0
+        self._chunks.appendleft(bytes(data))
+        self.size += len(data)
+
     def give_back(self) -> None:
         """Tell the lenders of what has been taken."""
         if self._spent:

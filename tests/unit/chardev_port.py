@@ -73,6 +73,10 @@ class FakePort:
     async def receive_message(self) -> bytes:
         return await self.receive(1 << 30)
 
+    def put_back(self, data: Buffer) -> None:
+        if len(data):
+            self.queue.appendleft(bytes(data))
+
     async def send(self, data: Buffer) -> None:
         await self.until(lambda: not self.throttled)
         self._send(data)

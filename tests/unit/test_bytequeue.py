@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,6 +52,22 @@ def test_a_flood_of_single_bytes_is_stored_in_few_chunks() -> None:
     for _ in range(200_000):
         queue.put(b"x")
     assert len(queue.take(1 << 20)) < 10
+
+
+@pytest.mark.parametrize("first", [3, 6, 100])
+def test_what_is_put_back_is_taken_next(first: int) -> None:
+    queue = ByteQueue()
+    queue.put(b"abcdef")
+    queue.put_mark()
+    taken = drain(queue, first)
+    queue.put_back(taken[2:])
+    queue.put_back(b"")
+    assert queue.size == 4
+    assert drain(queue, 100) == b"cdef"
+    assert queue.at_mark
+    queue.put_back(b"ef")
+    assert drain(queue, 100) == b"ef"
+    assert queue.at_mark
 
 
 def test_clear_tells_what_was_dropped() -> None:

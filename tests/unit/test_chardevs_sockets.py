@@ -6,7 +6,7 @@ import logging
 import os
 import socket
 import struct
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
@@ -47,9 +47,9 @@ async def test_all_that_a_client_said_is_sent_when_it_can_take_no_more(tmp_path:
         client = await connected(f"{tmp_path}/s")
         said = await fill(client)
         client.close()
-        port.write(b"into the void")  # finds out that the client has gone
-        await port.until(lambda: not port.queue)
-        await trio.testing.wait_all_tasks_blocked()
+        port.write(b"for the next one")  # finds out that the client has gone
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        assert list(port.queue) == [b"for the next one"]
         assert port.connected
         port.throttle(False)
         await port.until_connected(False)
@@ -67,6 +67,30 @@ async def test_what_a_slow_client_does_not_take_stays_in_the_port(tmp_path: Path
         got = 0
         while got < 200 * len(PIECE):
             got += len(await client.recv(1 << 20))
+        client.close()
+
+
+@pytest.mark.parametrize("kind", ["unix", "seqpacket"])
+async def test_what_a_client_leaves_is_for_the_next_one(tmp_path: Path, kind: str) -> None:
+    how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
+    async with serving(f"{kind}:{tmp_path}/s") as port:
+        first = socket.socket(socket.AF_UNIX, how)
+        first.setblocking(False)
+        first.connect(f"{tmp_path}/s")
+        await port.until_connected()
+        pieces = [bytes([number]) * 50_000 for number in range(100)]
+        for piece in pieces:
+            port.write(piece)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        got = b""
+        with first, suppress(BlockingIOError):
+            while True:
+                got += first.recv(1 << 20)
+        await port.until_connected(False)
+        client = await connected(f"{tmp_path}/s", how)
+        while len(got) < 100 * 50_000:
+            got += await client.recv(1 << 20)
+        assert got == b"".join(pieces)
         client.close()
 
 

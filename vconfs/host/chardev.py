@@ -75,6 +75,9 @@ class PortSide(Protocol):
     async def receive_message(self) -> bytes:
         """Wait for one whole write request of the guest and give its bytes."""
 
+    def put_back(self, data: Buffer) -> None:
+        """Leave what was received, or the rest of it, to whoever comes next."""
+
     async def send(self, data: Buffer) -> None:
         """Send all of `data` to the guest, waiting while it throttles us or has no buffers."""
 

@@ -103,6 +103,10 @@ class _Messages:
         self.size -= len(message) + _MESSAGE_COST
         return message
 
+    def put_back(self, message: bytes) -> None:
+        self.whole.appendleft(message)
+        self.size += len(message) + _MESSAGE_COST
+
     def abandon(self) -> int:
         """Drop a message whose rest will not come; tell how many bytes of it there were."""
         dropped = len(self._partial)
@@ -234,6 +238,14 @@ class HostPort:
         message = self._messages.take()
         self._took()
         return message
+
+    def put_back(self, data: Buffer) -> None:
+        """See `PortSide.put_back`."""
+        if self._messages is not None:
+            self._messages.put_back(bytes(data))
+        else:
+            self._queue.put_back(data)
+        self._throttle_when_full()
 
     async def send(self, data: Buffer) -> None:
         """See `PortSide.send`."""

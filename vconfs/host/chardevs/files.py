@@ -12,7 +12,7 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Pipe
+from vconfs.host.chardevs.join import Pipe, pass_on
 from vconfs.host.chardevs.paths import cannot, path_argument
 
 #: Write so much to a file at a time: a thread does it, and has to be worth it.
@@ -130,4 +130,4 @@ def _make_fifo(path: str) -> bool:
 async def _copy_out(port: PortSide, sink: Pipe) -> None:
     while True:
         await sink.writable()  # until then the data is left in the port
-        await sink.send_all(await port.receive())
+        await pass_on(port, sink.send)

@@ -6,7 +6,7 @@ import logging
 import os
 import select
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
@@ -92,6 +92,16 @@ async def _watch(client: Client, gone: trio.Event) -> None:
     gone.set()
 
 
+async def pass_on(port: PortSide, send: Callable[[memoryview], Awaitable[int]]) -> None:
+    """Wait for bytes from the guest and send them; what is not taken goes back to the port."""
+    rest = memoryview(await port.receive())
+    try:
+        while rest:
+            rest = rest[await send(rest) :]
+    finally:
+        port.put_back(rest)
+
+
 class SocketClient(Client):
     """The peer of a connected stream socket."""
 
@@ -108,9 +118,7 @@ class SocketClient(Client):
     async def take_from(self, port: PortSide) -> None:
         """See `Client`."""
         await trio.lowlevel.wait_writable(self._sock)
-        data = memoryview(await port.receive())
-        while data:
-            data = data[await self._sock.send(data) :]
+        await pass_on(port, self._sock.send)
 
     async def gone(self) -> None:
         """See `Client`; a unix socket's peer that closes after SHUT_WR is a hang-up."""
@@ -152,11 +160,11 @@ class Pipe:
         except BlockingIOError:
             return 0
 
-    async def send_all(self, data: bytes) -> None:
-        """Send all of `data`; OSError."""
-        rest = memoryview(data)
-        while rest := rest[self.send_nowait(rest) :]:
+    async def send(self, data: Buffer) -> int:
+        """Wait until something is taken, and tell how much that was; OSError."""
+        while not (sent := self.send_nowait(data)):
             await self.writable()
+        return sent
 
     async def writable(self) -> None:
         """Wait until something can be sent."""

@@ -55,8 +55,9 @@ class PacketClient(Client):
             return
         try:
             await self._sock.send(packet)
-        except OSError as error:
-            if error.errno != errno.EMSGSIZE:
+        except BaseException as error:
+            if not isinstance(error, OSError) or error.errno != errno.EMSGSIZE:
+                port.put_back(packet)
                 raise
             self._drop("from the guest", len(packet))
 

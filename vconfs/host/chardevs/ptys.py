@@ -14,7 +14,7 @@ import trio
 from attrs import define
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, Pipe, serve
+from vconfs.host.chardevs.join import Client, Pipe, pass_on, serve
 from vconfs.host.chardevs.paths import cannot
 from vconfs.protocol.events import Buffer
 from vconfs.ptys import RawPty, open_pty
@@ -84,7 +84,7 @@ class _PtyClient(Client):
     async def take_from(self, port: PortSide) -> None:
         """See `Client`."""
         await self._master.writable()
-        await self._master.send_all(await port.receive())
+        await pass_on(port, self._master.send)
 
     async def gone(self) -> None:
         """See `Client`: a terminal's end of file is its hang-up."""
