@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .conftest import LIMIT, LONG
+from .conftest import LIMIT
 from .network import ADDRESSES, Network, open_network
 from .programs import Both, Program, in_thread, open_both, until
 
@@ -134,8 +134,6 @@ async def test_hang_up_and_return(both: Both) -> None:
     os.close(echo)
 
 
-@pytest.mark.skipif(not LONG, reason="takes half a minute: runs with VCONFS_LONG=1")
-@pytest.mark.timeout(LIMIT)
 async def test_a_line_that_falls_silent_is_a_hang_up(both: Both, network: Network) -> None:
     await start(both)
     await both.mount()
