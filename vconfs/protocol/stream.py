@@ -2,7 +2,7 @@
 
 Theory of operation
 -------------------
-Each end says hello once, then frames follow, one for each buffer. All numbers are little-endian.
+Each end says hello, then frames follow, one for each buffer. All numbers are little-endian.
 
     hello   8s magic, u16 version, u8 role, u8 flags, u32 window, u64 features, u32 size, config
     frame   u32 size, u8 queue, payload of `size` bytes
@@ -50,18 +50,44 @@ starts with that hello and can be fed to a new connection.
 from __future__ import annotations
 
 import struct
-from enum import IntEnum
 from typing import Final, TypeAlias
 
 from attrs import frozen
 
-from vconfs.protocol._input import MAGIC, Hunt, Input
+from vconfs.protocol._input import MAGIC, Input
+from vconfs.protocol._stream_hello import (
+    WINDOW_MAX,
+    WINDOW_MIN,
+    Greeting,
+    Hello,
+    PeerRestarted,
+    Role,
+)
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-VERSION: Final = 1
-#: The hello behind its magic: version, role, flags, window, features, size of the config.
-_HELLO_REST: Final = struct.Struct("<HBBIQI")
-ANSWER: Final = 1 << 0
+__all__ = [
+    "BYE",
+    "BYE_MAX",
+    "CONFIG",
+    "CREDIT",
+    "EXCESS_MAX",
+    "HEADER",
+    "INPUT",
+    "OUTPUT",
+    "PAYLOAD_MAX",
+    "UNLIMITED",
+    "WINDOW_MAX",
+    "WINDOW_MIN",
+    "Closed",
+    "ConfigChanged",
+    "Connection",
+    "CreditReceived",
+    "Event",
+    "Frame",
+    "Hello",
+    "PeerRestarted",
+    "Role",
+]
 
 HEADER: Final = struct.Struct("<IB")
 _CREDIT: Final = struct.Struct("<IBI")
@@ -75,36 +101,11 @@ BYE: Final = 242
 
 #: The largest payload of a frame: a write of 1 MiB, and any header in front of it.
 PAYLOAD_MAX: Final = (1 << 20) + 4096
-CONFIG_MAX: Final = 256
 BYE_MAX: Final = 256
-#: Half of any window holds any config space, as it holds any payload that may be sent.
-WINDOW_MIN: Final = 1024
-WINDOW_MAX: Final = (1 << 32) - 1
 #: What may be under way beside a full window: two CREDIT frames and a BYE.
 EXCESS_MAX: Final = 2 * _CREDIT.size + HEADER.size + BYE_MAX
-_RESTARTED: Final = "the peer says hello again: it was restarted"
 #: `Connection.free` where there is no window.
 UNLIMITED: Final = 1 << 62
-
-
-class Role(IntEnum):
-    """Which end of the console an end is."""
-
-    GUEST = 0
-    HOST = 1
-
-
-class PeerRestarted(RemoteProtocolError):
-    """The peer said hello where a frame should be: it was started again."""
-
-
-@frozen
-class Hello:
-    """The peer's hello: features that it can use, its config space, the window that it grants."""
-
-    features: int
-    config: bytes
-    window: int
 
 
 @frozen
@@ -156,21 +157,13 @@ class Connection:
         self.role = role
         self._window = window
         self._input = Input()
-        self._hunt = Hunt(noise_max)
-        self._hello_head: tuple[int, int, int, int, int, int] | None = None  # of the peer's hello
+        self._greeting = Greeting(role, window, noise_max)
         self._header: tuple[int, int] | None = None  # size, queue of the frame that is coming
-        self._hello: Hello | None = None  # the peer's
-        self._both_spoke = False  # so that the peer's answer may follow
-        self._hearing_answer = False
         self._ended: Exception | Closed | None = None
         # What we receive, where we granted a window.
         self._received = 0  # bytes of frames that are not counted back
         self._handed_on = 0  # those of them that are acknowledged, but not counted back yet
         # What we send.
-        self._offered: int | None = None  # the features of our hello
-        self._config = b""  # of our hello
-        self._config_size = 0  # of the host's config space
-        self._answer_due = False
         self._under_way = 0
         self._left = False
 
@@ -197,7 +190,8 @@ class Connection:
                 raise self._ended
             return None
         try:
-            event = self._next_frame() if self._hello else self._first_hello()
+            greeted = self._greeting.peer is not None
+            event = self._next_frame() if greeted else self._greeting.hear(self._input)
         except RemoteProtocolError as error:
             self._ended = error
             raise
@@ -215,9 +209,7 @@ class Connection:
     @property
     def features(self) -> int:
         """The negotiated features. LocalProtocolError: not both ends have said hello."""
-        if self._hello is None or self._offered is None:
-            raise LocalProtocolError("not both ends have said hello")
-        return self._hello.features & self._offered
+        return self._greeting.features
 
     def acknowledge(self, size: int) -> bytes:
         """Say that a payload (or config) of this size was handed on; give what is to be sent.
@@ -240,47 +232,30 @@ class Connection:
 
     def hello(self, features: int, config: bytes = b"") -> bytes:
         """Say hello, with the features that we can use and, on the host end, the config space."""
-        if self._offered is not None:
-            raise LocalProtocolError("said hello already")
-        if len(config) > (CONFIG_MAX if self.role is Role.HOST else 0):
-            raise LocalProtocolError(f"a config space of {len(config)} bytes in a hello")
-        self._offered, self._config = features, config
-        if self.role is Role.HOST:
-            self._config_size = len(config)
-        return self._say_hello()
+        return self._greeting.say(features, config)
 
     def answer(self) -> bytes:
         """Say hello once more if the peer, which has spoken now, may have missed it.
 
         To be sent before any frame; empty where the peer has surely heard us.
         """
-        if not self._answer_due:
-            return b""
-        self._answer_due = False
-        return self._say_hello()
-
-    def _say_hello(self) -> bytes:
-        assert self._offered is not None
-        flags = 0
-        if self._hello is not None:
-            flags = ANSWER
-            self._offered &= self._hello.features
-        head = (VERSION, self.role, flags, self._window, self._offered, len(self._config))
-        return MAGIC + _HELLO_REST.pack(*head) + self._config
+        return self._greeting.answer()
 
     @property
     def max_payload(self) -> int:
         """The largest payload that the peer's window allows; known when its hello has come."""
-        if self._hello is None or not self._hello.window:
+        peer = self._greeting.peer
+        if peer is None or not peer.window:
             return PAYLOAD_MAX
-        return min(PAYLOAD_MAX, self._hello.window // 2 - HEADER.size)
+        return min(PAYLOAD_MAX, peer.window // 2 - HEADER.size)
 
     @property
     def free(self) -> int:
         """How many bytes, headers included, can be sent now; UNLIMITED without a window."""
-        if self._hello is None or self._offered is None or self._left:
+        peer = self._greeting.peer
+        if peer is None or not self._greeting.said or self._left:
             return 0
-        return self._hello.window - self._under_way if self._hello.window else UNLIMITED
+        return peer.window - self._under_way if peer.window else UNLIMITED
 
     @property
     def room(self) -> int:
@@ -298,16 +273,17 @@ class Connection:
 
     def config(self, config: bytes) -> bytes:
         """Say that the config space has changed (host end); it needs room like any payload."""
-        if self.role is not Role.HOST or len(config) != self._config_size:
+        if self.role is not Role.HOST or len(config) != self._greeting.config_size:
             raise LocalProtocolError(
-                f"a {self.role.name.lower()} whose config space has {self._config_size} bytes "
+                f"a {self.role.name.lower()} whose config space has "
+                f"{self._greeting.config_size} bytes "
                 f"cannot send one of {len(config)}"
             )
         return self._counted_header(CONFIG, len(config)) + config
 
     def bye(self, reason: str) -> bytes:
         """Say why we leave; nothing can be sent afterwards. Empty where no hello was said."""
-        if self._offered is None or self._left:
+        if not self._greeting.said or self._left:
             return b""
         self._left = True
         text = reason.encode(errors="replace")[:BYE_MAX]
@@ -321,62 +297,9 @@ class Connection:
 
     # What came
 
-    def _first_hello(self) -> Hello | None:
-        heard = self._next_hello()
-        if heard is None:
-            return None
-        self._hello, answers = heard
-        if self.role is Role.GUEST:
-            self._config_size = len(self._hello.config)
-        self._answer_due = self._both_spoke = self._offered is not None and not answers
-        return self._hello
-
-    def _next_hello(self) -> tuple[Hello, bool] | None:
-        """Take a hello, and tell whether it is an ANSWER; None: it has not come whole."""
-        if self._hello_head is None:
-            if not self._hunt.found(self._input):
-                return None
-            head = self._input.take(_HELLO_REST.size)
-            if head is None:
-                return None
-            self._hello_head = _HELLO_REST.unpack(head)
-            self._check_hello()
-        _, _, flags, window, features, size = self._hello_head
-        config = self._input.take(size)
-        if config is None:
-            return None
-        return Hello(features, bytes(config), window), bool(flags & ANSWER)
-
-    def _check_hello(self) -> None:
-        assert self._hello_head is not None
-        version, role, flags, window, features, size = self._hello_head
-        if version != VERSION:
-            raise RemoteProtocolError(f"the peer speaks version {version}, not {VERSION}")
-        if role == self.role:
-            name = self.role.name.lower()
-            raise RemoteProtocolError(f"the peer is a {name} end too, or the line echoes")
-        if role > Role.HOST:
-            raise RemoteProtocolError(f"unknown role {role} in the hello")
-        if window and window < WINDOW_MIN:
-            raise RemoteProtocolError(f"a window of {window} bytes is less than {WINDOW_MIN}")
-        if size > (CONFIG_MAX if role == Role.HOST else 0):
-            raise RemoteProtocolError(f"a config space of {size} bytes in the hello")
-        if flags & ANSWER:
-            self._check_answer(features)
-        elif self._hearing_answer:
-            self._input.put_back(MAGIC + _HELLO_REST.pack(*self._hello_head))
-            raise PeerRestarted(_RESTARTED)
-
-    def _check_answer(self, features: int) -> None:
-        if self._offered is None:
-            raise RemoteProtocolError("the hello answers one that was not sent")
-        if more := features & ~self._offered:
-            raise RemoteProtocolError(
-                f"features {more:#x} were accepted but not offered ({self._offered:#x} were)"
-            )
-
     def _next_frame(self) -> Event | None:
-        if self._hearing_answer and not self._passed_answer():
+        greeting = self._greeting
+        if greeting.hearing_answer and not greeting.hear_answer(self._input):
             return None
         if self._header is None:
             head = self._input.take(HEADER.size)
@@ -384,8 +307,10 @@ class Connection:
                 return None
             size, queue = HEADER.unpack(head)
             if head == MAGIC[: HEADER.size]:
-                return self._hello_again(bytes(head))
-            self._both_spoke = False
+                self._input.put_back(bytes(head))
+                greeting.hear_again()
+                return self._next_frame()
+            greeting.hear_frame()
             self._check_header(size, queue)
             self._header = size, queue
         size, queue = self._header
@@ -395,25 +320,9 @@ class Connection:
         self._header = None
         return self._event(queue, payload)
 
-    def _hello_again(self, head: bytes) -> Event | None:
-        self._input.put_back(head)
-        if not self._both_spoke:
-            raise PeerRestarted(_RESTARTED)
-        self._both_spoke = False
-        self._hearing_answer = True
-        self._hunt, self._hello_head = Hunt(0), None
-        return self._next_frame()
-
-    def _passed_answer(self) -> bool:
-        """Whether the hello that the peer says once more is behind us."""
-        if self._next_hello() is None:
-            return False
-        self._hearing_answer = False
-        return True
-
     def _check_header(self, size: int, queue: int) -> None:
         """Refuse a frame before any of its payload is kept."""
-        if self._offered is None:
+        if not self._greeting.said:
             raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
         guest = self.role is Role.GUEST
         if queue == (INPUT if guest else OUTPUT):
@@ -426,9 +335,9 @@ class Connection:
                 raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {_U32.size}")
             return
         elif queue == CONFIG and guest:
-            if size != self._config_size:
+            if size != (known := self._greeting.config_size):
                 raise RemoteProtocolError(
-                    f"a config space of {size} bytes, not {self._config_size} as in the hello"
+                    f"a config space of {size} bytes, not {known} as in the hello"
                 )
         elif queue == BYE:
             if size > BYE_MAX:
@@ -452,21 +361,21 @@ class Connection:
             text = str(payload, "utf-8", "replace")
             return Closed("".join(c if c.isprintable() else "?" for c in text))
         (credit,) = _U32.unpack(payload)
-        assert self._hello is not None
-        if not self._hello.window or credit > self._under_way:
+        window = self._greeting.peer.window if self._greeting.peer else 0
+        if not window or credit > self._under_way:
             raise RemoteProtocolError(
                 f"{credit} bytes were acknowledged, but {self._under_way} are under way "
-                f"in a window of {self._hello.window}"
+                f"in a window of {window}"
             )
         self._under_way -= credit
         return CreditReceived(credit)
 
     def _how_it_ended(self) -> str:
-        here = len(self._input)
-        if self._hello is None and self._hello_head is None and not here:
-            after = f", after {self._hunt.seen!r}" if self._hunt.seen else ""
+        here, greeting = len(self._input), self._greeting
+        if greeting.peer is None and not greeting.begun and not here:
+            after = f", after {greeting.seen!r}" if greeting.seen else ""
             return f"the stream ended before a hello{after}"
-        if self._hello is None or self._hearing_answer:
+        if greeting.peer is None or greeting.hearing_answer:
             return "the stream ended inside a hello"
         if self._header is not None:
             size, queue = self._header

@@ -1,0 +1,194 @@
+"""The hellos of a stream: said once, or twice where the first may have been lost: see stream.py."""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import Final
+
+from attrs import frozen
+
+from vconfs.protocol._input import MAGIC, Hunt, Input
+from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
+
+VERSION: Final = 1
+#: The hello behind its magic: version, role, flags, window, features, size of the config.
+_REST: Final = struct.Struct("<HBBIQI")
+ANSWER: Final = 1 << 0
+
+CONFIG_MAX: Final = 256
+#: Half of any window holds any config space, as it holds any payload that may be sent.
+WINDOW_MIN: Final = 1024
+WINDOW_MAX: Final = (1 << 32) - 1
+
+
+class Role(IntEnum):
+    """Which end of the console an end is."""
+
+    GUEST = 0
+    HOST = 1
+
+
+class PeerRestarted(RemoteProtocolError):
+    """The peer said hello where a frame should be: it was started again."""
+
+    def __init__(self) -> None:
+        super().__init__("the peer says hello again: it was restarted")
+
+
+@frozen
+class Hello:
+    """The peer's hello: features that it can use, its config space, the window that it grants."""
+
+    features: int
+    config: bytes
+    window: int
+
+
+class Greeting:
+    """What both ends said, seen from one of them.
+
+    `window` is what we grant to the peer; `noise_max` is how many bytes may come before its hello.
+    """
+
+    def __init__(self, role: Role, window: int, noise_max: int) -> None:
+        self.role = role
+        self._window = window
+        # What we say.
+        self._offered: int | None = None  # our features
+        self._config = b""
+        self._answer_due = False
+        # What we hear.
+        self.peer: Hello | None = None
+        self._hunt = Hunt(noise_max)
+        self._head: tuple[int, int, int, int, int, int] | None = None
+        self._both_spoke = False  # so that the peer's answer may come
+        #: Whether the peer's answer has begun, and has not come whole.
+        self.hearing_answer = False
+
+    # Saying
+
+    @property
+    def said(self) -> bool:
+        """Whether we have said hello."""
+        return self._offered is not None
+
+    @property
+    def features(self) -> int:
+        """The negotiated features. LocalProtocolError: not both ends have said hello."""
+        if self.peer is None or self._offered is None:
+            raise LocalProtocolError("not both ends have said hello")
+        return self.peer.features & self._offered
+
+    @property
+    def config_size(self) -> int:
+        """How many bytes the host's config space has; known when the host has said hello."""
+        if self.role is Role.HOST:
+            return len(self._config)
+        return len(self.peer.config) if self.peer else 0
+
+    def say(self, features: int, config: bytes) -> bytes:
+        """Say hello."""
+        if self._offered is not None:
+            raise LocalProtocolError("said hello already")
+        if len(config) > (CONFIG_MAX if self.role is Role.HOST else 0):
+            raise LocalProtocolError(f"a config space of {len(config)} bytes in a hello")
+        self._offered, self._config = features, config
+        return self._hello(features)
+
+    def answer(self) -> bytes:
+        """Say hello once more if the peer, which has spoken now, may have missed it."""
+        if not self._answer_due or self._offered is None:
+            return b""
+        self._answer_due = False
+        return self._hello(self._offered)
+
+    def _hello(self, features: int) -> bytes:
+        flags = 0
+        if self.peer is not None:
+            flags = ANSWER
+            self._offered = features = features & self.peer.features
+        head = (VERSION, self.role, flags, self._window, features, len(self._config))
+        return MAGIC + _REST.pack(*head) + self._config
+
+    # Hearing
+
+    def hear(self, source: Input) -> Hello | None:
+        """Take the peer's hello; None: it has not come whole."""
+        heard = self._next(source)
+        if heard is None:
+            return None
+        self.peer, answers = heard
+        self._answer_due = self._both_spoke = self.said and not answers
+        return self.peer
+
+    def hear_again(self) -> None:
+        """Begin with a hello that comes instead of a frame; PeerRestarted: it is no answer."""
+        if not self._both_spoke:
+            raise PeerRestarted
+        self._both_spoke = False
+        self.hearing_answer = True
+        self._hunt, self._head = Hunt(0), None
+
+    def hear_answer(self, source: Input) -> bool:
+        """Take the answer that has begun; whether it has come whole."""
+        self.hearing_answer = self._next(source) is None
+        return not self.hearing_answer
+
+    def hear_frame(self) -> None:
+        """Take notice that frames come now, and no answer any more."""
+        self._both_spoke = False
+
+    @property
+    def begun(self) -> bool:
+        """Whether the magic of a hello has come, and a bit more."""
+        return self._head is not None
+
+    @property
+    def seen(self) -> bytes:
+        """The first bytes that came."""
+        return self._hunt.seen
+
+    def _next(self, source: Input) -> tuple[Hello, bool] | None:
+        """Take a hello, and tell whether it is an ANSWER; None: it has not come whole."""
+        if self._head is None:
+            if not self._hunt.found(source):
+                return None
+            head = source.take(_REST.size)
+            if head is None:
+                return None
+            self._head = _REST.unpack(head)
+            self._check(source)
+        _, _, flags, window, features, size = self._head
+        config = source.take(size)
+        if config is None:
+            return None
+        return Hello(features, bytes(config), window), bool(flags & ANSWER)
+
+    def _check(self, source: Input) -> None:
+        assert self._head is not None
+        version, role, flags, window, features, size = self._head
+        if version != VERSION:
+            raise RemoteProtocolError(f"the peer speaks version {version}, not {VERSION}")
+        if role == self.role:
+            name = self.role.name.lower()
+            raise RemoteProtocolError(f"the peer is a {name} end too, or the line echoes")
+        if role > Role.HOST:
+            raise RemoteProtocolError(f"unknown role {role} in the hello")
+        if window and window < WINDOW_MIN:
+            raise RemoteProtocolError(f"a window of {window} bytes is less than {WINDOW_MIN}")
+        if size > (CONFIG_MAX if role == Role.HOST else 0):
+            raise RemoteProtocolError(f"a config space of {size} bytes in the hello")
+        if flags & ANSWER:
+            self._check_answer(features)
+        elif self.hearing_answer:
+            source.put_back(MAGIC + _REST.pack(*self._head))
+            raise PeerRestarted
+
+    def _check_answer(self, features: int) -> None:
+        if self._offered is None:
+            raise RemoteProtocolError("the hello answers one that was not sent")
+        if more := features & ~self._offered:
+            raise RemoteProtocolError(
+                f"features {more:#x} were accepted but not offered ({self._offered:#x} were)"
+            )
