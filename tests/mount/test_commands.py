@@ -291,6 +291,13 @@ def test_unknown_commands_and_missing_arguments() -> None:
     assert "Missing argument 'MOUNTPOINT'" in vconfs("mount", code=2)
 
 
+@pytest.mark.parametrize("words", [[], ["ctl"]], ids=["vconfs", "vconfs ctl"])
+def test_without_a_command_the_help_is_shown(words: list[str]) -> None:
+    done = subprocess.run([*VCONFS, *words], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == vconfs(*words, "--help")
+
+
 def test_places_where_nothing_can_be_mounted(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")

@@ -82,6 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         importlib.import_module("vconfs.cli.completion")
     try:
         sys.exit(vconfs.main(words, prog_name="vconfs", standalone_mode=False) or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
     except click.UsageError as error:
         help_command = f"{error.ctx.command_path} --help" if error.ctx else "vconfs --help"
         _fail(f"{error.format_message()} (see {help_command})", error.exit_code)
