@@ -121,6 +121,8 @@ class Port:
     _delivered: bool = field(init=False, default=False)
     #: The host overran its limit and is not heard until it opens the port anew.
     _was_reset: bool = field(init=False, default=False)
+    #: Queued bytes that a host which was asked to stop can have come to.
+    _most: int = field(init=False, default=0)
     #: The mount is ending: nobody may wait any more.
     _shut: bool = field(init=False, default=False)
     _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
@@ -256,6 +258,7 @@ class Port:
             return
         if self.guest_throttled and self._queue.size <= self.limit // 2:
             self.guest_throttled = False
+            self._most = 0
             line.throttle(self.id, False)
             self.on_change(self)
         line.refill(self)
@@ -331,7 +334,7 @@ class Port:
         introduce()
         if self.openers:
             line.open_port(self.id, True)
-        self._limit_changed()
+        self._check_limit(self.limit)
         self._changed()
 
     def speak_early(self, line: Line) -> None:
@@ -375,7 +378,7 @@ class Port:
         """Behave otherwise from now on; who waits looks whether that changes anything."""
         if options != self.options:
             self.options = options
-            self._limit_changed()
+            self._check_limit(self.queued)
             self._changed()
 
     def set_throttled(self, throttled: bool) -> None:
@@ -386,7 +389,7 @@ class Port:
     def set_limit(self, limit: int) -> None:
         """The host names how many unread bytes it lets us hold; 0: our own default."""
         self.host_limit = limit
-        self._limit_changed()
+        self._check_limit(self.queued)
         self.on_change(self)
 
     def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
@@ -416,9 +419,8 @@ class Port:
         line = self._line
         if line is not None and line.throttles and self._queue.size >= self.limit:
             if not self.guest_throttled:
-                self.guest_throttled = True
-                line.throttle(self.id, True)
-            elif self._queue.size > self.limit + line.in_flight:
+                self._stop_host(line, self.limit)
+            elif self._queue.size > self._most:
                 self._reset()
 
     def room_came(self) -> None:
@@ -446,15 +448,20 @@ class Port:
         self.set_connected(False)
         self._after_read()
 
-    def _limit_changed(self) -> None:
+    def _check_limit(self, allowed: int) -> None:
+        """Ask the host to stop, or to go on, after a change; it had been allowed so many bytes."""
         line = self._line
         if line is None:
             return
         if line.throttles and not self.guest_throttled and self.queued >= self.limit:
-            self.guest_throttled = True
-            line.throttle(self.id, True)
+            self._stop_host(line, allowed)
         else:
             self._after_read()
+
+    def _stop_host(self, line: Line, allowed: int) -> None:
+        self.guest_throttled = True
+        self._most = max(self._most, allowed + line.in_flight)
+        line.throttle(self.id, True)
 
     def _let_go(self) -> None:
         line, self._line, self._early = self._line, None, None

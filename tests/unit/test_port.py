@@ -295,6 +295,27 @@ def test_a_limit_of_the_hosts_counts_instead_of_ours_and_at_once() -> None:
     assert port.limit == 1000
 
 
+@pytest.mark.parametrize(
+    "lower", [lambda port: port.set_limit(400), lambda port: port.set_options(PortOptions(limit=4))]
+)
+def test_what_was_on_its_way_when_the_limit_was_lowered_is_no_offence(
+    lower: Callable[[Port], None],
+) -> None:
+    port, line = make_port(limit=100_000)
+    port.open(Opener(1))
+    port.feed(b"x" * 50_000)
+    lower(port)
+    port.feed(b"y" * line.in_flight)
+    assert port.host_connected
+    assert port.queued == 50_000 + line.in_flight
+    port.feed(b"z")
+    assert port.counters.resets == 1
+    port.set_connected(True)
+    for _ in range(20):
+        port.feed(b"x" * 100)
+        assert port.queued <= port.limit + line.in_flight
+
+
 # --- writing ------------------------------------------------------------------------------
 
 

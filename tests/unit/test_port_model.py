@@ -40,6 +40,7 @@ class PortMachine(RuleBasedStateMachine):
         self.connected = False
         self.host_throttled = False
         self.asked_to_stop = False
+        self.limit = LIMIT
         self.bytes = itertools.cycle(range(256))
 
     def size(self) -> int:
@@ -53,8 +54,7 @@ class PortMachine(RuleBasedStateMachine):
         self.line = FakeLine()
         self.port.attach(self.line)
         self.host_throttled = self.asked_to_stop = False
-        if self.size() >= LIMIT:
-            self.asked_to_stop = True
+        self.throttle_model()
         assert (("open", 1, True) in self.line.told) == bool(self.openers)
 
     @precondition(lambda self: self.line is not None)
@@ -96,7 +96,7 @@ class PortMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.line is not None and self.connected)
     @rule(size=st.integers(1, 150))
     def feed(self, size: int) -> None:
-        if self.size() + size > LIMIT + 900:
+        if self.size() + size > self.limit + 900:
             return  # overrunning the limit is tested by itself
         data = bytes(itertools.islice(self.bytes, size))
         self.port.feed(data)
@@ -104,8 +104,14 @@ class PortMachine(RuleBasedStateMachine):
             self.later += data
         else:
             self.queued += data
-        if self.size() >= LIMIT:
-            self.asked_to_stop = True
+        self.throttle_model()
+
+    @rule(limit=st.integers(1, 3))
+    def name_a_limit(self, limit: int) -> None:
+        self.limit = limit * LIMIT
+        self.port.set_limit(self.limit)
+        self.throttle_model()
+        self.unthrottle_model()
 
     @precondition(lambda self: self.line is not None)
     @rule(on=st.booleans())
@@ -180,8 +186,12 @@ class PortMachine(RuleBasedStateMachine):
             assert sent == len(data)
             assert self.line.sent.endswith(data)
 
+    def throttle_model(self) -> None:
+        if self.line is not None and self.size() >= self.limit:
+            self.asked_to_stop = True
+
     def unthrottle_model(self) -> None:
-        if self.line is not None and self.size() <= LIMIT // 2:
+        if self.line is not None and self.size() <= self.limit // 2:
             self.asked_to_stop = False
 
     # --- what always holds ----------------------------------------------------------------
