@@ -20,7 +20,7 @@ from attrs import define, field
 from vconfs.link import Link
 from vconfs.protocol.events import Buffer, Message
 
-#: Control messages that the peer gives no buffers for are kept up to this many bytes.
+#: Control messages that cannot go yet are kept up to this many bytes.
 _BACKLOG_MAX = 8 << 20
 #: Who does not wait may leave so many bytes for a port.
 _LEFT_MAX = 4096
@@ -118,12 +118,11 @@ class Sender:
         """
         if message is None or self._closed:
             return
+        self._backlog_size += len(message.data)
         if behind is not None and (left := self._left.get(behind)):
             left.messages.append(message)
-            return
-        self._backlog_size += len(message.data)
-        self._backlog[message.queue].append(message.data)
-        self._send_backlog(message.queue)
+        else:
+            self._post_now(message)
         if self._backlog_size > _BACKLOG_MAX:
             self._link.owner.lost("the peer takes no control messages")
 
@@ -162,6 +161,7 @@ class Sender:
     def forget(self, id: int) -> None:
         """Drop what was left for a port that is gone: the next one with this id is another."""
         if left := self._left.pop(id, None):
+            self._backlog_size -= sum(len(message.data) for message in left.messages)
             left.data = b""
             left.messages.clear()
 
@@ -267,11 +267,10 @@ class Sender:
     def _served_left(self, queue: int, left: _Left, again: bool) -> None:
         if again:
             self._turns[queue].appendleft(left)  # nothing of its port may pass the rest
-            return
-        if self._left.get(left.id) is left:
+        elif self._left.get(left.id) is left:
             del self._left[left.id]
-        for message in left.messages:
-            self.post(message)
+            for message in left.messages:
+                self._post_now(message)
 
     def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:
         link, end = self._link, self._end
@@ -288,6 +287,11 @@ class Sender:
                 header = end.data_header(id, 0)
         link.flush(queue)
         return size
+
+    def _post_now(self, message: Message) -> None:
+        if not self._closed:  # by what was sent before it
+            self._backlog[message.queue].append(message.data)
+            self._send_backlog(message.queue)
 
     def _send_backlog(self, queue: int) -> None:
         backlog = self._backlog[queue]

@@ -163,11 +163,15 @@ async def test_a_cancelled_sender_passes_its_turn() -> None:
     assert link.sent == [b"\x02\x01y"]
 
 
-def test_a_peer_that_takes_no_control_messages_is_lost_before_memory_is() -> None:
+@pytest.mark.parametrize("behind", [None, 1])
+async def test_a_peer_that_takes_no_control_messages_is_lost_before_memory_is(
+    behind: int | None,
+) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
+    sender.leave(1, b"data")
     for _ in range(10_000):
-        sender.post(Message(1, bytes(4000)))
+        sender.post(Message(1, bytes(4000)), behind=behind)
         if link.reasons:
             break
     assert link.reasons == ["the peer takes no control messages"]
