@@ -43,6 +43,9 @@ DESC_INDIRECT: Final = 4
 NO_NOTIFY: Final = 1  # avail.flags: no interrupts, please; used.flags: no kicks, please
 
 SIZE_MAX: Final = 1 << 15
+#: A buffer that the driver describes by a table has at most so many parts, as in QEMU: taking it
+#: apart costs memory and time.
+PARTS_MAX: Final = 1 << 10
 
 _DESC: Final = struct.Struct("<QIHH")  # address, length, flags, next
 _INDEX_MASK: Final = 0xFFFF
@@ -424,7 +427,7 @@ class DeviceQueue:
 
     def _indirect_table(self, address: int, length: int) -> tuple[memoryview, int, int]:
         count, rest = divmod(length, 16)
-        if rest or not 0 < count <= SIZE_MAX:
+        if rest or not 0 < count <= PARTS_MAX:
             raise RemoteProtocolError(f"an indirect table of {length} bytes")
         return self._memory.view(address, length), count, 0
 
