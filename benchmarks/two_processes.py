@@ -10,6 +10,7 @@ ping-pongs over vhost-user.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -91,7 +92,9 @@ def socat_rate(client: Path, place: Path, size: int) -> float:
 
 
 def wait_for(path: Path) -> None:
-    while not path.exists():
+    """Wait until somebody listens on a unix socket, without a connection that would be accepted."""
+    listening = re.compile(rf" 00010000 .* {re.escape(str(path))}$", re.MULTILINE)
+    while not listening.search(Path("/proc/net/unix").read_text()):
         time.sleep(0.01)
 
 
