@@ -1,6 +1,16 @@
-"""Run the commands: `python -m vconfs`."""
+"""Run the commands: `vconfs`, and `python -m vconfs`."""
 
-from vconfs.cli import main
+import signal
+
+
+def main() -> None:
+    """Load the commands, without a traceback if Ctrl-C comes before that is done, and run one."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from vconfs.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
     main()

@@ -68,7 +68,7 @@ async def test_the_second_open_is_ebusy_and_nobody_says_by_whom(mounted: OpenMou
 async def test_the_agent_starts_before_the_name_exists(mounted: OpenMount) -> None:
     async with mounted("other=echo") as it:
         wait = ("inotifywait", "-qm", "-e", "create", "--format", "%f", f"{it.path}/by-name")
-        async with program("timeout", "10", *wait) as agent:
+        async with program(*wait) as agent:
             assert agent.stdout is not None
             async with program(*VCONFS, "watch", "--until", "add=late", str(it.path)) as watch:
                 await it.until(lambda: it.events_readers)

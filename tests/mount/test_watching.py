@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -118,7 +119,7 @@ async def test_ctrl_c_ends_it_at_once_and_takes_no_data_with_it(
             async with vconfs(command, place, stdin=subprocess.PIPE) as process:
                 await it.until(lambda: it.events_readers or it.port()._read_turn.locked())
                 process.send_signal(signal.SIGINT)
-                assert await process.wait() == 130
+                assert await process.wait() == -signal.SIGINT  # a shell ends its loop, too
                 assert await rest(process) == "\n"  # behind the ^C
             await it.until(lambda: not it.port().openers)
             await host.send_all(b"later")
@@ -140,6 +141,18 @@ async def test_cat_waits_for_a_host_and_ends_with_it(mounted: OpenMount, tmp_pat
             await host.send_all(b"hello\n")
             await seen(cat, b"hello\n")
         assert await cat.wait() == 0
+
+
+async def test_cat_ends_when_its_output_is_full(mounted: OpenMount, tmp_path: Path) -> None:
+    async with mounted(f"log=unix:{tmp_path}/sock") as it:
+        cat = f"exec {shlex.join(VCONFS)} cat {it.file()} >/dev/full"
+        async with program("sh", "-c", cat) as process:
+            await it.until(lambda: it.port().openers)
+            async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+                await host.send_all(b"hello\n")
+                message = await rest(process)
+                assert message == "vconfs: standard output: No space left on device\n"
+                assert await process.wait() == 1
 
 
 async def test_cat_write_waits_while_the_host_throttles(mounted: OpenMount) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -77,11 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
         words = mount_words(words)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # __main__ has set it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     set_log_format()
     if "_VCONFS_COMPLETE" in os.environ:
         importlib.import_module("vconfs.cli.completion")
     try:
-        sys.exit(vconfs.main(words, prog_name="vconfs", standalone_mode=False) or 0)
+        code = vconfs.main(words, prog_name="vconfs", standalone_mode=False)
+        click.echo(nl=False)  # what is not written yet may fail, too
+        sys.exit(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
@@ -90,8 +95,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(f"{error.format_message()} (see {help_command})", error.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
+    except OSError as error:
+        # Python tries at its end to write what could not be written, and complains of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(str(error) if error.filename else f"standard output: {error.strerror}", 1)
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        # A shell ends its script, or its loop, only when a command has died of the signal.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -50,24 +50,34 @@ def wait_for_host(path: Path, port: int) -> None:
 
 def port_to_stdout(port: int) -> None:
     """Copy to standard output until the host hangs up."""
-    while data := os.read(port, _CHUNK):
-        _write_all(_STDOUT, data)
+    while rest := memoryview(os.read(port, _CHUNK)):
+        while rest:
+            rest = rest[_write_to_stdout(rest) :]
+
+
+def _write_to_stdout(data: memoryview) -> int:
+    try:
+        return os.write(_STDOUT, data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Failure(f"standard output: {error.strerror}") from None
 
 
 def stdin_to_port(port: int) -> None:
     """Copy standard input to the port until its end, waiting while the host wants no more."""
     while data := os.read(_STDIN, _CHUNK):
-        _write_all(port, data)
+        _write_to_port(port, data)
 
 
-def _write_all(descriptor: int, data: bytes) -> None:
+def _write_to_port(port: int, data: bytes) -> None:
     rest = memoryview(data)
     while rest:
         try:
-            rest = rest[os.write(descriptor, rest) :]
+            rest = rest[os.write(port, rest) :]
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
             room = select.poll()
-            room.register(descriptor, select.POLLOUT)
+            room.register(port, select.POLLOUT)
             room.poll()  # the host has throttled the port
