@@ -287,6 +287,22 @@ def test_ctrl_c_while_the_commands_are_loaded_leaves_no_traceback(tmp_path: Path
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
+def test_ctrl_c_ends_a_mount_that_waits_for_its_device(folder: Path, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.settimeout(20)
+        listener.bind(f"{tmp_path}/silent")
+        listener.listen()
+        with running("mount", "--device", f"stream:unix:{tmp_path}/silent", str(folder)) as mount:
+            device, _ = listener.accept()
+            with device:
+                device.settimeout(5)  # less than what it would wait for a hello
+                mount.send_signal(signal.SIGINT)
+                while device.recv(4096):
+                    pass
+            assert mount.wait(20) == -signal.SIGINT
+    assert mounts(folder) == []
+
+
 # --- mistakes -----------------------------------------------------------------------------
 
 

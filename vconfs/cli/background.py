@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -14,13 +15,17 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
     """Run `serve(ready)` in a child that outlives us, and exit 0 as soon as it calls `ready`.
 
     What the child writes to stderr before that is seen, and if it ends before that, its exit
-    code is ours. What it logs later goes to the system's log.
+    code is ours. Ctrl-C before that is for both. What it logs later goes to the system's log.
     """
     reader, writer = os.pipe()
     child = os.fork()
     if child:
         os.close(writer)
-        ready = os.read(reader, 1)
+        try:
+            ready = os.read(reader, 1)
+        except KeyboardInterrupt:
+            os.kill(child, signal.SIGINT)
+            raise
         os._exit(0 if ready else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os.close(reader)
     os.setsid()
