@@ -31,7 +31,7 @@ CONSOLE, DATA, OTHER = "org.example.console", "org.example.data", "org.example.o
 def boot(folder: Path, host: HostEnd) -> Iterator[Guest]:
     """Boot a guest with a virtio console of `host`, if need be twice."""
     if machine.missing():
-        pytest.skip("apt-get, busybox, unshare or taskset is not installed")
+        pytest.skip("apt-get, busybox, setpriv, unshare or taskset is not installed")
     kernel = machine.kernel()
     with ExitStack() as stack:
         guest = stack.enter_context(open_guest(folder, kernel, [host.device]))

@@ -56,7 +56,8 @@ def open_host(
     listen = ["--listen", f"vhost-user:{folder}/device", "--dialect", "virtio1"]
     if line is not None:
         listen = ["--listen", "stream:stdio"]
-    command = [*VCONFS, "host", *listen, "--control", f"{folder}/control"]
+    command = ["setpriv", "--pdeathsig", "KILL", *VCONFS]
+    command += ["host", *listen, "--control", f"{folder}/control"]
     for name, options in ports.items():
         command += ["--port", f"{name}=unix:{folder}/{name}{options}"]
     with subprocess.Popen(
