@@ -7,6 +7,7 @@ import socket
 
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -90,6 +91,20 @@ async def test_a_server_that_leaves_in_the_middle_leaves_nothing_open() -> None:
             theirs.shutdown(socket.SHUT_WR)
             with pytest.raises(DeviceError, match="it has left"):
                 await doorbells._meet(ours, 2)
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_wait_for_doorbells_that_is_cancelled_leaves_nothing_open() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        before = len(os.listdir("/proc/self/fd"))
+        for value in (0, 4, -1, 4):
+            socket.send_fds(theirs, [MESSAGE.pack(value)], [0] if value in (-1, 4) else [])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(doorbells._meet, ours, 2)
+            await trio.testing.wait_all_tasks_blocked()
+            assert len(os.listdir("/proc/self/fd")) == before + 1
+            nursery.cancel_scope.cancel()
         assert len(os.listdir("/proc/self/fd")) == before
 
 

@@ -22,6 +22,7 @@ from vconfs.device.qtest_bus import QtestBus, QtestFunction
 from vconfs.device.qtest_client import connect
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.vhost_user.messages import close_all
 
 #: The device id of ivshmem; its registers are in BAR 0.
 _IVSHMEM: Final = 0x1110
@@ -76,19 +77,23 @@ async def open_doorbells(
 async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
     """Listen to the server until we have so many doorbells."""
     peer = ivshmem.Peer()
-    try:
-        with trio.move_on_after(_SECONDS):
-            while len(peer.doorbells) < count:
-                await trio.lowlevel.wait_readable(sock)
-                _receive(sock, peer)
-            return peer
-    except (OSError, RemoteProtocolError) as error:
-        reason = str(error)
-    else:
-        reason = f"it has not given {count} doorbells in {_SECONDS:g} s"
-    for event in peer.doorbells:
-        os.close(event)
-    raise DeviceError(f"the server of doorbells: {reason}")
+    with ExitStack() as stack:
+        stack.callback(close_all, peer.doorbells)
+        try:
+            with trio.fail_after(_SECONDS):
+                while len(peer.doorbells) < count:
+                    await trio.lowlevel.wait_readable(sock)
+                    _receive(sock, peer)
+        except trio.TooSlowError:
+            raise _failed(f"it has not given {count} doorbells in {_SECONDS:g} s") from None
+        except (OSError, RemoteProtocolError) as error:
+            raise _failed(str(error)) from None
+        stack.pop_all()
+    return peer
+
+
+def _failed(reason: str) -> DeviceError:
+    return DeviceError(f"the server of doorbells: {reason}")
 
 
 def _receive(sock: socket.socket, peer: ivshmem.Peer) -> None:
