@@ -7,6 +7,7 @@ the real ones.
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -134,6 +135,17 @@ async def test_a_port_that_cannot_be_opened(folder: Path) -> None:
         with pytest.raises(FileNotFoundError):
             it.changes.ports[2].open(Opener(1))
         assert not it.changes.ports[2].openers
+
+
+async def test_a_port_that_cannot_be_waited_for_is_not_left_open(folder: Path) -> None:
+    async with kernel(folder) as it:
+        (it.root / "dev/vport0p2").touch()
+        add(it.root, "vport0p2")
+        it.joined.look()
+        before = len(os.listdir("/proc/self/fd"))
+        with pytest.raises(PermissionError):
+            it.changes.ports[2].open(Opener(1))
+        assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_kernel_without_the_driver(tmp_path: Path) -> None:

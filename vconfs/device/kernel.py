@@ -18,7 +18,7 @@ import re
 import select
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -67,9 +67,12 @@ class _Channel:
 
     @classmethod
     def open(cls, port: Port, path: Path) -> _Channel:
-        descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        changes = select.epoll()
-        changes.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+        with ExitStack() as opened:
+            descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+            opened.callback(os.close, descriptor)
+            changes = opened.enter_context(select.epoll())
+            changes.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
+            opened.pop_all()
         return cls(port, descriptor, changes)
 
     def close(self) -> None:
