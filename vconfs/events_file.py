@@ -104,12 +104,14 @@ class EventsReader:
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
 
     def put(self, line: bytes) -> None:
-        """Queue a line, or count it as lost."""
-        if self._size + len(line) > _BACKLOG:
+        """Queue a line, after one for those that were lost before it; or count it as lost."""
+        lines = [_line("lost", count=self._lost), line] if self._lost else [line]
+        if self._size + sum(map(len, lines)) > _BACKLOG:
             self._lost += 1
             return
-        self._lines.append(line)
-        self._size += len(line)
+        self._lost = 0
+        self._lines += lines
+        self._size += sum(map(len, lines))
         self.wake()
 
     def wake(self) -> None:

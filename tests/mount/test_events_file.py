@@ -144,6 +144,19 @@ def test_a_reader_that_is_too_slow_learns_how_much_it_missed() -> None:
     assert reader.poll() == 0
 
 
+def test_a_reader_learns_where_it_missed_something() -> None:
+    file = EventsFile(PortManager())
+    reader = file.open(Opener(1), os.O_RDONLY, lambda reader: None)
+    for _ in range(5000):
+        file.port_added(Port(0))
+    before = b"".join(reader.read_nowait(1 << 16))
+    file.port_added(Port(1))
+    after = before + b"".join(reader.read_nowait(1 << 30))
+    *known, lost, last = map(json.loads, after.splitlines())
+    assert (lost["event"], last["port"]) == ("lost", "vcon1")
+    assert len(known) + lost["count"] == 5001
+
+
 def test_small_reads_get_a_line_in_parts() -> None:
     file = EventsFile(PortManager())
     reader = file.open(Opener(1), os.O_RDONLY, lambda reader: None)
