@@ -1,8 +1,8 @@
 """Notifications between the two ends: kicks and calls.
 
 A descriptor to notify by is an eventfd as a rule; some front-ends use pipes or sockets, into which
-eight bytes are written. It stays what it is in both processes, flags included, so each end makes
-sure for itself that it is never made to wait by it.
+eight bytes are written. It stays what it is in both processes, flags included, and the peer can
+change these at any time: so each end makes sure, each time, that it is not made to wait by it.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ _READ_SIZE: Final = 1 << 12
 
 
 def check_notifier(fd: int) -> None:
-    """Make sure that a descriptor of the peer's can be waited for, and never waits itself.
+    """Make sure that a descriptor of the peer's can be waited for.
 
     RemoteProtocolError: it is something else, like a file.
     """
     mode = os.fstat(fd).st_mode
     if not (stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or _is_eventfd(fd)):
         raise RemoteProtocolError("a descriptor to notify by is no eventfd, pipe or socket")
-    os.set_blocking(fd, False)
 
 
 def notify(fd: int) -> None:
     """Notify the peer; if it has not seen the last notifications yet, they are enough."""
     with suppress(OSError):  # a peer that has closed its end leaves, or wants none
+        os.set_blocking(fd, False)
         os.write(fd, _ONE)
 
 
@@ -83,5 +83,6 @@ class Notices(Generic[K]):
         fds = [fd for fd, _ in self._epoll.poll(0)]
         for fd in self._filling.intersection(fds) if self._filling else ():
             with suppress(OSError):
+                os.set_blocking(fd, False)
                 os.read(fd, _READ_SIZE)
         return [self._keys[fd] for fd in fds]
