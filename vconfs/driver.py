@@ -64,7 +64,8 @@ class Driver(LinkEnd[Port]):
         It ends with the ring, for nothing is given back before the flush.
         """
         if port is None:
-            return super()._take(queue, None)
+            super()._take(queue, None)
+            return
         link = self._link
         while port.wants_data and (buffers := link.receive_many(queue, port.space)):
             if len(buffers) == 1:
@@ -75,7 +76,6 @@ class Driver(LinkEnd[Port]):
             link.done_many(queue, len(buffers))
         link.flush(queue)
         self._taken()
-        return None
 
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`, and let pollers know."""

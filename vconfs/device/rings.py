@@ -164,13 +164,13 @@ class _SendQueue(_Queue):
     def send(self, header: bytes, data: Buffer) -> None:
         size = len(header) + len(data)
         if size > self.slot_size:
-            return self._send_parts(header, memoryview(data))
+            self._send_parts(header, memoryview(data))
+            return
         slot = self.slots.pop()
         start = slot + len(header)
         self.memory[slot:start] = header
         self.memory[start : slot + size] = data
         self.lent[self.ring.add(slot, size, writable=False)] = ((slot, size),)
-        return None
 
     def _send_parts(self, header: bytes, data: memoryview) -> None:
         parts = []

@@ -20,7 +20,6 @@ from vconfs.protocol.events import Buffer
 _FRAMES_MAX: Final = 256
 #: Data of so many bytes is worth a piece of its own, instead of a copy.
 _LARGE: Final = 1 << 14
-_NOTHING: Final = memoryview(b"")
 
 
 @frozen
