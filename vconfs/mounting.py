@@ -8,9 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
-import pyfuse3
 import trio
 from attrs import field, frozen
 
@@ -32,6 +31,13 @@ from vconfs.tree import Access
 
 #: Seconds that programs have to close their files at the end of a mount.
 _GRACE = 0.5
+
+_Session = fuse.Session | fuse.StockSession
+#: What serves a mount, and by what.
+_SESSIONS: Final[dict[str, tuple[type[PortFS], type[_Session]]]] = {
+    "vconfs": (PortFS, fuse.Session),
+    "pyfuse3": (StockPortFS, fuse.StockSession),
+}
 
 
 @frozen
@@ -129,9 +135,8 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     everybody who waited on one has their answer, and nothing is left mounted. Raises
     fuse.MountError.
     """
-    serve = _serve_by_pyfuse3 if plan.session == "pyfuse3" else _serve
     announcer = Announcer()
-    async with serve(plan, manager, announcer) as ended, open_background() as nursery:
+    async with _serve(plan, manager, announcer) as ended, open_background() as nursery:
         nursery.start_soon(announcer.run, plan.mountpoint)
         consoles = Consoles(
             nursery,
@@ -155,12 +160,13 @@ def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
 async def _serve(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
-    filesystem = PortFS(manager, _access_for(plan, manager), announcer, plan.access)
+    make_filesystem, make_session = _SESSIONS[plan.session]
+    filesystem = make_filesystem(manager, _access_for(plan, manager), announcer, plan.access)
     mount = fuse.mount(plan.mountpoint, source=plan.source, allow_other=plan.allow_other)
     try:
         async with open_background() as nursery:
             ended = trio.Event()
-            session = fuse.Session(filesystem, mount.device)
+            session = make_session(filesystem, mount.device)
             await nursery.start(_run_session, session, ended)
             try:
                 yield ended
@@ -177,35 +183,7 @@ async def _serve(
 
 
 async def _run_session(
-    session: fuse.Session, ended: trio.Event, task_status: trio.TaskStatus[None]
+    session: _Session, ended: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
     await session.run(task_status)
-    ended.set()
-
-
-@asynccontextmanager
-async def _serve_by_pyfuse3(
-    plan: Plan, manager: PortManager, announcer: Announcer
-) -> AsyncIterator[trio.Event]:
-    """Serve by libfuse, to compare with: no signal ends a read then, and fcntl is not seen."""
-    filesystem = StockPortFS(manager, _access_for(plan, manager), announcer, plan.access)
-    options = {f"fsname={plan.source}", "subtype=vconfs", "default_permissions"}
-    if plan.allow_other:
-        options.add("allow_other")
-    try:
-        pyfuse3.init(filesystem, str(plan.mountpoint), options)
-    except RuntimeError as error:
-        raise fuse.MountError(f"cannot mount on {plan.mountpoint}: {error}") from None
-    try:
-        async with open_background() as nursery:
-            ended = trio.Event()
-            nursery.start_soon(_run_pyfuse3, ended)
-            yield ended
-    finally:
-        filesystem.shut()
-        pyfuse3.close(unmount=True)
-
-
-async def _run_pyfuse3(ended: trio.Event) -> None:
-    await pyfuse3.main()
     ended.set()

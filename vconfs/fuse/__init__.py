@@ -1,7 +1,7 @@
 """A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations on Linux.
 
 `mount` gives the kernel's device for a mountpoint and `Session` serves it. See `session` for why
-pyfuse3.main() will not do for ports.
+pyfuse3.main(), which `StockSession` runs, will not do for ports.
 """
 
 from vconfs.fuse.mount import Mount, MountError, is_mounted, mount, unmount
@@ -14,6 +14,7 @@ from vconfs.fuse.operations import (
     readdir_reply,
 )
 from vconfs.fuse.session import Session
+from vconfs.fuse.stock import StockSession
 
 __all__ = [
     "Mount",
@@ -24,6 +25,7 @@ __all__ = [
     "RequestContext",
     "Session",
     "SetattrFields",
+    "StockSession",
     "is_mounted",
     "mount",
     "readdir_reply",
