@@ -99,7 +99,7 @@ class Driver(LinkEnd[Port]):
 
     def has_room(self, id: int) -> bool:
         """Whether a write of this port would take something; if not, it is told when it would."""
-        room = self._sender.has_room(id) or (self.throttles and self._sender.takes_leave(id))
+        room = self._sender.has_room(id) or (self.throttles and self._sender.can_leave(id))
         if not room:
             self._without_room.add(id)
             self._link.want_room(self._end.data_queue(id))

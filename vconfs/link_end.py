@@ -89,7 +89,7 @@ class LinkEnd(ABC, Generic[P]):
         """Handle every buffer that came on `queue`, as far as their ports want them now."""
         if self.stopped.is_set():
             return
-        port = self._owner(queue)
+        port = self._port_of(queue)
         if port is None or port.wants_data:
             self._take(queue, port)
 
@@ -155,7 +155,7 @@ class LinkEnd(ABC, Generic[P]):
 
     # --- where each port has its own queue (virtio1) --------------------------------------
 
-    def _owner(self, queue: int) -> P | None:
+    def _port_of(self, queue: int) -> P | None:
         """The port that `queue` is for, whose being full holds it back; None: there is none."""
         id = None if self.throttles else self._dialect.port_of(queue)
         return None if id is None else self._ports.get(id)

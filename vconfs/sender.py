@@ -141,7 +141,7 @@ class Sender:
             raise trio.WouldBlock
         return self._put(queue, id, data, room)
 
-    def takes_leave(self, id: int) -> bool:
+    def can_leave(self, id: int) -> bool:
         """Whether `leave` for this port would take something."""
         turns = self._turns.get(self._end.data_queue(id), ())
         return not self._closed and all(turn.id != id for turn in turns)
@@ -151,7 +151,7 @@ class Sender:
 
         This is for one who cannot wait: among others who do he would never find room.
         """
-        if not self.takes_leave(id):
+        if not self.can_leave(id):
             raise trio.WouldBlock
         left = self._left[id] = _Left(id, bytes(memoryview(data)[:_LEFT_MAX]))
         taken = len(left.data)

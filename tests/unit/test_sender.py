@@ -309,11 +309,11 @@ async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.
         with pytest.raises(trio.WouldBlock):
             sender.send_nowait(200, b"hello")
         assert sender.leave(200, b"hello") == 5
-        assert not sender.takes_leave(200)
+        assert not sender.can_leave(200)
         while not link.sent or link.sent[-1][0] != 200:
             await make_room(link, sender)
         assert len(link.sent) == 21
-        assert sender.takes_leave(200)
+        assert sender.can_leave(200)
 
 
 async def test_nothing_of_its_port_passes_what_was_left() -> None:

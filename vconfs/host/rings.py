@@ -131,22 +131,16 @@ class DeviceLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
         offered = self._collect(queue)
-        if offered is None:
-            return 0
-        if not offered.chains and self.want_room(queue):
-            self._collect(queue)
-        return offered.bytes - header_size * len(offered.chains)
+        return offered.bytes - header_size * len(offered.chains) if offered is not None else 0
 
     def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
         offered = self._offered.get(queue)
-        if offered is None or self._dead:
+        if offered is None or not offered.chains:
+            offered = self._collect(queue)
+        if offered is None or not offered.chains or self._dead:
             return 0
-        if not offered.chains and self._collect(queue) is None:
-            return 0
-        if not offered.chains and self.want_room(queue):
-            self._collect(queue)
-        return offered.chains[0].writable_length if offered.chains else 0
+        return offered.chains[0].writable_length
 
     def want_room(self, queue: int) -> bool:
         """See `Link.want_room`."""
@@ -193,12 +187,17 @@ class DeviceLink(Link):
             self._call(queue)
 
     def _collect(self, queue: int) -> _Offered | None:
-        """Look for more empty buffers of the guest's; None: there are none to be had."""
+        """Look for more empty buffers of the guest's; while there are none, a kick is asked for.
+
+        None: there are none to be had.
+        """
         offered = self._offered.get(queue)
         if offered is None or self._dead:
             return None
         try:
             offered.collect(self._header_size)
+            if not offered.chains and offered.ring.request_kicks():
+                offered.collect(self._header_size)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return None
