@@ -27,7 +27,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import count
 
 import trio
@@ -36,7 +36,7 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
-from vconfs.host.chardevs.join import Pipe
+from vconfs.pipe import Pipe
 from vconfs.port import Opener, Port
 from vconfs.ptys import RawPty, open_pty
 from vconfs.tree import Access, pty_link
@@ -100,8 +100,7 @@ class _Console:
         while True:
             while self._rest:
                 await master.writable()
-                with suppress(BlockingIOError):
-                    self._rest = self._rest[os.write(master.descriptor, self._rest) :]
+                self._rest = self._rest[master.send_nowait(self._rest) :]
             await master.writable()  # until then the data is left in the port
             self._rest = memoryview(b"".join(await port.read(_CHUNK)))
             if not self._rest:  # a hang-up, which a terminal is not told of

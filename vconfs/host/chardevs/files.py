@@ -12,8 +12,9 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Pipe, pass_on
+from vconfs.host.chardevs.join import pass_on
 from vconfs.host.chardevs.paths import cannot, path_argument
+from vconfs.pipe import Pipe
 
 #: Write so much to a file at a time: a thread does it, and has to be worth it.
 _PIECE: Final = 1 << 20

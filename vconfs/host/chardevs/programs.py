@@ -14,7 +14,8 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import CHUNK, Pipe, hang_up_scope
+from vconfs.host.chardevs.join import CHUNK, hang_up_scope
+from vconfs.pipe import Pipe
 
 log = logging.getLogger(__name__)
 

@@ -14,8 +14,9 @@ import trio
 from attrs import define
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, Pipe, pass_on, serve
+from vconfs.host.chardevs.join import Client, pass_on, serve
 from vconfs.host.chardevs.paths import cannot
+from vconfs.pipe import Pipe
 from vconfs.protocol.events import Buffer
 from vconfs.ptys import RawPty, open_pty
 

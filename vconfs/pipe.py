@@ -1,0 +1,47 @@
+"""Pipes, fifos and ptys as streams."""
+
+from __future__ import annotations
+
+import os
+from typing import Final
+
+import trio
+
+from vconfs.protocol.events import Buffer
+
+#: Read this much at a time.
+_CHUNK: Final = 1 << 16
+
+
+class Pipe:
+    """A non-blocking descriptor of a pipe, fifo, pty or file, as a stream."""
+
+    def __init__(self, descriptor: int) -> None:
+        os.set_blocking(descriptor, False)
+        self.descriptor = descriptor
+
+    async def receive(self) -> bytes:
+        """Wait for bytes; none: end of file."""
+        await trio.lowlevel.checkpoint()  # a writer that never pauses must not starve the others
+        while True:
+            try:
+                return os.read(self.descriptor, _CHUNK)
+            except BlockingIOError:
+                await trio.lowlevel.wait_readable(self.descriptor)
+
+    def send_nowait(self, data: Buffer) -> int:
+        """Send what is taken at once, and tell how much that was; OSError."""
+        try:
+            return os.write(self.descriptor, data)
+        except BlockingIOError:
+            return 0
+
+    async def send(self, data: Buffer) -> int:
+        """Wait until something is taken, and tell how much that was; OSError."""
+        while not (sent := self.send_nowait(data)):
+            await self.writable()
+        return sent
+
+    async def writable(self) -> None:
+        """Wait until something can be sent."""
+        await trio.lowlevel.wait_writable(self.descriptor)
