@@ -9,15 +9,21 @@ everybody else names come and go at once.
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 import trio
 
+log = logging.getLogger(__name__)
+
+#: So many announcements wait; inotify keeps no more for its readers either (max_queued_events).
+_JOBS_MAX: Final = 1 << 14
 #: What the file system pretends to the announcer: (inode, mode), or () for "not there".
 Pretence = tuple[int, int] | tuple[()]
 
@@ -26,12 +32,14 @@ class Announcer:
     """Announces, in order, what `created`, `removed` and `changed` were told.
 
     The first argument of those says whether the name is in by-name/ (else in the mount's root).
+    When a host changes its ports faster than can be announced, for long, some is left out.
     """
 
     def __init__(self) -> None:
         self._jobs: list[tuple[Callable[[Path], None], bool, bytes, Pretence | None]] = []
         self._more = trio.lowlevel.ParkingLot()
         self._running = False
+        self._overrun = False
         self._thread = 0
         self._pretence: tuple[bool, bytes, Pretence] | None = None
 
@@ -80,9 +88,14 @@ class Announcer:
     def _add(
         self, call: Callable[[Path], None], by_name: bool, name: bytes, pretence: Pretence | None
     ) -> None:
-        if self._running:
+        if not self._running:
+            return
+        if len(self._jobs) < _JOBS_MAX:
             self._jobs.append((call, by_name, name, pretence))
             self._more.unpark()
+        elif not self._overrun:
+            self._overrun = True
+            log.warning("the ports change too fast: inotify is not told of all of it")
 
 
 def _make_file(path: Path) -> None:

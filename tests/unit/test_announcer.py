@@ -1,0 +1,33 @@
+"""Announcing to inotify, by calls that are only counted here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+
+from vconfs import announcer
+from vconfs.announcer import Announcer
+
+
+async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    made, makes = trio.open_memory_channel[str](100)
+    monkeypatch.setattr(announcer, "_JOBS_MAX", 4)
+    monkeypatch.setattr(
+        announcer, "_make_file", lambda path: trio.from_thread.run_sync(made.send_nowait, path.name)
+    )
+    it = Announcer()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(it.run, tmp_path)
+        await trio.testing.wait_all_tasks_blocked()
+        for number in range(8):
+            it.created(False, b"vcon%d" % number)
+        assert [await makes.receive() for _ in range(4)] == ["vcon0", "vcon1", "vcon2", "vcon3"]
+        it.created(False, b"later")
+        assert await makes.receive() == "later"
+        nursery.cancel_scope.cancel()
+    assert caplog.messages == ["the ports change too fast: inotify is not told of all of it"]
