@@ -18,7 +18,7 @@ from tests.remote.client import Remote
 _PLUGGED = 8
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def guest(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Guest]:
@@ -67,7 +67,7 @@ class QemuHost:
         return await self.guest.connect(name)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def linux(guest: Guest) -> Recording:
     """What a program sees of a port of the kernel's own driver."""
 

@@ -172,7 +172,8 @@ def _machine(folder: Path, boot: Path) -> list[str]:
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.remote.worker guest.argument=/dev/ttyS1"
     return [
-        *(QEMU, "-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
+        *("setpriv", "--pdeathsig", "KILL", QEMU),  # it ends with us, however we end
+        *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
         *("-kernel", str(boot / "vmlinux"), "-initrd", f"{folder}/initramfs.cpio"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-virtfs", share),
