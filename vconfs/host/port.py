@@ -10,7 +10,6 @@ has no buffers, `send` waits, and what is behind the chardev feels it.
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -20,15 +19,12 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.bytequeue import ByteQueue
 from vconfs.host.chardev import Chardev
+from vconfs.host.messages import MessageQueue
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
 
 DEFAULT_HOST_LIMIT = 1 << 20
-#: The longest write request whose boundaries are kept; longer ones come in pieces of this size.
-MESSAGE_MAX = 1 << 20
-#: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
-_MESSAGE_COST = 64
 #: How many opens and closes of the guest, one after the other, are kept for a busy chardev.
 _SESSIONS_MAX = 1000
 #: How much a `source` may give before others have their turn.
@@ -76,63 +72,6 @@ class HostCounters:
     resets: int = 0  # times that the guest went on sending after it was told to stop
 
 
-class _Messages:
-    """Guest data by whole write requests."""
-
-    def __init__(self) -> None:
-        self.whole: deque[bytes] = deque()
-        self.size = 0
-        self._partial = bytearray()
-        self._missing = 0
-
-    def put(self, data: memoryview, size: int | None) -> None:
-        if size is None:
-            self._add(bytes(data))
-            return
-        if size:
-            self._end()
-            self._missing = size
-        self._partial += data
-        self._missing -= len(data)
-        self.size += len(data)
-        if self._missing <= 0 or len(self._partial) >= MESSAGE_MAX:
-            self._end()
-
-    def take(self) -> bytes:
-        message = self.whole.popleft()
-        self.size -= len(message) + _MESSAGE_COST
-        return message
-
-    def put_back(self, message: bytes) -> None:
-        self.whole.appendleft(message)
-        self.size += len(message) + _MESSAGE_COST
-
-    def abandon(self) -> int:
-        """Drop a message whose rest will not come; tell how many bytes of it there were."""
-        dropped = len(self._partial)
-        self._partial.clear()
-        self._missing = 0
-        self.size -= dropped
-        return dropped
-
-    def clear(self) -> int:
-        dropped = self.size - _MESSAGE_COST * len(self.whole)
-        self.whole.clear()
-        self._partial.clear()
-        self._missing = self.size = 0
-        return dropped
-
-    def _end(self) -> None:
-        if self._partial:
-            self.size -= len(self._partial)
-            self._add(bytes(self._partial))
-            self._partial.clear()
-
-    def _add(self, message: bytes) -> None:
-        self.whole.append(message)
-        self.size += len(message) + _MESSAGE_COST
-
-
 @define(eq=False, slots=True)
 class HostPort:
     """One port of the host end; it is the `PortSide` of its chardev."""
@@ -160,13 +99,13 @@ class HostPort:
     _sessions: int = field(init=False, default=0)
     _line: HostLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
-    _messages: _Messages | None = field(init=False)
+    _messages: MessageQueue | None = field(init=False)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
     _changed: ParkingLot = field(init=False, factory=ParkingLot)
 
     def __attrs_post_init__(self) -> None:
         self.name, self.cache, self.limit = self.spec.name, self.spec.cache, self.spec.limit
-        self._messages = _Messages() if self.spec.chardev.keeps_boundaries else None
+        self._messages = MessageQueue() if self.spec.chardev.keeps_boundaries else None
 
     @property
     def attached(self) -> bool:

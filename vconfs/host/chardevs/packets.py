@@ -15,7 +15,7 @@ import trio
 
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.join import Client, wait_hang_up
-from vconfs.host.port import MESSAGE_MAX
+from vconfs.host.messages import MESSAGE_MAX
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
