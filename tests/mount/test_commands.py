@@ -260,13 +260,6 @@ def logged(process: subprocess.Popen[bytes]) -> dict[str, Any]:
     return dict(line)
 
 
-@pytest.mark.parametrize("command", ["", "mount", "umount", "ls", "demo"])
-def test_help_has_examples(command: str) -> None:
-    text = vconfs(*command.split(), "--help")
-    assert "Example" in text
-    assert "vconfs" in text
-
-
 @pytest.mark.parametrize("command", ["--help", "doctor"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_output_that_cannot_be_written_is_told_in_a_line(command: str, unbuffered: str) -> None:

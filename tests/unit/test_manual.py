@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -85,3 +86,20 @@ def test_every_command_is_told_in_a_line(name: str) -> None:
     _, _, commands = command.get_help(click.Context(command, info_name=name)).partition("Commands:")
     assert commands
     assert "..." not in commands
+
+
+def test_the_help_of_every_command_has_examples() -> None:
+    without = [name for name, text in helps(vconfs, "vconfs") if not re.search("Examples?:", text)]
+    assert without == []
+
+
+def helps(command: click.Command, name: str) -> Iterator[tuple[str, str]]:
+    """The help of a command, and of those below it that are shown."""
+    context = click.Context(command, info_name=name)
+    yield name, command.get_help(context)
+    if isinstance(command, click.Group):
+        for word in command.list_commands(context):
+            below = command.get_command(context, word)
+            assert below is not None
+            if not below.hidden:
+                yield from helps(below, f"{name} {word}")

@@ -84,7 +84,13 @@ def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
 @command.command("list", short_help="List the ports and what they are doing.")
 @_as_json
 def list_ports(as_json: bool) -> None:
-    """List the ports, whom they are joined to, and what they are doing."""
+    """List the ports, whom they are joined to, and what they are doing.
+
+    \b
+    Examples:
+      vconfs ctl /run/vcon.ctl list
+      vconfs ctl /run/vcon.ctl list --json
+    """
     ports = _carry_out(List(), as_json)
     if not as_json:
         _print_table(ports)
@@ -97,6 +103,10 @@ def add(as_json: bool, spec: str) -> None:
     """Add a port, and print its id.
 
     It is written as for --port of `vconfs host`; the paths in it are the host end's.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl add org.example.chat=unix:/run/chat.sock,cache
     """
     ports = _carry_out(Add(spec), as_json)
     if not as_json:
@@ -108,7 +118,12 @@ def add(as_json: bool, spec: str) -> None:
 @_as_json
 @_port
 def remove(as_json: bool, port: int | str) -> None:
-    """Take a port away, and end what it is joined to."""
+    """Take a port away, and end what it is joined to.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl remove org.example.chat
+    """
     _carry_out(Remove(port), as_json)
 
 
@@ -117,7 +132,12 @@ def remove(as_json: bool, port: int | str) -> None:
 @_port
 @click.argument("name")
 def rename(as_json: bool, port: int | str, name: str) -> None:
-    """Give a port another name; '' takes its name away."""
+    """Give a port another name; '' takes its name away.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl rename 1 org.example.log
+    """
     _carry_out(Rename(port, name), as_json)
 
 
@@ -130,6 +150,10 @@ def throttle(as_json: bool, port: int | str, switch: str) -> None:
 
     It holds until it is undone. A port is throttled by itself while nobody reads what the guest
     sends: `off` leaves that alone.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl throttle org.example.chat on
     """
     _carry_out(Throttle(port, switch == "on"), as_json)
 
@@ -139,7 +163,12 @@ def throttle(as_json: bool, port: int | str, switch: str) -> None:
 @_port
 @click.argument("mib", type=click.IntRange(1, LIMIT_MAX), metavar="MIB")
 def limit(as_json: bool, port: int | str, mib: int) -> None:
-    """Let the guest hold so many MiB of unread data for a port (dialect v8)."""
+    """Let the guest hold so many MiB of unread data for a port (dialect v8).
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl limit org.example.chat 4
+    """
     _carry_out(Limit(port, mib), as_json)
 
 
@@ -148,7 +177,12 @@ def limit(as_json: bool, port: int | str, mib: int) -> None:
 @_port
 @_switch
 def cache(as_json: bool, port: int | str, switch: str) -> None:
-    """Keep data that nobody has read when a port is closed, at either end, or drop it."""
+    """Keep data that nobody has read when a port is closed, at either end, or drop it.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl cache org.example.chat on
+    """
     _carry_out(Cache(port, switch == "on"), as_json)
 
 
@@ -161,7 +195,12 @@ _characters = click.IntRange(0, 65535)
 @click.argument("cols", type=_characters, metavar="COLS")
 @click.argument("rows", type=_characters, metavar="ROWS")
 def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
-    """Tell the guest the size of the console on a port, in characters."""
+    """Tell the guest the size of the console on a port, in characters.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl resize 0 132 43
+    """
     _carry_out(Resize(port, cols, rows), as_json)
 
 
@@ -169,7 +208,12 @@ def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
 @_as_json
 @_port
 def disconnect(as_json: bool, port: int | str) -> None:
-    """Hang up whoever is at the far side of a port; the next one can come."""
+    """Hang up whoever is at the far side of a port; the next one can come.
+
+    \b
+    Example:
+      vconfs ctl /run/vcon.ctl disconnect org.example.chat
+    """
     _carry_out(Disconnect(port), as_json)
 
 
