@@ -15,6 +15,7 @@ subscribers of TOPIC. The bus ends when the last guest has gone.
 from __future__ import annotations
 
 import selectors
+import signal
 import socket
 import sys
 
@@ -82,6 +83,7 @@ class Bus:
 
 def main() -> None:
     """Join the guests, and run."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
     if len(sys.argv) < 2:
         sys.exit("usage: bus.py SOCKET…")
     bus = Bus()

@@ -12,6 +12,9 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: chat.sh PORT, or chat.sh FROM TO" >&2
     exit 2
 fi
+for file; do
+    [ -e "$file" ] || { echo "chat.sh: $file is not there" >&2 && exit 1; }
+done
 me=${CHAT_NAME:-$(id -un)@$(uname -n)}
 
 cat "$1" &

@@ -15,6 +15,9 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: clipboard.sh PORT, or clipboard.sh FROM TO" >&2
     exit 2
 fi
+for file; do
+    [ -e "$file" ] || { echo "clipboard.sh: $file is not there" >&2 && exit 1; }
+done
 from=$1 to=${2:-$1}
 work=$(mktemp -d)
 pids=

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def main() -> None:
 
     Mount with -o wait: reading then waits for a host; without it, this would be a busy loop.
     """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
     if len(sys.argv) != 2:
         sys.exit("usage: guest-inspect.py PORT")
     try:

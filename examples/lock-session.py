@@ -12,6 +12,7 @@ logind, over the system bus, to lock SESSION or, if none is named, all of them. 
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -64,6 +65,7 @@ def guard(events: Iterable[str], name: str, session: str | None) -> None:
 
 def main() -> None:
     """Guard one port, until the mount ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
     if len(sys.argv) not in (3, 4):
         sys.exit("usage: lock-session.py MOUNTPOINT PORT [SESSION]")
     mountpoint, name, session = [*sys.argv[1:], None][:3]

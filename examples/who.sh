@@ -11,6 +11,9 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     echo "usage: who.sh PORT [UTMP]" >&2
     exit 2
 fi
+for file; do
+    [ -e "$file" ] || { echo "who.sh: $file is not there" >&2 && exit 1; }
+done
 port=$1 utmp=${2:-/run/utmp}
 
 told=none

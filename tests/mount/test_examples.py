@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -152,6 +153,17 @@ async def test_a_folder_that_is_no_mount_is_refused(tmp_path: Path, shell: list[
         assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["chat", "clipboard", "who"])
+def test_a_port_that_is_not_there_is_no_new_file(
+    tmp_path: Path, shell: list[str], name: str
+) -> None:
+    port = tmp_path / "typo"
+    words = [*shell, str(EXAMPLES / f"{name}.sh"), str(port)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    assert (done.returncode, done.stderr) == (1, f"{name}.sh: {port} is not there\n")
+    assert not port.exists()
+
+
 # --- who ----------------------------------------------------------------------------------
 
 
@@ -206,6 +218,19 @@ async def test_chat_goes_both_ways(mounted: OpenMount, tmp_path: Path, shell: li
 
 
 # --- looking into the guest ---------------------------------------------------------------
+
+
+async def test_ctrl_c_ends_a_look_into_the_guest_without_a_traceback(mounted: OpenMount) -> None:
+    script = str(EXAMPLES / "guest-inspect.py")
+    async with (
+        mounted("inspect=echo", wait=True) as it,
+        program(sys.executable, script, it.file()) as running,
+    ):
+        await it.until(lambda: it.port()._read_turn.locked())
+        running.send_signal(signal.SIGINT)
+        assert running.stdout is not None
+        assert b"".join([data async for data in running.stdout]) == b""
+        assert await running.wait() == -signal.SIGINT
 
 
 async def test_the_host_looks_into_the_guest(mounted: OpenMount, tmp_path: Path) -> None:
