@@ -137,7 +137,8 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     """
     announcer = Announcer()
     async with _serve(plan, manager, announcer) as ended, open_background() as nursery:
-        nursery.start_soon(announcer.run, plan.mountpoint)
+        # Not relative: to somebody whose folder this is, "." is what lies below the mount.
+        nursery.start_soon(announcer.run, plan.mountpoint.absolute())
         consoles = Consoles(
             nursery,
             announcer,

@@ -14,7 +14,11 @@ import pytest
 import trio
 from inotify_simple import INotify, flags
 
+from vconfs.device.embedded import open_embedded
+from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
+from vconfs.mounting import Plan, open_mount
+from vconfs.ports import PortManager
 from vconfs.tree import Access
 
 from .conftest import OpenMount, in_thread, program
@@ -175,6 +179,20 @@ async def test_inotify_tells_of_ports_that_come_go_and_change(mounted: OpenMount
             it.host.remove(1)
             assert await next_notice(root, flags.DELETE) == "vcon1"
             assert await next_notice(links, flags.DELETE) == "renamed"
+
+
+async def test_on_the_present_folder_ports_are_announced_and_nothing_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = PortManager()
+    async with open_host([parse_port("first=echo")]) as host, open_embedded(host, manager):
+        monkeypatch.chdir(tmp_path)
+        async with open_mount(Plan(Path()), manager):
+            with INotify() as root, trio.fail_after(10):
+                await in_thread(lambda: root.add_watch(tmp_path, flags.CREATE))
+                await host.add(parse_port("second=echo"))
+                assert await next_notice(root, flags.CREATE) == "vcon1"
+    assert os.listdir(tmp_path) == []
 
 
 async def next_notice(watch: INotify, kind: int) -> str:
