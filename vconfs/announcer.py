@@ -13,8 +13,8 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 _JOBS_MAX: Final = 1 << 14
 #: What the file system pretends to the announcer: (inode, mode), or () for "not there".
 Pretence = tuple[int, int] | tuple[()]
+#: Does something to a name in an opened folder.
+_Call = Callable[[bytes, int], None]
 
 
 class Announcer:
@@ -35,8 +37,11 @@ class Announcer:
     When a host changes its ports faster than can be announced, for long, some is left out.
     """
 
+    #: The number of the mounted file system, like "0:42".
+    file_system = ""
+
     def __init__(self) -> None:
-        self._jobs: list[tuple[Callable[[Path], None], bool, bytes, Pretence | None]] = []
+        self._jobs: list[tuple[_Call, bool, bytes, Pretence | None]] = []
         self._more = trio.lowlevel.ParkingLot()
         self._running = False
         self._overrun = False
@@ -60,11 +65,11 @@ class Announcer:
 
     def removed(self, by_name: bool, name: bytes, was: tuple[int, int]) -> None:
         """A name has gone; it was this inode, of this mode."""
-        self._add(Path.unlink, by_name, name, was)
+        self._add(_remove, by_name, name, was)
 
     def changed(self, name: bytes) -> None:
         """An attribute of a port's file is another."""
-        self._add(os.utime, False, name, None)
+        self._add(_touch, False, name, None)
 
     async def run(self, mountpoint: Path) -> None:
         """Announce what comes from now on, below `mountpoint`."""
@@ -76,18 +81,20 @@ class Announcer:
             for call, by_name, name, pretence in jobs:
                 folder = mountpoint / "by-name" if by_name else mountpoint
                 self._pretence = None if pretence is None else (by_name, name, pretence)
-                path = folder / os.fsdecode(name)
-                await trio.to_thread.run_sync(self._call, call, path, abandon_on_cancel=True)
+                await trio.to_thread.run_sync(
+                    self._call, call, folder, name, abandon_on_cancel=True
+                )
 
-    def _call(self, call: Callable[[Path], None], path: Path) -> None:
+    def _call(self, call: _Call, folder: Path, name: bytes) -> None:
         self._thread = threading.get_native_id()
-        with suppress(OSError):  # it has come or gone again meanwhile, or the mount is ending
-            call(path)
+        # OSError: the name has come or gone again meanwhile, or the mount is ending.
+        with suppress(OSError), _opened(folder) as descriptor:
+            # Else our mount is not there any more, and this is somebody else's folder.
+            if _file_system(descriptor) == self.file_system:
+                call(name, descriptor)
         self._thread = 0
 
-    def _add(
-        self, call: Callable[[Path], None], by_name: bool, name: bytes, pretence: Pretence | None
-    ) -> None:
+    def _add(self, call: _Call, by_name: bool, name: bytes, pretence: Pretence | None) -> None:
         if not self._running:
             return
         if len(self._jobs) < _JOBS_MAX:
@@ -98,9 +105,31 @@ class Announcer:
             log.warning("the ports change too fast: inotify is not told of all of it")
 
 
-def _make_file(path: Path) -> None:
-    os.mknod(path, stat.S_IFREG | 0o600)
+@contextmanager
+def _opened(folder: Path) -> Iterator[int]:
+    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
-def _make_link(path: Path) -> None:
-    path.symlink_to("announced")
+def _file_system(descriptor: int) -> str:
+    device = os.fstat(descriptor).st_dev
+    return f"{os.major(device)}:{os.minor(device)}"
+
+
+def _make_file(name: bytes, folder: int) -> None:
+    os.mknod(name, stat.S_IFREG | 0o600, dir_fd=folder)
+
+
+def _make_link(name: bytes, folder: int) -> None:
+    os.symlink(b"announced", name, dir_fd=folder)
+
+
+def _remove(name: bytes, folder: int) -> None:
+    os.unlink(name, dir_fd=folder)
+
+
+def _touch(name: bytes, folder: int) -> None:
+    os.utime(name, dir_fd=folder)

@@ -164,6 +164,7 @@ async def _serve(
     make_filesystem, make_session = _SESSIONS[plan.session]
     filesystem = make_filesystem(manager, _access_for(plan, manager), announcer, plan.access)
     mount = fuse.mount(plan.mountpoint, source=plan.source, allow_other=plan.allow_other)
+    announcer.file_system = mount.number
     try:
         async with open_background() as nursery:
             ended = trio.Event()

@@ -14,14 +14,17 @@ import pytest
 import trio
 from inotify_simple import INotify, flags
 
+from vconfs import fuse
+from vconfs.announcer import Announcer
 from vconfs.device.embedded import open_embedded
+from vconfs.fs import PortFS
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
 from vconfs.ports import PortManager
 from vconfs.tree import Access
 
-from .conftest import OpenMount, in_thread, program
+from .conftest import Mounted, OpenMount, in_thread, program
 from .test_files import error_of
 
 
@@ -193,6 +196,26 @@ async def test_on_the_present_folder_ports_are_announced_and_nothing_is_left(
                 await host.add(parse_port("second=echo"))
                 assert await next_notice(root, flags.CREATE) == "vcon1"
     assert os.listdir(tmp_path) == []
+
+
+async def test_what_lies_below_a_mount_is_left_alone_after_a_lazy_unmount(
+    mounted: OpenMount,
+) -> None:
+    async with mounted("first=echo", "second=echo") as it:
+        fd = await in_thread(lambda: os.open(it.file(), os.O_RDWR))
+        await in_thread(lambda: fuse.unmount(it.path, lazy=True))
+        it.file(1).write_text("mine")
+        it.host.remove(1)
+        await it.host.add(parse_port("third=echo,id=2"))
+        await it.until(lambda: announcer(it)._more)  # it has done all
+        await in_thread(lambda: os.write(fd, b"still served"))
+        assert os.listdir(it.path) == ["vcon1"]
+        it.file(1).unlink()
+        await in_thread(lambda: os.close(fd))
+
+
+def announcer(it: Mounted) -> Announcer:
+    return next(one._announcer for one in it.manager.listeners if isinstance(one, PortFS))
 
 
 async def next_notice(watch: INotify, kind: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,14 @@ async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory
 ) -> None:
     made, makes = trio.open_memory_channel[str](100)
     monkeypatch.setattr(announcer, "_JOBS_MAX", 4)
-    monkeypatch.setattr(
-        announcer, "_make_file", lambda path: trio.from_thread.run_sync(made.send_nowait, path.name)
-    )
+
+    def make_file(name: bytes, folder: int) -> None:
+        trio.from_thread.run_sync(made.send_nowait, name.decode())
+
+    monkeypatch.setattr(announcer, "_make_file", make_file)
+    device = tmp_path.stat().st_dev
     it = Announcer()
+    it.file_system = f"{os.major(device)}:{os.minor(device)}"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(it.run, tmp_path)
         await trio.testing.wait_all_tasks_blocked()
