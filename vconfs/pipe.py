@@ -23,11 +23,16 @@ class Pipe:
     async def receive(self) -> bytes:
         """Wait for bytes; none: end of file."""
         await trio.lowlevel.checkpoint()  # a writer that never pauses must not starve the others
-        while True:
-            try:
-                return os.read(self.descriptor, _CHUNK)
-            except BlockingIOError:
-                await trio.lowlevel.wait_readable(self.descriptor)
+        while (data := self.receive_nowait()) is None:
+            await trio.lowlevel.wait_readable(self.descriptor)
+        return data
+
+    def receive_nowait(self) -> bytes | None:
+        """Give the bytes that are there; none: end of file; None: there is nothing yet."""
+        try:
+            return os.read(self.descriptor, _CHUNK)
+        except BlockingIOError:
+            return None
 
     def send_nowait(self, data: Buffer) -> int:
         """Send what is taken at once, and tell how much that was; OSError."""

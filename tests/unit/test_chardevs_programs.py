@@ -171,7 +171,7 @@ async def test_no_descriptor_to_watch_a_program_with(
         children.append(open_pidfd(child))
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.host.chardevs.programs.os.pidfd_open", fail)
+    monkeypatch.setattr("vconfs.program.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
         await port.until(lambda: port.hang_ups == 1)

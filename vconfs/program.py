@@ -1,0 +1,88 @@
+"""Running a shell command: its input and output, and its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from vconfs.pipe import Pipe
+
+#: Seconds that a program may go on after SIGTERM.
+_PATIENCE: Final = 1.0
+
+
+class Program:
+    """A running program, which leads a session of its own.
+
+    It is reaped by `end` alone: until then its number stays its own, and its group's.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._stdin, self._stdout = _streams(process)
+        self._forced = False
+        self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
+        self.input = Pipe(self._stdin.fileno())
+        self.output = Pipe(self._stdout.fileno())
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    async def close_input(self) -> None:
+        """Let it see the end of its input."""
+        await self._stdin.aclose()
+
+    def force(self, number: int) -> None:
+        """Signal it, and what it started."""
+        self._forced = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def end(self) -> None:
+        """See it out, gently first if it still runs."""
+        await self._stdin.aclose()
+        await self._stdout.aclose()
+        if not self.has_ended:
+            self.force(signal.SIGTERM)
+            with trio.move_on_after(_PATIENCE):
+                await trio.lowlevel.wait_readable(self.descriptor)
+        if self._forced:
+            self.force(signal.SIGKILL)
+        await self._process.wait()
+        os.close(self.descriptor)
+
+
+def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlevel.FdStream]:
+    stdin, stdout = process.stdin, process.stdout
+    assert isinstance(stdin, trio.lowlevel.FdStream) and isinstance(stdout, trio.lowlevel.FdStream)
+    return stdin, stdout
+
+
+async def start_program(command: str) -> Program:
+    """Run a shell command with pipes at both ends; OSError."""
+    process = await trio.lowlevel.open_process(
+        command,
+        shell=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        return Program(process)
+    except OSError:  # no descriptor is left
+        os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            for stream in _streams(process):
+                await stream.aclose()
+            await process.wait()
+        raise
