@@ -23,11 +23,12 @@ from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
 from vconfs.device.vhost_user_backend import BackEnd
 from vconfs.driver import Driver
-from vconfs.host.chardevs.sockets import connected_to, socket_path
+from vconfs.paths import socket_path
 from vconfs.ports import PortManager
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
+from vconfs.unix_sockets import connected_to
 from vconfs.vhost_user.messages import MessageSocket, close_all
 from vconfs.vhost_user.notices import Notices, notify
 

@@ -11,10 +11,11 @@ import trio
 from vconfs.background import open_background
 from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import Door
-from vconfs.host.chardevs.sockets import listening_at, socket_path
+from vconfs.host.chardevs.sockets import listening_at
 from vconfs.host.host import Host, HostError
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
+from vconfs.paths import socket_path
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 

@@ -7,7 +7,8 @@ from typing import Final, Self
 
 from attrs import frozen
 
-from vconfs.host.chardevs.sockets import Unix, socket_path
+from vconfs.host.chardevs.sockets import Unix
+from vconfs.paths import socket_path
 from vconfs.protocol.vhost_user import QUEUES_MAX
 from vconfs.protocol.virtio1 import MAX_PORTS
 from vconfs.url_options import resize_rows_first

@@ -13,9 +13,9 @@ from typing import ClassVar, Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.host.chardevs.paths import path_argument
 from vconfs.host.chardevs.programs import Exec
 from vconfs.host.chardevs.stdio import Stdio
+from vconfs.paths import path_argument
 from vconfs.program import start_program
 from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option

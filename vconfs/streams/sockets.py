@@ -14,11 +14,12 @@ from attrs import frozen
 
 from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import BACKLOG, Door
-from vconfs.host.chardevs.sockets import Unix, connected_to
+from vconfs.host.chardevs.sockets import Unix
 from vconfs.host.chardevs.tcp import Tcp
 from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
+from vconfs.unix_sockets import connected_to
 
 _CID_MAX: Final = (1 << 32) - 1
 #: What a unix socket is asked to hold: a write of 1 MiB goes out at once.

@@ -13,7 +13,8 @@ from attrs import frozen
 
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
 from vconfs.host.chardevs.join import pass_on
-from vconfs.host.chardevs.paths import cannot, path_argument
+from vconfs.host.chardevs.paths import cannot
+from vconfs.paths import path_argument
 from vconfs.pipe import Pipe
 
 #: Write so much to a file at a time: a thread does it, and has to be worth it.

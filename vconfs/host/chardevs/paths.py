@@ -1,4 +1,4 @@
-"""Paths that chardevs are given: what is wrong with one, said in one line."""
+"""What is wrong with a path that a chardev was given, said in one line."""
 
 from __future__ import annotations
 
@@ -6,15 +6,6 @@ import errno
 import os
 
 from vconfs.host.chardev import ChardevError
-
-
-def path_argument(kind: str, argument: str, how: str = "") -> str:
-    """Give the path that ARGUMENT is; ValueError if it cannot be one."""
-    if not argument:
-        raise ValueError(f"{kind} needs a path: {kind}:PATH{how}")
-    if "\0" in argument:
-        raise ValueError(f"{kind}: a path has no NUL in it: {argument!r}")
-    return argument
 
 
 def cannot(path: str, error: OSError) -> ChardevError:

@@ -8,7 +8,7 @@ import socket
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
-from typing import Final, Self
+from typing import Self
 
 import trio
 from attrs import frozen
@@ -17,19 +17,11 @@ from vconfs.host.chardev import Chardev, ChardevError, PortSide
 from vconfs.host.chardevs.join import Client, SocketClient, serve
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
-from vconfs.host.chardevs.paths import cannot, path_argument
+from vconfs.host.chardevs.paths import cannot
+from vconfs.paths import socket_path
+from vconfs.unix_sockets import connected_to
 
-#: The longest path of a unix socket: sockaddr_un, less the NUL.
-_PATH_MAX: Final = 107
 _RETRY_FIRST, _RETRY_MAX = 0.05, 2.0
-
-
-def socket_path(kind: str, argument: str) -> str:
-    """Give the path of a unix socket that ARGUMENT is; ValueError if it cannot be one."""
-    path = path_argument(kind, argument)
-    if len(os.fsencode(path)) > _PATH_MAX:
-        raise ValueError(f"{kind}: a socket's path has at most {_PATH_MAX} bytes: {path}")
-    return path
 
 
 @frozen
@@ -121,18 +113,6 @@ def _replace_stale(path: str, kind: int) -> None:
     if code == errno.ECONNREFUSED:
         with suppress(OSError):
             os.unlink(path)
-
-
-async def connected_to(path: str) -> trio.socket.SocketType:
-    """Connect to a unix socket; OSError: nobody listens there, or nobody accepts."""
-    sock = trio.socket.socket(socket.AF_UNIX)
-    try:
-        await sock.connect(path)
-        sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
-    except BaseException:
-        sock.close()
-        raise
-    return sock
 
 
 @frozen
