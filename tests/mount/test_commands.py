@@ -102,6 +102,15 @@ def test_umount_ends_a_blocked_reader(folder: Path, session: str) -> None:
     assert mounts(folder) == []
 
 
+def test_a_mount_may_be_named_by_a_link(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(folder)
+    vconfs("mount", str(link))
+    assert "vcon1" in vconfs("ls", str(link))
+    vconfs("umount", str(link))
+    assert mounts(folder) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_mount_in_the_foreground_ends_in_order_by_a_signal(
     folder: Path, number: signal.Signals

@@ -34,6 +34,8 @@ def command(mountpoint: Path) -> None:
     """
     target = Path(os.path.abspath(mountpoint))
     if not fuse.is_mounted(target):
+        target = Path(os.path.realpath(target))  # mount(2) followed the links as well
+    if not fuse.is_mounted(target):
         raise Failure(f"{mountpoint} is not a vconfs mount")
     try:
         if _ask_daemon(target):
