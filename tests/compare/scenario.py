@@ -2,7 +2,7 @@
 
 The same scenario is run with Linux's own driver and with ours; `record` notes what came of each
 call, and `differences` compares. Neither knows where the port is: the program's side is a `Remote`,
-the host's a `Host`.
+the host's a `Host`. Some steps need our own host end: see `record_with_own_host`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import errno
 import hashlib
 import os
 import select
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -40,6 +41,16 @@ class Host(Protocol):
 
     async def connect(self, name: str) -> trio.SocketStream:
         """Connect to its chardev."""
+
+
+class OwnHost(Host, Protocol):
+    """Our own host end. QEMU 7.2 cannot do this: it tells no sizes, and announces a port once."""
+
+    async def announce(self, name: str) -> None:
+        """Announce a port that is there already."""
+
+    async def resize(self, name: str, cols: int, rows: int) -> None:
+        """Tell the size of its console."""
 
 
 #: Waits for the port of a name, and gives its file.
@@ -124,6 +135,19 @@ async def record(remote: Remote, host: Host, find: Find, tag: str) -> Recording:
         await _waiting(program, stream)
         await _unplugged(stage, name, program)
     await _announced_again(stage, f"{name}.again")
+    return stage.notes
+
+
+async def record_with_own_host(
+    remote: Remote, host: OwnHost, find: Find, tag: str, console: tuple[str, str]
+) -> Recording:
+    """Run the scenario, and then the steps that only our own host end can take.
+
+    `console` is a port that is one: its name, and its terminal.
+    """
+    stage = _Stage(remote, host, find, await record(remote, host, find, tag))
+    await _announced_while_open(stage, host, f"{tag}.twice")
+    await _resized(stage, host, *console)
     return stage.notes
 
 
@@ -258,3 +282,61 @@ async def _announced_again(stage: _Stage, name: str) -> None:
     await stage.remote.close(program.file)
     await stage.host.unplug(name)
     await stage.remote.exists_until(program.path, False)
+
+
+async def _announced_while_open(stage: _Stage, host: OwnHost, name: str) -> None:
+    """Announce a port that is there, open, and holds data."""
+    step = "an open port is announced again"
+    await host.plug(name)
+    program = await stage.open(name)
+    async with await host.connect(name) as stream:
+        await program.connected()
+        await stream.send_all(b"kept")
+        await program.until(select.POLLIN)
+        await host.announce(name)
+    await program.until(select.POLLHUP)  # the announcement came before this
+    await program.poll(step)
+    await program.read(step)
+    await program.read(step, what="read more")
+    step = "the host reconnects to it"
+    async with await host.connect(name) as stream:
+        await program.connected()
+        await program.poll(step)
+        await program.write(step, b"to the host")
+        assert await receive_exactly(stream, 11) == b"to the host"
+        await stream.send_all(b"hello")
+        await program.until(select.POLLIN)
+        await program.read(step)
+    await stage.remote.close(program.file)
+    await host.unplug(name)
+    await stage.remote.exists_until(program.path, False)
+
+
+async def _resized(stage: _Stage, host: OwnHost, name: str, terminal: str) -> None:
+    """Change the size of a console under a program, which tells the host what it learns of it.
+
+    The same size once more is no change.
+    """
+    step = "the console is resized"
+    remote = stage.remote
+    file = await remote.open(terminal, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY)
+    await remote.run(f"stty -F {terminal} raw -echo")
+    await host.resize(name, 80, 25)
+    await remote.run(f"until stty -F {terminal} size | grep -qx '25 80'; do :; done")
+    program = f"setsid --ctty --wait {sys.executable} -m tests.remote.window 3"
+    async with await host.connect(name) as stream, trio.open_nursery() as nursery:
+        nursery.start_soon(remote.run, f"{program} <>{terminal} >&0")
+        stage.notes[step, "size"] = await _line(stream)
+        await host.resize(name, 100, 30)
+        stage.notes[step, "size at SIGWINCH"] = await _line(stream)
+        await host.resize(name, 100, 30)
+        await host.resize(name, 132, 43)
+        stage.notes[step, "size at the next SIGWINCH"] = await _line(stream)
+    await remote.close(file)
+
+
+async def _line(stream: trio.SocketStream) -> str:
+    line = b""
+    while not line.endswith(b"\n"):
+        line += await receive_exactly(stream, 1, seconds=30)
+    return line.decode().rstrip("\n")

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 VCONFS = (sys.executable, "-m", "vconfs")
+_ANNOUNCING = (sys.executable, "-m", "tests.uml.announcing")
 #: The id of the port that comes and goes.
 _PLUGGED = 8
 
@@ -44,6 +45,13 @@ class HostEnd:
     async def unplug(self, name: str) -> None:
         await self.ctl("remove", name)
 
+    async def announce(self, name: str) -> None:
+        """Announce a port once more: see `announcing`."""
+        await self.ctl("rename", name, name)
+
+    async def resize(self, name: str, cols: int, rows: int) -> None:
+        await self.ctl("resize", name, str(cols), str(rows))
+
 
 @contextmanager
 def open_host(
@@ -56,7 +64,7 @@ def open_host(
     listen = ["--listen", f"vhost-user:{folder}/device", "--dialect", "virtio1"]
     if line is not None:
         listen = ["--listen", "stream:stdio"]
-    command = ["setpriv", "--pdeathsig", "KILL", *VCONFS]
+    command = ["setpriv", "--pdeathsig", "KILL", *_ANNOUNCING]
     command += ["host", *listen, "--control", f"{folder}/control"]
     for name, options in ports.items():
         command += ["--port", f"{name}=unix:{folder}/{name}{options}"]

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.compare.differences import check
-from tests.compare.scenario import record
+from tests.compare.scenario import record_with_own_host
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote, open_local
 from tests.uml.conftest import CONSOLE, DATA, OTHER
@@ -90,8 +90,8 @@ async def test_a_console_and_its_size(remote: Remote, host: HostEnd) -> None:
         await client.send_all(b"root\n")
         await remote.poll_until(console, select.POLLIN)
         assert await remote.read(console, 100) == b"root\n"
-        for cols, rows in (("100", "30"), ("80", "25")):
-            await host.ctl("resize", CONSOLE, cols, rows)
+        for cols, rows in ((100, 30), (80, 25)):
+            await host.resize(CONSOLE, cols, rows)
             with trio.fail_after(10):
                 while await remote.run("stty -F /dev/hvc0 size") != f"{rows} {cols}\n":
                     pass
@@ -100,11 +100,12 @@ async def test_a_console_and_its_size(remote: Remote, host: HostEnd) -> None:
 
 async def test_as_our_own_driver(remote: Remote, host: HostEnd, tmp_path: Path) -> None:
     """What a program sees in the guest of Linux's driver, and here of ours, on such a host end."""
-    linux = await record(remote, host, remote.kernel_port, "linux")
+    console = (CONSOLE, "/dev/hvc0")
+    linux = await record_with_own_host(remote, host, remote.kernel_port, "linux", console)
     mountpoint = tmp_path / "mnt"
     mountpoint.mkdir()
     vconfs = " ".join(VCONFS)
-    with open_host(tmp_path, {}) as our_host:
+    with open_host(tmp_path, {CONSOLE: ",id=0,console"}) as our_host:
         async with open_local() as local:
 
             async def find(name: str) -> str:
@@ -116,7 +117,8 @@ async def test_as_our_own_driver(remote: Remote, host: HostEnd, tmp_path: Path) 
                 await local.run(
                     f"{vconfs} mount --device vhost-user:{our_host.device} {mountpoint}"
                 )
-                ours = await record(local, our_host, find, "ours")
+                console = (CONSOLE, f"{mountpoint}/hvc0")
+                ours = await record_with_own_host(local, our_host, find, "ours", console)
             finally:
                 await local.run(f"umount -l {mountpoint}")
     check(linux, ours)
