@@ -157,6 +157,24 @@ def test_umount_clears_a_dead_mount(folder: Path, session: str) -> None:
     assert mounts(folder) == []
 
 
+def test_umount_does_not_wait_for_a_daemon_that_is_stopped(folder: Path) -> None:
+    vconfs("mount", "--port", "a=null", str(folder))
+    daemon = os.pidfd_open(daemon_of(folder))
+    with subprocess.Popen(["cat", str(folder / "vcon0")], stderr=subprocess.PIPE) as reader:
+        while os.getxattr(folder / "vcon0", "user.openers") == b"":
+            pass
+        signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+        try:
+            vconfs("umount", str(folder))
+            assert mounts(folder) == []
+            _, error = reader.communicate(timeout=10)
+            assert b"Software caused connection abort" in error
+        finally:
+            signal.pidfd_send_signal(daemon, signal.SIGCONT)
+            reader.kill()
+    wait_for_end(daemon)
+
+
 @pytest.mark.parametrize("session", SESSIONS)
 def test_somebody_elses_umount_ends_the_daemon(folder: Path, session: str) -> None:
     vconfs("mount", "--session", session, str(folder))

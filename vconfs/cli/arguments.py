@@ -41,8 +41,9 @@ def _port_files(mount: Path) -> list[str]:
 class Folder(click.Path):
     """A folder, to mount on."""
 
-    def __init__(self) -> None:
-        super().__init__(path_type=Path, readable=False)  # that is looked at when mounting
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Take it as it is: to look at a mount whose daemon is stopped would take for ever."""
+        return Path(os.fsdecode(value))
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

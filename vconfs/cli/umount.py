@@ -13,6 +13,7 @@ import click
 from vconfs import fuse
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
+from vconfs.cli.mount_table import answering
 from vconfs.fuse.mount import listed
 from vconfs.names import PID_ATTRIBUTE
 
@@ -26,7 +27,7 @@ def command(mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.
 
     Programs that are blocked on a port get end of file, and a device that --bind took from its
-    driver is given back. What is left of a daemon that was killed is cleaned up as well.
+    driver is given back. A mount whose daemon was killed, or does not answer, goes as well.
 
     \b
     Example:
@@ -37,13 +38,14 @@ def command(mountpoint: Path) -> None:
         target = Path(os.path.realpath(target))  # mount(2) followed the links as well
     if not fuse.is_mounted(target):
         raise Failure(f"{mountpoint} is not a vconfs mount")
+    answers = bool(answering([target]))
     try:
-        if _ask_daemon(target):
+        if answers and _ask_daemon(target):
             return
     except (OSError, ValueError):
-        pass  # a dead mount, or somebody else's daemon: unmount it ourselves
+        pass  # somebody else's daemon: unmount it ourselves
     try:
-        fuse.unmount(target, lazy=True)
+        fuse.unmount(target, lazy=True, abort=not answers)
     except OSError as error:
         raise Failure(f"cannot unmount {mountpoint}: {error.strerror}") from None
 

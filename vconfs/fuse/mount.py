@@ -26,6 +26,7 @@ FILESYSTEM: Final = "vconfs"
 _TYPE: Final = f"fuse.{FILESYSTEM}"
 _DEVICE: Final = "/dev/fuse"
 _MS_NOSUID, _MS_NODEV = 2, 4
+_MNT_FORCE: Final = 1
 _MNT_DETACH: Final = 2
 #: The device number of /dev/fuse.
 _DEVICE_NUMBER: Final = os.makedev(10, 229)
@@ -104,10 +105,14 @@ def mount(
     return Mount(device, place, _topmost(place)[0])
 
 
-def unmount(mountpoint: Path, *, lazy: bool = False) -> None:
-    """Unmount; `lazy`: even while it is in use. OSError."""
+def unmount(mountpoint: Path, *, lazy: bool = False, abort: bool = False) -> None:
+    """Unmount; `lazy`: even while it is in use. OSError.
+
+    `abort`: whoever waits for the daemon gets ECONNABORTED, if we are root.
+    """
     if os.geteuid() == 0:
-        if _libc.umount2(os.fsencode(mountpoint), _MNT_DETACH if lazy else 0):
+        flags = (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if abort else 0)
+        if _libc.umount2(os.fsencode(mountpoint), flags):
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(mountpoint))
         return
