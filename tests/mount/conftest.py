@@ -120,7 +120,15 @@ class OpenMount(Protocol):
 
 
 #: The tests of what ports do, which hold for each device.
-FOR_ALL_DEVICES = ("test_files", "test_programs", "test_bulk", "test_events_file")
+FOR_ALL_DEVICES = (
+    "test_bulk",
+    "test_events_file",
+    "test_files",
+    "test_namespace",
+    "test_programs",
+    "test_rules",
+    "test_watching",
+)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

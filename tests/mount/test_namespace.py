@@ -135,7 +135,11 @@ async def test_of_two_ports_with_one_name_the_lower_has_the_link(mounted: OpenMo
 
 async def test_attributes(mounted: OpenMount) -> None:
     async with mounted("org.example=echo", "=echo") as it:
-        await it.run("exec 3<>$P; echo hello >&3; read -r a <&3; echo unread >&3")
+        queued = "getfattr --only-values -n user.queued vcon0"
+        await it.run(
+            "exec 3<>$P; echo hello >&3; read -r a <&3; "
+            f"echo unread >&3; until [ $({queued}) = 7 ]; do :; done"
+        )
         for name, value in {
             "name": b"org.example",
             "user.name": b"org.example",
@@ -234,9 +238,11 @@ async def test_a_port_is_there_for_everybody_while_it_is_being_announced(
     async with mounted() as it:
         for _ in range(20):
             port = await it.host.add(parse_port("late=echo"))
+            await it.until(lambda: it.manager.by_name(b"late"))
             assert await error_of(lambda: os.stat(it.path / "by-name" / "late")) is None
             assert await error_of(lambda id=port.id: os.stat(it.file(id))) is None  # type: ignore[misc]
             it.host.remove(port.id)
+            await it.until(lambda: not it.manager.by_name(b"late"))
             assert await error_of(lambda id=port.id: os.stat(it.file(id))) == errno.ENOENT  # type: ignore[misc]
 
 
@@ -244,6 +250,7 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
     async with mounted() as it:
         for id in range(1, 500):
             await it.host.add(parse_port(f"p{id}=null,id={id}"))
+        await it.until(lambda: it.manager.by_name(b"p499"))
         assert len(await in_thread(lambda: os.listdir(it.path))) == 502  # by-name and .events too
         assert len(await in_thread(lambda: os.listdir(it.path / "by-name"))) == 500
         assert await it.run("ls -l | wc -l") == "502\n"
