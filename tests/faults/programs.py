@@ -9,14 +9,11 @@ import sys
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
 
 import trio
 from attrs import define, field, frozen
 
 from vconfs.background import open_background
-
-T = TypeVar("T")
 
 _READY = b"vconfs: listening on"
 #: As many descriptors as a program may have where nobody has changed that.
@@ -27,11 +24,6 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait until something holds that follows from what the programs do."""
     while not condition():
         await trio.sleep(0.005)
-
-
-async def in_thread(call: Callable[[], T]) -> T:
-    """Do what may wait for a mount; given up when the test is."""
-    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 @define(eq=False)

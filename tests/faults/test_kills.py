@@ -11,10 +11,11 @@ import pytest
 import trio
 from attrs import field, frozen
 
+from tests.threads import in_thread
 from vconfs.background import open_background
 
 from .conftest import LIMIT, LONG
-from .programs import Both, Program, in_thread, until
+from .programs import Both, Program, until
 from .traffic import Track
 
 PORTS = 8

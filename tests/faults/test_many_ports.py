@@ -8,7 +8,9 @@ from pathlib import Path
 
 import trio
 
-from .programs import Both, Program, in_thread, open_both
+from tests.threads import in_thread
+
+from .programs import Both, Program, open_both
 
 COUNT = 511
 #: What an idle port may cost each program, in KiB.

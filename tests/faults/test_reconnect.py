@@ -6,27 +6,19 @@ import errno
 import os
 import select
 import signal
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import trio
 
-from .programs import Both, in_thread, until
+from tests.threads import error_of, in_thread
+
+from .programs import Both, until
 
 ends = pytest.mark.parametrize(
     "how", [signal.SIGKILL, signal.SIGTERM], ids=["the host is killed", "the host ends"]
 )
-
-
-async def error_of(call: Callable[[], object]) -> int | None:
-    """The errno that a call on the mount fails with."""
-    try:
-        await in_thread(call)
-    except OSError as error:
-        return error.errno
-    return None
 
 
 async def read(fd: int, size: int = 100) -> bytes:

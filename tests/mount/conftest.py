@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import pytest
 import trio
@@ -28,8 +28,6 @@ from vconfs.rules import parse_rules
 from vconfs.tree import Access
 
 from ..devices import DEVICES, OpenDevice
-
-T = TypeVar("T")
 
 # A child of vfork holds our interpreter's lock until it has closed the files that it inherited, and
 # for a file of the mount it is we who have to answer: it must be a child of fork.
@@ -77,11 +75,6 @@ class Mounted:
         """Wait until something holds that follows from what the mount does."""
         while not condition():
             await trio.sleep(0.002)
-
-
-async def in_thread(call: Callable[[], T]) -> T:
-    """Do what may wait for the mount; given up when the test is."""
-    return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
 
 
 @asynccontextmanager

@@ -19,9 +19,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.threads import in_thread
 from vconfs.host.spec import parse_port
 
-from .conftest import OpenMount, in_thread, program
+from .conftest import OpenMount, program
 
 VCONFS = (sys.executable, "-m", "vconfs")
 NOBODY = "setpriv --reuid=65534 --regid=65534 --clear-groups"

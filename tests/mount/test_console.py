@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.threads import in_thread
 from vconfs.device.embedded import open_embedded
 from vconfs.host.host import Host
 from vconfs.host.spec import parse_port
@@ -23,7 +24,7 @@ from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 
 from ..devices import OpenDevice
-from .conftest import Mounted, OpenMount, in_thread, program
+from .conftest import Mounted, OpenMount, program
 
 #: Columns and rows of the console in the device's configuration.
 SIZE = (100, 30)

@@ -12,13 +12,14 @@ from typing import Any
 
 import pytest
 
+from tests.threads import in_thread
 from vconfs.events_file import EventsFile
 from vconfs.fs import PortFS
 from vconfs.host.spec import parse_port
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 
-from .conftest import Mounted, OpenMount, in_thread, program
+from .conftest import Mounted, OpenMount, program
 
 
 class Reader:

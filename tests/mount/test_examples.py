@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.threads import in_thread
 from vconfs.host.spec import parse_port
 
-from .conftest import Mounted, OpenMount, in_thread, program
+from .conftest import Mounted, OpenMount, program
 from .examples import EXAMPLES, kill_session, needs_inotifywait, next_line
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.threads import error_of, in_thread
 from vconfs.fs import PortFS
 
-from .conftest import Mounted, OpenMount, in_thread, program
+from .conftest import Mounted, OpenMount, program
 
 IN = select.POLLIN | select.POLLRDNORM
 OUT = select.POLLOUT | select.POLLWRNORM
@@ -32,15 +33,6 @@ async def open_port(it: Mounted, flags: int = os.O_RDWR, id: int = 0) -> int:
 async def close(*descriptors: int) -> None:
     for descriptor in descriptors:
         await in_thread(lambda descriptor=descriptor: os.close(descriptor))  # type: ignore[misc]
-
-
-async def error_of(call: Callable[[], object]) -> int | None:
-    """The errno that a call fails with."""
-    try:
-        await in_thread(call)
-    except OSError as error:
-        return error.errno
-    return None
 
 
 def mask(descriptor: int) -> int:

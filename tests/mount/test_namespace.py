@@ -14,6 +14,7 @@ import pytest
 import trio
 from inotify_simple import INotify, flags
 
+from tests.threads import error_of, in_thread
 from vconfs import fuse
 from vconfs.announcer import Announcer
 from vconfs.device.embedded import open_embedded
@@ -24,8 +25,7 @@ from vconfs.mounting import Plan, open_mount
 from vconfs.ports import PortManager
 from vconfs.tree import Access
 
-from .conftest import Mounted, OpenMount, in_thread, program
-from .test_files import error_of
+from .conftest import Mounted, OpenMount, program
 
 
 def listing(path: Path) -> dict[str, tuple[int, int]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import trio
 
+from tests.threads import in_thread
 from vconfs.port import PortOptions
 
-from .conftest import OpenMount, in_thread
+from .conftest import OpenMount
 
 RULES = """
 [[port]]

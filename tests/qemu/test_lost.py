@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.faults.programs import Both, in_thread, open_both, until
+from tests.faults.programs import Both, open_both, until
 from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
+from tests.threads import in_thread
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
 from vconfs.device.qtest_client import QtestClient

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.mount.conftest import in_thread
 from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
+from tests.threads import in_thread
 from vconfs.device.qtest import open_qtest
 from vconfs.mounting import Plan, open_mount
 from vconfs.ports import PortManager
