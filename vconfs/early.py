@@ -63,7 +63,7 @@ class EarlyLine:
     def open_port(self, id: int, opened: bool) -> None:
         """Nothing: it is told when the port is there."""
 
-    def throttle(self, id: int, on: bool) -> None:
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
         """Nothing: no data comes from the host."""
 
     def refill(self, port: object) -> None:

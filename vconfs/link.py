@@ -58,8 +58,11 @@ class Link(ABC):
         """How many bytes of data fit now into the free buffers of `queue`, headers apart."""
 
     @abstractmethod
-    def capacity(self, queue: int) -> int:
-        """How many bytes, header included, the next buffer of `queue` holds; 0: there is none."""
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
+        """Return how many bytes, header included, the next buffer of `queue` holds, or 0.
+
+        On a link without buffers there is one if `wanted` bytes can go; by default, the largest.
+        """
 
     def want_room(self, queue: int) -> bool:
         """Ask to be told `room` when the next buffer can be sent; True: it can already.
@@ -69,10 +72,17 @@ class Link(ABC):
         return False
 
     @abstractmethod
-    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+    def send(
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
         """Fill the next buffer of `queue`; it goes out with the next `flush`.
 
-        The caller has seen that `capacity` is enough.
+        The caller has seen that `capacity` is enough. `seen` is called, outside of the owner's
+        calls to the link, once the other end has taken in what this buffer says.
         """
 
     @abstractmethod
@@ -98,6 +108,17 @@ class Link(ABC):
     @abstractmethod
     def done(self, queue: int) -> None:
         """Give back the oldest buffer received on `queue`; effective with the next `flush`."""
+
+    @abstractmethod
+    def withhold(self, queue: int) -> None:
+        """Like `done`, but the other end gets the buffer back only at `release`.
+
+        Until then it cannot send in it: what it sends without a pause is bounded by its buffers.
+        """
+
+    @abstractmethod
+    def release(self, queue: int) -> None:
+        """Give back, at once, all buffers of `queue` that were withheld."""
 
     def done_many(self, queue: int, count: int) -> None:
         """Give back the `count` oldest buffers."""

@@ -15,7 +15,7 @@ import trio
 
 from vconfs.link import Link
 from vconfs.protocol.dialect import End
-from vconfs.protocol.events import Buffer, Event
+from vconfs.protocol.events import Buffer, Data, Event
 from vconfs.sender import Sender
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,8 @@ class LinkEnd(ABC, Generic[P]):
         self._link = link
         self._dialect = end
         self._ports = ports
+        #: How many requests to stop sending the other side has not seen yet.
+        self._unseen = 0
         #: Ports whose hang-up has overtaken data that they are too full for (virtio1).
         self._hanging_up: set[int] = set()
         self._sender = Sender(link, end)
@@ -101,7 +103,10 @@ class LinkEnd(ABC, Generic[P]):
                 break
             event = receive(queue, buffer)
             handlers[type(event)](self, event)
-            link.done(queue)
+            if self._unseen and isinstance(event, Data):
+                link.withhold(queue)
+            else:
+                link.done(queue)
             if port is not None and not port.wants_data:
                 break
         else:
@@ -143,9 +148,25 @@ class LinkEnd(ABC, Generic[P]):
         """Tell the other side that the port was opened here, or closed."""
         self._sender.post(self._dialect.port_open(id, opened), behind=id)
 
-    def throttle(self, id: int, on: bool) -> None:
-        """Ask the other side to stop sending to the port, or to go on."""
-        self._sender.post(self._dialect.throttle(id, on))
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+        """Ask the other side to stop sending to the port, or to go on.
+
+        `seen` is called when it has seen that it is to stop. Until then its data buffers are not
+        given back; control messages pass, so that two ends that wait for each other go on.
+        """
+        message = self._dialect.throttle(id, on)
+        if message is None or not on:
+            self._sender.post(message)
+            return
+        self._unseen += 1
+
+        def seen_by_peer() -> None:
+            self._unseen -= 1
+            seen()
+            if not self._unseen:
+                self._link.release(self._dialect.receive_queue(id))
+
+        self._sender.post(message, seen=seen_by_peer)
 
     def refill(self, port: P) -> None:
         """The port has space again: fetch what its own queue holds (virtio1)."""

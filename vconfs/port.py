@@ -33,6 +33,7 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.bytequeue import ByteQueue
 from vconfs.protocol.events import Buffer
+from vconfs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class Line(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Bytes that may still come after the host was asked to stop."""
+        """Bytes that may still come when the host has seen that it is to stop."""
 
     def has_room(self, id: int) -> bool: ...  # noqa: D102
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
@@ -76,7 +77,7 @@ class Line(Protocol):
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
     def nudge(self, id: int) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
-    def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
     def refill(self, port: Port) -> None: ...  # noqa: D102
 
 
@@ -106,7 +107,6 @@ class Port:
     pty: str = ""  # path of the pty beside the port, if it has one
     host_connected: bool = False
     host_throttled: bool = False
-    guest_throttled: bool = False
     removed: bool = False
     host_cache: bool = False
     host_limit: int = 0
@@ -121,8 +121,7 @@ class Port:
     _delivered: bool = field(init=False, default=False)
     #: The host overran its limit and is not heard until it opens the port anew.
     _was_reset: bool = field(init=False, default=False)
-    #: Queued bytes that a host which was asked to stop can have come to.
-    _most: int = field(init=False, default=0)
+    _throttle: Throttle = field(init=False, factory=Throttle)
     #: The mount is ending: nobody may wait any more.
     _shut: bool = field(init=False, default=False)
     _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
@@ -136,6 +135,11 @@ class Port:
     def queued(self) -> int:
         """Bytes that came from the host and were not read yet."""
         return self._queue.size
+
+    @property
+    def guest_throttled(self) -> bool:
+        """True if the host was asked to stop sending."""
+        return self._throttle.on
 
     @property
     def limit(self) -> int:
@@ -256,10 +260,8 @@ class Port:
         line = self._line
         if line is None:
             return
-        if self.guest_throttled and self._queue.size <= self.limit // 2:
-            self.guest_throttled = False
-            self._most = 0
-            line.throttle(self.id, False)
+        if self._throttle.on and self._queue.size <= self.limit // 2:
+            self._throttle.ask(line, self.id, False)
             self.on_change(self)
         line.refill(self)
 
@@ -330,11 +332,12 @@ class Port:
         `introduce` makes the port known to its host, who then listens to it.
         """
         self._line, self._early = line, None
-        self.host_throttled = self.guest_throttled = self._was_reset = False
+        self.host_throttled = self._was_reset = False
+        self._throttle.forget()
         introduce()
         if self.openers:
             line.open_port(self.id, True)
-        self._check_limit(self.limit)
+        self._check_limit()
         self._changed()
 
     def speak_early(self, line: Line) -> None:
@@ -344,7 +347,8 @@ class Port:
 
     def detach(self) -> None:
         """The port's device is gone; the port stays, hung up."""
-        self.host_throttled = self.guest_throttled = False
+        self.host_throttled = False
+        self._throttle.forget()
         self._queue.own()
         self.set_connected(False)
         self._let_go()
@@ -378,7 +382,7 @@ class Port:
         """Behave otherwise from now on; who waits looks whether that changes anything."""
         if options != self.options:
             self.options = options
-            self._check_limit(self.queued)
+            self._check_limit()
             self._changed()
 
     def set_throttled(self, throttled: bool) -> None:
@@ -389,7 +393,7 @@ class Port:
     def set_limit(self, limit: int) -> None:
         """The host names how many unread bytes it lets us hold; 0: our own default."""
         self.host_limit = limit
-        self._check_limit(self.queued)
+        self._check_limit()
         self.on_change(self)
 
     def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
@@ -416,11 +420,12 @@ class Port:
             self._queue.put(data)
         else:
             self._queue.lend(memoryview(data), lender)
-        line = self._line
+        throttle, line = self._throttle, self._line
+        throttle.came(size)
         if line is not None and line.throttles and self._queue.size >= self.limit:
-            if not self.guest_throttled:
-                self._stop_host(line, self.limit)
-            elif self._queue.size > self._most:
+            if not throttle.on:
+                throttle.ask(line, self.id, True)
+            elif throttle.is_ignored(line):
                 self._reset()
 
     def room_came(self) -> None:
@@ -448,20 +453,15 @@ class Port:
         self.set_connected(False)
         self._after_read()
 
-    def _check_limit(self, allowed: int) -> None:
-        """Ask the host to stop, or to go on, after a change; it had been allowed so many bytes."""
+    def _check_limit(self) -> None:
+        """Ask the host to stop, or to go on, after a change of the limit or the line."""
         line = self._line
         if line is None:
             return
-        if line.throttles and not self.guest_throttled and self.queued >= self.limit:
-            self._stop_host(line, allowed)
+        if line.throttles and not self._throttle.on and self.queued >= self.limit:
+            self._throttle.ask(line, self.id, True)
         else:
             self._after_read()
-
-    def _stop_host(self, line: Line, allowed: int) -> None:
-        self.guest_throttled = True
-        self._most = max(self._most, allowed + line.in_flight)
-        line.throttle(self.id, True)
 
     def _let_go(self) -> None:
         line, self._line, self._early = self._line, None, None

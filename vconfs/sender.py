@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from vconfs.link import Link
 from vconfs.protocol.events import Buffer, Message
@@ -33,6 +33,14 @@ class SendingEnd(Protocol):
 
     def data_queue(self, id: int) -> int: ...  # noqa: D102
     def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
+
+
+@frozen
+class _Posted:
+    """A control message that waits for room, and whom to tell that the peer has seen it."""
+
+    data: bytes
+    seen: Callable[[], None] | None
 
 
 class _Turn(ABC):
@@ -105,16 +113,21 @@ class Sender:
         self._link = link
         self._end = end
         self._closed = False
-        self._backlog: dict[int, deque[bytes]] = defaultdict(deque)
+        self._backlog: dict[int, deque[_Posted]] = defaultdict(deque)
         self._backlog_size = 0
         self._turns: dict[int, deque[_Turn]] = defaultdict(deque)
         self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
         self._left: dict[int, _Left] = {}  # by port, what is left in a queue
 
-    def post(self, message: Message | None, behind: int | None = None) -> None:
+    def post(
+        self,
+        message: Message | None,
+        behind: int | None = None,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
         """Send a control message, now or as soon as there is room; None: nothing to send.
 
-        `behind`: not before the data that was left for this port.
+        `behind`: not before the data that was left for this port. `seen`: see `Link.send`.
         """
         if message is None or self._closed:
             return
@@ -122,7 +135,7 @@ class Sender:
         if behind is not None and (left := self._left.get(behind)):
             left.messages.append(message)
         else:
-            self._post_now(message)
+            self._post_now(message, seen)
         if self._backlog_size > _BACKLOG_MAX:
             self._link.owner.lost("the peer takes no control messages")
 
@@ -288,21 +301,21 @@ class Sender:
         link.flush(queue)
         return size
 
-    def _post_now(self, message: Message) -> None:
+    def _post_now(self, message: Message, seen: Callable[[], None] | None = None) -> None:
         if not self._closed:  # by what was sent before it
-            self._backlog[message.queue].append(message.data)
+            self._backlog[message.queue].append(_Posted(message.data, seen))
             self._send_backlog(message.queue)
 
     def _send_backlog(self, queue: int) -> None:
         backlog = self._backlog[queue]
         sent = False
-        while backlog and (capacity := self._link.capacity(queue)) > 0:
-            message = backlog.popleft()
-            self._backlog_size -= len(message)
-            if len(message) > capacity:
+        while backlog and (capacity := self._link.capacity(queue, len(backlog[0].data))) > 0:
+            posted = backlog.popleft()
+            self._backlog_size -= len(posted.data)
+            if len(posted.data) > capacity:
                 self._link.owner.lost(f"the peer's buffers of {capacity} bytes are too small")
                 return
-            self._link.send(queue, message, b"")
+            self._link.send(queue, posted.data, b"", posted.seen)
             sent = True
         if sent:
             self._link.flush(queue)

@@ -27,6 +27,8 @@ class FakeLine:
         self.room = room
         self.sent = bytearray()
         self.told: list[tuple[str, int, bool]] = []
+        self.attentive = True  # the host sees at once that it is to stop
+        self._unseen: list[Callable[[], None]] = []
         self.refills = 0
         self._nudge = trio.lowlevel.ParkingLot()
 
@@ -62,8 +64,15 @@ class FakeLine:
     def open_port(self, id: int, opened: bool) -> None:
         self.told.append(("open", id, opened))
 
-    def throttle(self, id: int, on: bool) -> None:
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
         self.told.append(("throttle", id, on))
+        self._unseen.append(seen)
+        if self.attentive:
+            self.see()
+
+    def see(self) -> None:
+        while self._unseen:
+            self._unseen.pop(0)()
 
     def refill(self, port: Port) -> None:
         self.refills += 1
@@ -286,6 +295,35 @@ def test_a_host_that_goes_on_sending_is_reset() -> None:
     assert taken(port.read_nowait(10)) == b"again"
 
 
+def test_a_host_that_has_not_seen_that_it_is_to_stop_may_send() -> None:
+    port, line = make_port(limit=100)
+    line.attentive = False
+    port.open(Opener(1))
+    for _ in range(50):
+        port.feed(b"x" * 1000)
+    line.see()
+    port.feed(b"y" * line.in_flight)
+    assert port.queued == 50_000 + line.in_flight
+    assert port.counters.resets == port.counters.dropped == 0
+    port.feed(b"z")
+    assert port.counters.resets == 1
+
+
+def test_what_the_host_saw_of_an_earlier_request_does_not_count() -> None:
+    port, line = make_port(limit=100)
+    line.attentive = False
+    port.open(Opener(1))
+    port.feed(b"x" * 100)
+    port.read_nowait(100)  # which lets the host go on
+    port.feed(b"x" * 100)
+    assert line.told[-3:] == [("throttle", 3, on) for on in (True, False, True)]
+    first = line._unseen.pop(0)
+    first()
+    port.feed(b"y" * 5000)
+    assert port.counters.resets == 0
+    assert port.queued == 5100
+
+
 def test_a_limit_of_the_hosts_counts_instead_of_ours_and_at_once() -> None:
     port, _ = make_port(limit=1000)
     port.feed(b"x" * 500)
@@ -313,7 +351,7 @@ def test_what_was_on_its_way_when_the_limit_was_lowered_is_no_offence(
     port.set_connected(True)
     for _ in range(20):
         port.feed(b"x" * 100)
-        assert port.queued <= port.limit + line.in_flight
+        assert port.queued <= port.limit + 100 + line.in_flight
 
 
 # --- writing ------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -43,10 +44,12 @@ class FakeLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         return self.free[queue] * (10 - header_size)
 
-    def capacity(self, queue: int) -> int:
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
         return 10 if self.free[queue] else 0
 
-    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+    def send(
+        self, queue: int, header: bytes, data: Buffer, seen: Callable[[], None] | None = None
+    ) -> None:
         assert len(header) + len(data) <= self.capacity(queue)
         self.free[queue] -= 1
         self.sent.append(header + bytes(data))
@@ -56,6 +59,8 @@ class FakeLink(Link):
 
     def again(self, queue: int) -> None: ...
     def done(self, queue: int) -> None: ...
+    def withhold(self, queue: int) -> None: ...
+    def release(self, queue: int) -> None: ...
 
     def flush(self, queue: int) -> None:
         self.flushed += 1

@@ -37,7 +37,7 @@ def hello(
     role: Role,
     *,
     magic: bytes = b"\x89VCON\r\n\0",
-    version: int = 1,
+    version: int = 2,
     answer: bool = False,
     window: int = 0,
     features: int = 3,
@@ -155,7 +155,7 @@ def test_a_hello_is_these_bytes() -> None:
     assert (
         said
         == (
-            b"\x89VCON\r\n\0\x01\x00\x01\x00\x00\x08\x00\x00"
+            b"\x89VCON\r\n\0\x02\x00\x01\x00\x00\x08\x00\x00"
             b"\x08\x07\x06\x05\x04\x03\x02\x01\x08\x00\x00\x00"
         )
         + SPACE
@@ -170,10 +170,10 @@ BAD_HELLOS = [
     ),
     (b"root@host:~# ", "no hello: the stream begins with b'root@host:~# '"),
     (b"\x89VCON\n\0", "no hello: the stream begins with b'\\x89VCON\\n\\x00'"),
-    (hello(GUEST, version=2), "the peer speaks version 2, not 1"),
+    (hello(GUEST, version=1), "the peer speaks version 1, not 2"),
     (hello(HOST), "the peer is a host end too, or the line echoes"),
     (
-        hello(GUEST).replace(b"\x01\x00\x00\x00", b"\x01\x00\x02\x00", 1),
+        hello(GUEST).replace(b"\x02\x00\x00\x00", b"\x02\x00\x02\x00", 1),
         "unknown role 2 in the hello",
     ),
     (hello(GUEST, window=1023), "a window of 1023 bytes is less than 1024"),
@@ -310,11 +310,11 @@ BAD_FRAMES = [
     ),
     (GUEST, frame(CONFIG, SPACE[:7]), "a config space of 7 bytes, not 8 as in the hello"),
     (GUEST, frame(CONFIG, SPACE + b"x"), "a config space of 9 bytes, not 8 as in the hello"),
-    (HOST, frame(CREDIT, b"123"), "a CREDIT of 3 bytes, not 4"),
-    (HOST, frame(CREDIT, b"12345"), "a CREDIT of 5 bytes, not 4"),
+    (HOST, frame(CREDIT, b"1234567"), "a CREDIT of 7 bytes, not 8"),
+    (HOST, frame(CREDIT, b"123456789"), "a CREDIT of 9 bytes, not 8"),
     (
         HOST,
-        frame(CREDIT, b"\1\0\0\0"),
+        frame(CREDIT, struct.pack("<II", 1, 0)),
         "1 bytes were acknowledged, but 0 are under way in a window of 0",
     ),
     (HOST, frame(BYE, size=257), "a BYE of 257 bytes is larger than 256"),
@@ -371,7 +371,8 @@ def conversation() -> bytes:
     said += host.config(SPACE) + host.frame_header(INPUT, 0)
     host.feed(frame(OUTPUT, bytes(1019)))
     assert len(list(events(host))) == 1
-    said += host.acknowledge(1019)
+    host.acknowledge(1019)
+    said += host.credit()
     return hello(HOST, config=SPACE, window=WINDOW) + said + host.bye("done")
 
 
@@ -395,7 +396,7 @@ def test_a_conversation_cut_at_every_offset_ends_with_what_was_whole() -> None:
         CreditReceived(1024),
         Closed("done"),
     ]
-    whole, ends = 0, [45, 58, 63, 72]
+    whole, ends = 0, [45, 58, 63, 76]
     for end in range(len(data) - start):
         whole += end in ends
         seen = outcome(listener(), [data[start : start + end]])
@@ -409,7 +410,7 @@ def test_a_conversation_cut_at_every_offset_ends_with_what_was_whole() -> None:
         elif begun < 5:
             assert last.reason == "the stream ended inside a frame's header"
         else:
-            size = [40, 8, 0, 4, 4][whole]
+            size = [40, 8, 0, 8, 4][whole]
             queue = [INPUT, CONFIG, INPUT, CREDIT, BYE][whole]
             assert last.reason == (
                 f"the stream ended after {begun - 5} of {size} bytes of a frame on queue {queue}"
@@ -445,13 +446,20 @@ def test_many_small_pieces_cost_no_more_than_their_number() -> None:
 # Credit
 
 
+def acknowledged(end: Connection, size: int) -> bytes:
+    """Hand a payload on; give the credit that is due."""
+    end.acknowledge(size)
+    return end.credit()
+
+
 def test_without_a_window_there_is_always_room() -> None:
     host = connected(HOST)
     assert host.free == stream.UNLIMITED
     assert host.room == host.max_payload == stream.PAYLOAD_MAX
     host.frame_header(INPUT, stream.PAYLOAD_MAX)
     assert host.room == stream.PAYLOAD_MAX
-    assert host.acknowledge(1 << 20) == b""
+    host.acknowledge(1 << 20)
+    assert host.credit() == b""
 
 
 def test_a_window_is_filled_to_the_last_byte_and_no_further() -> None:
@@ -468,10 +476,10 @@ def test_a_window_is_filled_to_the_last_byte_and_no_further() -> None:
     assert (host.free, host.room) == (8, 3)
     with pytest.raises(LocalProtocolError, match="no room for 8 bytes"):
         host.config(SPACE)
-    host.feed(frame(CREDIT, struct.pack("<I", 1024)))
+    host.feed(frame(CREDIT, struct.pack("<II", 1024, 0)))
     assert list(events(host)) == [CreditReceived(1024)]
     assert (host.free, host.room) == (1032, 1019)
-    host.feed(frame(CREDIT, struct.pack("<I", 1017)))
+    host.feed(frame(CREDIT, struct.pack("<II", 1017, 0)))
     assert outcome(host, []) == [
         "1017 bytes were acknowledged, but 1016 are under way in a window of 2048"
     ]
@@ -479,13 +487,49 @@ def test_a_window_is_filled_to_the_last_byte_and_no_further() -> None:
 
 def test_acknowledgements_are_collected_up_to_half_of_the_window() -> None:
     host = connected(HOST, window=WINDOW)
-    host.feed(b"".join(frame(OUTPUT, bytes(251)) for _ in range(8)))
-    assert len(list(events(host))) == 8
-    said = [host.acknowledge(251) for _ in range(8)]
-    credit = frame(CREDIT, struct.pack("<I", 1024))
-    assert said == [b"", b"", b"", credit, b"", b"", b"", credit]
+    host.feed(b"".join(frame(OUTPUT, bytes(251)) for _ in range(7)))
+    assert len(list(events(host))) == 7
+    said = [acknowledged(host, 251) for _ in range(7)]
+    credit = frame(CREDIT, struct.pack("<II", 1024, 0))
+    assert said == [b"", b"", b"", credit, b"", b"", b""]
     with pytest.raises(LocalProtocolError):
         host.acknowledge(0)
+
+
+def test_a_peer_with_little_room_gets_all_credit_at_once() -> None:
+    host = connected(HOST, window=WINDOW)
+    host.feed(frame(OUTPUT, bytes(1960)) + frame(OUTPUT, bytes(16)))
+    assert len(list(events(host))) == 2
+    assert acknowledged(host, 16) == frame(CREDIT, struct.pack("<II", 21, 0))
+    assert host.credit() == b""
+    assert acknowledged(host, 1960) == frame(CREDIT, struct.pack("<II", 1965, 0))
+
+
+@pytest.mark.parametrize("window", [0, WINDOW])
+def test_a_watched_frame_is_told_of_when_it_was_seen(window: int) -> None:
+    guest = connected(GUEST, peer_window=window)
+    host = connected(HOST, window=window)
+    host.feed(guest.frame_header(OUTPUT, 3, watched=True) + b"abc")
+    host.feed(guest.frame_header(OUTPUT, 3) + b"def")
+    host.feed(guest.frame_header(OUTPUT, 3, watched=True) + b"ghi")
+    came = [event for event in events(host) if isinstance(event, Frame)]
+    assert [(event.queue, event.watched) for event in came] == [
+        (OUTPUT, True),
+        (OUTPUT, False),
+        (OUTPUT, True),
+    ]
+    host.acknowledge(3, watched=True)
+    guest.feed(host.credit())
+    host.acknowledge(3)
+    assert host.credit() == b""
+    host.acknowledge(3, watched=True)
+    guest.feed(host.credit())
+    assert list(events(guest)) == [
+        CreditReceived(8 if window else 0, 1),
+        CreditReceived(16 if window else 0, 1),
+    ]
+    guest.feed(frame(CREDIT, struct.pack("<II", 0, 1)))
+    assert outcome(guest, []) == ["1 frames were seen, but 0 are watched"]
 
 
 def test_a_peer_that_overruns_the_window_is_refused_before_it_fills_memory() -> None:
@@ -503,7 +547,7 @@ def test_a_config_change_is_counted_like_a_frame() -> None:
     guest = connected(GUEST, window=WINDOW)
     guest.feed(frame(CONFIG, SPACE) * 79)
     assert len(list(events(guest))) == 79
-    assert sum(len(guest.acknowledge(8)) for _ in range(79)) == 9
+    assert sum(len(acknowledged(guest, 8)) for _ in range(79)) == 13
     guest = connected(GUEST, window=WINDOW)
     assert outcome(guest, [frame(CONFIG, SPACE) * 158])[-1] == (
         "2054 bytes are under way in a window of 2048"
@@ -543,7 +587,7 @@ class Line:
         if self.waiting:
             payload = self.waiting.pop(0)
             self.handed_on += payload
-            back.put(self.receiver.acknowledge(len(payload)))
+            back.put(acknowledged(self.receiver, len(payload)))
 
 
 @given(

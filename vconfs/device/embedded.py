@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
 
 from vconfs.background import open_background
 from vconfs.device.queue_shapes import queue_specs
-from vconfs.device.rings import RingLink
+from vconfs.device.rings import QueueSpec, RingLink
 from vconfs.driver import Driver
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
@@ -65,14 +65,22 @@ class Doorbell:
 
 @asynccontextmanager
 async def open_embedded(
-    host: Host, manager: PortManager, dialect: str = "v8"
+    host: Host,
+    manager: PortManager,
+    dialect: str = "v8",
+    *,
+    specs: Mapping[int, QueueSpec] | None = None,
+    doorbells: tuple[Doorbell, Doorbell] | None = None,
 ) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to those of `host`, for as long as the block runs."""
+    """Join the ports of `manager` to those of `host`, for as long as the block runs.
+
+    Tests give other shapes of queues, and doorbells (kicks and calls) that they ring themselves.
+    """
     spoken = DIALECTS[dialect]
     host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)
-    specs = queue_specs(guest_end.queues)
+    specs = specs or queue_specs(guest_end.queues)
     view = memoryview(mmap.mmap(-1, sum(spec.memory for spec in specs.values())))
-    kicks, calls = Doorbell(), Doorbell()
+    kicks, calls = doorbells or (Doorbell(), Doorbell())
     driver_link = RingLink(
         view,
         specs,

@@ -220,7 +220,7 @@ class KernelPorts:
         if id in self._channels:
             self._channels[id].room.unpark_all()
 
-    def throttle(self, id: int, on: bool) -> None:
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
         """Never called: the kernel holds back what is not read."""
 
     def refill(self, port: Port) -> None:

@@ -7,6 +7,9 @@ Of the slots that are free, the one used last is filled first, so that memory th
 never needs is never touched. A sent slot of a queue that ports share is zeroed when we get it back,
 and so never carries another port's bytes. A received slot stays with its descriptor for good.
 
+On a queue that ports share, the last free slot is kept for control messages: an end that withholds
+the other's buffers can always say why.
+
 Nobody waits for a sent buffer to come back unless there is no room: a sending queue asks for
 interrupts only then, and otherwise gets its slots back when it is looked at the next time, at the
 latest for the next buffer. Where the device follows indirect tables, what fills several slots goes
@@ -101,6 +104,7 @@ class _ReceiveQueue(_Queue):
         self.held: deque[int] = deque()  # descriptors whose bytes the owner still looks at
         self.kept = 0  # those that the owner keeps for longer: at most half of them
         self.kept_max = spec.buffers // 2
+        self.withheld: list[int] = []  # those that the device gets back later
         for slot in reversed(self.slots):
             head = self.ring.add(slot, spec.slot_size, writable=True)
             self.slot_of[head] = memory[slot : slot + spec.slot_size]
@@ -123,6 +127,15 @@ class _ReceiveQueue(_Queue):
         self.kept -= 1
         self.ring.offer_many((head,), self.slot_size)
 
+    def withhold(self) -> None:
+        head = self.held.popleft()
+        if head != _KEPT:
+            self.withheld.append(head)
+
+    def release(self) -> None:
+        heads, self.withheld = self.withheld, []
+        self.ring.offer_many(heads, self.slot_size)
+
     def done(self, count: int) -> None:
         held = self.held
         heads = [held.popleft() for _ in range(count)]
@@ -136,6 +149,11 @@ class _SendQueue(_Queue):
         super().__init__(memory, offset, spec, base, event_idx)
         self.parts = spec.parts
         self.shared = spec.shared
+        #: Slots that data leaves for control messages.
+        self.reserve = 1 if spec.shared and spec.buffers > 1 else 0
+        #: Descriptor of a buffer -> whom to tell when the device has used it.
+        self.awaited: dict[int, Callable[[], None]] = {}
+        self.seen: list[Callable[[], None]] = []  # those who are to be told now
         #: Descriptor -> the slots of its buffer, and how many bytes of each are filled.
         self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
         tables = -(-self.layout.end // 16) * 16
@@ -152,6 +170,8 @@ class _SendQueue(_Queue):
         slots = self.slots
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:
+            if self.awaited and used[0] in self.awaited:
+                self.seen.append(self.awaited.pop(used[0]))
             for slot, size in self.lent[used[0]]:
                 if self.shared:
                     self._zero(slot, size)
@@ -161,18 +181,20 @@ class _SendQueue(_Queue):
     def _zero(self, slot: int, size: int) -> None:
         self.memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
 
-    def send(self, header: bytes, data: Buffer) -> None:
+    def send(self, header: bytes, data: Buffer) -> int:
+        """Fill the next buffer; return its descriptor."""
         size = len(header) + len(data)
         if size > self.slot_size:
-            self._send_parts(header, memoryview(data))
-            return
+            return self._send_parts(header, memoryview(data))
         slot = self.slots.pop()
         start = slot + len(header)
         self.memory[slot:start] = header
         self.memory[start : slot + size] = data
-        self.lent[self.ring.add(slot, size, writable=False)] = ((slot, size),)
+        head = self.ring.add(slot, size, writable=False)
+        self.lent[head] = ((slot, size),)
+        return head
 
-    def _send_parts(self, header: bytes, data: memoryview) -> None:
+    def _send_parts(self, header: bytes, data: memoryview) -> int:
         parts = []
         slot, filled = self.slots.pop(), len(header)
         self.memory[slot : slot + filled] = header
@@ -185,7 +207,9 @@ class _SendQueue(_Queue):
                 break
             slot, filled = self.slots.pop(), 0
         segments = [(slot, size, False) for slot, size in parts]
-        self.lent[self.ring.add_indirect(self.tables[parts[0][0]], segments)] = parts
+        head = self.ring.add_indirect(self.tables[parts[0][0]], segments)
+        self.lent[head] = parts
+        return head
 
 
 class RingLink(Link):
@@ -256,6 +280,7 @@ class RingLink(Link):
             self._send[queue].ring.suppress_calls()  # until there is no room again
             self._reclaim(queue)
             self._freed.discard(queue)
+            self._tell_seen(queue)
             self.owner.room(queue)
         else:
             self.owner.received(queue)
@@ -286,14 +311,15 @@ class RingLink(Link):
 
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
-        if not self._find_slots(queue):
+        if self._dead:
             return 0
         found = self._send[queue]
-        return len(found.slots) * (found.slot_size - header_size)
+        slots = self._find_slots(queue, found.reserve) - found.reserve
+        return max(0, slots) * (found.slot_size - header_size)
 
-    def capacity(self, queue: int) -> int:
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
         """See `Link.capacity`."""
-        if self._dead or not (self._send[queue].slots or self._find_slots(queue)):
+        if self._dead or not (self._send[queue].slots or self._find_slots(queue, 0)):
             return 0
         return self._send[queue].capacity
 
@@ -301,9 +327,19 @@ class RingLink(Link):
         """See `Link.want_room`."""
         return not self._dead and self._send[queue].ring.request_calls()
 
-    def send(self, queue: int, header: bytes, data: Buffer) -> None:
-        """See `Link.send`."""
-        self._send[queue].send(header, data)
+    def send(
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
+        """See `Link.send`; the device has seen what it has used."""
+        found = self._send[queue]
+        head = found.send(header, data)
+        if seen is not None:
+            found.awaited[head] = seen
+            found.ring.request_calls()
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""
@@ -347,6 +383,16 @@ class RingLink(Link):
         """See `Link.done`."""
         self._receive[queue].done(1)
 
+    def withhold(self, queue: int) -> None:
+        """See `Link.withhold`."""
+        self._receive[queue].withhold()
+
+    def release(self, queue: int) -> None:
+        """See `Link.release`."""
+        if not self._dead:
+            self._receive[queue].release()
+            self.flush(queue)
+
     def done_many(self, queue: int, count: int) -> None:
         """See `Link.done_many`."""
         self._receive[queue].done(count)
@@ -358,20 +404,27 @@ class RingLink(Link):
             if queue % 2:
                 self._reclaim(queue)  # what a device in this process has used by now
 
-    def _find_slots(self, queue: int) -> bool:
-        """Whether there is a free slot; if there is none, an interrupt is asked for."""
-        if self._dead:
-            return False
+    def _find_slots(self, queue: int, reserve: int) -> int:
+        """Return how many slots are free; if not more than `reserve`, ask for an interrupt."""
         found = self._send[queue]
         self._reclaim(queue)
-        if not found.slots and found.ring.request_calls():
+        if len(found.slots) <= reserve and found.ring.request_calls():
             self._reclaim(queue)
-        return bool(found.slots) and not self._dead
+        return 0 if self._dead else len(found.slots)
 
     def _reclaim(self, queue: int) -> None:
         found = self._send[queue]
         try:
-            if found.reclaim() and found.ring.wants_calls:
+            freed = found.reclaim()
+            if found.awaited and found.ring.request_calls():
+                freed |= found.reclaim()
+            if freed and found.ring.wants_calls:
                 self._freed.add(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
+        if found.seen:
+            call_soon(self._tell_seen, queue)
+
+    def _tell_seen(self, queue: int) -> None:
+        while not self._dead and (seen := self._send[queue].seen):
+            seen.pop(0)()

@@ -1,10 +1,10 @@
 """A port of the host end: the queue between the guest and a chardev, and who is throttled.
 
 Guest data that the chardev has not taken waits here, up to the port's host limit; then the guest
-is told to stop (THROTTLE_PORT 1), and below half of it to go on. It is also told to stop for as
-long as somebody wants it so (`hold`), whatever the queue has; what the chardev takes meanwhile
-then makes no difference. The other way nothing waits here: when the guest throttles the port or
-has no buffers, `send` waits, and what is behind the chardev feels it.
+is told to stop (THROTTLE_PORT 1), and below half of it to go on: see `throttle`. It is also told
+to stop for as long as somebody wants it so (`hold`), whatever the queue has; what the chardev
+takes meanwhile then makes no difference. The other way nothing waits here: when the guest
+throttles the port or has no buffers, `send` waits, and what is behind the chardev feels it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vconfs.bytequeue import ByteQueue
 from vconfs.host.chardev import Chardev
 from vconfs.host.messages import MessageQueue
 from vconfs.protocol.events import Buffer
+from vconfs.throttle import Throttle
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class HostLine(Protocol):
     def nudge(self, id: int) -> None: ...  # noqa: D102
     def offer(self, id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
     def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
-    def throttle(self, id: int, on: bool) -> None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
     def refill(self, port: HostPort) -> None: ...  # noqa: D102
 
 
@@ -85,7 +86,6 @@ class HostPort:
 
     connected: bool = field(init=False, default=False)
     guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
-    host_throttled: bool = field(init=False, default=False)  # we have told the guest to stop
     held: bool = field(init=False, default=False)  # somebody wants the guest to stop
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
@@ -93,6 +93,7 @@ class HostPort:
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # the chardev has
 
+    _throttle: Throttle = field(init=False, factory=Throttle)
     _full: bool = field(init=False, default=False)  # and not yet half empty again
     _guest_connected: bool = field(init=False, default=False)
     #: How often the guest has opened the port and the chardev has not heard of it.
@@ -116,6 +117,11 @@ class HostPort:
     def guest_connected(self) -> bool:
         """Whether the guest has the port open."""
         return self._guest_connected
+
+    @property
+    def host_throttled(self) -> bool:
+        """True if the guest was asked to stop sending."""
+        return self._throttle.on
 
     @property
     def queued(self) -> int:
@@ -213,8 +219,8 @@ class HostPort:
     def attach(self, line: HostLine) -> None:
         """A guest is there, anew or for the first time."""
         self._line = line
-        self.guest_throttled = False
-        self.host_throttled = self._full = False
+        self.guest_throttled = self._full = False
+        self._throttle.forget()
         if self.connected:
             line.open_port(self.id, True)
         self._tell_throttle()
@@ -225,7 +231,8 @@ class HostPort:
     def detach(self) -> None:
         """The guest is gone."""
         self._line = None
-        self.guest_throttled = self.host_throttled = False
+        self.guest_throttled = False
+        self._throttle.forget()
         if self._messages is not None:
             self.counters.dropped += self._messages.abandon()
         self.set_guest_connected(False)
@@ -258,6 +265,7 @@ class HostPort:
     def feed(self, data: memoryview, size: int | None) -> None:
         """The guest sent `data`; `size` as in `events.Data`."""
         self.counters.bytes_in += len(data)
+        self._throttle.came(len(data))
         if not self.connected and not self.cache:
             self.counters.dropped += len(data)
             return
@@ -303,18 +311,17 @@ class HostPort:
 
     def _tell_throttle(self) -> None:
         wanted, line = self.held or self._full, self._line
-        if line is not None and line.throttles and wanted != self.host_throttled:
-            self.host_throttled = wanted
-            line.throttle(self.id, wanted)
+        if line is not None and line.throttles and wanted != self._throttle.on:
+            self._throttle.ask(line, self.id, wanted)
 
     def _throttle_when_full(self) -> None:
-        line, limit = self._line, self.spec.host_limit
-        if line is None or not line.throttles or self.queued < limit:
+        line = self._line
+        if line is None or not line.throttles or self.queued < self.spec.host_limit:
             return
         if not self._full:
             self._full = True
             self._tell_throttle()
-        elif self.queued > limit + line.in_flight:
+        elif self._throttle.is_ignored(line):
             if not self.counters.resets:
                 log.warning("port %d: the guest ignores THROTTLE, its data is dropped", self.id)
             self.counters.resets += 1

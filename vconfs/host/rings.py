@@ -40,7 +40,8 @@ class _Offered:
             self.chains.append(chain)
             self.bytes += chain.writable_length
 
-    def fill(self, header: bytes, data: Buffer) -> None:
+    def fill(self, header: bytes, data: Buffer) -> int:
+        """Fill the next buffer and push it; return its head."""
         chain = self.chains.popleft()
         self.bytes -= chain.writable_length
         first = chain.writable[0]
@@ -51,6 +52,7 @@ class _Offered:
         else:
             _scatter(chain.writable, header + bytes(data))
         self.ring.push(chain.head, size)
+        return chain.head
 
 
 def _scatter(segments: list[memoryview], data: bytes) -> None:
@@ -86,6 +88,9 @@ class DeviceLink(Link):
         self._queues: dict[int, DeviceQueue] = {}
         self._offered: dict[int, _Offered] = {}
         self._received: dict[int, deque[int]] = {}
+        self._withheld: dict[int, list[int]] = {}
+        #: By queue: the head of a buffer -> whom to tell when the guest offers it again.
+        self._awaited: dict[int, dict[int, Callable[[], None]]] = {}
         for number, ring in queues.items():
             self.start_queue(number, ring)
 
@@ -94,17 +99,22 @@ class DeviceLink(Link):
         self._queues[queue] = ring
         if queue % 2:
             self._received[queue] = deque()
+            self._withheld[queue] = []
             self.in_flight = max(self.in_flight, ring.size * _BUFFER_USUAL)
         else:
             self._offered[queue] = _Offered(ring)
+            self._awaited[queue] = {}
             ring.suppress_kicks()  # until somebody finds no buffer: see `want_room`
 
     def stop_queue(self, queue: int) -> int:
         """Leave a queue alone; give the entry of its available ring to go on with one day."""
-        self.flush(queue)
+        self.release(queue)
+        awaited = self._awaited.pop(queue, {})
         ring = self._queues.pop(queue)
-        self._offered.pop(queue, None)
-        self._received.pop(queue, None)
+        for kept in (self._offered, self._received, self._withheld):
+            kept.pop(queue, None)
+        for seen in awaited.values():
+            seen()  # a guest that stops a queue has taken what came on it
         return ring.next_avail
 
     @property
@@ -120,6 +130,7 @@ class DeviceLink(Link):
             self.owner.received(queue)
         else:
             self._offered[queue].ring.suppress_kicks()
+            self._tell_seen(queue)
             self.owner.room(queue)
 
     def fail(self, reason: str) -> None:
@@ -133,7 +144,7 @@ class DeviceLink(Link):
         offered = self._collect(queue)
         return offered.bytes - header_size * len(offered.chains) if offered is not None else 0
 
-    def capacity(self, queue: int) -> int:
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
         """See `Link.capacity`."""
         offered = self._offered.get(queue)
         if offered is None or not offered.chains:
@@ -147,9 +158,19 @@ class DeviceLink(Link):
         offered = self._offered.get(queue)
         return offered is not None and offered.ring.request_kicks()
 
-    def send(self, queue: int, header: bytes, data: Buffer) -> None:
-        """See `Link.send`."""
-        self._offered[queue].fill(header, data)
+    def send(
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
+        """See `Link.send`; the guest has seen what came in a buffer that it offers again."""
+        offered = self._offered[queue]
+        head = offered.fill(header, data)
+        if seen is not None:
+            self._awaited[queue][head] = seen
+            offered.ring.watch(head)
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""
@@ -180,11 +201,28 @@ class DeviceLink(Link):
         """See `Link.done`."""
         self._queues[queue].push(self._received[queue].popleft(), 0)
 
+    def withhold(self, queue: int) -> None:
+        """See `Link.withhold`."""
+        self._withheld[queue].append(self._received[queue].popleft())
+
+    def release(self, queue: int) -> None:
+        """See `Link.release`."""
+        withheld = self._withheld.get(queue)
+        while withheld:
+            self._queues[queue].push(withheld.pop(0), 0)
+        self.flush(queue)
+
     def flush(self, queue: int) -> None:
         """See `Link.flush`."""
         ring = self._queues.get(queue)
         if ring is not None and ring.publish() and not self._dead:
             self._call(queue)
+
+    def _tell_seen(self, queue: int) -> None:
+        if self._dead or not (awaited := self._awaited.get(queue)):
+            return
+        for head in self._queues[queue].returned():
+            awaited.pop(head)()
 
     def _collect(self, queue: int) -> _Offered | None:
         """Look for more empty buffers of the guest's; while there are none, a kick is asked for.

@@ -11,7 +11,7 @@ from attrs import frozen
 from vconfs.protocol._input import MAGIC, Hunt, Input
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-VERSION: Final = 1
+VERSION: Final = 2
 #: The hello behind its magic: version, role, flags, window, features, size of the config.
 _REST: Final = struct.Struct("<HBBIQI")
 ANSWER: Final = 1 << 0

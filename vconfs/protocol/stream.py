@@ -24,18 +24,25 @@ may have heard the first after all: it passes over the answer, which is the firs
     queue     direction        payload
     0 INPUT   host to guest    a buffer of v8's queue 0
     1 OUTPUT  guest to host    a buffer of v8's queue 1
-    240 CREDIT   both          u32: so many bytes were handed on
+    16, 17                     like 0 and 1, and the sender asks to be told when it was seen
+    240 CREDIT   both          u32 bytes that were handed on, u32 watched frames that were seen
     241 CONFIG   host to guest the whole config space, as long as in the hello: it has changed
     242 BYE      both          why the sender leaves, as UTF-8; nothing follows
 
 Credit is for lines without flow control, where bytes that nobody reads get lost. *Window* in the
 hello is how many bytes the peer of its sender may have under way, 0: any number. All of a frame
-counts, its header too, from when it is sent until a CREDIT counts it back; only CREDIT and BYE
-are not counted. The receiver collects acknowledgements until they are half of the window, so
-there are never more than two CREDIT frames under way for it. Hence what an end has under way is
-at most the window and EXCESS_MAX bytes. A payload is at most half a window, less a header
+counts, its header too, from when it is sent until a CREDIT counts it back; only CREDIT and BYE are
+not counted. The receiver collects acknowledgements until they are half of the window, so there are
+never more than two CREDIT frames under way for it. It collects none while the peer has less than
+RESERVE left: an end that leaves so much for its control messages can always send one, even if none
+of its data is handed on. Hence what an end has under way is at most the window and EXCESS_MAX
+bytes, and a CREDIT for each watched frame. A payload is at most half a window, less a header
 (`max_payload`): when everything was handed on and the peer still keeps its last acknowledgements
 back, that much fits, so the two ends cannot wait for each other for ever.
+
+A frame that asks to be told (`WATCHED`) is counted by the next CREDIT after it was taken in, which
+does not wait for half a window then, and is sent to an end that has granted no window, too. What
+the peer sent before that CREDIT, it sent before it had seen the frame or in answer to it.
 
 A peer that breaks a rule (or is no peer: a shell, a web server) raises RemoteProtocolError with
 the field and its value. The end of the stream is no error here but `Closed`, wherever it comes,
@@ -75,7 +82,9 @@ __all__ = [
     "INPUT",
     "OUTPUT",
     "PAYLOAD_MAX",
+    "RESERVE",
     "UNLIMITED",
+    "WATCHED",
     "WINDOW_MAX",
     "WINDOW_MIN",
     "Closed",
@@ -90,11 +99,13 @@ __all__ = [
 ]
 
 HEADER: Final = struct.Struct("<IB")
-_CREDIT: Final = struct.Struct("<IBI")
-_U32: Final = struct.Struct("<I")
+_CREDIT: Final = struct.Struct("<IBII")
+_CREDITED: Final = struct.Struct("<II")
 
 INPUT: Final = 0
 OUTPUT: Final = 1
+#: Added to the number of a queue: the sender asks to be told when this frame was seen.
+WATCHED: Final = 16
 CREDIT: Final = 240
 CONFIG: Final = 241
 BYE: Final = 242
@@ -102,8 +113,11 @@ BYE: Final = 242
 #: The largest payload of a frame: a write of 1 MiB, and any header in front of it.
 PAYLOAD_MAX: Final = (1 << 20) + 4096
 BYE_MAX: Final = 256
-#: What may be under way beside a full window: two CREDIT frames and a BYE.
-EXCESS_MAX: Final = 2 * _CREDIT.size + HEADER.size + BYE_MAX
+#: Bytes of a window that an end leaves for control messages, where it needs to.
+RESERVE: Final = 64
+#: What may be under way beside a full window: two CREDIT frames, as many more as there are frames
+#: in RESERVE, and a BYE.
+EXCESS_MAX: Final = (2 + RESERVE // HEADER.size) * _CREDIT.size + HEADER.size + BYE_MAX
 #: `Connection.free` where there is no window.
 UNLIMITED: Final = 1 << 62
 
@@ -118,6 +132,7 @@ class Frame:
 
     queue: int
     payload: memoryview
+    watched: bool = False
 
 
 @frozen
@@ -129,9 +144,10 @@ class ConfigChanged:
 
 @frozen
 class CreditReceived:
-    """The peer has handed `size` bytes on: there is more room to send."""
+    """The peer has handed `size` bytes on, and has seen the `seen` oldest watched frames."""
 
     size: int
+    seen: int = 0
 
 
 @frozen
@@ -163,8 +179,10 @@ class Connection:
         # What we receive, where we granted a window.
         self._received = 0  # bytes of frames that are not counted back
         self._handed_on = 0  # those of them that are acknowledged, but not counted back yet
+        self._seen = 0  # watched frames that are acknowledged, but not counted back yet
         # What we send.
         self._under_way = 0
+        self._unseen = 0  # watched frames that the peer has not counted back
         self._left = False
 
     # Receiving
@@ -211,21 +229,24 @@ class Connection:
         """The negotiated features. LocalProtocolError: not both ends have said hello."""
         return self._greeting.features
 
-    def acknowledge(self, size: int) -> bytes:
-        """Say that a payload (or config) of this size was handed on; give what is to be sent.
-
-        That is a CREDIT frame, or nothing where more is collected first or no window is granted.
-        """
+    def acknowledge(self, size: int, *, watched: bool = False) -> None:
+        """Note that a payload (or config) of this size was handed on: see `credit`."""
+        self._seen += watched
         if not self._window or self._left:
-            return b""
+            return
         self._handed_on += HEADER.size + size
         if self._handed_on > self._received:
             raise LocalProtocolError(f"acknowledged {self._handed_on} of {self._received} bytes")
-        if self._handed_on < self._window // 2:
+
+    def credit(self) -> bytes:
+        """Return the CREDIT frame that is due, or nothing while more is collected first."""
+        enough = self._handed_on >= self._window // 2
+        urgent = self._window - self._received < RESERVE or self._seen
+        if self._left or not (enough or urgent) or not (self._handed_on or self._seen):
             return b""
-        credit = _CREDIT.pack(_U32.size, CREDIT, self._handed_on)
+        credit = _CREDIT.pack(_CREDITED.size, CREDIT, self._handed_on, self._seen)
         self._received -= self._handed_on
-        self._handed_on = 0
+        self._handed_on = self._seen = 0
         return credit
 
     # Sending
@@ -262,14 +283,17 @@ class Connection:
         """The largest payload that can be sent now, 0 where none can."""
         return max(0, min(self.max_payload, self.free - HEADER.size))
 
-    def frame_header(self, queue: int, size: int) -> bytes:
-        """Give what stands in front of a payload of `size` bytes; the two must be sent next.
+    def frame_header(self, queue: int, size: int, *, watched: bool = False) -> bytes:
+        """Return what stands in front of a payload of `size` bytes; the two must be sent next.
 
+        The peer tells when it has seen a `watched` frame: see `CreditReceived`.
         LocalProtocolError: there is no room for it, or the queue is not ours to send on.
         """
         if queue != (OUTPUT if self.role is Role.GUEST else INPUT):
             raise LocalProtocolError(f"a {self.role.name.lower()} does not send on queue {queue}")
-        return self._counted_header(queue, size)
+        header = self._counted_header(queue + WATCHED if watched else queue, size)
+        self._unseen += watched
+        return header
 
     def config(self, config: bytes) -> bytes:
         """Say that the config space has changed (host end); it needs room like any payload."""
@@ -325,14 +349,14 @@ class Connection:
         if not self._greeting.said:
             raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
         guest = self.role is Role.GUEST
-        if queue == (INPUT if guest else OUTPUT):
+        if queue & ~WATCHED == (INPUT if guest else OUTPUT):
             if size > PAYLOAD_MAX:
                 raise RemoteProtocolError(
                     f"a frame of {size} bytes on queue {queue} is larger than {PAYLOAD_MAX}"
                 )
         elif queue == CREDIT:
-            if size != _U32.size:
-                raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {_U32.size}")
+            if size != _CREDITED.size:
+                raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {_CREDITED.size}")
             return
         elif queue == CONFIG and guest:
             if size != (known := self._greeting.config_size):
@@ -353,22 +377,27 @@ class Connection:
                 )
 
     def _event(self, queue: int, payload: memoryview) -> Event:
-        if queue in (INPUT, OUTPUT):
-            return Frame(queue, payload)
+        if queue & ~WATCHED in (INPUT, OUTPUT):
+            return Frame(queue & ~WATCHED, payload, bool(queue & WATCHED))
         if queue == CONFIG:
             return ConfigChanged(bytes(payload))
         if queue == BYE:
             text = str(payload, "utf-8", "replace")
             return Closed("".join(c if c.isprintable() else "?" for c in text))
-        (credit,) = _U32.unpack(payload)
+        return self._credited(*_CREDITED.unpack(payload))
+
+    def _credited(self, size: int, seen: int) -> CreditReceived:
         window = self._greeting.peer.window if self._greeting.peer else 0
-        if not window or credit > self._under_way:
+        if size and (not window or size > self._under_way):
             raise RemoteProtocolError(
-                f"{credit} bytes were acknowledged, but {self._under_way} are under way "
+                f"{size} bytes were acknowledged, but {self._under_way} are under way "
                 f"in a window of {window}"
             )
-        self._under_way -= credit
-        return CreditReceived(credit)
+        if seen > self._unseen:
+            raise RemoteProtocolError(f"{seen} frames were seen, but {self._unseen} are watched")
+        self._under_way -= size
+        self._unseen -= seen
+        return CreditReceived(size, seen)
 
     def _how_it_ended(self) -> str:
         here, greeting = len(self._input), self._greeting

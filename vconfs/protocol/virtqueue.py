@@ -47,6 +47,9 @@ SIZE_MAX: Final = 1 << 15
 #: apart costs memory and time.
 PARTS_MAX: Final = 1 << 10
 
+#: How often a ring is looked at anew, for a driver that adds to it all the while.
+_LOOKS_MAX: Final = 3
+
 _DESC: Final = struct.Struct("<QIHH")  # address, length, flags, next
 _INDEX_MASK: Final = 0xFFFF
 
@@ -375,6 +378,9 @@ class DeviceQueue:
         self._next = next_avail & _INDEX_MASK
         self._pushed = self._published = next_avail & _INDEX_MASK
         self._wants_kicks = True
+        self._watched: set[int] = set()  # heads: see `watch`
+        self._looked = 0  # avail.idx up to which they were looked for
+        self._returned: list[int] = []  # those that were offered again
 
     @property
     def next_avail(self) -> int:
@@ -408,7 +414,9 @@ class DeviceQueue:
         self._writable[head] = chain.writable_length
         self._taken += 1
         self._next = (self._next + 1) & _INDEX_MASK
-        if self._event_idx and self._wants_kicks:
+        if self._watched:
+            self._find(head)
+        elif self._event_idx and self._wants_kicks:
             self._used[2 + 4 * self.size] = self._next
         return chain
 
@@ -469,6 +477,43 @@ class DeviceQueue:
         self._used_entries[entry + 1] = written
         self._pushed = (self._pushed + 1) & _INDEX_MASK
 
+    def watch(self, head: int) -> None:
+        """Have `returned` name this buffer when the driver offers it again.
+
+        The buffer was pushed and not published yet. A driver that offers it again has taken what
+        it got in it. It is asked for a kick.
+        """
+        if not self._watched:
+            self._looked = self._avail[1]
+        self._watched.add(head)
+        self._ask_for_kicks(self._avail[1])
+
+    def returned(self) -> list[int]:
+        """Return the watched buffers that were offered again, and watch them no more.
+
+        While any is still watched, the driver is asked for a kick at the next buffer.
+        """
+        for _ in range(_LOOKS_MAX if self._watched else 0):
+            index = self._avail[1]
+            self._look(index)
+            self._ask_for_kicks(index)
+            if self._avail[1] == index:  # nothing came while the kick was asked for
+                break
+        returned, self._returned = self._returned, []
+        return returned
+
+    def _look(self, index: int) -> None:
+        """Look for watched heads among the last entries up to `index`, at most a ring of them."""
+        count = min((index - self._looked) & _INDEX_MASK, self.size)
+        for entry in range(index - count, index):
+            self._find(self._avail[2 + (entry & self._mask)])
+        self._looked = index
+
+    def _find(self, head: int) -> None:
+        if head in self._watched:
+            self._watched.discard(head)
+            self._returned.append(head)
+
     def publish(self) -> bool:
         """Show the driver what was pushed; True: it wants to be interrupted."""
         old, new = self._published, self._pushed
@@ -487,9 +532,12 @@ class DeviceQueue:
 
     def request_kicks(self) -> bool:
         """Ask for a kick at the next buffer; True: one has been offered already."""
+        self._ask_for_kicks(self._avail[1])
+        return self.has_available()
+
+    def _ask_for_kicks(self, index: int) -> None:
         self._wants_kicks = True
         if self._event_idx:
-            self._used[2 + 4 * self.size] = self._next
+            self._used[2 + 4 * self.size] = index
         else:
             self._used[0] = 0
-        return self.has_available()

@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import trio
+from attrs import frozen
 
 from vconfs.background import open_background
 from vconfs.link import Link, call_soon
@@ -26,6 +27,7 @@ from vconfs.protocol.stream import (
     HEADER,
     INPUT,
     OUTPUT,
+    RESERVE,
     Closed,
     ConfigChanged,
     Connection,
@@ -101,26 +103,39 @@ async def _say(wire: Wire, words: bytes) -> None:
         await wire.writable()
 
 
+@frozen
+class _Came:
+    """A frame that is not acknowledged yet: the size of its payload, and whether it is watched."""
+
+    size: int
+    watched: bool
+
+
 class StreamLink(Link):
     """A link over a stream whose ends have said hello; `run` carries its bytes.
 
-    `window` is what we granted to the peer.
+    `window` is what we granted to the peer. Of the peer's window data leaves at least `RESERVE`
+    bytes, so that a request to stop can always be sent: two ends that withhold each other's
+    credit would wait for ever if neither could say why.
     """
 
     def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
         self.features = connection.features
-        # What waits for the stream when we throttle, and as much again: credit that was given
-        # back while the message waited behind others.
-        self.in_flight = 2 * window
+        self.in_flight = window
         self._wire = wire
         self._connection = connection
         self._config = hello.config
         self._config_due: bytes | None = None
         self._receives = INPUT if connection.role is Role.GUEST else OUTPUT
-        self._held: deque[int] = deque()  # sizes of the payloads that the owner looks at
+        self._held: deque[_Came] = deque()  # what the owner looks at
+        self._withheld: list[_Came] = []  # what is acknowledged later
+        self._awaited: deque[Callable[[], None]] = deque()  # whom to tell of each watched frame
+        half = hello.window // 2 - HEADER.size
         self._payload = connection.max_payload
-        spare = hello.window // 2 - HEADER.size - self._payload
-        self._reserve = max(0, min(_RESERVE, spare))
+        self._reserve = _RESERVE
+        if hello.window:
+            self._payload = min(self._payload, half - RESERVE)
+            self._reserve = min(_RESERVE, half - self._payload)
         self._fresh: list[Outgoing] = []  # sent since the last flush
         self._outbox = Outbox()
         self._sent = trio.Event()  # and more waits, or somebody wants to send more
@@ -139,18 +154,27 @@ class StreamLink(Link):
         """See `Link.room_for`."""
         return self._payload - header_size if self._has_room(0, self._reserve) else 0
 
-    def capacity(self, queue: int) -> int:
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
         """See `Link.capacity`."""
-        return self._payload if self._has_room(_RESERVE, 0) else 0
+        return self._payload if self._has_room(_RESERVE, 0, wanted) else 0
 
     def want_room(self, queue: int) -> bool:
         """See `Link.want_room`."""
         self._room_wanted = True
         return self._has_room(0, self._reserve)
 
-    def send(self, queue: int, header: bytes, data: Buffer) -> None:
+    def send(
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
         """See `Link.send`."""
-        head = self._connection.frame_header(queue, len(header) + len(data))
+        size = len(header) + len(data)
+        head = self._connection.frame_header(queue, size, watched=seen is not None)
+        if seen is not None:
+            self._awaited.append(seen)
         port, urgent = v8.addressee(header)
         self._fresh.append(Outgoing(head + header, data, port, urgent))
 
@@ -161,6 +185,7 @@ class StreamLink(Link):
 
     def flush(self, queue: int) -> None:
         """See `Link.flush`."""
+        self._send_credit()
         fresh, self._fresh = self._fresh, []
         if not fresh or self._dead:
             return
@@ -181,7 +206,7 @@ class StreamLink(Link):
         try:
             while not self._dead and (event := self._connection.next_event()) is not None:
                 if isinstance(event, Frame):
-                    self._held.append(len(event.payload))
+                    self._held.append(_Came(len(event.payload), event.watched))
                     return event.payload
                 self._take_in(event)
         except RemoteProtocolError as error:
@@ -193,9 +218,11 @@ class StreamLink(Link):
         match event:
             case ConfigChanged():
                 self._config = event.config
-                self._acknowledge(len(event.config))
+                self._connection.acknowledge(len(event.config))
                 self.owner.config_changed()
             case CreditReceived():
+                for _ in range(event.seen):
+                    self._awaited.popleft()()
                 self._tell_room()
             case Closed():
                 self._lose(event.reason)
@@ -213,6 +240,17 @@ class StreamLink(Link):
     def done(self, queue: int) -> None:
         """See `Link.done`."""
         self._acknowledge(self._held.popleft())
+
+    def withhold(self, queue: int) -> None:
+        """See `Link.withhold`."""
+        self._withheld.append(self._held.popleft())
+
+    def release(self, queue: int) -> None:
+        """See `Link.release`."""
+        withheld, self._withheld = self._withheld, []
+        for frame in withheld:
+            self._acknowledge(frame)
+        self.flush(queue)
 
     # --- the stream -----------------------------------------------------------------------
 
@@ -245,13 +283,14 @@ class StreamLink(Link):
             while not lost and await self._wire.receive():
                 pass  # a stream that is closed with something unread may lose what was sent
 
-    def _has_room(self, more_waiting: int, reserve: int) -> bool:
-        """Whether the largest payload can be sent; if not, the owner is told when it can."""
+    def _has_room(self, more_waiting: int, reserve: int, wanted: int | None = None) -> bool:
+        """True if that much, or else the largest payload, can be sent; if not, `room` follows."""
         connection, waiting = self._connection, self._outbox.size
+        payload = self._payload if wanted is None else min(wanted, self._payload)
         room = (
             not self._dead
             and waiting < _WAITING_MAX + more_waiting
-            and connection.free - HEADER.size - reserve >= self._payload
+            and connection.free - HEADER.size - reserve >= payload
         )
         if not room:
             self._room_wanted = True
@@ -270,8 +309,12 @@ class StreamLink(Link):
             self._config_due = None
             self.flush(INPUT)
 
-    def _acknowledge(self, size: int) -> None:
-        if credit := self._connection.acknowledge(size):
+    def _acknowledge(self, frame: _Came) -> None:
+        self._connection.acknowledge(frame.size, watched=frame.watched)
+
+    def _send_credit(self) -> None:
+        """Send the credit that is due, unless an earlier one still waits for the stream."""
+        if not self._outbox.has_urgent and (credit := self._connection.credit()):
             self._fresh.append(Outgoing(credit, urgent=True))
 
     def _say_bye(self, reason: str) -> None:
@@ -297,6 +340,7 @@ class StreamLink(Link):
             while self._outbox.size:
                 await self._wire.writable()
                 self._write_waiting()
+                self.flush(self._receives)  # credit that waited for this
                 if self._broken:
                     await trio.sleep(_GRACE)  # most often the stream's end tells better why
                     return self._lose(self._broken)

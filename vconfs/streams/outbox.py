@@ -48,6 +48,11 @@ class Outbox:
         self._others: deque[tuple[int | None, list[Buffer]]] = deque()
         self._ports: Counter[int] = Counter()  # whose frames wait in the second lane
 
+    @property
+    def has_urgent(self) -> bool:
+        """True if an urgent frame waits of which the stream has taken nothing."""
+        return bool(self._urgent)
+
     def put(self, frame: Frame, sent: int = 0) -> None:
         """Add a frame, and copy what may change; of the first one `sent` bytes may have gone."""
         pieces = _kept(frame)
