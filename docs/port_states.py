@@ -21,6 +21,7 @@ class _Line:
     """A device that takes everything, with back-pressure by message or by ring."""
 
     throttles: bool
+    can_refuse: bool = False
     ring_is_full: bool = False
     in_flight: int = 1 << 20
 

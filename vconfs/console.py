@@ -5,8 +5,8 @@ kernel's /dev/hvc0, and a number, by which the mount shows it: `hvc0 -> /dev/pts
 given in the order in which consoles appear, the lowest free one first. A port that is no console
 may be given a pty as well (`-o tty=NAME`); it has no number, only the attribute user.pty.
 
-The pty is one more opener of its port, as long as both live: the host sees the port open, and
-nothing that is unread is dropped when somebody else closes it. It has these rules:
+The pty is one more opener of its port, as long as both live: the host sees the port open at once,
+and nothing that is unread is dropped when another opener closes it. It has these rules:
 
 - It takes data only while somebody has its slave open. Until then the data waits in the port, up
   to the port's limit, and then the host is throttled, that port alone. So when nobody is at the

@@ -25,6 +25,7 @@ class Driver(LinkEnd[Port]):
     """Joins the ports of a manager to one link, until the link is lost."""
 
     peer = "device"
+    can_refuse = False
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
         super().__init__(link, end, manager.ports)

@@ -26,6 +26,7 @@ class EarlyLine:
     """A way to the host that takes output of one console and does nothing else."""
 
     throttles = True  # by not taking more at once; there is no host to wait for
+    can_refuse = False
     in_flight = 0
 
     def __init__(self, link: Link, end: Guest) -> None:

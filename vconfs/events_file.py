@@ -11,7 +11,8 @@ The flags are the port's state after the event; "time" is in seconds since 1970.
     add remove               the port came or went
     name                     it has another name, told as "name"
     connect disconnect       the host opened its side, or hung up
-    open close               the first program opened the port, or the last one closed it
+    open close               the first program opened the port, or the last one closed it, also
+                             one that did nothing with it
     throttle unthrottle      the host wants no more data, or wants it again
     full drained             we asked the host to stop sending, or to go on
     console                  the port turned out to be a console
@@ -119,12 +120,12 @@ class EventsReader:
         self._readable.unpark_all()
         self.on_change(self)
 
-    def poll(self) -> int:
-        """Give the poll(2) mask."""
+    def answer_poll(self, opener: Opener | None = None) -> int:
+        """Return the poll(2) mask."""
         mask = _READABLE if self._lines or self.ended else 0
         return mask | (select.POLLHUP if self.ended else 0)
 
-    def read_nowait(self, size: int) -> list[Buffer]:
+    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Take up to `size` bytes; none: the mount ends. trio.WouldBlock."""
         taken: list[Buffer] = []
         while size and self._lines:
@@ -142,7 +143,7 @@ class EventsReader:
             raise trio.WouldBlock
         return taken
 
-    async def read(self, size: int) -> list[Buffer]:
+    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Like `read_nowait`, but wait for a line."""
         while True:
             try:

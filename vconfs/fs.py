@@ -21,6 +21,7 @@ from vconfs import fuse
 from vconfs.announcer import Announcer
 from vconfs.events_file import EventsFile, EventsReader
 from vconfs.names import PID_ATTRIBUTE, link_name, port_file
+from vconfs.opens import IdleOpens
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
@@ -58,6 +59,8 @@ class PortFS(pyfuse3.Operations):
         self._handles: dict[int, _Handle] = {}
         self._polling: dict[Port | EventsReader, set[_Handle]] = {}
         self._events = EventsFile(manager)
+        #: Its task tells the hosts of ports that are open and not used.
+        self.idle_opens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()
@@ -68,7 +71,8 @@ class PortFS(pyfuse3.Operations):
     def read_nowait(self, fh: int, size: int, flags: int) -> Sequence[Buffer]:
         """See `fuse.PortOperations`."""
         try:
-            return self._handles[fh].port.read_nowait(size)
+            handle = self._handles[fh]
+            return handle.port.read_nowait(size, handle.opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -83,7 +87,8 @@ class PortFS(pyfuse3.Operations):
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Wait for data; only asked when `read_nowait` would block."""
         try:
-            return b"".join(await self._handles[fh].port.read(size))
+            handle = self._handles[fh]
+            return b"".join(await handle.port.read(size, handle.opener))
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -101,19 +106,19 @@ class PortFS(pyfuse3.Operations):
         poll_handle: pyfuse3.PollHandle | None,
         ctx: pyfuse3.RequestContext,
     ) -> int:
-        """Give the port's poll mask; the newest handle is told of the next change."""
+        """Return the port's poll mask; the newest handle is told of the next change."""
         handle = self._handles[fh]
         if poll_handle is not None:
             handle.poll_handle = poll_handle
             self._polling.setdefault(handle.port, set()).add(handle)
-        return handle.port.poll()
+        return handle.port.answer_poll(handle.opener)
 
     # --- open and close -------------------------------------------------------------------
 
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        """Open a port; O_TRUNC and O_APPEND change nothing."""
+        """Open a port, of which its host is told later; O_TRUNC and O_APPEND change nothing."""
         opener = Opener(ctx.pid)
         try:
             port = self._open(inode, flags, opener)
@@ -129,13 +134,15 @@ class PortFS(pyfuse3.Operations):
         port = self._tree.port_of(inode)
         if port is None:
             raise FUSEError(errno.ENXIO)
-        port.open(opener)
+        port.open(opener, quiet=True)
+        self.idle_opens.add(port, opener)
         return port
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a port."""
         handle = self._handles.pop(fh)
         self._stop_polling(handle)
+        self.idle_opens.discard(handle.opener)
         handle.port.close(handle.opener)
         if not self._handles:
             self._all_closed.unpark_all()

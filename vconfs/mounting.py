@@ -169,6 +169,7 @@ async def _serve(
         async with open_background() as nursery:
             ended = trio.Event()
             session = make_session(filesystem, mount.device)
+            nursery.start_soon(filesystem.idle_opens.run)
             await nursery.start(_run_session, session, ended)
             try:
                 yield ended

@@ -15,6 +15,16 @@ A hang-up is a place in the stream of bytes. What the host sent before it can be
 one end of file; what a later connection sends comes after that. So a hang-up leaves a mark in the
 queue when there is something that it has to be told apart from.
 
+An opener has seen a hang-up when it has read that end of file, or when its poll gave POLLHUP with
+nothing before it (`answer_poll`). For an opener that polled, the next connection then starts clean.
+The mark stays for the other openers until one of them reads it, because what one program polls
+says nothing about what another one knows. It goes, for all openers, with the first read that gives
+the end of file or what comes after it: like each byte, an end of file is given to one reader.
+
+A port is used once any opener has read, written or polled. The last close drops unread data only
+of a port that was used. A program's open is quiet: the host is told of it when the port is used, or
+after a short time (see opens.py; there is no clock here).
+
 Errors are OSError with the errno that the caller of read(2) or write(2) gets.
 """
 
@@ -67,6 +77,9 @@ class Line(Protocol):
     #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
     throttles: bool
 
+    #: Whether `open_port` can raise OSError: it is then called at the open, which fails with it.
+    can_refuse: bool
+
     @property
     def in_flight(self) -> int:
         """Bytes that may still come when the host has seen that it is to stop."""
@@ -87,7 +100,7 @@ class Counters:
 
     bytes_in: int = 0
     bytes_out: int = 0
-    dropped: int = 0  # bytes that nobody read before the last close, or beyond the limit
+    dropped: int = 0  # bytes that were unread at the last close, or beyond the limit
     ignored: int = 0  # messages that the host may not send
     resets: int = 0  # times that the host went on sending after it was told to stop
 
@@ -119,6 +132,12 @@ class Port:
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
     _delivered: bool = field(init=False, default=False)
+    #: Whether the host was told that the port is open, or will be when the device is there.
+    _told: bool = field(init=False, default=False)
+    #: Whether any opener has read, written or polled since the first open.
+    _used: bool = field(init=False, default=False)
+    #: Openers to which a poll has shown the hang-up at the head of the queue.
+    _seen: set[Opener] = field(init=False, factory=set)
     #: The host overran its limit and is not heard until it opens the port anew.
     _was_reset: bool = field(init=False, default=False)
     _throttle: Throttle = field(init=False, factory=Throttle)
@@ -161,13 +180,13 @@ class Port:
         """Whether unread data survives a close."""
         return self.host_cache or self.options.cache
 
-    def poll(self) -> int:
-        """Give the poll(2) mask of the port as it is now."""
+    def poll(self, opener: Opener | None = None) -> int:
+        """Return the poll(2) mask of the port as it is now, for `opener` or for any other."""
         if self.removed:
             return select.POLLHUP | select.POLLERR | (_READABLE if self._queue.size else 0)
         mask = 0
         line = self._line
-        if self._queue.size or self._queue.at_mark:
+        if self._queue.size or (self._queue.at_mark and not self._is_over(opener)):
             mask |= _READABLE
         if not self.host_connected:
             mask |= select.POLLHUP
@@ -187,69 +206,115 @@ class Port:
 
     # --- open and close -------------------------------------------------------------------
 
-    def open(self, opener: Opener) -> None:
-        """Add an opener; the host is told of the first. EBUSY, ENXIO, or what the device says."""
+    def open(self, opener: Opener, *, quiet: bool = False) -> None:
+        """Add an opener, and tell the host of the first. EBUSY, ENXIO, or what the device says.
+
+        With `quiet`, the host is told later: when the port is used, or by `tell_open`.
+        """
         if self.removed:
             _fail(errno.ENXIO)
         if self.openers and self.options.exclusive:
             _fail(errno.EBUSY)
         self.openers.add(opener)
-        if len(self.openers) == 1 and self._line is not None:
+        if not quiet or (self._line is not None and self._line.can_refuse):
             try:
-                self._line.open_port(self.id, True)
+                self.tell_open()
             except OSError:
                 self.openers.discard(opener)
+                self._told = False
                 raise
         self.on_change(self)
 
+    def tell_open(self) -> None:
+        """Tell the host that the port is open, if it is and the host was not told before."""
+        if self.openers and not self._told:
+            self._told = True
+            if self._line is not None:
+                self._line.open_port(self.id, True)
+
     def close(self, opener: Opener) -> None:
-        """Take an opener away; with the last one the host is told, and unread data dropped."""
+        """Take an opener away; the last close is told, and drops what is unread of a used port."""
         self.openers.discard(opener)
+        self._seen.discard(opener)
         if self.openers:
             self.on_change(self)
             return
         self._queue.give_back()
-        if not self.cache:
-            self.counters.dropped += self._queue.clear()
+        if self._used:
             self._delivered = False
-        if self._line is not None:
+            if not self.cache:
+                self.counters.dropped += self._queue.clear()
+            elif self._queue.at_mark:
+                self._pass_mark()  # a hang-up that concerns no later opener
+        told, self._told, self._used = self._told, False, False
+        if told and self._line is not None:
             self._line.open_port(self.id, False)
         self._after_read()
         self.on_change(self)
 
+    def _use(self) -> None:
+        """An opener reads, writes or polls: the open has effects from now on."""
+        if not self._used and self.openers:
+            self._used = True
+            self.tell_open()
+
+    # --- polling --------------------------------------------------------------------------
+
+    def answer_poll(self, opener: Opener) -> int:
+        """Return the mask that `opener` polls for, and note that it was shown a hang-up."""
+        self._use()
+        mask = self.poll(opener)
+        shows_hang_up = not self.host_connected and self._queue.at_mark and not self._queue.size
+        if shows_hang_up and not self._read_turn.locked():  # or a reader is about to be given it
+            self._seen.add(opener)
+        return mask
+
+    def _is_over(self, opener: Opener | None) -> bool:
+        """True if `opener` has seen the hang-up at the head, and a new connection came after it."""
+        return opener in self._seen and (self.host_connected or self._queue.size > 0)
+
+    def _pass_mark(self) -> None:
+        self._queue.take_mark()
+        self._seen.clear()
+        self._delivered = False
+
     # --- reading --------------------------------------------------------------------------
 
-    def read_nowait(self, size: int) -> list[Buffer]:
+    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock.
 
         The pieces may lie in the device's memory, and are good until the next call.
         """
+        self._use()
         if self._read_turn.locked():
             raise trio.WouldBlock
-        return self._take(size)
+        return self._take(size, opener)
 
-    async def read(self, size: int) -> list[Buffer]:
+    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Like `read_nowait`, but wait for a turn and then for data, a hang-up or a removal."""
+        self._use()
         async with self._read_turn:
             while True:
                 try:
-                    return self._take(size)
+                    return self._take(size, opener)
                 except trio.WouldBlock:
                     await self._readable.park()
 
-    def _take(self, size: int) -> list[Buffer]:
+    def _take(self, size: int, opener: Opener | None) -> list[Buffer]:
         queue = self._queue
         queue.give_back()
+        if queue.at_mark:
+            if not self._is_over(opener):
+                self._pass_mark()
+                return []
+            if queue.size:
+                self._pass_mark()
         if queue.size and not queue.at_mark:
             pieces = queue.take(size)
             if self.host_connected and not queue.marks:
                 self._delivered = True
             self._after_read()
             return pieces
-        if queue.at_mark:
-            queue.take_mark()
-            self._delivered = False
-            return []
         if self.removed:
             _fail(errno.ENODEV)
         if self.host_connected or (self.options.wait and not self._shut):
@@ -272,6 +337,7 @@ class Port:
 
         With `nonblock`, for one who will not `write` then, some of it may wait for its turn.
         """
+        self._use()
         if self._write_turn.locked():
             self._check_writable()
             raise trio.WouldBlock
@@ -289,6 +355,7 @@ class Port:
 
     async def write(self, data: Buffer) -> int:
         """Like `write_nowait`, but wait for a turn, and then until the host takes something."""
+        self._use()
         async with self._write_turn:
             while True:
                 line = self._check_writable()
@@ -335,7 +402,8 @@ class Port:
         self.host_throttled = self._was_reset = False
         self._throttle.forget()
         introduce()
-        if self.openers:
+        self._told = self._told or (line.can_refuse and bool(self.openers))
+        if self._told:
             line.open_port(self.id, True)
         self._check_limit()
         self._changed()
@@ -363,9 +431,11 @@ class Port:
         if not connected:
             if self._queue.size or self._delivered or self._read_turn.locked():
                 self._queue.put_mark()
+                if self._queue.marks == 1:
+                    self._seen.clear()  # the mark that comes first stands for this hang-up
             self._delivered = False
-        elif self._queue.at_mark and not self.openers:
-            self._queue.take_mark()  # everything before it is gone, and nobody is left to be told
+        elif self._queue.at_mark and not self._used:
+            self._pass_mark()  # no opener has read what came before it, or waits for more
         self._changed()
 
     def become_console(self) -> None:

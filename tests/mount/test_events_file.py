@@ -142,7 +142,7 @@ def test_a_reader_that_is_too_slow_learns_how_much_it_missed() -> None:
     assert len(lines) + missing["count"] == 5001
     reader.close(opener)
     file.port_added(port)
-    assert reader.poll() == 0
+    assert reader.answer_poll() == 0
 
 
 def test_a_reader_learns_where_it_missed_something() -> None:

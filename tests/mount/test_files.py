@@ -351,6 +351,30 @@ def poll_handles(it: Mounted) -> int:
     )
 
 
+async def test_a_hang_up_that_was_polled_is_over_with_the_next_connection(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"port=unix:{tmp_path}/sock") as it:
+        fd = await open_port(it, os.O_RDWR | os.O_NONBLOCK)
+        other = await open_port(it, os.O_RDONLY | os.O_NONBLOCK)
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await host.send_all(b"test")
+            await it.until(lambda: it.port().queued)
+        await it.until(lambda: not it.port().host_connected)
+        assert await polled(fd) == IN | OUT | HUP
+        assert await in_thread(lambda: os.read(fd, 100)) == b"test"
+        assert await polled(fd) & HUP
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            assert await polled(fd) == OUT
+            assert await error_of(lambda: os.read(fd, 1)) == errno.EAGAIN
+            assert await polled(other) == IN | OUT  # this one has seen nothing
+            await host.send_all(b"new")
+            await it.until(lambda: it.port().queued)
+            assert await in_thread(lambda: os.read(fd, 100)) == b"new"
+        await close(fd, other)
+
+
 async def test_edge_triggered_epoll_sees_every_arrival(mounted: OpenMount) -> None:
     async with mounted() as it:
         fd = await open_port(it)

@@ -89,6 +89,19 @@ async def test_bytes_both_ways_and_hang_ups(folder: Path) -> None:
             assert await read_exactly(port, 5) == b"again"
 
 
+async def test_an_open_is_told_at_once_and_drops_nothing_if_nothing_was_done(folder: Path) -> None:
+    async with kernel(folder) as it, await it.connect() as host:
+        port, opener = it.changes.ports[1], Opener(1)
+        port.open(opener, quiet=True)
+        await it.changes.connected(port)
+        await host.send_all(b"a question")
+        await it.changes.until(lambda: port.queued == 10)
+        port.close(opener)
+        assert (port.queued, port.counters.dropped) == (10, 0)
+        await it.opened()
+        assert await read_exactly(port, 10) == b"a question"
+
+
 async def test_much_data_waits_for_whoever_is_slow(folder: Path) -> None:
     data = pattern(SIZE)[:SIZE]
     async with kernel(folder) as it, await it.connect() as host, trio.open_nursery() as nursery:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from .conftest import OpenMount
+from .conftest import OpenMount, program
 
 #: A port on which a host has said three lines and gone: what is read ends.
 LINES = "one\ntwo\nthree\n"
@@ -27,6 +27,8 @@ LINES = "one\ntwo\nthree\n"
         ("sort $P", "one\nthree\ntwo\n"),
         ("tee copy.txt < $P > /dev/null 2>&1; echo $?", "1\n"),  # nobody creates files here
         ("cp $P $TMP/copy && cat $TMP/copy", LINES),
+        ("cp -a $P $TMP/copy && cat $TMP/copy", LINES),
+        ("grep -r tw vcon0", "two\n"),
         ("install -m 600 $P $TMP/copy && cat $TMP/copy", LINES),
         ("tee $TMP/copy < $P > /dev/null; cat $TMP/copy", LINES),
         ("read -r a < $P; echo $a", "one\n"),
@@ -96,6 +98,45 @@ async def test_writing(mounted: OpenMount, tmp_path: Path, command: str, sent: s
             got += await host.receive_some()
         assert got.decode() == sent
         await host.aclose()
+
+
+#: Programs that open each file of a tree, and read only as much as its size says: nothing.
+OPENING = {
+    "tar": "tar -cf $TMP/archive.tar .; tar -tf $TMP/archive.tar",
+    "rsync": "rsync -av ./ $TMP/copy",
+    "file": "find . -name 'vcon*' -exec file {} +",
+    "a shell": "for file in vcon*; do : <$file; : >$file; : >>$file; : <>$file; echo $file; done",
+    "dd": "for file in vcon*; do dd if=$file count=0 status=none; echo $file; done",
+}
+
+
+@pytest.mark.parametrize("command", OPENING.values(), ids=OPENING)
+async def test_opening_and_closing_drops_nothing_and_starts_nothing(
+    mounted: OpenMount, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    if command.startswith("rsync") and not shutil.which("rsync"):
+        pytest.skip("this machine has no rsync")
+    monkeypatch.setattr("vconfs.opens.IDLE_SECONDS", 3600)  # however slow this machine is
+    started = tmp_path / "started"
+    exec_ = f"program=exec:touch {started}; cat"
+    async with mounted(f"port=unix:{tmp_path}/sock", exec_) as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await host.send_all(b"a question")
+            await it.until(lambda: it.port().queued)
+            assert "vcon1" in await it.run(f"TMP={tmp_path}; {command}")
+            await it.until(lambda: not it.port(0).openers and not it.port(1).openers)
+            assert (it.port().queued, it.port().counters.dropped) == (10, 0)
+            assert not started.exists()
+            assert not it.host.ports[0].guest_connected
+            assert await it.run("head -c 10 $P") == "a question"
+            assert it.port().counters.dropped == 0
+
+
+async def test_a_port_that_stays_open_unused_is_told(mounted: OpenMount) -> None:
+    async with mounted("port=exec:echo here you are") as it:
+        async with program("bash", "-c", f"exec 3<{it.file()}; sleep infinity"):
+            await it.until(lambda: it.port().queued)
+            assert it.host.ports[0].guest_connected
 
 
 async def test_asking_and_answering_on_one_descriptor(mounted: OpenMount) -> None:

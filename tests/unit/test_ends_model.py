@@ -26,7 +26,11 @@ STEPS = st.lists(
         st.tuples(st.just("refuse"), SIZES),
         *(
             st.tuples(st.just(what), st.just(0))
-            for what in ("open", "close", "connect", "disconnect", "hang_up", "hold", "let_go")
+            for what in ("open", "open_idle", "tell", "poll", "close")
+        ),
+        *(
+            st.tuples(st.just(what), st.just(0))
+            for what in ("connect", "disconnect", "hang_up", "hold", "let_go")
         ),
     ),
     max_size=40,
@@ -42,6 +46,7 @@ class Run:
         self.guest = ends.ports[0]
         self.host = cast(HostPort, puppet.port)
         self.openers: list[Opener] = []
+        self.told = False
         self.to_host, self.to_guest = bytearray(), bytearray()
         self.at_host, self.at_guest = bytearray(), bytearray()
 
@@ -55,19 +60,37 @@ class Run:
     async def open(self, _: int) -> None:
         self.openers.append(Opener(1))
         self.guest.open(self.openers[-1])
+        self.told = True
+
+    async def open_idle(self, _: int) -> None:
+        self.openers.append(Opener(1))
+        self.guest.open(self.openers[-1], quiet=True)
+
+    async def tell(self, _: int) -> None:
+        self.guest.tell_open()
+        self.told = bool(self.openers)
+
+    async def poll(self, _: int) -> None:
+        if self.openers:
+            self.guest.answer_poll(self.openers[0])
+            self.told = True
 
     async def close(self, _: int) -> None:
         if self.openers:
             self.guest.close(self.openers.pop())
+            self.told = self.told and bool(self.openers)
 
     async def write(self, size: int) -> None:
+        self.told = bool(self.openers)
         data = self.bytes(size)
         with suppress(OSError, trio.WouldBlock):
             self.to_host += data[: self.guest.write_nowait(data)]
 
     async def read(self, size: int) -> None:
+        self.told = bool(self.openers)
+        opener = self.openers[0] if self.openers else None
         with suppress(trio.WouldBlock):
-            self.at_guest += b"".join(self.guest.read_nowait(size))
+            self.at_guest += b"".join(self.guest.read_nowait(size, opener))
 
     # --- the host -------------------------------------------------------------------------
 
@@ -122,7 +145,7 @@ class Run:
         """Where nothing waits on the way, both ends agree of all."""
         guest, host = self.guest, self.host
         assert guest.host_connected == host.connected
-        assert host.guest_connected == bool(self.openers)
+        assert host.guest_connected == self.told
         assert guest.host_throttled == host.host_throttled == (host.held or host._full)
         assert host.guest_throttled == guest.guest_throttled
         assert host.queued < HOST_LIMIT or host.host_throttled

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import select
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ class FakeLine:
 
     def __init__(self, *, throttles: bool = True, room: int = 1 << 20) -> None:
         self.throttles = throttles
+        self.can_refuse = False
         self.in_flight = 1000
         self.room = room
         self.sent = bytearray()
@@ -252,6 +254,157 @@ async def test_a_waiting_reader_sees_a_hang_up_though_the_host_is_back_at_once()
     assert ends == [0]
 
 
+def hung_up_and_polled(**options: object) -> tuple[Port, Opener, FakeLine]:
+    """A port whose host sent `test` and hung up, which its one opener has seen by polling."""
+    port, line = make_port(**options)
+    opener = Opener(1)
+    port.open(opener)
+    port.feed(b"test")
+    port.set_connected(False)
+    assert port.answer_poll(opener) & (IN | HUP) == IN | HUP
+    assert taken(port.read_nowait(100, opener)) == b"test"
+    assert port.answer_poll(opener) & HUP
+    return port, opener, line
+
+
+@asynccontextmanager
+async def waiting_reader(port: Port, opener: Opener) -> AsyncIterator[list[bytes]]:
+    """Have a reader wait; what it has read comes into the list, at the end at the latest."""
+    got: list[bytes] = []
+
+    async def read() -> None:
+        got.append(taken(await port.read(10, opener)))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        yield got
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_hang_up_that_a_poll_has_shown_is_over_with_the_next_connection(wait: bool) -> None:
+    port, opener, _ = hung_up_and_polled(wait=wait)
+    port.set_connected(True)
+    assert port.answer_poll(opener) == OUT
+    with pytest.raises(trio.WouldBlock):
+        port.read_nowait(100, opener)
+    port.feed(b"new")
+    assert port.answer_poll(opener) == IN | OUT
+    assert taken(port.read_nowait(100, opener)) == b"new"
+    port.set_connected(False)
+    port.set_connected(True)
+    assert port.read_nowait(100, opener) == []  # this one it has not seen
+
+
+@pytest.mark.parametrize("wait", [True, False])
+def test_a_hang_up_that_a_poll_has_shown_is_still_end_of_file_until_then(wait: bool) -> None:
+    port, opener, _ = hung_up_and_polled(wait=wait)
+    assert port.answer_poll(opener) == IN | HUP | OUT
+    assert port.read_nowait(100, opener) == []
+    port.set_connected(True)
+    assert port.answer_poll(opener) == OUT
+
+
+def test_a_whole_connection_after_a_hang_up_that_a_poll_has_shown() -> None:
+    port, opener, _ = hung_up_and_polled()
+    port.set_connected(True)
+    port.feed(b"new")
+    port.set_connected(False)
+    assert port.answer_poll(opener) == IN | HUP | OUT
+    assert taken(port.read_nowait(100, opener)) == b"new"
+    port.set_connected(True)
+    assert port.answer_poll(opener) == IN | OUT  # no poll has shown the second one alone
+    assert port.read_nowait(100, opener) == []
+    assert port.answer_poll(opener) == OUT
+
+
+def test_a_poll_that_has_data_before_the_hang_up_does_not_show_it() -> None:
+    port, _ = make_port()
+    opener = Opener(1)
+    port.open(opener)
+    port.feed(b"old")
+    port.set_connected(False)
+    assert port.answer_poll(opener) == IN | HUP | OUT
+    port.set_connected(True)
+    port.feed(b"new")
+    assert taken(port.read_nowait(100, opener)) == b"old"
+    assert port.answer_poll(opener) == IN | OUT
+    assert port.read_nowait(100, opener) == []
+    assert taken(port.read_nowait(100, opener)) == b"new"
+
+
+def test_a_poll_between_two_hang_ups_does_not_show_the_first() -> None:
+    port, _ = make_port()
+    opener = Opener(1)
+    port.open(opener)
+    for data in (b"old", b"new"):
+        port.set_connected(True)
+        port.feed(data)
+        port.set_connected(False)
+    assert taken(port.read_nowait(100, opener)) == b"old"
+    assert port.answer_poll(opener) == IN | HUP | OUT
+    assert port.read_nowait(100, opener) == []
+    assert taken(port.read_nowait(100, opener)) == b"new"
+    assert port.read_nowait(100, opener) == []
+
+
+def test_what_one_opener_has_polled_another_still_reads() -> None:
+    port, polling, _ = hung_up_and_polled()
+    reading = Opener(2)
+    port.open(reading)
+    port.set_connected(True)
+    assert port.answer_poll(polling) == OUT
+    assert port.answer_poll(reading) == IN | OUT
+    with pytest.raises(trio.WouldBlock):
+        port.read_nowait(100, polling)
+    assert port.read_nowait(100, reading) == []
+    assert port.answer_poll(reading) == OUT
+
+
+async def test_who_polled_and_then_waits_sees_the_next_hang_up() -> None:
+    port, opener, _ = hung_up_and_polled()
+    port.set_connected(True)
+    async with waiting_reader(port, opener) as got:
+        assert got == []
+        port.set_connected(False)
+        port.set_connected(True)
+    assert got == [b""]
+
+
+async def test_a_poll_does_not_take_the_end_of_file_of_a_reader_that_waits() -> None:
+    port, _ = make_port()
+    opener = Opener(1)
+    port.open(opener)
+    async with waiting_reader(port, opener) as got:
+        port.set_connected(False)
+        assert port.answer_poll(opener) & HUP
+        port.set_connected(True)
+    assert got == [b""]
+
+
+def test_a_question_shows_nothing() -> None:
+    port, _ = make_port()
+    opener = Opener(1)
+    port.open(opener)
+    port.feed(b"old")
+    port.read_nowait(100, opener)
+    port.set_connected(False)
+    assert port.poll(opener) == IN | HUP | OUT
+    port.set_connected(True)
+    assert port.read_nowait(100, opener) == []
+
+
+def test_a_hang_up_is_not_shown_to_who_opens_a_caching_port_later() -> None:
+    port, first, _ = hung_up_and_polled(cache=True, wait=True)
+    port.close(first)
+    second = Opener(2)
+    port.open(second)
+    with pytest.raises(trio.WouldBlock):
+        port.read_nowait(100, second)
+    port.set_connected(True)
+    assert port.answer_poll(second) == OUT
+
+
 # --- throttling the host ------------------------------------------------------------------
 
 
@@ -275,6 +428,7 @@ def test_close_while_throttled_lets_the_host_go_again() -> None:
     opener = Opener(1)
     port.open(opener)
     port.feed(b"x" * 100)
+    port.read_nowait(1)
     port.close(opener)
     assert not port.guest_throttled
     assert ("throttle", 3, False) in line.told
@@ -505,10 +659,130 @@ def test_only_the_first_open_and_the_last_close_are_told() -> None:
     port.close(first)
     assert line.told == [("open", 3, True)]
     assert port.queued == 4
+    assert taken(port.read_nowait(1)) == b"d"
     port.close(second)
     assert line.told == [("open", 3, True), ("open", 3, False)]
     assert port.queued == 0
-    assert port.counters.dropped == 4
+    assert port.counters.dropped == 3
+
+
+USES: dict[str, Callable[[Port, Opener], object]] = {
+    "read": lambda port, opener: port.read_nowait(1, opener),
+    "write": lambda port, opener: port.write_nowait(b"x"),
+    "poll": lambda port, opener: port.answer_poll(opener),
+}
+
+
+@pytest.mark.parametrize("use", USES.values(), ids=USES)
+@pytest.mark.parametrize("throttles", [True, False], ids=["v8", "virtio1"])
+def test_a_quiet_open_is_told_at_the_first_use(
+    throttles: bool, use: Callable[[Port, Opener], object]
+) -> None:
+    port, line = make_port(FakeLine(throttles=throttles))
+    idle, active = Opener(1), Opener(2)
+    port.open(idle, quiet=True)
+    port.open(active, quiet=True)
+    port.feed(b"data")
+    assert line.told == []
+    use(port, active)
+    use(port, active)
+    assert line.told == [("open", 3, True)]
+    port.close(active)
+    assert port.queued
+    port.close(idle)
+    assert line.told == [("open", 3, True), ("open", 3, False)]
+    assert port.queued == 0
+    assert port.counters.dropped
+
+
+async def test_a_quiet_open_is_told_before_its_first_use_waits() -> None:
+    for use in (lambda port: port.read(1), lambda port: port.write(b"x")):
+        port, line = make_port(FakeLine(room=0))
+        port.open(Opener(1), quiet=True)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use, port)
+            await trio.testing.wait_all_tasks_blocked()
+            assert line.told == [("open", 3, True)]
+            nursery.cancel_scope.cancel()
+
+
+def test_an_open_that_does_nothing_drops_nothing_and_tells_nothing() -> None:
+    port, line = make_port(limit=100)
+    port.feed(b"x" * 100)
+    line.told.clear()
+    opener = Opener(1)
+    for _ in range(3):
+        port.open(opener, quiet=True)
+        port.close(opener)
+    assert line.told == []
+    assert port.guest_throttled
+    assert (port.queued, port.counters.dropped) == (100, 0)
+
+
+def test_an_open_that_was_told_without_a_use_drops_nothing() -> None:
+    port, line = make_port()
+    port.feed(b"data")
+    opener = Opener(1)
+    port.open(opener, quiet=True)
+    port.tell_open()
+    port.tell_open()
+    port.close(opener)
+    assert line.told == [("open", 3, True), ("open", 3, False)]
+    assert port.queued == 4
+    port.tell_open()  # too late
+    assert len(line.told) == 2
+
+
+def test_a_use_counts_until_the_last_close_only() -> None:
+    port, _ = make_port()
+    for _ in range(2):
+        opener = Opener(1)
+        port.open(opener)
+        port.write_nowait(b"x")
+        port.close(opener)
+    port.feed(b"data")
+    port.open(opener, quiet=True)
+    port.close(opener)
+    assert port.queued == 4
+
+
+def test_a_device_that_comes_while_a_port_is_open_and_idle_is_told_at_the_first_use() -> None:
+    port, _ = make_port()
+    port.open(Opener(1), quiet=True)
+    port.detach()
+    line = FakeLine()
+    port.attach(line)
+    assert line.told == []
+    port.write_nowait(b"x")
+    assert line.told == [("open", 3, True)]
+    assert line.sent == b"x"
+
+
+class BusyLine(FakeLine):
+    """A device that may refuse to open a port, and does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.can_refuse = True
+
+    def open_port(self, id: int, opened: bool) -> None:
+        super().open_port(id, opened)
+        if opened:
+            raise OSError(errno.EBUSY, "busy")
+
+
+def test_a_device_that_may_refuse_an_open_is_told_at_once() -> None:
+    port, line = make_port(BusyLine())
+    for _ in range(2):
+        with pytest.raises(OSError, match="busy"):
+            port.open(Opener(1), quiet=True)
+    assert not port.openers
+    port.detach()
+    port.open(Opener(1), quiet=True)
+    with pytest.raises(OSError, match="busy"):
+        port.attach(line)
+    port.write_nowait(b"x")
+    assert line.told == [("open", 3, True)] * 3
 
 
 @pytest.mark.parametrize("by_host", [True, False])

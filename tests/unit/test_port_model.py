@@ -36,7 +36,11 @@ class PortMachine(RuleBasedStateMachine):
         self.queued = b""  # what can be read before the next end of file
         self.later = b""  # what comes after it
         self.end_of_file = False  # whether one lies between
+        self.seen: set[Opener] = set()  # to whom a poll has shown that end of file
         self.delivered = False
+        self.used = False
+        self.told = False
+        self.opens: list[bool] = []  # what the line was told of opens and closes
         self.connected = False
         self.host_throttled = False
         self.asked_to_stop = False
@@ -55,7 +59,7 @@ class PortMachine(RuleBasedStateMachine):
         self.port.attach(self.line)
         self.host_throttled = self.asked_to_stop = False
         self.throttle_model()
-        assert (("open", 1, True) in self.line.told) == bool(self.openers)
+        self.opens = [True] if self.told else []
 
     @precondition(lambda self: self.line is not None)
     @rule()
@@ -82,6 +86,7 @@ class PortMachine(RuleBasedStateMachine):
             self.read_all()
         if marked:
             self.end_of_file = True
+            self.seen.clear()
         self.delivered = False
 
     @precondition(lambda self: self.line is not None)
@@ -90,8 +95,8 @@ class PortMachine(RuleBasedStateMachine):
         self.port.set_connected(True)
         if not self.connected:
             self.connected = True
-            if self.end_of_file and not self.queued and not self.openers:
-                self.end_of_file = False
+            if self.end_of_file and not self.queued and not self.used:
+                self.pass_end_of_file()
 
     @precondition(lambda self: self.line is not None and self.connected)
     @rule(size=st.integers(1, 150))
@@ -121,52 +126,107 @@ class PortMachine(RuleBasedStateMachine):
 
     # --- programs -------------------------------------------------------------------------
 
-    @rule()
-    def open(self) -> None:
+    @rule(quiet=st.booleans())
+    def open(self, quiet: bool) -> None:
         opener = Opener(len(self.openers))
-        self.port.open(opener)
+        self.port.open(opener, quiet=quiet)
         self.openers.append(opener)
+        if not quiet:
+            self.tell_model()
 
-    @precondition(lambda self: self.openers)
     @rule()
-    def close(self) -> None:
-        self.port.close(self.openers.pop())
-        if not self.openers and not self.options.cache:
-            self.queued = self.later = b""
-            self.end_of_file = self.delivered = False
-            self.unthrottle_model()
+    def tell_open(self) -> None:
+        self.port.tell_open()
+        if self.openers:
+            self.tell_model()
+
+    def tell_model(self) -> None:
+        if not self.told:
+            self.told = True
+            self.opens.append(True)
+
+    def use_model(self) -> None:
+        self.used = True
+        self.tell_model()
 
     @precondition(lambda self: self.openers)
-    @rule(size=st.integers(1, 300))
-    def read(self, size: int) -> None:
+    @rule(which=st.integers(0, 9))
+    def close(self, which: int) -> None:
+        opener = self.openers.pop(which % len(self.openers))
+        self.port.close(opener)
+        self.seen.discard(opener)
+        if self.openers:
+            return
+        if self.told:
+            self.opens.append(False)
+        if self.used:
+            self.delivered = False
+            if not self.options.cache:
+                self.queued = self.later = b""
+                self.end_of_file = False
+            elif self.end_of_file and not self.queued:
+                self.pass_end_of_file()
+        self.used = self.told = False
+        self.unthrottle_model()
+
+    @precondition(lambda self: self.openers)
+    @rule(size=st.integers(1, 300), which=st.integers(0, 9))
+    def read(self, size: int, which: int) -> None:
+        opener = self.openers[which % len(self.openers)]
+        self.use_model()
+        if self.is_over(opener) and self.later:
+            self.pass_end_of_file()
         if self.queued:
             expected, self.queued = self.queued[:size], self.queued[size:]
-            assert taken(self.port.read_nowait(size)) == expected
+            assert taken(self.port.read_nowait(size, opener)) == expected
             if self.connected and not self.end_of_file:
                 self.delivered = True
             self.unthrottle_model()
-        elif self.end_of_file:
-            assert self.port.read_nowait(size) == []
-            self.queued, self.later = self.later, b""
-            self.end_of_file = self.delivered = False
+        elif self.end_of_file and not self.is_over(opener):
+            assert self.port.read_nowait(size, opener) == []
+            self.pass_end_of_file()
         elif self.connected or self.options.wait:
             try:
-                self.port.read_nowait(size)
+                self.port.read_nowait(size, opener)
             except trio.WouldBlock:
                 return
             raise AssertionError("an empty port did not block")
         else:
-            assert self.port.read_nowait(size) == []
+            assert self.port.read_nowait(size, opener) == []
 
     def read_all(self) -> None:
         if not self.openers:
-            self.open()
+            self.open(quiet=True)
         while self.queued or self.end_of_file:
-            self.read(1000)
+            self.read(1000, 0)
+
+    def is_over(self, opener: Opener) -> bool:
+        """True if the end of file is next, was shown to this opener, and a connection follows."""
+        if self.queued or opener not in self.seen:
+            return False
+        return self.connected or bool(self.later)
+
+    def pass_end_of_file(self) -> None:
+        self.queued, self.later = self.later, b""
+        self.end_of_file = self.delivered = False
+        self.seen.clear()
+
+    @precondition(lambda self: self.openers)
+    @rule(which=st.integers(0, 9))
+    def poll(self, which: int) -> None:
+        opener = self.openers[which % len(self.openers)]
+        self.use_model()
+        mask = self.port.answer_poll(opener)
+        assert bool(mask & select.POLLIN) == bool(
+            self.queued or self.later or (self.end_of_file and not self.is_over(opener))
+        )
+        if self.end_of_file and not (self.connected or self.size()):
+            self.seen.add(opener)
 
     @precondition(lambda self: self.openers)
     @rule(data=st.binary(min_size=1, max_size=50))
     def write(self, data: bytes) -> None:
+        self.use_model()
         blocks = self.options.throttle == "block"
         try:
             sent = self.port.write_nowait(data)
@@ -202,7 +262,10 @@ class PortMachine(RuleBasedStateMachine):
         assert port.queued == self.size()
         assert port.host_connected == self.connected
         assert port.guest_throttled == self.asked_to_stop
-        assert len(port.openers) == len(self.openers)
+        assert port.openers == set(self.openers)
+        if self.line is not None:
+            told = [opened for what, _, opened in self.line.told if what == "open"]
+            assert told == self.opens
         mask = port.poll()
         assert bool(mask & select.POLLIN) == bool(self.queued or self.end_of_file or self.later)
         assert bool(mask & select.POLLHUP) == (not self.connected)

@@ -2,12 +2,17 @@
 
 Where virtio_console has the device and keeps it, scripts then find the same files, names and
 attributes as with a driver of ours, and several programs can have one port open. The kernel's port
-is open, for this process alone, as long as somebody has ours open; nothing else is known of it
-before. Back-pressure is as in the standard's dialect: what nobody reads stays in the kernel.
+is open, for this process alone, as long as any program has ours open; nothing else is known of it
+before. Back-pressure is as in the standard's dialect: what is not read stays in the kernel.
 
-What the kernel does not tell: whether the host is there while nobody has the port open, and where
-in the bytes a hang-up was that a new connection followed at once. A console's port cannot be
-opened (ENXIO); it is /dev/hvcN.
+The kernel's port is opened at the first open of ours, not at the first use of it as elsewhere,
+because the kernel may refuse it: EBUSY while another process has it open, ENXIO for a console's
+port, which is /dev/hvcN. So the host sees every open and close here, also of a program that does
+nothing with the port. What such a program leaves unread is kept, as far as it has come to us (up
+to the port's limit); the kernel drops the rest when its port is closed.
+
+What the kernel does not tell: whether the host is there while its port is not open, and where in
+the bytes a hang-up was that a new connection followed at once.
 """
 
 from __future__ import annotations
@@ -139,6 +144,7 @@ class KernelPorts:
     """All ports of the kernel's driver; the line of the manager's ports to them."""
 
     throttles = False
+    can_refuse = True
     in_flight = 0
     tells_all_ports = True
 

@@ -27,6 +27,9 @@ _PATIENCE: Final = 1.0
 class Exec(Chardev):
     """Runs a shell command while the guest has the port open, its input and output the port.
 
+    It is started when a program in the guest first reads, writes or polls the port, or has had it
+    open for 100 ms: one that only opens and closes the port starts nothing.
+
     When the guest closes the port, the program's input ends; a program that goes on for a second
     gets SIGTERM, and a second later SIGKILL, with all that it started. What a program leaves in
     the background when it ends by itself is left alone.
