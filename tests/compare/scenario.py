@@ -129,6 +129,7 @@ async def record(remote: Remote, host: Host, find: Find, tag: str) -> Recording:
         await program.until(select.POLLIN)
     await _hung_up(program)
     await _bytes_of_two_connections(stage, name, program)
+    await _hang_up_that_was_polled(stage, name, program)
     async with await host.connect(name) as stream:
         await _closing(program, stream)
         program = await stage.open(name)
@@ -223,6 +224,22 @@ async def _bytes_of_two_connections(stage: _Stage, name: str, program: _Program)
         if program.notes[step, "read more"] == "b''":  # it was an end of file that could be read
             await program.until(select.POLLIN)
         await program.read(step, what="read even more")
+    await program.until(select.POLLHUP)
+
+
+async def _hang_up_that_was_polled(stage: _Stage, name: str, program: _Program) -> None:
+    """Hang up when all is read, let the program see it by polling, and come back."""
+    async with await stage.host.connect(name) as stream:
+        await program.connected()
+        await stream.send_all(b"test")
+        await program.until(select.POLLIN)
+        await program.read("the host sends before it hangs up")
+    await program.until(select.POLLHUP)
+    async with await stage.host.connect(name):
+        step = "the host comes back after a poll has shown its hang-up"
+        await program.connected()
+        await program.poll(step)
+        await program.read(step)
     await program.until(select.POLLHUP)
 
 
