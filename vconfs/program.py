@@ -27,9 +27,12 @@ class Program:
         self._process = process
         self._stdin, self._stdout = _streams(process)
         self._forced = False
+        self.news = select.epoll()  # readable when it has written something, or has ended
         self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
         self.input = Pipe(self._stdin.fileno())
         self.output = Pipe(self._stdout.fileno())
+        for descriptor in (self.output.descriptor, self.descriptor):
+            self.news.register(descriptor, select.EPOLLIN)
 
     @property
     def has_ended(self) -> bool:
@@ -59,6 +62,7 @@ class Program:
         if self._forced:
             self.force(signal.SIGKILL)
         await self._process.wait()
+        self.news.close()
         os.close(self.descriptor)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import signal
@@ -145,7 +146,7 @@ async def test_a_program_that_cannot_be_run(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def fail(*args: object, **options: object) -> None:
-        raise OSError(11, os.strerror(11))
+        raise OSError(2, os.strerror(2))
 
     async with serving("exec:true") as port:
         with monkeypatch.context() as failing:
@@ -155,7 +156,31 @@ async def test_a_program_that_cannot_be_run(
         port.close()
         port.open()
         await port.until(lambda: port.hang_ups == 2)
-    assert "cannot run 'true': Resource temporarily unavailable" in caplog.text
+    assert "cannot run 'true': No such file or directory" in caplog.text
+
+
+async def test_a_program_that_cannot_be_run_yet(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    failed = trio.Event()
+
+    async def fail(*args: object, **options: object) -> None:
+        failed.set()
+        raise OSError(11, os.strerror(11))
+
+    async with serving("exec:cat") as port:
+        with monkeypatch.context() as failing:
+            failing.setattr(trio.lowlevel, "open_process", fail)
+            port.open()
+            port.write(b"kept for it")
+            await failed.wait()
+        await port.until_received(b"kept for it")
+        assert not port.hang_ups
+    assert [record.getMessage() for record in caplog.records] == [
+        "port 3: cannot run 'cat': Resource temporarily unavailable; trying again",
+        "port 3: 'cat' runs again",
+    ]
 
 
 async def test_no_descriptor_to_watch_a_program_with(
@@ -169,15 +194,19 @@ async def test_no_descriptor_to_watch_a_program_with(
     def fail(pid: int) -> int:
         child = int(os.read(fifo, 100))  # waits until the shell has started it
         children.append(open_pidfd(child))
+        if len(children) > 1:
+            return open_pidfd(pid)
         raise OSError(24, os.strerror(24))
 
     monkeypatch.setattr("vconfs.program.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
-        await port.until(lambda: port.hang_ups == 1)
-        (child,) = children
-        await trio.lowlevel.wait_readable(child)
-    os.close(child)
+        while len(children) < 2:  # it is tried again
+            await trio.sleep(0.01)
+        await trio.lowlevel.wait_readable(children[0])
+        assert not port.hang_ups
+    for child in children:
+        os.close(child)
     os.close(fifo)
     assert descriptors() == before
 

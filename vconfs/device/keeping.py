@@ -1,27 +1,22 @@
 """Keeping the ports joined to a device that may go away and come back.
 
-When the device is lost the ports hang up and stay, and it is tried again, at first soon and then
-at longer intervals. Ports with the same id come back to life; those that the device does not have
-any more go once it has had time to announce them.
+When the device is lost the ports hang up and stay, and it is tried again with growing pauses. Ports
+with the same id come back to life; those that the device does not have any more go once it has had
+time to announce them.
 """
 
 from __future__ import annotations
 
-import logging
 from typing import Final
 
 import trio
 
+from vconfs.backoff import Backoff
 from vconfs.device.errors import DeviceError
 from vconfs.device.open import Device, Joint
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
-log = logging.getLogger(__name__)
-
-#: Seconds from a loss to the first new try; each further one takes twice as long, up to the last.
-_FIRST_PAUSE: Final = 0.05
-_LAST_PAUSE: Final = 2.0
 #: A device has announced its ports when it was quiet for so many seconds, or has had its time.
 _QUIET: Final = 0.1
 _ANNOUNCING_MAX: Final = 2.0
@@ -38,31 +33,27 @@ class Connection:
         self._device = device
         self._manager = manager
         self._once = once
+        self._tries = Backoff(device.url, f"{device.url}: connected again")
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, say that we have started when the ports are there, and stay connected.
 
         Raises what opening the device raises, when the very first try fails.
         """
-        pause = _FIRST_PAUSE
         had = False
         while True:
             try:
                 reason = await self._connect(task_status if not had else trio.TASK_STATUS_IGNORED)
-                had, pause = True, _FIRST_PAUSE
+                had = True
             except DeviceError as error:
                 if not had:
                     raise
                 reason = str(error)
+            self.reason = reason
             if self._once:
-                self.reason = reason
                 self.lost.set()
                 return
-            if reason != self.reason:
-                log.warning("%s: %s; trying again", self._device.url, reason)
-            self.reason = reason
-            await trio.sleep(pause)
-            pause = min(2 * pause, _LAST_PAUSE)
+            await self._tries.failed(reason)
 
     async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
         """Serve one connection; tell why it was lost."""
@@ -72,6 +63,7 @@ class Connection:
                 raise DeviceError(joint.reason)
             self._manager.remove_detached()
             self.reason = ""
+            self._tries.succeeded()
             task_status.started()
             await joint.stopped.wait()
             return joint.reason

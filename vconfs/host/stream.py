@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Final
+from collections.abc import Callable
 
 import trio
 
+from vconfs.backoff import Backoff, Pauses
 from vconfs.host.host import Host, HostError
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
@@ -15,11 +15,6 @@ from vconfs.streams.link import open_link
 from vconfs.streams.place import NextGuest, Place
 from vconfs.streams.url import parse_place
 from vconfs.streams.wire import Wire
-
-log = logging.getLogger(__name__)
-
-#: Seconds to the next try where a guest cannot be met; each further one takes twice as long.
-_FIRST_PAUSE: Final = 0.05
 
 
 async def serve_stream(
@@ -42,30 +37,26 @@ async def serve_stream(
 
 
 async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
-    pause, said = _FIRST_PAUSE, ""
+    tries = Backoff("no guest", "a guest is there again", Pauses(last=place.pause_max))
     while True:
         try:
             async with next_guest() as wire:
                 if wire is None:
                     return
-                await _serve_guest(host, place, wire)
-            pause, said = _FIRST_PAUSE, ""
+                await _serve_guest(host, place, wire, tries.succeeded)
         except StreamError as error:
-            if str(error) != said:
-                log.warning("no guest: %s", error)
-            said = str(error)
-            await trio.sleep(pause)
-            pause = min(2 * pause, place.pause_max)
+            await tries.failed(str(error))
 
 
-async def _serve_guest(host: Host, place: Place, wire: Wire) -> None:
-    """Serve one guest until it leaves."""
+async def _serve_guest(host: Host, place: Place, wire: Wire, attached: Callable[[], None]) -> None:
+    """Serve one guest until it leaves; call `attached` when it has said its hello."""
     said = _config(host)
     async with open_link(wire, place, Role.HOST, v8.FEATURES, said) as link:
 
         def announce_config() -> None:
             link.send_config(_config(host))
 
+        attached()
         backend = host.attach(link, v8.HostEnd(link.features), announce_config)
         try:
             backend.start()

@@ -6,12 +6,13 @@ import logging
 import select
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Final
 
 import trio
 
-from vconfs.host.chardev import PortSide
+from vconfs.backoff import Backoff, Pauses, is_passing
+from vconfs.host.chardev import ChardevError, PortSide
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
@@ -35,12 +36,13 @@ class Client(ABC):
     async def take_from(self, port: PortSide) -> None:
         """Wait until they take something, then until the port has something, and hand it over.
 
-        In this order, so that what they do not take stays in the port. OSError: they are gone.
+        In this order, so that what they do not take stays in the port, also where this raises.
+        OSError: they are gone, unless it is a passing one (`is_passing`).
         """
 
     @abstractmethod
     async def gone(self) -> None:
-        """Wait, after all is said, until they are gone; OSError is as good."""
+        """Wait, after all is said, until they are gone; OSError is as good, unless it passes."""
 
 
 async def serve(port: PortSide, client: Client) -> bool:
@@ -68,32 +70,78 @@ async def serve(port: PortSide, client: Client) -> bool:
 @contextmanager
 def hang_up_scope(port: PortSide) -> Iterator[trio.CancelScope]:
     """Serve a client in a block, which `PortSide.hang_up_client` cancels."""
-    with trio.CancelScope() as scope:
-        port.hang_up_client = scope.cancel
+    with trio.CancelScope() as scope, on_disconnect(port, scope.cancel):
+        yield scope
+
+
+@contextmanager
+def on_disconnect(port: PortSide, action: Callable[[], None]) -> Iterator[None]:
+    """Have `PortSide.hang_up_client` call `action` in a block."""
+    port.hang_up_client = action
+    try:
+        yield
+    finally:
+        port.hang_up_client = None
+
+
+async def serve_anew(
+    port: PortSide,
+    over: str,
+    serve_one: Callable[[PortSide, Callable[[], None]], Awaitable[None]],
+    ready: Callable[[], None],
+) -> None:
+    """Call `serve_one` again and again; it calls its second argument when it has what it needs.
+
+    The first one calls `ready`, and may raise ChardevError. Where a later one does so, it is tried
+    again with growing pauses; the log says `over` when it has worked.
+    """
+    await serve_one(port, ready)
+    tries = Backoff(f"port {port.id}", f"port {port.id}: {over}")
+    while True:
         try:
-            yield scope
-        finally:
-            port.hang_up_client = None
+            await serve_one(port, tries.succeeded)
+        except ChardevError as error:
+            with on_disconnect(port, tries.try_now):
+                await tries.failed(str(error))
 
 
 async def _hand_over(port: PortSide, client: Client, gone: trio.Event) -> None:
-    try:
-        while True:
+    where = f"port {port.id}: guest data"
+    tries = Backoff(f"{where} could not be delivered", f"{where} is delivered again")
+    while True:
+        try:
             await client.take_from(port)
-    except OSError as error:
-        log.warning("port %d: guest data could not be delivered: %s", port.id, error.strerror)
-    gone.set()
+        except OSError as error:
+            if not is_passing(error):
+                log.warning("%s could not be delivered: %s", where, error.strerror)
+                gone.set()
+                return
+            await tries.failed(error)
+        else:
+            tries.succeeded()
 
 
 async def _watch(client: Client, gone: trio.Event) -> None:
-    with suppress(OSError):
-        await client.gone()
-    gone.set()
+    pauses = Pauses()
+    while True:
+        try:
+            await client.gone()
+        except OSError as error:
+            if is_passing(error):  # no descriptor to watch with
+                await trio.sleep(pauses.next())
+                continue
+        gone.set()
+        return
 
 
-async def pass_on(port: PortSide, send: Callable[[memoryview], Awaitable[int]]) -> None:
-    """Wait for bytes from the guest and send them; what is not taken goes back to the port."""
-    rest = memoryview(await port.receive())
+async def pass_on(
+    port: PortSide, send: Callable[[memoryview], Awaitable[int]], size: int = CHUNK
+) -> None:
+    """Wait for up to `size` bytes from the guest and send them.
+
+    What is not sent, for whatever reason, goes back to the port.
+    """
+    rest = memoryview(await port.receive(size))
     try:
         while rest:
             rest = rest[await send(rest) :]

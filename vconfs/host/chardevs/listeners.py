@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import logging
 import select
 import socket
 from abc import abstractmethod
@@ -13,15 +11,12 @@ from typing import Final, Self
 
 import trio
 
+from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.join import Client, serve
 
-log = logging.getLogger(__name__)
-
 #: How many clients may wait while one is served.
 BACKLOG: Final = 4
-_NO_ROOM: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_NO_ROOM_PAUSE: Final = 2.0
 
 
 class Door:
@@ -33,7 +28,7 @@ class Door:
         for listener in listeners:
             listener.setblocking(False)
             self._waiting.register(listener.fileno(), select.EPOLLIN)
-        self._warned = False
+        self._tries = Backoff("clients have to wait", "clients are let in again")
 
     def __enter__(self) -> Self:
         return self
@@ -51,16 +46,15 @@ class Door:
             await trio.lowlevel.wait_readable(self)
             for listener in self._listeners:
                 try:
-                    return trio.socket.from_stdlib_socket(listener.accept()[0])
-                except OSError as error:  # most often: it had left again
-                    if error.errno in _NO_ROOM:
-                        await self._no_room(error)
-
-    async def _no_room(self, error: OSError) -> None:
-        if not self._warned:
-            log.warning("clients have to wait: %s", error.strerror)
-            self._warned = True
-        await trio.sleep(_NO_ROOM_PAUSE)  # nothing tells when there is a descriptor again
+                    client = trio.socket.from_stdlib_socket(listener.accept()[0])
+                except BlockingIOError:  # it has come to another listener, or has left again
+                    continue
+                except OSError as error:
+                    if is_passing(error):
+                        await self._tries.failed(error)
+                else:
+                    self._tries.succeeded()
+                    return client
 
 
 class Listener(Chardev):

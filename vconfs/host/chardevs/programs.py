@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 import signal
 from contextlib import suppress
 from typing import Final, Self
@@ -11,8 +10,9 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
+from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import hang_up_scope
+from vconfs.host.chardevs.join import hang_up_scope, on_disconnect
 from vconfs.pipe import Pipe
 from vconfs.program import Program, start_program
 
@@ -81,15 +81,28 @@ class _Session:
 
     async def run(self, command: str) -> None:
         """Run the command until it has ended and the guest has closed the port."""
-        try:
-            program = await start_program(command)
-        except OSError as error:
-            log.warning("port %d: cannot run %r: %s", self._port.id, command, error.strerror)
-        else:
+        if program := await self._started(command):
             await self._serve(program)
         if not self._all_read:
             self._port.hang_up()
             await self._read_the_rest()
+
+    async def _started(self, command: str) -> Program | None:
+        """Start the command; wait where the system is only short of what that needs."""
+        where = f"port {self._port.id}: "
+        tries = Backoff(f"{where}cannot run {command!r}", f"{where}{command!r} runs again")
+        while True:
+            try:
+                program = await start_program(command)
+            except OSError as error:
+                if not is_passing(error):
+                    log.warning("%scannot run %r: %s", where, command, error.strerror)
+                    return None
+                with on_disconnect(self._port, tries.try_now):
+                    await tries.failed(error)
+            else:
+                tries.succeeded()
+                return program
 
     @property
     def _left(self) -> bool:
@@ -108,19 +121,16 @@ class _Session:
 
     async def _deliver(self, program: Program) -> None:
         """Send the program's output until it has ended and all of that is sent."""
-        with select.epoll() as news:
-            news.register(program.output.descriptor, select.EPOLLIN)
-            news.register(program.descriptor, select.EPOLLIN)
-            while True:
-                await trio.lowlevel.wait_readable(news)
-                ended = program.has_ended  # asked first, so that all it wrote is there to read
-                data = program.output.receive_nowait()
-                if data:
-                    await self._send(data)
-                elif ended:
-                    return
-                elif data is not None:  # it has closed its output, and goes on
-                    news.unregister(program.output.descriptor)
+        while True:
+            await trio.lowlevel.wait_readable(program.news)
+            ended = program.has_ended  # asked first, so that all it wrote is there to read
+            data = program.output.receive_nowait()
+            if data:
+                await self._send(data)
+            elif ended:
+                return
+            elif data is not None:  # it has closed its output, and goes on
+                program.news.unregister(program.output.descriptor)
 
     async def _send(self, data: bytes) -> None:
         if not self._left:  # else it is for nobody

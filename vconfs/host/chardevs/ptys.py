@@ -13,8 +13,9 @@ from typing import Self
 import trio
 from attrs import define
 
+from vconfs.backoff import is_passing
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, pass_on, serve
+from vconfs.host.chardevs.join import Client, pass_on, serve, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.pipe import Pipe
 from vconfs.protocol.events import Buffer
@@ -38,22 +39,19 @@ class Pty(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve whoever opens the slave, one session after the other.
+        """Serve those who open the slave, one session after the other.
 
-        Who is hung up is left with a dead pty, and the next ones find another.
+        Those who are hung up are left with a dead pty, and the next ones find another.
         """
-        await self._serve_one(port, task_status.started)
-        while True:
-            await self._serve_one(port)
+        await serve_anew(port, "there is a pty again", self._serve_one, task_status.started)
 
-    async def _serve_one(self, port: PortSide, ready: Callable[[], None] = lambda: None) -> None:
-        """Open a pty and serve whoever opens its slave, until they are hung up."""
+    async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:
+        """Open a pty and serve those who open its slave, until it has to be another one."""
         with _opened() as pty, _linked(self.link, pty.path):
             self.path = pty.path
             ready()
             await pty.wait_occupied()
-            while await serve(port, _PtyClient(pty)):
-                _renew(pty)
+            while await serve(port, _PtyClient(pty)) and _renew(pty):
                 await pty.wait_occupied()
 
 
@@ -91,10 +89,13 @@ class _PtyClient(Client):
         """See `Client`: a terminal's end of file is its hang-up."""
 
 
-def _renew(pty: RawPty) -> None:
-    """Drop what the last ones there did not read, and undo what they set."""
-    unused = not pty.occupied  # else the settings are those of somebody who is there
-    with suppress(OSError):  # TIOCEXCL
+def _renew(pty: RawPty) -> bool:
+    """Drop what the last ones there did not read, and undo what they set.
+
+    Return False if that cannot be done now: the next ones need another pty.
+    """
+    unused = not pty.occupied  # else the settings are those of the next one, who is there
+    try:
         slave = os.open(pty.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             termios.tcflush(slave, termios.TCIFLUSH)
@@ -102,6 +103,9 @@ def _renew(pty: RawPty) -> None:
                 tty.setraw(slave, termios.TCSANOW)
         finally:
             os.close(slave)
+    except OSError as error:  # TIOCEXCL
+        return not is_passing(error)
+    return True
 
 
 @contextmanager

@@ -13,15 +13,14 @@ from typing import Self
 import trio
 from attrs import frozen
 
+from vconfs.backoff import Backoff
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, SocketClient, serve
+from vconfs.host.chardevs.join import Client, SocketClient, on_disconnect, serve
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
 from vconfs.host.chardevs.paths import cannot
 from vconfs.paths import socket_path
 from vconfs.unix_sockets import connected_to
-
-_RETRY_FIRST, _RETRY_MAX = 0.05, 2.0
 
 
 @frozen
@@ -117,7 +116,10 @@ def _replace_stale(path: str, kind: int) -> None:
 
 @frozen
 class Connect(Chardev):
-    """Connects to a unix socket that another program listens on, again when that goes away."""
+    """Connects to a unix socket that another program listens on, again when that goes away.
+
+    The socket may also come later than the port.
+    """
 
     path: str
 
@@ -129,24 +131,21 @@ class Connect(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep connected until cancelled, with longer and longer pauses between tries.
+        """Keep connected until cancelled, with growing pauses between tries.
 
-        A connection that did not last counts as a try.
+        `PortSide.hang_up_client` tries at once in such a pause.
         """
         task_status.started()
-        pause = _RETRY_FIRST
+        tries = Backoff(f"port {port.id}", f"port {port.id}: connected to {self.path}")
         while True:
-            begun = trio.current_time()
-            if sock := await self._connected():
-                with sock:
-                    await serve(port, SocketClient(sock))
-            if trio.current_time() - begun > _RETRY_MAX:
-                pause = _RETRY_FIRST
-            await trio.sleep(pause)
-            pause = min(2 * pause, _RETRY_MAX)
-
-    async def _connected(self) -> trio.socket.SocketType | None:
-        try:
-            return await connected_to(self.path)
-        except OSError:
-            return None
+            try:
+                sock = await connected_to(self.path)
+            except OSError as error:
+                with on_disconnect(port, tries.try_now):
+                    await tries.failed(str(cannot(self.path, error)))
+                continue
+            tries.succeeded()
+            with sock:
+                await serve(port, SocketClient(sock))
+            with on_disconnect(port, tries.try_now):
+                await tries.wait()

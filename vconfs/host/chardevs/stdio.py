@@ -69,9 +69,12 @@ class _Standard(Client):
         with suppress(PermissionError):
             await trio.lowlevel.wait_writable(_STDOUT)
         rest = memoryview(await port.receive())
-        while rest:
-            written = await trio.to_thread.run_sync(os.write, _STDOUT, rest, abandon_on_cancel=True)
-            rest = rest[written:]
+        try:
+            while rest:
+                rest = rest[await _write(rest) :]
+        except OSError:
+            port.put_back(rest)
+            raise
 
     async def gone(self) -> None:
         """See `Client`."""
@@ -79,3 +82,7 @@ class _Standard(Client):
             await wait_hang_up(_STDOUT)
         except PermissionError:  # a file: it never hangs up
             await trio.sleep_forever()
+
+
+async def _write(data: memoryview) -> int:
+    return await trio.to_thread.run_sync(os.write, _STDOUT, data, abandon_on_cancel=True)

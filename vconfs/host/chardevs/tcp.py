@@ -23,10 +23,12 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
+from vconfs.backoff import Pauses
 from vconfs.host.chardev import ChardevError, PortSide
 from vconfs.host.chardevs.join import Client, SocketClient, wait_hang_up
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 
+#: Seconds from one look at the peer's end to the next.
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
 #: Seconds of silence before a probe, and between probes.
 _PROBE: Final = 1
@@ -112,11 +114,10 @@ class _TcpClient(SocketClient):
     async def gone(self) -> None:
         """See `Client`, and the top of this file."""
         _probe(self._sock)
-        pause = _LOOK_FIRST
+        pauses = Pauses(_LOOK_FIRST, _LOOK_MAX)
         while inode := _peer_inode(self._sock):
-            with trio.move_on_after(pause):
+            with trio.move_on_after(pauses.next()):
                 return await wait_hang_up(self._sock.fileno())
-            pause = min(2 * pause, _LOOK_MAX)
         if inode is None:
             await wait_hang_up(self._sock.fileno(), self._door.fileno())
 
