@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import select
@@ -15,8 +14,7 @@ from contextlib import contextmanager, suppress
 import trio
 from attrs import frozen
 
-_IN_OPEN = 0x20  # sys/inotify.h
-_libc = ctypes.CDLL(None, use_errno=True)
+from vconfs.inotify import Change, watch
 
 
 @frozen(eq=False)
@@ -73,25 +71,10 @@ def open_pty() -> Iterator[RawPty]:
             path = os.ttyname(slave)
         finally:
             os.close(slave)
-        opens = _watch_opens(path)
+        opens = watch(path, Change.OPENED)
         try:
             yield RawPty(master, path, os.stat(path).st_gid, opens)
         finally:
             os.close(opens)
     finally:
         os.close(master)
-
-
-def _watch_opens(path: str) -> int:
-    """Make an inotify descriptor that is readable when somebody has opened the file.
-
-    Not by inotify_simple, whose first use runs ldconfig: we may not wait for another program.
-    """
-    opens: int = _libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    if opens < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    if _libc.inotify_add_watch(opens, os.fsencode(path), _IN_OPEN) < 0:
-        code = ctypes.get_errno()
-        os.close(opens)
-        raise OSError(code, os.strerror(code))
-    return opens

@@ -30,6 +30,7 @@ class FakePort:
     sink: Callable[[memoryview], int] | None = None
     source: Callable[[int], Buffer] | None = None
     hang_up_client: Callable[[], None] | None = None
+    reopen: Callable[[], None] | None = None
 
     connected: bool = False
     connects: int = 0

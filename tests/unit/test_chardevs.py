@@ -343,12 +343,6 @@ async def test_file_is_appended_to(tmp_path: Path) -> None:
         assert path.read_bytes() == b"before after"
 
 
-async def test_a_full_disk_hangs_the_port_up() -> None:
-    async with joined("file:/dev/full") as it:
-        await it.write(b"x")
-        await it.connected(False)
-
-
 @pytest.mark.parametrize("kind", ["file", "pipe", "pty"])
 async def test_where_a_file_cannot_be_made(kind: str, tmp_path: Path) -> None:
     with pytest.raises(HostError) as caught:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import stat
 import termios
 import tty
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,10 +16,11 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.host.chardev import ChardevError, parse_chardev
+from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs import ptys, stdio
 from vconfs.host.chardevs.paths import cannot
 from vconfs.host.chardevs.ptys import Pty
+from vconfs.protocol.events import Buffer
 
 from .chardev_port import FakePort, descriptors, serving
 
@@ -86,15 +89,6 @@ async def test_a_fifo_as_a_file_is_no_trap(tmp_path: Path) -> None:
     os.close(reader)
 
 
-async def test_a_disk_that_is_full_is_told_by_name() -> None:
-    port = FakePort()
-    port.write(b"x")
-    with pytest.raises(ChardevError) as caught:
-        await parse_chardev("file:/dev/full").run(port)
-    assert str(caught.value) == "/dev/full: No space left on device"
-    assert port.connects == 1 and not port.connected
-
-
 async def test_no_fifo_is_left_where_the_other_cannot_be_made(tmp_path: Path) -> None:
     for name, make in (
         ("x.out", Path.touch),
@@ -130,6 +124,129 @@ async def test_fifos_hold_back_both_ways(tmp_path: Path) -> None:
         port.throttle(False)
         await port.until_received(bytes(written))
         os.close(writer)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what the chardev does to files."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.002)
+
+
+def inode(path: Path) -> int | None:
+    return path.stat().st_ino if path.exists() else None
+
+
+async def ask(port: FakePort, path: Path) -> None:
+    """Have data through both fifos."""
+    sent = port.received
+    with open(f"{path}.in", "wb", buffering=0) as fifo:
+        fifo.write(b"in")
+    await port.until_received(sent + b"in")
+    with open(f"{path}.out", "rb", buffering=0) as fifo:
+        port.write(b"out")
+        await trio.lowlevel.wait_readable(fifo)
+        assert fifo.read(10) == b"out"
+
+
+@pytest.mark.parametrize("suffix", [".in", ".out"])
+@pytest.mark.parametrize("way", ["removed", "replaced", "disconnected"])
+async def test_fifos_that_are_removed_or_made_anew(suffix: str, way: str, tmp_path: Path) -> None:
+    before = descriptors()
+    path, fifo = tmp_path / "x", tmp_path / f"x{suffix}"
+    async with serving(f"pipe:{path}") as port:
+        await ask(port, path)
+        held = os.open(fifo, os.O_RDWR)  # so that its number is not used again
+        if way == "removed":
+            fifo.unlink()
+        elif way == "replaced":
+            os.mkfifo(tmp_path / "new")
+            (tmp_path / "new").rename(fifo)
+        else:
+            fifo.unlink()
+            assert port.hang_up_client is not None
+            port.hang_up_client()
+        await until(lambda: inode(fifo) not in (None, os.fstat(held).st_ino))
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        await ask(port, path)
+        os.close(held)
+        assert port.connects == 1 and port.connected
+    assert descriptors() == before
+    # What another one made stays; the rest was ours.
+    assert [left.name for left in tmp_path.iterdir()] == [fifo.name] * (way == "replaced")
+
+
+async def test_a_folder_of_fifos_that_is_removed_and_made_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    async with serving(f"pipe:{folder}/x") as port:
+        await ask(port, folder / "x")
+        shutil.rmtree(folder)
+        await until(lambda: caplog.records)
+        port.write(b"kept")
+        folder.mkdir()
+        await until((folder / "x.out").exists)
+        with open(folder / "x.out", "rb", buffering=0) as fifo:
+            await trio.lowlevel.wait_readable(fifo)
+            assert fifo.read(10) == b"kept"
+        await ask(port, folder / "x")
+        assert port.connects == 1 and port.connected
+    assert [record.getMessage() for record in caplog.records] == [
+        f"port 3: {folder}/x.in: the folder {folder} does not exist: make it first; trying again",
+        "port 3: its fifos are there again",
+    ]
+
+
+async def test_what_is_in_a_removed_fifo_is_not_lost(tmp_path: Path) -> None:
+    async with serving(f"pipe:{tmp_path}/x") as port:
+        port.write(b"o" * 200_000)  # more than a fifo holds
+        port.throttle(True)
+        with open(tmp_path / "x.in", "wb", buffering=0) as fifo:
+            fifo.write(b"i" * 60_000)
+        await trio.testing.wait_all_tasks_blocked()
+        number = inode(tmp_path / "x.out")
+        held = os.open(tmp_path / "x.out", os.O_PATH)
+        (tmp_path / "x.in").unlink()
+        (tmp_path / "x.out").unlink()
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        port.throttle(False)
+        await port.until_received(b"i" * 60_000)
+        await until(lambda: inode(tmp_path / "x.out") not in (None, number))
+        os.close(held)
+        got = b""
+        with open(tmp_path / "x.out", "rb", buffering=0) as fifo:
+            while len(got) < 200_000:
+                await trio.lowlevel.wait_readable(fifo)
+                got += fifo.read(1 << 20)
+        assert got == b"o" * 200_000
+
+
+async def test_the_reader_of_a_removed_fifo_gets_what_was_in_it(tmp_path: Path) -> None:
+    async with serving(f"pipe:{tmp_path}/x") as port:
+        with open(tmp_path / "x.out", "rb", buffering=0) as fifo:
+            port.write(b"before")
+            await trio.testing.wait_all_tasks_blocked()
+            (tmp_path / "x.out").unlink()
+            await until((tmp_path / "x.out").exists)
+            assert fifo.read(100) == b"before"
+            assert fifo.read(100) == b""
+
+
+async def test_fifos_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> int:
+        raise OSError(24, os.strerror(24))
+
+    monkeypatch.setattr("vconfs.host.chardevs.fifos.watch", fail)
+    async with serving(f"pipe:{tmp_path}/x") as port:
+        await ask(port, tmp_path / "x")
+        shutil.move(tmp_path / "x.in", tmp_path / "old")
+        assert port.hang_up_client is not None
+        port.hang_up_client()
+        await until((tmp_path / "x.in").exists)
+        await ask(port, tmp_path / "x")
 
 
 # --- ptys ---------------------------------------------------------------------------------
@@ -205,6 +322,34 @@ async def test_a_link_that_was_changed_is_left(tmp_path: Path) -> None:
     assert link.is_symlink()
 
 
+async def test_no_more_ptys_for_the_next_ones(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    @contextmanager
+    def fail() -> Iterator[None]:
+        raise OSError(28, os.strerror(28))
+        yield
+
+    async with serving(f"pty:{tmp_path}/tty") as port:
+        with monkeypatch.context() as full, opened(tmp_path / "tty"):
+            await port.until_connected()
+            full.setattr(ptys, "open_pty", fail)
+            assert port.hang_up_client is not None
+            port.hang_up_client()
+            await until(lambda: caplog.records)
+            assert not (tmp_path / "tty").is_symlink()
+        await until((tmp_path / "tty").exists)
+        with opened(tmp_path / "tty") as slave:
+            os.write(slave, b"again")
+            await port.until_received(b"again")
+    assert [record.getMessage() for record in caplog.records] == [
+        "port 3: there is no pty to be had: No space left on device; trying again",
+        "port 3: there is a pty again",
+    ]
+
+
 async def test_no_more_ptys(monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def fail() -> Iterator[None]:
@@ -269,6 +414,35 @@ async def test_stdio_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             while (tmp_path / "out").read_bytes() != b"to a file":
                 await trio.lowlevel.checkpoint()
             assert port.connected
+
+
+async def test_stdio_on_a_disk_that_is_full_for_a_while(
+    tmp_path: Path,
+    streams: tuple[int, int],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    write, full = os.write, True
+
+    def limited(descriptor: int, data: Buffer) -> int:
+        if descriptor == stdio._STDOUT and full:
+            raise OSError(28, os.strerror(28))
+        return write(descriptor, data)
+
+    monkeypatch.setattr("vconfs.host.chardevs.stdio.os.write", limited)
+    async with serving("stdio") as port:
+        port.write(b"kept")
+        await until(lambda: caplog.records)
+        full = False
+        await trio.lowlevel.wait_readable(streams[1])
+        assert os.read(streams[1], 100) == b"kept"
+        assert port.connected
+        await until(lambda: len(caplog.records) > 1)
+    assert [record.getMessage() for record in caplog.records] == [
+        "port 3: guest data could not be delivered: No space left on device; trying again",
+        "port 3: guest data is delivered again",
+    ]
 
 
 # --- all of them --------------------------------------------------------------------------

@@ -130,14 +130,21 @@ class Host:
         self._find(id).hold(on)
 
     def disconnect(self, id: int) -> None:
-        """Hang up whoever is at the far side of a port now; the next one can come.
+        """Hang up the client at the far side of a port; the next one can come.
 
-        Raises HostError: nobody is there, or the chardev has no such clients (a file, an echo).
+        A file is opened anew, and what waits to be tried again is tried now. Raises HostError if
+        there is no client, or the chardev has none (an echo).
         """
         port = self._find(id)
         if port.hang_up_client is None:
             raise HostError(f"port {_describe(port)} has no client that could be hung up")
         port.hang_up_client()
+
+    def reopen_files(self) -> None:
+        """Open the files that guest data is appended to anew, as after they were rotated."""
+        for port in self.ports.values():
+            if port.reopen is not None:
+                port.reopen()
 
     @property
     def port_count(self) -> int:
@@ -185,7 +192,7 @@ class Host:
                 log.warning("port %s: %s", _describe(port), failed)
         finally:
             del self._scopes[port]
-            port.sink = port.source = port.hang_up_client = None
+            port.sink = port.source = port.hang_up_client = port.reopen = None
             port.disconnect()
             port.ended.set()
         if not started and failed:

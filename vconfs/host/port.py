@@ -91,6 +91,7 @@ class HostPort:
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
+    reopen: Callable[[], None] | None = field(init=False, default=None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # the chardev has
 
     _throttle: Throttle = field(init=False, factory=Throttle)

@@ -1,0 +1,117 @@
+"""Appending to a file that fails for a while, or is rotated: the work of the file chardev.
+
+A file that cannot be written for a while (the disk is full, its folder is gone, the reader of a
+fifo has left) is no reason to lose anything: the data stays in the port, which throttles the guest
+when its queue is full, and the write is tried again with growing pauses.
+
+A file that was rotated is left: before each write the path is compared with the file that is open.
+That is only done for regular files. A device or a fifo keeps what it is for those that have it
+open, and it is opened anew when a write fails.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final
+
+import trio
+from attrs import define, field
+
+from vconfs.backoff import Backoff
+from vconfs.host.chardev import PortSide
+from vconfs.host.chardevs.join import pass_on
+from vconfs.host.chardevs.paths import cannot
+
+#: Write up to this much at a time: a thread does it, and has to be worth it.
+_PIECE: Final = 1 << 20
+#: The same after a failure: most of what waits stays in the port, and the guest throttled.
+_PROBE: Final = 1 << 14
+
+
+@define
+class AppendedFile:
+    """The file at a path, open for appending. Its methods may block: threads call them."""
+
+    path: str
+    stale: bool = True  # it has to be opened anew before it is written to
+    descriptor: int = -1
+    _regular: os.stat_result | None = None  # what is open, if it is a regular file
+
+    def open(self) -> None:
+        """Open what the path leads to now; OSError: what was open before still is."""
+        self.stale = False  # first: while this runs it may be asked for again
+        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
+        descriptor = os.open(self.path, how | os.O_NONBLOCK, 0o600)  # a fifo without a reader fails
+        self.close()
+        self.descriptor, status = descriptor, os.fstat(descriptor)
+        self._regular = status if stat.S_ISREG(status.st_mode) else None
+
+    def append(self, data: memoryview) -> int:
+        """Append some of `data` and return how much; OSError."""
+        if self._was_moved():
+            self.open()
+        return os.write(self.descriptor, data)
+
+    def close(self) -> None:
+        """Close what is open."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def _was_moved(self) -> bool:
+        if self._regular is None:
+            return False
+        try:
+            return not os.path.samestat(os.stat(self.path), self._regular)
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:  # where the path leads cannot be seen now
+            return False
+
+
+@define(eq=False)
+class Appending:
+    """Moves data from a port to a file, and tries again when that fails."""
+
+    _port: PortSide
+    _file: AppendedFile
+    _tries: Backoff = field(init=False)
+    _turn: trio.CancelScope = field(init=False, factory=trio.CancelScope)
+    _size: int = field(init=False, default=_PIECE)
+
+    def __attrs_post_init__(self) -> None:
+        where = f"port {self._port.id}"
+        self._tries = Backoff(where, f"{where}: {self._file.path} can be written again")
+
+    def reopen(self) -> None:
+        """Open the file anew, and write at once if that is waited for."""
+        self._file.stale = True
+        self._turn.cancel()
+        self._tries.try_now()
+
+    async def run(self) -> None:
+        """Append until cancelled."""
+        while True:
+            try:
+                await self._take_turn()
+            except OSError as error:
+                self._file.stale = True
+                self._size = _PROBE
+                await self._tries.failed(str(cannot(self._file.path, error)))
+
+    async def _take_turn(self) -> None:
+        while self._file.stale:
+            await trio.to_thread.run_sync(self._file.open)
+        with trio.CancelScope() as self._turn:
+            await pass_on(self._port, self._append, self._size)
+        if not self._turn.cancelled_caught:
+            self._size = _PIECE
+            self._tries.succeeded()
+
+    async def _append(self, data: memoryview) -> int:
+        try:
+            return await trio.to_thread.run_sync(self._file.append, data)
+        except BlockingIOError:  # a fifo or a terminal that takes nothing now
+            await trio.lowlevel.wait_writable(self._file.descriptor)
+            return 0
