@@ -95,6 +95,14 @@ def test_ports_of_a_mount_are_changed_from_outside(ctl: str, folder: Path, tmp_p
     assert mounts(folder) == []
 
 
+def test_a_file_is_opened_anew_by_a_disconnect(ctl: str, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    vconfs("ctl", ctl, "add", f"log=file:{log}")
+    log.unlink()
+    vconfs("ctl", ctl, "disconnect", "log")
+    until(log.exists)
+
+
 def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
     vconfs("ctl", ctl, "add", "con=pty,console,cache,limit=3,host-limit=4096,id=7")
     first, con = objects(vconfs("ctl", ctl, "list", "--json"))

@@ -204,15 +204,19 @@ def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
     _carry_out(Resize(port, cols, rows), as_json)
 
 
-@command.command("disconnect", short_help="Hang up whoever is at the far side of a port.")
+@command.command("disconnect", short_help="Hang up the client at the far side of a port.")
 @_as_json
 @_port
 def disconnect(as_json: bool, port: int | str) -> None:
-    """Hang up whoever is at the far side of a port; the next one can come.
+    """Hang up the client at the far side of a port; the next one can come.
+
+    The file of a `file:` port and the fifos of a `pipe:` port are opened anew. A port whose far
+    side fails, and is tried again in a while, is tried at once.
 
     \b
-    Example:
+    Examples:
       vconfs ctl /run/vcon.ctl disconnect org.example.chat
+      vconfs ctl /run/vcon.ctl disconnect org.example.log
     """
     _carry_out(Disconnect(port), as_json)
 

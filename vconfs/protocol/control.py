@@ -101,7 +101,7 @@ class Resize:
 
 @frozen
 class Disconnect:
-    """Hang up whoever is at the far side of a port now."""
+    """Hang up the client at the far side of a port, or open its file anew."""
 
     port: int | str
 
