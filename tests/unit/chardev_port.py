@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import trio
 from attrs import define, field
 from trio.lowlevel import ParkingLot
 
@@ -138,6 +139,13 @@ async def serving(what: str | Chardev) -> AsyncIterator[FakePort]:
     async with open_background() as nursery:
         await nursery.start(chardev.run, port)
         yield port
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what a chardev does outside of its port."""
+    with trio.fail_after(10):
+        while not condition():
+            await trio.sleep(0.002)
 
 
 def descriptors() -> dict[str, str]:

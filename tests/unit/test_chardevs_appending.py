@@ -19,7 +19,7 @@ from vconfs.host.spec import parse_port
 from vconfs.port import Opener, PortOptions
 from vconfs.testing import open_ends
 
-from .chardev_port import FakePort, descriptors, serving
+from .chardev_port import FakePort, descriptors, serving, until
 
 
 class Disk:
@@ -64,13 +64,6 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 def no_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no pause end by itself."""
     monkeypatch.setattr("vconfs.backoff.Pauses.next", lambda self: 1000.0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what threads and files do."""
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.002)
 
 
 def holds(path: Path, data: bytes) -> Callable[[], bool]:
@@ -141,6 +134,25 @@ async def test_errors_that_pass(
     assert begins.startswith(f"port 3: {tmp_path}/log: {os.strerror(number)}")
     assert begins.endswith("; trying again")
     assert ends == f"port 3: {tmp_path}/log can be written again"
+
+
+async def test_a_disk_that_is_freed_bit_by_bit_is_one_trouble(
+    disk: Disk, tmp_path: Path, said: Callable[[], list[str]]
+) -> None:
+    path = tmp_path / "log"
+    disk.room = 0
+    async with serving(f"file:{path}") as port:
+        port.write(bytes(50_000))
+        for size in range(0, 30_000, 5_000):
+            await until(lambda: path.exists() and path.stat().st_size == size and said())  # noqa: B023
+            disk.room += 5_000
+            assert port.hang_up_client is not None
+            port.hang_up_client()
+        await until(lambda: path.stat().st_size == 30_000)
+        assert len(said()) == 1
+        disk.room = 1 << 40
+        await until(lambda: len(said()) == 2)
+        assert path.read_bytes() == bytes(50_000)
 
 
 async def test_what_waits_for_a_disk_is_in_the_port(disk: Disk, tmp_path: Path) -> None:

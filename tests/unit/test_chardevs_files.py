@@ -8,7 +8,7 @@ import shutil
 import stat
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from vconfs.host.chardevs.paths import cannot
 from vconfs.host.chardevs.ptys import Pty
 from vconfs.protocol.events import Buffer
 
-from .chardev_port import FakePort, descriptors, serving
+from .chardev_port import FakePort, descriptors, serving, until
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,6 @@ async def test_fifos_hold_back_both_ways(tmp_path: Path) -> None:
         port.throttle(False)
         await port.until_received(bytes(written))
         os.close(writer)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what the chardev does to files."""
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.002)
 
 
 def inode(path: Path) -> int | None:
@@ -414,6 +407,33 @@ async def test_stdio_on_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             while (tmp_path / "out").read_bytes() != b"to a file":
                 await trio.lowlevel.checkpoint()
             assert port.connected
+
+
+async def test_stdio_that_another_program_made_non_blocking(
+    streams: tuple[int, int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    keyboard, screen = streams
+    os.set_blocking(stdio._STDOUT, False)
+    read, stolen = os.read, False
+
+    def steal(descriptor: int, size: int) -> bytes:
+        nonlocal stolen
+        if descriptor == stdio._STDIN and not stolen:
+            stolen = True
+            raise BlockingIOError
+        return read(descriptor, size)
+
+    monkeypatch.setattr("vconfs.host.chardevs.stdio.os.read", steal)
+    async with serving("stdio") as port:
+        os.write(keyboard, b"typed")
+        await port.until_received(b"typed")
+        port.write(bytes(1 << 20))  # more than a pipe holds
+        shown = 0
+        while shown < 1 << 20:
+            await trio.lowlevel.wait_readable(screen)
+            shown += len(os.read(screen, 1 << 20))
+        assert stolen and port.connected
+    assert not caplog.records
 
 
 async def test_stdio_on_a_disk_that_is_full_for_a_while(

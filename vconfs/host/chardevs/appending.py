@@ -26,7 +26,7 @@ from vconfs.host.chardevs.paths import cannot
 #: Write up to this much at a time: a thread does it, and has to be worth it.
 _PIECE: Final = 1 << 20
 #: The same after a failure: most of what waits stays in the port, and the guest throttled.
-_PROBE: Final = 1 << 14
+_PROBE: Final = 1 << 12
 
 
 @define
@@ -78,7 +78,8 @@ class Appending:
     _file: AppendedFile
     _tries: Backoff = field(init=False)
     _turn: trio.CancelScope = field(init=False, factory=trio.CancelScope)
-    _size: int = field(init=False, default=_PIECE)
+    _size: int = field(init=False, default=_PIECE)  # bytes to take in the next turn
+    _written: int = field(init=False, default=0)  # bytes in this turn
 
     def __attrs_post_init__(self) -> None:
         where = f"port {self._port.id}"
@@ -103,15 +104,20 @@ class Appending:
     async def _take_turn(self) -> None:
         while self._file.stale:
             await trio.to_thread.run_sync(self._file.open)
+        self._written = 0
         with trio.CancelScope() as self._turn:
             await pass_on(self._port, self._append, self._size)
-        if not self._turn.cancelled_caught:
-            self._size = _PIECE
+        if self._turn.cancelled_caught:
+            return
+        if self._size == _PIECE or self._written < self._size:  # else there may be more
             self._tries.succeeded()
+        self._size = _PIECE
 
     async def _append(self, data: memoryview) -> int:
         try:
-            return await trio.to_thread.run_sync(self._file.append, data)
+            written = await trio.to_thread.run_sync(self._file.append, data)
         except BlockingIOError:  # a fifo or a terminal that takes nothing now
             await trio.lowlevel.wait_writable(self._file.descriptor)
             return 0
+        self._written += written
+        return written

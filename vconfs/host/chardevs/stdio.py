@@ -57,12 +57,15 @@ class _Standard(Client):
 
     async def receive(self) -> Buffer:
         """See `Client`."""
-        try:
-            with suppress(PermissionError):  # a file, which is always ready
-                await trio.lowlevel.wait_readable(_STDIN)
-            return await trio.to_thread.run_sync(os.read, _STDIN, CHUNK, abandon_on_cancel=True)
-        except OSError:
-            return b""  # the terminal is gone, or not ours to read
+        while True:
+            try:
+                with suppress(PermissionError):  # a file, which is always ready
+                    await trio.lowlevel.wait_readable(_STDIN)
+                return await trio.to_thread.run_sync(os.read, _STDIN, CHUNK, abandon_on_cancel=True)
+            except BlockingIOError:  # another program has read it, and made it non-blocking
+                continue
+            except OSError:
+                return b""  # the terminal is gone, or not ours to read
 
     async def take_from(self, port: PortSide) -> None:
         """See `Client`."""
@@ -85,4 +88,8 @@ class _Standard(Client):
 
 
 async def _write(data: memoryview) -> int:
-    return await trio.to_thread.run_sync(os.write, _STDOUT, data, abandon_on_cancel=True)
+    try:
+        return await trio.to_thread.run_sync(os.write, _STDOUT, data, abandon_on_cancel=True)
+    except BlockingIOError:  # another program has made it non-blocking
+        await trio.lowlevel.wait_writable(_STDOUT)
+        return 0
