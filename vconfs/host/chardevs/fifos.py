@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import select
 import stat
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import frozen
 
+from vconfs.backoff import LAST_PAUSE, Backoff
 from vconfs.host.chardev import ChardevError, PortSide
+from vconfs.host.chardevs.join import pass_on, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.inotify import Change, watch
 from vconfs.pipe import Pipe
@@ -28,7 +31,7 @@ _CHANGES: Final = (
 
 
 @frozen
-class Fifo:
+class _Fifo:
     """A fifo that is open for reading and writing."""
 
     path: str
@@ -65,7 +68,7 @@ def _has_reader(writer: int) -> bool:
 
 
 @contextmanager
-def fifo(path: str) -> Iterator[Fifo]:
+def _opened(path: str) -> Iterator[_Fifo]:
     """Open a fifo, and make it for that long if there is none; ChardevError."""
     made = _make_fifo(path)
     try:
@@ -74,7 +77,7 @@ def fifo(path: str) -> Iterator[Fifo]:
         if made:
             _remove(path)
         raise cannot(path, error) from None
-    opened = Fifo(path, descriptor)
+    opened = _Fifo(path, descriptor)
     try:
         yield opened
     finally:
@@ -105,43 +108,88 @@ def _make_fifo(path: str) -> bool:
     return True
 
 
-async def wait_replaced(*fifos: Fifo) -> None:
-    """Wait until the path of one of the fifos, which are in one folder, leads elsewhere."""
-    try:
-        changes = watch(os.path.dirname(fifos[0].path) or ".", _CHANGES)
-    except OSError:
-        if all(fifo.in_place for fifo in fifos):  # there are no more inotify instances
-            await trio.sleep_forever()
-        return
-    try:
-        while all(fifo.in_place for fifo in fifos):
-            await trio.lowlevel.wait_readable(changes)
-            os.read(changes, 1 << 16)
-    finally:
-        os.close(changes)
+class Way(ABC):
+    """One fifo of a port, and the copying through it, which goes on in the one that replaces it."""
+
+    def __init__(self, port: PortSide, path: str) -> None:
+        self._port = port
+        self._path = path
+        self._tries = Backoff(f"port {port.id}", f"port {port.id}: {path} is there again")
+        self._fifo: _Fifo | None = None  # until it is to be opened anew
+        self._turn = trio.CancelScope()  # of what waits for the fifo
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Copy until cancelled; ChardevError where the fifo cannot be had at first."""
+        await serve_anew(self._tries, self._serve, task_status.started)
+
+    def reopen(self) -> None:
+        """Open the fifo anew; what is in the old one is not lost."""
+        self._tries.try_now()
+        self._fifo = None
+        self._turn.cancel()
+
+    def follow(self) -> bool:
+        """Open the fifo anew if the path leads to another one or to none; return True if so."""
+        if self._fifo is None or self._fifo.in_place:
+            return False
+        self.reopen()
+        return True
+
+    async def _serve(self, ready: Callable[[], None]) -> None:
+        with _opened(self._path) as fifo:
+            self._fifo = fifo
+            ready()
+            await self._copy(fifo)
+
+    @abstractmethod
+    async def _copy(self, fifo: _Fifo) -> None:
+        """Copy until it is to be opened anew, and then what is left in it."""
 
 
-@define(eq=False)
-class Incoming:
-    """Copies from a fifo to the guest, until it is ended and the fifo is empty."""
+class Incoming(Way):
+    """What others write to the fifo goes to the guest."""
 
-    _port: PortSide
-    _source: Pipe
-    _ended: bool = False
-    _waiting: trio.CancelScope = field(init=False, factory=trio.CancelScope)
-
-    def end(self) -> None:
-        """Wait for nothing more to come."""
-        self._ended = True
-        self._waiting.cancel()
-
-    async def copy(self) -> None:
-        """Send the guest what comes; nothing that was read is lost when it is ended."""
-        while not self._ended:
+    async def _copy(self, fifo: _Fifo) -> None:
+        source = Pipe(fifo.descriptor)
+        while self._fifo is fifo:
             data = b""
-            with trio.CancelScope() as self._waiting:
-                data = await self._source.receive()
+            with trio.CancelScope() as self._turn:
+                data = await source.receive()
             if data:
                 await self._port.send(data)
-        while rest := self._source.receive_nowait():
+        while rest := source.receive_nowait():
             await self._port.send(rest)
+
+
+class Outgoing(Way):
+    """What the guest sends goes to the fifo."""
+
+    async def _copy(self, fifo: _Fifo) -> None:
+        sink = Pipe(fifo.descriptor)
+        with trio.CancelScope() as self._turn:
+            while True:
+                await sink.writable()  # until then the data is left in the port
+                await pass_on(self._port, sink.send)
+        self._port.put_back(fifo.take_back())
+
+
+async def follow(folder: str, ways: Sequence[Way]) -> None:
+    """Have those of the ways, all in `folder`, that lead to another fifo open it, as it happens."""
+    while True:
+        try:
+            changes = watch(folder, _CHANGES)
+        except OSError:  # the folder is gone, or there are no more inotify instances
+            await trio.sleep(LAST_PAUSE)
+            _follow_all(ways)
+            continue
+        try:
+            while not _follow_all(ways):  # else the folder may be another one
+                await trio.lowlevel.wait_readable(changes)
+                os.read(changes, 1 << 16)
+        finally:
+            os.close(changes)
+
+
+def _follow_all(ways: Sequence[Way]) -> bool:
+    followed = [way.follow() for way in ways]
+    return any(followed)

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
 from typing import Self
 
 import trio
 from attrs import frozen
 
+from vconfs.background import open_background
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.appending import AppendedFile, Appending
-from vconfs.host.chardevs.fifos import Incoming, fifo, wait_replaced
-from vconfs.host.chardevs.join import hang_up_scope, on_disconnect, pass_on, serve_anew
+from vconfs.host.chardevs.fifos import Incoming, Outgoing, follow
+from vconfs.host.chardevs.join import on_disconnect
 from vconfs.host.chardevs.paths import cannot
 from vconfs.paths import path_argument
-from vconfs.pipe import Pipe
 
 
 @frozen
@@ -72,33 +72,19 @@ class Fifos(Chardev):
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Copy until cancelled; both fifos stay open here, so that clients come and go."""
+        ways = (Incoming(port, f"{self.path}.in"), Outgoing(port, f"{self.path}.out"))
 
-        def ready() -> None:
+        def reopen() -> None:
+            for way in ways:
+                way.reopen()
+
+        async with open_background() as nursery:
+            for way in ways:
+                await nursery.start(way.run)
             port.connect()
-            task_status.started()
-
-        try:
-            await serve_anew(port, "its fifos are there again", self._serve_pair, ready)
-        finally:
-            port.disconnect()
-
-    async def _serve_pair(self, port: PortSide, ready: Callable[[], None]) -> None:
-        """Open the fifos and copy, until a path leads to another one; no data is left there."""
-        with fifo(f"{self.path}.in") as source, fifo(f"{self.path}.out") as sink:
-            ready()
-            incoming, outgoing = Incoming(port, Pipe(source.descriptor)), trio.CancelScope()
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(incoming.copy)
-                nursery.start_soon(_copy_out, port, Pipe(sink.descriptor), outgoing)
-                with hang_up_scope(port):
-                    await wait_replaced(source, sink)
-                incoming.end()
-                outgoing.cancel()
-            port.put_back(sink.take_back())
-
-
-async def _copy_out(port: PortSide, sink: Pipe, scope: trio.CancelScope) -> None:
-    with scope:
-        while True:
-            await sink.writable()  # until then the data is left in the port
-            await pass_on(port, sink.send)
+            try:
+                with on_disconnect(port, reopen):
+                    task_status.started()
+                    await follow(os.path.dirname(self.path) or ".", ways)
+            finally:
+                port.disconnect()

@@ -6,7 +6,7 @@ import logging
 import select
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
 import trio
@@ -85,23 +85,22 @@ def on_disconnect(port: PortSide, action: Callable[[], None]) -> Iterator[None]:
 
 
 async def serve_anew(
-    port: PortSide,
-    over: str,
-    serve_one: Callable[[PortSide, Callable[[], None]], Awaitable[None]],
+    tries: Backoff,
+    serve_one: Callable[[Callable[[], None]], Awaitable[None]],
     ready: Callable[[], None],
+    pausing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Call `serve_one` again and again; it calls its second argument when it has what it needs.
+    """Call `serve_one` again and again; it calls its argument when it has what it needs.
 
-    The first one calls `ready`, and may raise ChardevError. Where a later one does so, it is tried
-    again with growing pauses; the log says `over` when it has worked.
+    The first one calls `ready`, and may raise ChardevError. A later one that raises it is tried
+    again, after a pause in the context manager that `pausing` makes.
     """
-    await serve_one(port, ready)
-    tries = Backoff(f"port {port.id}", f"port {port.id}: {over}")
+    await serve_one(ready)
     while True:
         try:
-            await serve_one(port, tries.succeeded)
+            await serve_one(tries.succeeded)
         except ChardevError as error:
-            with on_disconnect(port, tries.try_now):
+            with pausing():
                 await tries.failed(str(error))
 
 

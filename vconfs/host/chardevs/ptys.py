@@ -8,14 +8,15 @@ import termios
 import tty
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Self
 
 import trio
 from attrs import define
 
-from vconfs.backoff import is_passing
+from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, pass_on, serve, serve_anew
+from vconfs.host.chardevs.join import Client, on_disconnect, pass_on, serve, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.pipe import Pipe
 from vconfs.protocol.events import Buffer
@@ -43,7 +44,13 @@ class Pty(Chardev):
 
         Those who are hung up are left with a dead pty, and the next ones find another.
         """
-        await serve_anew(port, "there is a pty again", self._serve_one, task_status.started)
+        tries = Backoff(f"port {port.id}", f"port {port.id}: there is a pty again")
+        await serve_anew(
+            tries,
+            partial(self._serve_one, port),
+            task_status.started,
+            lambda: on_disconnect(port, tries.try_now),
+        )
 
     async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:
         """Open a pty and serve those who open its slave, until it has to be another one."""
