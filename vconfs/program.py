@@ -31,8 +31,12 @@ class Program:
         self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
         self.input = Pipe(self._stdin.fileno())
         self.output = Pipe(self._stdout.fileno())
-        for descriptor in (self.output.descriptor, self.descriptor):
-            self.news.register(descriptor, select.EPOLLIN)
+        try:
+            self.news.register(self.output.descriptor, select.EPOLLIN)
+            self.news.register(self.descriptor, select.EPOLLIN)
+        except OSError:  # too many are watched
+            os.close(self.descriptor)
+            raise
 
     @property
     def has_ended(self) -> bool:

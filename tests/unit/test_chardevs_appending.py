@@ -146,8 +146,8 @@ async def test_a_disk_that_is_freed_bit_by_bit_is_one_trouble(
         for size in range(0, 30_000, 5_000):
             await until(lambda: path.exists() and path.stat().st_size == size and said())  # noqa: B023
             disk.room += 5_000
-            assert port.hang_up_client is not None
-            port.hang_up_client()
+            assert port.reopen is not None
+            port.reopen()
         await until(lambda: path.stat().st_size == 30_000)
         assert len(said()) == 1
         disk.room = 1 << 40
@@ -173,8 +173,8 @@ async def test_a_disconnect_tries_at_once(disk: Disk, tmp_path: Path, no_tries: 
         await until(lambda: disk.failures == 1)
         await trio.testing.wait_all_tasks_blocked()
         disk.room = 100
-        assert port.hang_up_client is not None
-        port.hang_up_client()
+        assert port.reopen is not None
+        port.reopen()
         await until(holds(tmp_path / "log", b"data"))
         assert port.connected
 

@@ -157,8 +157,8 @@ async def test_fifos_that_are_removed_or_made_anew(suffix: str, way: str, tmp_pa
             (tmp_path / "new").rename(fifo)
         else:
             fifo.unlink()
-            assert port.hang_up_client is not None
-            port.hang_up_client()
+            assert port.reopen is not None
+            port.reopen()
         await until(lambda: inode(fifo) not in (None, os.fstat(held).st_ino))
         await trio.testing.wait_all_tasks_blocked(0.01)
         await ask(port, path)
@@ -258,8 +258,8 @@ async def test_fifos_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyP
     async with serving(f"pipe:{tmp_path}/x") as port:
         await ask(port, tmp_path / "x")
         shutil.move(tmp_path / "x.in", tmp_path / "old")
-        assert port.hang_up_client is not None
-        port.hang_up_client()
+        assert port.reopen is not None
+        port.reopen()
         await until((tmp_path / "x.in").exists)
         await ask(port, tmp_path / "x")
 

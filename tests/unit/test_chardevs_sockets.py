@@ -269,8 +269,8 @@ async def test_connect_to_a_socket_that_comes_later(
         with trio.socket.socket(socket.AF_UNIX) as listener:
             await listener.bind(path)
             listener.listen()
-            assert port.hang_up_client is not None
-            port.hang_up_client()  # it tries at once
+            assert port.reopen is not None
+            port.reopen()  # it tries at once
             with (await listener.accept())[0] as peer:
                 await peer.send(b"now")
                 await port.until_received(b"now")

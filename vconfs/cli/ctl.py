@@ -210,8 +210,8 @@ def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
 def disconnect(as_json: bool, port: int | str) -> None:
     """Hang up the client at the far side of a port; the next one can come.
 
-    The file of a `file:` port and the fifos of a `pipe:` port are opened anew. A port whose far
-    side fails, and is tried again in a while, is tried at once.
+    The file of a `file:` port is opened anew. Where the far side fails, and would be tried again in
+    a while, it is tried at once.
 
     \b
     Examples:

@@ -49,7 +49,8 @@ class PortSide(Protocol):
     source: Callable[[int], Buffer] | None
     #: How to hang up whoever is at the far side now; None: nobody is, or nobody who could be.
     hang_up_client: Callable[[], None] | None
-    #: How to open the file that the guest's data goes to anew; None: there is no such file.
+    #: How to open what is behind the port anew at once, if that is waited for or is a file that may
+    #: have been replaced; None: there is nothing to open.
     reopen: Callable[[], None] | None
 
     @property

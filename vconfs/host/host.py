@@ -136,12 +136,15 @@ class Host:
         there is no client, or the chardev has none (an echo).
         """
         port = self._find(id)
-        if port.hang_up_client is None:
+        if port.reopen is not None:
+            port.reopen()
+        elif port.hang_up_client is not None:
+            port.hang_up_client()
+        else:
             raise HostError(f"port {_describe(port)} has no client that could be hung up")
-        port.hang_up_client()
 
     def reopen_files(self) -> None:
-        """Open the files that guest data is appended to anew, as after they were rotated."""
+        """Open files anew, as after they were rotated, and try now what waits to be tried again."""
         for port in self.ports.values():
             if port.reopen is not None:
                 port.reopen()

@@ -123,16 +123,19 @@ class Way(ABC):
         await serve_anew(self._tries, self._serve, task_status.started)
 
     def reopen(self) -> None:
-        """Open the fifo anew; what is in the old one is not lost."""
+        """Open the fifo anew if that is waited for, or if the path leads elsewhere."""
         self._tries.try_now()
-        self._fifo = None
-        self._turn.cancel()
+        self.follow()
 
     def follow(self) -> bool:
-        """Open the fifo anew if the path leads to another one or to none; return True if so."""
+        """Open the fifo anew if the path leads to another one or to none; return True if so.
+
+        What is in the old one is not lost.
+        """
         if self._fifo is None or self._fifo.in_place:
             return False
-        self.reopen()
+        self._fifo = None
+        self._turn.cancel()
         return True
 
     async def _serve(self, ready: Callable[[], None]) -> None:

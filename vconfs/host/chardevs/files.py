@@ -12,7 +12,7 @@ from vconfs.background import open_background
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.appending import AppendedFile, Appending
 from vconfs.host.chardevs.fifos import Incoming, Outgoing, follow
-from vconfs.host.chardevs.join import on_disconnect
+from vconfs.host.chardevs.join import can_reopen
 from vconfs.host.chardevs.paths import cannot
 from vconfs.paths import path_argument
 
@@ -42,14 +42,12 @@ class File(Chardev):
         except OSError as error:
             raise cannot(self.path, error) from None
         appending = Appending(port, file)
-        port.reopen = appending.reopen
         try:
-            with on_disconnect(port, appending.reopen):
+            with can_reopen(port, appending.reopen):
                 port.connect()
                 task_status.started()
                 await appending.run()
         finally:
-            port.reopen = None
             port.disconnect()
             file.close()
 
@@ -83,7 +81,7 @@ class Fifos(Chardev):
                 await nursery.start(way.run)
             port.connect()
             try:
-                with on_disconnect(port, reopen):
+                with can_reopen(port, reopen):
                     task_status.started()
                     await follow(os.path.dirname(self.path) or ".", ways)
             finally:

@@ -70,18 +70,22 @@ async def serve(port: PortSide, client: Client) -> bool:
 @contextmanager
 def hang_up_scope(port: PortSide) -> Iterator[trio.CancelScope]:
     """Serve a client in a block, which `PortSide.hang_up_client` cancels."""
-    with trio.CancelScope() as scope, on_disconnect(port, scope.cancel):
-        yield scope
+    with trio.CancelScope() as scope:
+        port.hang_up_client = scope.cancel
+        try:
+            yield scope
+        finally:
+            port.hang_up_client = None
 
 
 @contextmanager
-def on_disconnect(port: PortSide, action: Callable[[], None]) -> Iterator[None]:
-    """Have `PortSide.hang_up_client` call `action` in a block."""
-    port.hang_up_client = action
+def can_reopen(port: PortSide, reopen: Callable[[], None]) -> Iterator[None]:
+    """Have `PortSide.reopen` call `reopen` in a block."""
+    port.reopen = reopen
     try:
         yield
     finally:
-        port.hang_up_client = None
+        port.reopen = None
 
 
 async def serve_anew(

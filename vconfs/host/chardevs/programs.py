@@ -12,7 +12,7 @@ from attrs import frozen
 
 from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import hang_up_scope, on_disconnect
+from vconfs.host.chardevs.join import can_reopen, hang_up_scope
 from vconfs.pipe import Pipe
 from vconfs.program import Program, start_program
 
@@ -98,7 +98,7 @@ class _Session:
                 if not is_passing(error):
                     log.warning("%scannot run %r: %s", where, command, error.strerror)
                     return None
-                with on_disconnect(self._port, tries.try_now):
+                with can_reopen(self._port, tries.try_now):
                     await tries.failed(error)
             else:
                 tries.succeeded()

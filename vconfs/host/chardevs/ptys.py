@@ -16,7 +16,7 @@ from attrs import define
 
 from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, on_disconnect, pass_on, serve, serve_anew
+from vconfs.host.chardevs.join import Client, can_reopen, pass_on, serve, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.pipe import Pipe
 from vconfs.protocol.events import Buffer
@@ -49,7 +49,7 @@ class Pty(Chardev):
             tries,
             partial(self._serve_one, port),
             task_status.started,
-            lambda: on_disconnect(port, tries.try_now),
+            lambda: can_reopen(port, tries.try_now),
         )
 
     async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vconfs.backoff import Backoff
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
-from vconfs.host.chardevs.join import Client, SocketClient, on_disconnect, serve
+from vconfs.host.chardevs.join import Client, SocketClient, can_reopen, serve
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
 from vconfs.host.chardevs.paths import cannot
@@ -133,7 +133,7 @@ class Connect(Chardev):
     ) -> None:
         """Keep connected until cancelled, with growing pauses between tries.
 
-        `PortSide.hang_up_client` tries at once in such a pause.
+        `PortSide.reopen` ends such a pause.
         """
         task_status.started()
         tries = Backoff(f"port {port.id}", f"port {port.id}: connected to {self.path}")
@@ -141,11 +141,11 @@ class Connect(Chardev):
             try:
                 sock = await connected_to(self.path)
             except OSError as error:
-                with on_disconnect(port, tries.try_now):
+                with can_reopen(port, tries.try_now):
                     await tries.failed(str(cannot(self.path, error)))
                 continue
             tries.succeeded()
             with sock:
                 await serve(port, SocketClient(sock))
-            with on_disconnect(port, tries.try_now):
+            with can_reopen(port, tries.try_now):
                 await tries.wait()
