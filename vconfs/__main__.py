@@ -2,9 +2,12 @@
 
 import signal
 
+from vconfs.standard_streams import open_missing_streams
+
 
 def main() -> None:
     """Load the commands, without a traceback if Ctrl-C comes before that is done, and run one."""
+    open_missing_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from vconfs.cli import main

@@ -249,6 +249,23 @@ async def test_a_device_that_somebody_else_has_mounted(place: Path) -> None:
         theirs.close()
 
 
+def test_a_device_that_is_standard_input(place: Path) -> None:
+    """It gets another number: a daemon replaces its standard streams."""
+    kept = os.dup(0)
+    theirs = fuse.mount(place)
+    try:
+        os.dup2(theirs.device, 0)
+        mount = fuse.mount(Path("/dev/fd/0"))
+        assert mount.device > 2
+        assert os.path.samestat(os.fstat(mount.device), os.fstat(theirs.device))
+        assert os.readlink("/proc/self/fd/0") == os.devnull
+        mount.close()
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
+        theirs.close()
+
+
 def test_a_descriptor_that_is_none() -> None:
     assert refusal(Path("/dev/fd/999")).startswith("/dev/fd/999: Bad file descriptor")
 

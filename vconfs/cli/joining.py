@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vconfs.cli import Failure
+from vconfs.standard_streams import closed_streams
 
 _CHUNK = 1 << 16
 _STDIN, _STDOUT = 0, 1
@@ -17,7 +18,9 @@ _STDIN, _STDOUT = 0, 1
 
 @contextmanager
 def opened(port: Path, flags: int) -> Iterator[int]:
-    """Open a port's file; Failure says why not."""
+    """Open a port's file; Failure says why not, also if what we read there could go nowhere."""
+    if flags != os.O_WRONLY and (closed := closed_streams(_STDOUT)):
+        raise Failure(f"{closed}: what comes from the port would be lost")
     try:
         descriptor = os.open(port, flags)
     except OSError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import select
@@ -156,7 +157,21 @@ def _adopt(device: int) -> int:
         if isinstance(error, MountError):
             raise
         raise MountError(f"/dev/fd/{device}: {error.strerror}: was it inherited?") from None
-    return device
+    return _beyond_standard_streams(device)
+
+
+def _beyond_standard_streams(device: int) -> int:
+    """Return another number for a device that is standard input, output or error.
+
+    These are /dev/null from then on: they are shared with programs, and replaced later.
+    """
+    if device > 2:
+        return device
+    moved = fcntl.fcntl(device, fcntl.F_DUPFD_CLOEXEC, 3)
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, device)
+    os.close(null)
+    return moved
 
 
 def _clear_dead_mount(place: Path) -> None:

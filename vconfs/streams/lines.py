@@ -17,6 +17,7 @@ from vconfs.host.chardevs.programs import Exec
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.paths import path_argument
 from vconfs.program import start_program
+from vconfs.standard_streams import closed_streams
 from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
@@ -151,6 +152,7 @@ class StdioPlace(Place):
         """See `Place.connect`."""
         if Stdio.taken:
             raise StreamError("standard input and output have ended, or a port has them")
+        _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise StreamError("standard input or output is a terminal: use tty:PATH for it")
         Stdio.taken = True  # and stays so: there is no other end to come
@@ -160,8 +162,14 @@ class StdioPlace(Place):
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
         """See `Place.listen`."""
+        _check_open()
         guests = [self.connect]
         yield lambda: guests.pop()() if guests else nullcontext()
+
+
+def _check_open() -> None:
+    if closed := closed_streams():
+        raise StreamError(f"stdio cannot be a stream: {closed}")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from attrs import frozen
 from vconfs.host.chardev import Chardev, ChardevError, PortSide
 from vconfs.host.chardevs.join import CHUNK, Client, serve, wait_hang_up
 from vconfs.protocol.events import Buffer
+from vconfs.standard_streams import closed_streams
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
@@ -40,6 +41,8 @@ class Stdio(Chardev):
         """Copy until cancelled, or until nobody is there."""
         if Stdio.taken:
             raise ChardevError("stdio is joined to something else already: one port can have it")
+        if closed := closed_streams():
+            raise ChardevError(f"stdio cannot be joined to a port: {closed}")
         Stdio.taken = True
         try:
             task_status.started()
