@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
@@ -27,6 +26,7 @@ from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import Rule, Settings, settings_for
 from vconfs.service import feed_watchdog, tell_ready
+from vconfs.signals import ENDING, answering_signals
 from vconfs.tree import Access
 
 #: Seconds that programs have to close their files at the end of a mount.
@@ -99,8 +99,8 @@ async def serve_mount(
     connection = Connection(device, manager, once=once)
     stop = trio.Event()
     # Signals first: one that came between mounting and listening for it would leave a dead mount.
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async with open_background() as nursery:
+    with trio.open_signal_receiver(*ENDING) as signals:
+        async with answering_signals(device.reopen_files), open_background() as nursery:
             nursery.start_soon(_stop_on_signal, signals, stop)
             nursery.start_soon(feed_watchdog)
             nursery.start_soon(_after, connection.lost.wait, stop.set)

@@ -15,6 +15,8 @@ from vconfs.pipe import Pipe
 
 #: Seconds that a program may go on after SIGTERM.
 _PATIENCE: Final = 1.0
+#: Exit codes of a shell that could not run its command.
+_SHELL_CODES: Final = {126: "could not be run (126)", 127: "was not found (127)"}
 
 
 class Program:
@@ -44,6 +46,16 @@ class Program:
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))
+
+    @property
+    def failure(self) -> str:
+        """How it failed, once it has been seen out; "" if it did not, or was forced to end."""
+        code = self._process.returncode
+        if not code or self._forced:
+            return ""
+        if code < 0:
+            return f"was ended by signal {-code}"
+        return _SHELL_CODES.get(code, f"ended with exit code {code}")
 
     async def close_input(self) -> None:
         """Let it see the end of its input."""

@@ -183,6 +183,41 @@ async def test_a_program_that_cannot_be_run_yet(
     ]
 
 
+async def test_a_program_that_fails_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving("exec:no-such-program") as port:
+        for count in (1, 2, 3):
+            port.open()
+            await port.until(lambda count=count: port.hang_ups == count)
+            port.close()
+    assert caplog.messages == ["port 3: 'no-such-program' was not found (127)"]
+
+
+async def test_how_a_program_fails_is_told_when_it_is_another_way(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    script = tmp_path / "script"
+    async with serving(f"exec:. {script}") as port:
+        for count, lines in enumerate(("exit 3", "exit 3", "true", "exit 3", "kill -9 $$"), 1):
+            script.write_text(lines)
+            port.open()
+            await port.until(lambda count=count: port.hang_ups == count)
+            port.close()
+    said = [message.partition("' ")[2] for message in caplog.messages]
+    assert said == ["ended with exit code 3"] * 2 + ["was ended by signal 9"]
+
+
+async def test_a_program_that_is_ended_by_us_has_not_failed(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with serving("exec:echo hello; exec sleep 1000") as port:
+        port.open()
+        await port.until_received(b"hello\n")
+        port.close()
+        port.open()
+        await port.until_received(b"hello\nhello\n")
+    assert caplog.messages == []
+
+
 async def test_no_descriptor_to_watch_a_program_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,21 +6,29 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from types import FrameType
+from typing import Final, NoReturn
 
-from vconfs.cli.logs import log_to_system
+from vconfs.cli import Failure
+from vconfs.cli.logs import log_in_background
+
+#: Signals that end who waits for a daemon to be ready, and then the daemon.
+_SHARED: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 
 
 def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
     """Run `serve(ready)` in a child that outlives us, and exit 0 as soon as it calls `ready`.
 
     What the child writes to stderr before that is seen, and if it ends before that, its exit
-    code is ours. Ctrl-C before that is for both. What it logs later goes to the system's log.
+    code is ours. A signal that ends us before that ends the child, too. What it logs later goes
+    to the file of --log or to the system's log.
     """
     reader, writer = os.pipe()
+    signal.pthread_sigmask(signal.SIG_BLOCK, _SHARED)
     child = os.fork()
     if child:
         os.close(writer)
+        _share_signals(child)
         try:
             ready = os.read(reader, 1)
         except KeyboardInterrupt:
@@ -28,6 +36,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
             raise
         os._exit(0 if ready else os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
     os.close(reader)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHARED)
     os.setsid()
 
     def detach() -> None:
@@ -35,9 +44,26 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.close(null)
-        log_to_system()
-        os.write(writer, b"+")
+        log_in_background()
+        try:
+            os.write(writer, b"+")
+        except BrokenPipeError:
+            raise Failure("the caller did not wait: the mount ends again") from None
         os.close(writer)
 
     serve(detach)
     sys.exit(0)
+
+
+def _share_signals(child: int) -> None:
+    """Have what ends us while we wait end the child as well, which is in a session of its own."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        os.kill(child, signal.SIGTERM)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    for number in _SHARED:
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, end)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SHARED)

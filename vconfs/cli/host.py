@@ -9,7 +9,7 @@ import trio
 
 from vconfs.cli import Failure
 from vconfs.cli.config import config_option
-from vconfs.cli.logs import log_format_option
+from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import LISTEN_URL
 from vconfs.host.control import control_path
@@ -18,6 +18,7 @@ from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.protocol.dialect import DIALECTS
+from vconfs.signals import survive_hang_ups
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,13 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
     metavar="PATH",
     help="A socket for `vconfs ctl`.",
 )
+@log_option
 def command(
-    url: str, dialect: str | None, ports: tuple[HostPortSpec, ...], control: str | None
+    url: str,
+    dialect: str | None,
+    ports: tuple[HostPortSpec, ...],
+    control: str | None,
+    log_path: str | None,
 ) -> None:
     """Serve ports to a guest that comes at URL, and to the next one when it has left.
 
@@ -81,6 +87,8 @@ def command(
     def ready() -> None:
         log.info("listening on %s", url)
 
+    open_log(log_path)
+    survive_hang_ups()
     try:
         trio.run(serve_host, Plan(listener, ports, control), ready)
     except HostError as error:

@@ -1,6 +1,7 @@
 """What a command says on stderr: lines for people or, with --log-format json, for programs.
 
-A command that goes to the background says it to the system's log from then on.
+A daemon says the same to the file of --log. In the background, where nobody sees stderr, one
+without such a file says it to the system's log.
 """
 
 from __future__ import annotations
@@ -9,11 +10,20 @@ import json
 import logging
 import os
 import socket
+import sys
 import syslog
+import traceback
 from contextlib import suppress
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
 from typing import Final
 
 import click
+
+from vconfs.log_file import LogFile
+
+log = logging.getLogger(__name__)
 
 
 class _Lines(logging.Formatter):
@@ -28,6 +38,15 @@ class _NamedLines(_Lines):
 
     def format(self, record: logging.LogRecord) -> str:
         return "vconfs: " + super().format(record)
+
+
+class _StampedLines(_Lines):
+    """`TIME vconfs[PID]: LEVEL: MESSAGE`, with the time as in 2026-01-31T23:59:59.123+01:00."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone()
+        head = f"{time.isoformat(timespec='milliseconds')} vconfs[{os.getpid()}]: "
+        return f"{head}{record.levelname.lower()}: {super().format(record)}"
 
 
 class _JsonLines(logging.Formatter):
@@ -83,17 +102,69 @@ class _SystemLog(logging.Handler):
         super().close()
 
 
-def log_to_system(path: str = _SYSLOG) -> None:
-    """Send what is logged from now on to the system's log; nowhere, if there is none."""
-    formatter = logging.getLogger().handlers[0].formatter
-    handler = _SystemLog(path)
-    handler.setFormatter(formatter if isinstance(formatter, _JsonLines) else _Lines())
-    logging.basicConfig(handlers=[handler], force=True)
+def open_log(path: str | None, mountpoint: Path | None = None) -> None:
+    """Send what is logged from now on to the file of --log, too, if there is one.
+
+    Raises click.ClickException: it cannot be opened; or it is below `mountpoint`, and to open it
+    anew we would have to answer ourselves.
+    """
+    if path is None:
+        return
+    if mountpoint is not None and _is_below(path, mountpoint):
+        raise click.ClickException(f"the log {path} is below {mountpoint}: choose another place")
+    try:
+        handler = LogFile(path)
+    except OSError as error:
+        raise click.ClickException(f"cannot open the log {path}: {error.strerror}") from None
+    handler.setFormatter(_JsonLines() if _in_json() else _StampedLines())
+    logging.getLogger().addHandler(handler)
+
+
+def _is_below(path: str, folder: Path) -> bool:
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
+def log_in_background(path: str = _SYSLOG) -> None:
+    """Log to the file of --log alone or, without one, to the system's log; nowhere if it is none.
+
+    What ends us unexpectedly is logged as well, and what our programs say goes to the file.
+    """
+    files = [it for it in logging.getLogger().handlers if isinstance(it, LogFile)]
+    for file in files:
+        file.take_stderr()
+    if files:
+        logging.getLogger().handlers[:] = files
+    else:
+        handler = _SystemLog(path)
+        handler.setFormatter(_JsonLines() if _in_json() else _Lines())
+        logging.basicConfig(handlers=[handler], force=True)
+    sys.excepthook = _log_failure
+
+
+def _in_json() -> bool:
+    return isinstance(logging.getLogger().handlers[0].formatter, _JsonLines)
+
+
+def _log_failure(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """Log what ends the program, for sys.excepthook."""
+    lines = "".join(traceback.format_exception(kind, error, trace))
+    log.critical("ended by an internal error: %s", lines)
 
 
 def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:
     set_log_format(name)
 
+
+#: An option of every daemon.
+log_option = click.option(
+    "--log",
+    "log_path",
+    type=click.Path(),
+    metavar="FILE",
+    help="Write what happens to a file, too, which SIGHUP opens anew.",
+)
 
 #: An option of every command that runs on; eager, so that it holds for the errors in the others.
 log_format_option = click.option(

@@ -16,7 +16,7 @@ from vconfs.cli import Failure
 from vconfs.cli.arguments import Folder, proposals
 from vconfs.cli.background import run_in_background
 from vconfs.cli.config import config_option, read_text
-from vconfs.cli.logs import log_format_option
+from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.options import MountOptions, option_beginnings, parse_options
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import DEVICE_URL
@@ -28,6 +28,7 @@ from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.rules import Rule, parse_rules
+from vconfs.signals import survive_hang_ups
 
 #: The ports of the embedded device when none is asked for.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
@@ -89,6 +90,7 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     help="Options by port, from a TOML file.",
     metavar="FILE",
 )
+@log_option
 @click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=Folder())
 def command(
@@ -100,6 +102,7 @@ def command(
     ports: tuple[HostPortSpec, ...],
     options: MountOptions,
     rules: list[Rule],
+    log_path: str | None,
     session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
@@ -129,6 +132,7 @@ def command(
     The -o options are:
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
       throttle=enospc|block  limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
+      log=FILE (as --log)
 
     \b
     A file of rules has tables [[port]] with a name pattern or an id, and options for those ports:
@@ -156,8 +160,10 @@ def command(
         rules=rules,
     )
     opened = _device(device, dialect, bind, ports)
+    open_log(log_path or options.log, mountpoint)
 
     def serve(ready: Callable[[], None]) -> None:
+        survive_hang_ups()
         try:
             trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
         except (HostError, DeviceError, fuse.MountError) as error:

@@ -21,7 +21,7 @@ _FOR_OTHERS = re.compile(
 
 def option_beginnings() -> Iterator[str]:
     """List the options, with an equals sign where a value follows."""
-    yield from ("allow_other", "tty=")
+    yield from ("allow_other", "log=", "tty=")
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:
             parse(key, "")
@@ -38,6 +38,7 @@ class MountOptions:
     access: Access = field(factory=Access)
     allow_other: bool = False
     ttys: list[str] = field(factory=list)
+    log: str | None = None
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
@@ -46,6 +47,7 @@ def parse_options(options: Iterable[str]) -> MountOptions:
     access: dict[str, Any] = {}
     allow_other = False
     ttys: list[str] = []
+    log: str | None = None
     for option in options:
         key, equals, value = option.partition("=")
         if not option or _FOR_OTHERS.fullmatch(option):
@@ -54,11 +56,15 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             allow_other = True
         elif key == "tty" and value:
             ttys.append(value)
+        elif key == "log" and value:
+            log = value
         elif key in PORT_OPTIONS:
             port[key] = PORT_OPTIONS[key](key, value)
         elif key in ACCESS_OPTIONS:
             access[key] = ACCESS_OPTIONS[key](key, value)
         else:
-            known = ", ".join(sorted(["allow_other", "tty=NAME", *PORT_OPTIONS, *ACCESS_OPTIONS]))
+            known = ", ".join(
+                sorted(["allow_other", "log=FILE", "tty=NAME", *PORT_OPTIONS, *ACCESS_OPTIONS])
+            )
             raise ValueError(f"unknown option {option!r}: the options are {known}")
-    return MountOptions(PortOptions(**port), evolve(Access(), **access), allow_other, ttys)
+    return MountOptions(PortOptions(**port), evolve(Access(), **access), allow_other, ttys, log)

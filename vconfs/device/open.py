@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
 import trio
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from vconfs.device.binding import PciFunction, bound
 from vconfs.device.embedded import open_embedded
@@ -17,7 +17,7 @@ from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path
-from vconfs.host.host import open_host
+from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
@@ -52,14 +52,18 @@ class Device(Protocol):
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
         """Join the ports of `manager` to it for as long as the block runs; DeviceError."""
 
+    def reopen_files(self) -> None:
+        """Open the files anew that its ports are joined to, if they are ours."""
 
-@frozen
+
+@define
 class Embedded:
     """A host end of our own, in this process, with these ports."""
 
     host_ports: Sequence[HostPortSpec]
     dialect: str = "v8"
     url: str = EMBEDDED
+    _host: Host | None = field(init=False, default=None)
 
     @asynccontextmanager
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
@@ -68,7 +72,16 @@ class Embedded:
             open_host(self.host_ports) as host,
             open_embedded(host, manager, self.dialect) as driver,
         ):
-            yield driver
+            self._host = host
+            try:
+                yield driver
+            finally:
+                self._host = None
+
+    def reopen_files(self) -> None:
+        """See `Device.reopen_files`."""
+        if self._host is not None:
+            self._host.reopen_files()
 
 
 @frozen
@@ -135,6 +148,9 @@ class _Remote:
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
         """See `Device.open`."""
         return self._open(manager, self._rest, self.dialect)
+
+    def reopen_files(self) -> None:
+        """Do nothing: the files are the host's."""
 
 
 def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:

@@ -149,6 +149,13 @@ class Host:
             if port.reopen is not None:
                 port.reopen()
 
+    def reopen_files(self) -> None:
+        """Open the files anew that ports are joined to, as after a rotation."""
+        for port in list(self.ports.values()):
+            reopen = getattr(port.spec.chardev, "reopen", None)
+            if reopen is not None:
+                reopen()
+
     @property
     def port_count(self) -> int:
         """The largest id and one, and at least 1: port 0 is always there."""

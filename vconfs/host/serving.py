@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
@@ -16,6 +15,7 @@ from vconfs.host.host import open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
 from vconfs.service import feed_watchdog, tell_ready
+from vconfs.signals import ENDING, answering_signals
 
 
 @frozen
@@ -42,11 +42,11 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
             ready()
             tell_ready(f"listening on {plan.listener.url}")
 
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals:
         async with open_background() as nursery:
             nursery.start_soon(feed_watchdog)
             nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            async with open_host(plan.ports) as host:
+            async with open_host(plan.ports) as host, answering_signals(host.reopen_files):
                 if plan.control is not None:
                     await nursery.start(serve_control, host, plan.control)
                 await plan.listener.serve(host, Status())

@@ -55,11 +55,13 @@ class Exec(Chardev):
         task_status.started()
         try:
             await port.next_session()
+            failure = ""
             while True:
-                session = _Session(port)
+                session = _Session(port, failure)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.wait_for_the_next)
                     await session.run(self.command)
+                failure = session.failure
         finally:
             port.disconnect()
 
@@ -67,8 +69,9 @@ class Exec(Chardev):
 class _Session:
     """One run of the command, from an open to the close."""
 
-    def __init__(self, port: PortSide) -> None:
+    def __init__(self, port: PortSide, failure: str) -> None:
         self._port = port
+        self.failure = failure  # of the program, in this run or else in the one before
         self._followed = False  # whether the guest has opened the port again
         self._all_read = False  # whether we have read up to where the guest closed the port
         self._output = trio.CancelScope()  # of the piece that is being sent
@@ -82,7 +85,7 @@ class _Session:
     async def run(self, command: str) -> None:
         """Run the command until it has ended and the guest has closed the port."""
         if program := await self._started(command):
-            await self._serve(program)
+            await self._serve(program, command)
         if not self._all_read:
             self._port.hang_up()
             await self._read_the_rest()
@@ -108,7 +111,12 @@ class _Session:
     def _left(self) -> bool:
         return self._all_read or self._followed or not self._port.guest_connected
 
-    async def _serve(self, program: Program) -> None:
+    def _note_failure(self, command: str, failure: str) -> None:
+        if failure and failure != self.failure:  # else it is in the log already
+            log.warning("port %d: %r %s", self._port.id, command, failure)
+        self.failure = failure
+
+    async def _serve(self, program: Program, command: str) -> None:
         try:
             with hang_up_scope(self._port):
                 async with trio.open_nursery() as nursery:
@@ -118,6 +126,7 @@ class _Session:
         finally:
             with trio.CancelScope(shield=True):
                 await program.end()
+            self._note_failure(command, program.failure)
 
     async def _deliver(self, program: Program) -> None:
         """Send the program's output until it has ended and all of that is sent."""
