@@ -63,6 +63,7 @@ def examine(machine: Machine) -> Iterator[Finding]:
     yield from python_packages(metadata.requires("vconfs") or [], _installed)
     yield _mount_command(machine)
     yield _allow_other(machine)
+    yield _system_log(machine)
     yield _iommu(machine)
     yield _vfio(machine)
     yield from _pci_consoles(machine)
@@ -155,6 +156,13 @@ def _allow_other(machine: Machine) -> Finding:
         return Finding(name, "ok", "users may let others use their mounts (-o allow_other)")
     text = "only root may let others use a mount (-o allow_other)"
     return Finding(name, "optional", text, "as root: echo user_allow_other >>/etc/fuse.conf")
+
+
+def _system_log(machine: Machine) -> Finding:
+    if (machine.root / "dev/log").exists():
+        return Finding("log", "ok", "mounts in the background tell the system's log")
+    text = "there is no /dev/log: mounts in the background say nothing"
+    return Finding("log", "optional", text, "vconfs mount --log FILE, or a syslogd")
 
 
 def _iommu(machine: Machine) -> Finding:

@@ -16,6 +16,8 @@ The flags are the port's state after the event; "time" is in seconds since 1970.
     throttle unthrottle      the host wants no more data, or wants it again
     full drained             we asked the host to stop sending, or to go on
     console                  the port turned out to be a console
+    dropped                  "count" bytes were lost by rule, "by" the "guest" or the "host" end
+                             (the host's are only known if it is in the same process)
     present ready            how it was when the file was opened
     lost                     this opener reads too slowly: "count" events are missing here
 
@@ -70,6 +72,18 @@ EVENTS: Final = {
 }
 
 
+@frozen
+class _Losses:
+    """How many bytes of a port were dropped, by end."""
+
+    guest: int
+    host: int
+
+
+def _losses(port: Port) -> _Losses:
+    return _Losses(port.counters.dropped, port.dropped_by_host() or 0)
+
+
 def _state(port: Port) -> _State:
     return _State(
         host=port.host_connected,
@@ -85,10 +99,10 @@ def _line(event: str, **more: object) -> bytes:
     return json.dumps(fields).encode() + b"\n"
 
 
-def _port_line(event: str, port: Port, state: _State) -> bytes:
+def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
     name = port.name.decode(errors="backslashreplace")
     flags = {flag: getattr(state, flag) for flag in EVENTS}
-    return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags)
+    return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags, **more)
 
 
 @define(eq=False)
@@ -102,10 +116,13 @@ class EventsReader:
     _lines: deque[bytes] = field(init=False, factory=deque)
     _size: int = field(init=False, default=0)
     _lost: int = field(init=False, default=0)
+    #: If the newest line tells of a loss, and nothing of it was read: whose loss, and how much.
+    _newest_loss: tuple[Port, str, int] | None = field(init=False, default=None)
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
 
     def put(self, line: bytes) -> None:
         """Queue a line, after one for those that were lost before it; or count it as lost."""
+        self._newest_loss = None
         lines = [_line("lost", count=self._lost), line] if self._lost else [line]
         if self._size + sum(map(len, lines)) > _BACKLOG:
             self._lost += 1
@@ -114,6 +131,17 @@ class EventsReader:
         self._lines += lines
         self._size += sum(map(len, lines))
         self.wake()
+
+    def put_loss(self, port: Port, by: str, count: int) -> None:
+        """Queue a line about dropped bytes, or add them to the newest if that is its like.
+
+        There may be a loss with each piece of a stream, more often than anybody reads of it.
+        """
+        if self._newest_loss is not None and self._lines and self._newest_loss[:2] == (port, by):
+            count += self._newest_loss[2]
+            self._size -= len(self._lines.pop())
+        self.put(_port_line("dropped", port, _state(port), count=count, by=by))
+        self._newest_loss = None if self._lost else (port, by, count)
 
     def wake(self) -> None:
         """Let whoever waits look again."""
@@ -132,6 +160,7 @@ class EventsReader:
             line = self._lines.popleft()
             if len(line) > size:
                 self._lines.appendleft(line[size:])
+                self._newest_loss = self._newest_loss if len(self._lines) > 1 else None
                 line = line[:size]
             taken.append(line)
             size -= len(line)
@@ -171,6 +200,8 @@ class EventsFile:
         self._manager = manager
         self._readers: dict[Opener, EventsReader] = {}
         self._states = {port: _state(port) for port in manager.ports.values()}
+        #: Also of ports that were removed and are still open: what is unread will be dropped.
+        self._losses = {port: _losses(port) for port in manager.ports.values()}
 
     def open(
         self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
@@ -197,6 +228,7 @@ class EventsFile:
     def port_added(self, port: Port) -> None:
         """Tell of it."""
         self._states[port] = _state(port)
+        self._losses[port] = _losses(port)
         self._tell("add", port)
 
     def port_removed(self, port: Port) -> None:
@@ -204,6 +236,8 @@ class EventsFile:
         state = self._states.pop(port, None)
         if state is not None:
             self._put(_port_line("remove", port, evolve(state, host=False)))
+        if not port.openers:
+            self._losses.pop(port, None)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
         """Tell of it."""
@@ -211,6 +245,7 @@ class EventsFile:
 
     def port_changed(self, port: Port) -> None:
         """Tell what is different, if it is something of which events tell."""
+        self._tell_losses(port)
         old = self._states.get(port)
         new = _state(port)
         if old is None or old == new or port.removed:
@@ -219,6 +254,18 @@ class EventsFile:
         for flag, (begins, ends) in EVENTS.items():
             if getattr(new, flag) != getattr(old, flag):
                 self._put(_port_line(begins if getattr(new, flag) else ends, port, new))
+
+    def _tell_losses(self, port: Port) -> None:
+        old = self._losses.get(port)
+        if old is None:
+            return
+        new = self._losses[port] = _losses(port)
+        for by, count in (("guest", new.guest - old.guest), ("host", new.host - old.host)):
+            if count > 0:
+                for reader in list(self._readers.values()):
+                    reader.put_loss(port, by, count)
+        if port.removed and not port.openers:
+            del self._losses[port]
 
     def _tell(self, event: str, port: Port) -> None:
         self._put(_port_line(event, port, self._states.get(port) or _state(port)))

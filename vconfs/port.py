@@ -125,6 +125,8 @@ class Port:
     host_limit: int = 0
     openers: set[Opener] = field(factory=set)
     counters: Counters = field(factory=Counters)
+    #: How many bytes the host has dropped; None if it is not in this process.
+    dropped_by_host: Callable[[], int | None] = field(default=lambda: None)
 
     _line: Line | None = field(init=False, default=None)
     #: Of a console: where its output goes while its device is up and the port is not there.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Protocol
 
 from attrs import define, field
@@ -36,6 +37,8 @@ class PortManager:
     options_for: Callable[[int], PortOptions] = field(default=lambda id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
     listeners: list[PortListener] = field(init=False, factory=list)
+    #: Of a host end in the same process: how many bytes of a port it has dropped.
+    dropped_by_host: Callable[[int], int] | None = field(init=False, default=None)
     #: What the device sent that it may not send, outside of any port.
     ignored: int = field(init=False, default=0)
     _logged: set[tuple[int | None, str]] = field(init=False, factory=set)
@@ -56,6 +59,7 @@ class PortManager:
         port = self.ports.get(id)
         if port is None:
             port = self.ports[id] = Port(id, self.options_for(id), self._changed)
+            port.dropped_by_host = partial(self._dropped_by_host, id)
             for listener in self.listeners:
                 listener.port_added(port)
         return port
@@ -105,6 +109,14 @@ class PortManager:
         if kind not in self._logged and len(self._logged) < 1000:
             self._logged.add(kind)
             log.warning("%s: %s", "device" if port is None else f"vcon{port.id}", reason)
+
+    def host_dropped(self, id: int) -> None:
+        """Tell the listeners that the host end in the same process has dropped some of a port."""
+        if id in self.ports:
+            self._changed(self.ports[id])
+
+    def _dropped_by_host(self, id: int) -> int | None:
+        return None if self.dropped_by_host is None else self.dropped_by_host(id)
 
     def _changed(self, port: Port) -> None:
         for listener in self.listeners:

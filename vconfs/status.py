@@ -40,6 +40,11 @@ def _describe_process(thread: int) -> bytes:
     return b"%d %s" % (pid, command)
 
 
+def _dropped_by_host(port: Port) -> bytes | None:
+    count = port.dropped_by_host()
+    return None if count is None else _number(count)
+
+
 #: Attribute -> its value; None: the port has no such attribute now.
 STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"name": lambda port: port.name or None,
@@ -55,6 +60,8 @@ STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"user.cache": lambda port: _flag(port.cache),
     b"user.bytes_in": lambda port: _number(port.counters.bytes_in),
     b"user.bytes_out": lambda port: _number(port.counters.bytes_out),
+    b"user.dropped": lambda port: _number(port.counters.dropped),
+    b"user.host_dropped": _dropped_by_host,
     b"user.pty": lambda port: port.pty.encode() or None,
 }
 
@@ -72,6 +79,8 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.cache": "1 if what is unread outlives the last close",
     b"user.bytes_in": "bytes that came from the host",
     b"user.bytes_out": "bytes that were sent to the host",
+    b"user.dropped": "bytes that were dropped at this end, by [rules](dropped.md)",
+    b"user.host_dropped": "the same of the host end, if that is in the same process (embedded)",
     b"user.pty": "path of the pty beside the port, if it has one",
 }
 

@@ -117,6 +117,21 @@ def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
     ]
 
 
+def test_list_shows_what_was_dropped(
+    ctl: str, folder: Path, tmp_path: Path, unused_tcp_port: int
+) -> None:
+    vconfs("ctl", ctl, "add", f"chat=tcp:127.0.0.1:{unused_tcp_port}")
+    vconfs("mount", "--device", f"stream:unix:{tmp_path}/device", str(folder))
+    chat = folder / "by-name" / "chat"
+    chat.write_bytes(b"12345")
+    until(lambda: objects(vconfs("ctl", ctl, "list", "--json"))[1]["dropped"] == 5)
+    head, first, second = (line.split() for line in vconfs("ctl", ctl, "list").splitlines())
+    assert (head[-1], first[-1], second[-1]) == ("DROPPED", "0", "5")
+    assert os.getxattr(chat, "user.dropped") == b"0"
+    assert "user.host_dropped" not in os.listxattr(chat)  # which only its host knows
+    vconfs("umount", str(folder))
+
+
 def test_a_name_that_is_no_text_is_an_address_too(ctl: str) -> None:
     vconfs("ctl", ctl, "rename", "first", os.fsdecode(b"\xff\xe9"))
     assert "\\xff\\xe9" in vconfs("ctl", ctl, "list")

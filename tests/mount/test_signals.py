@@ -260,8 +260,9 @@ def test_the_log_of_a_mount_in_the_background_tells_what_goes_wrong(
 ) -> None:
     log = tmp_path / "log"
     vconfs("mount", "-o", f"log={log}", "--port", "p=exec:no-such-program", str(folder))
-    assert vconfs("cat", f"{folder}/vcon0") == ""
+    (folder / "vcon0").write_bytes(b"now")
+    while "(127)" not in (said := log.read_text()):
+        assert mounts(folder)
     vconfs("umount", str(folder))
-    said = log.read_text()
     assert "no-such-program: not found" in said  # the shell, to standard error
     assert "warning: port 0: 'no-such-program' was not found (127)\n" in said

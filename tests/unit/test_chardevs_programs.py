@@ -218,6 +218,27 @@ async def test_a_program_that_is_ended_by_us_has_not_failed(
     assert caplog.messages == []
 
 
+async def test_what_a_program_does_not_read_is_counted() -> None:
+    async with serving("exec:head -c 5 >/dev/null") as port:
+        port.open()
+        port.write(b"12345")
+        await port.until(lambda: port.hang_ups == 1)
+        port.write(b"6789")
+        port.close()
+        await port.until(lambda: not port.queue)
+        assert port.counters.dropped == 4
+
+
+async def test_what_a_program_says_to_nobody_is_counted() -> None:
+    async with serving("exec:echo hello; cat >/dev/null; echo too late") as port:
+        port.open()
+        await port.until_received(b"hello\n")
+        port.close()
+        port.open()
+        await port.until_received(b"hello\nhello\n")
+        assert port.counters.dropped == len(b"too late\n")
+
+
 async def test_no_descriptor_to_watch_a_program_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

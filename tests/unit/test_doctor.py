@@ -24,7 +24,7 @@ def machine(tmp_path: Path) -> Machine:
     for folder in ("kernel/iommu_groups/7", "bus/pci/drivers/vfio-pci", "class/virtio-ports/vport"):
         (tmp_path / "sys" / folder).mkdir(parents=True)
     os.mknod(tmp_path / "dev/fuse", 0o20666, os.makedev(10, 229))
-    for file in ("dev/vfio/vfio", "dev/vsock", "usr/bin/fusermount3", "sbin/mount.fuse"):
+    for file in ("dev/vfio/vfio", "dev/vsock", "dev/log", "usr/bin/fusermount3", "sbin/mount.fuse"):
         (tmp_path / file).touch()
     (tmp_path / "usr/bin/fusermount3").chmod(0o4755)
     (tmp_path / "usr/bin/vconfs").touch()
@@ -50,7 +50,7 @@ def found(machine: Machine, check: str) -> list[Finding]:
 
 def test_a_machine_that_has_everything(machine: Machine) -> None:
     assert {finding.state for finding in examine(machine)} == {"ok"}
-    assert len({finding.check for finding in examine(machine)}) == 12
+    assert len({finding.check for finding in examine(machine)}) == 13
     assert not any(finding.advice for finding in examine(machine))
 
 
@@ -131,6 +131,7 @@ def being(**fields: object) -> Change:
         ),
         (without(f"sys/bus/pci/devices/{CONSOLE}"), "pci-console", "optional", "no virtio", ""),
         (without("sys/class/virtio-ports"), "kernel-ports", "optional", "no ports", "modprobe"),
+        (without("dev/log"), "log", "optional", "no /dev/log", "--log FILE"),
         (without("dev/vsock"), "vsock", "optional", "no /dev/vsock", "modprobe vhost_vsock"),
         (
             being(alive=[]),

@@ -86,6 +86,8 @@ def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
 def list_ports(as_json: bool) -> None:
     """List the ports, whom they are joined to, and what they are doing.
 
+    DROPPED, bytes that were lost by rule, is shown when there are any.
+
     \b
     Examples:
       vconfs ctl /run/vcon.ctl list
@@ -228,7 +230,12 @@ def _print_table(ports: list[dict[str, Any]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE"):
         table.add_column(heading, overflow="fold")
-    for heading in ("QUEUED", "IN", "OUT"):
+    keys = ["queued", "bytes_in", "bytes_out"]
+    headings = ["QUEUED", "IN", "OUT"]
+    if any(port["dropped"] for port in ports):
+        keys.append("dropped")
+        headings.append("DROPPED")
+    for heading in headings:
         table.add_column(heading, justify="right")
     for port in ports:
         table.add_row(
@@ -238,7 +245,7 @@ def _print_table(ports: list[dict[str, Any]]) -> None:
             "connected" if port["host"] else "-",
             "-" if port["guest"] == "absent" else port["guest"],
             _state(port),
-            *(str(port[key]) for key in ("queued", "bytes_in", "bytes_out")),
+            *(str(port[key]) for key in keys),
         )
     Console(width=None if os.isatty(1) else 120, markup=False).print(table)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -16,7 +18,7 @@ from vconfs.status import STATUS
 
 #: Attributes that are yes or no, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
-_NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out"}
+_NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out", "dropped", "host_dropped"}
 
 
 def read_ports(mountpoint: Path) -> list[dict[str, object]]:
@@ -58,6 +60,8 @@ def _read_port(path: Path) -> dict[str, object]:
 def command(as_json: bool, mountpoint: Path) -> None:
     """List the ports of the mount at MOUNTPOINT and what they are doing.
 
+    DROPPED, bytes that were lost by rule, is shown when there are any.
+
     \b
     Examples:
       vconfs ls /mnt/vcon
@@ -78,7 +82,8 @@ def _print_table(ports: list[dict[str, object]]) -> None:
     table = Table(box=None, pad_edge=False)
     for heading in ("PORT", "NAME", "HOST", "STATE", "OPEN BY"):
         table.add_column(heading, overflow="fold")
-    for heading in ("QUEUED", "IN", "OUT"):
+    shows_dropped = any(map(dropped, ports))
+    for heading in ("QUEUED", "IN", "OUT", *["DROPPED"] * shows_dropped):
         table.add_column(heading, justify="right")
     for port in ports:
         if "id" not in port:
@@ -91,8 +96,14 @@ def _print_table(ports: list[dict[str, object]]) -> None:
             _state(port),
             str(port.get("openers") or "-"),
             *(str(port[key]) for key in ("queued", "bytes_in", "bytes_out")),
+            *[str(dropped(port))] * shows_dropped,
         )
     Console(width=None if os.isatty(1) else 120, markup=False).print(table)
+
+
+def dropped(port: Mapping[str, Any]) -> int:
+    """Return how many bytes of a port were lost by rule, at either end as far as is known."""
+    return int(port.get("dropped", 0)) + int(port.get("host_dropped", 0))
 
 
 def _state(port: dict[str, object]) -> str:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from vconfs.cli.arguments import Mount
-from vconfs.cli.ls import read_ports
+from vconfs.cli.ls import dropped, read_ports
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")
@@ -33,6 +33,7 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
     """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
 
     On a terminal the table is kept up to date, until Ctrl-C; elsewhere each look is printed.
+    DROPPED, bytes that were lost by rule, is shown when there are any.
 
     \b
     Examples:
@@ -70,7 +71,8 @@ def _table(
     table = Table(box=None, pad_edge=False)
     for heading in ("PORT", "NAME", "HOST"):
         table.add_column(heading, overflow="fold")
-    for heading in ("IN/S", "OUT/S", "QUEUED", "FILL"):
+    shows_dropped = any(map(dropped, ports))
+    for heading in ("IN/S", "OUT/S", "QUEUED", "FILL", *["DROPPED"] * shows_dropped):
         table.add_column(heading, justify="right")
     table.add_column("THROTTLED")
     for port in ports:
@@ -82,6 +84,7 @@ def _table(
             *(_rate(port, old, key, seconds) for key in ("bytes_in", "bytes_out")),
             readable_size(port["queued"]),
             f"{100 * port['queued'] // port['limit']}%",
+            *[readable_size(dropped(port))] * shows_dropped,
             _throttled(port),
         )
     return table

@@ -89,6 +89,7 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
       open  close                     the first program opened the port, the last one closed it
       throttle  unthrottle            the host wants no more data, or wants it again
       full  drained                   the host was asked to stop sending, or to go on
+      dropped                         bytes were lost by rule, at the guest or the host end
       lost                            the reader was too slow, and missed some events
 
     NAME of --until is a port's name or file name. It can wait for add, remove, connect,
@@ -155,4 +156,7 @@ def _describe(event: dict[str, Any]) -> str:
     clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
     if event["event"] == "lost":
         return f"{clock}  {event['event']:<12}{event['count']} events"
-    return f"{clock}  {event['event']:<12}{event['port']:<8}{event['name']}".rstrip()
+    line = f"{clock}  {event['event']:<12}{event['port']:<8}{event['name']}".rstrip()
+    if event["event"] == "dropped":
+        line += f"  {event['count']} bytes by the {event['by']}"
+    return line

@@ -99,6 +99,7 @@ async def open_embedded(
     kicks.answer, calls.answer = device_link.kicked, driver_link.interrupt
     backend = host.attach(device_link, host_end, driver_link.config_interrupt)
     driver = Driver(manager, driver_link, guest_end)
+    manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
     async with open_background() as nursery:
         nursery.start_soon(kicks.run)
         nursery.start_soon(calls.run)
@@ -110,3 +111,4 @@ async def open_embedded(
         finally:
             driver.stop()
             host.detach()
+            manager.dropped_by_host, host.on_drop = None, lambda id: None

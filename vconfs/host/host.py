@@ -34,6 +34,8 @@ class Host:
         self.ports: dict[int, HostPort] = {}
         #: Characters of the console on port 0 (0, 0: unknown).
         self.size = (0, 0)
+        #: Called with the id of a port whose bytes were dropped.
+        self.on_drop: Callable[[int], None] = lambda id: None
         self._nursery = nursery
         #: Ports whose chardev has not started yet: nobody can see them, but their ids are taken.
         self._starting: dict[int, HostPort] = {}
@@ -52,6 +54,7 @@ class Host:
         self._check_id(id)
         _check_name(spec.name)
         port = self._starting[id] = HostPort(id, spec)
+        port.counters.on_drop = lambda: self.on_drop(id)
         try:
             await self._nursery.start(self._serve, port)
         except ChardevError as error:
@@ -155,6 +158,10 @@ class Host:
             reopen = getattr(port.spec.chardev, "reopen", None)
             if reopen is not None:
                 reopen()
+
+    def dropped(self, id: int) -> int:
+        """Return how many bytes of a port were dropped here; 0 if there is no such port."""
+        return self.ports[id].counters.dropped if id in self.ports else 0
 
     @property
     def port_count(self) -> int:

@@ -69,8 +69,20 @@ class HostCounters:
 
     bytes_in: int = 0  # from the guest
     bytes_out: int = 0  # to the guest
-    dropped: int = 0
     resets: int = 0  # times that the guest went on sending after it was told to stop
+    on_drop: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
+    _dropped: int = 0
+
+    @property
+    def dropped(self) -> int:
+        """Bytes that were lost by rule; who adds to it causes `on_drop`."""
+        return self._dropped
+
+    @dropped.setter
+    def dropped(self, count: int) -> None:
+        more, self._dropped = count > self._dropped, count
+        if more:
+            self.on_drop()
 
 
 @define(eq=False, slots=True)

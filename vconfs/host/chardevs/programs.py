@@ -142,9 +142,11 @@ class _Session:
                 program.news.unregister(program.output.descriptor)
 
     async def _send(self, data: bytes) -> None:
-        if not self._left:  # else it is for nobody
-            with trio.CancelScope() as self._output:
-                await self._port.send(data)
+        if self._left:  # it is for nobody
+            self._port.counters.dropped += len(data)
+            return
+        with trio.CancelScope() as self._output:
+            await self._port.send(data)
 
     async def _feed(self, program: Program) -> None:
         """Give the program what the guest sends; at the guest's close its input ends, then it."""
@@ -162,9 +164,14 @@ class _Session:
             if not rest:
                 self._close()
                 return
-            while rest := rest[stdin.send_nowait(rest) :]:
-                if not await self._takes(stdin):
-                    return
+            try:
+                while rest := rest[stdin.send_nowait(rest) :]:
+                    if not await self._takes(stdin):
+                        break
+            finally:
+                self._port.counters.dropped += len(rest)
+            if rest:
+                return
 
     async def _takes(self, stdin: Pipe) -> bool:
         """Wait until the program takes input; False: it does not, and the guest has gone."""
@@ -178,7 +185,9 @@ class _Session:
     async def _read_the_rest(self) -> None:
         """Drop what the program did not read, up to where the guest closed the port."""
         while not self._all_read:
-            if not await self._port.receive():
+            if data := await self._port.receive():
+                self._port.counters.dropped += len(data)
+            else:
                 self._close()
 
     def _close(self) -> None:
