@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import signal
 import subprocess
 from pathlib import Path
+
+import pytest
 
 from .shell import environment
 
@@ -42,5 +45,30 @@ def test_the_tour(tmp_path: Path) -> None:
         assert found, f"{command}\n--- not followed by:\n{output}\n--- in:\n{rest}"
         rest = rest[found.end() - 1 :]
     assert "Traceback" not in done.stdout
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_tour_that_is_ended_by_a_signal_leaves_nothing_behind(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    with subprocess.Popen(
+        ["env", "--default-signal", "vconfs", "demo"],
+        env={**environment(), "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+    ) as tour:
+        try:
+            assert tour.stdout is not None
+            while b"The ports are files" not in tour.stdout.readline():
+                assert tour.poll() is None
+            tour.send_signal(number)
+            rest = tour.stdout.read()
+            assert tour.wait(20) in (-number, 128 + number)
+        finally:
+            tour.kill()
+    assert b"Traceback" not in rest
     assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
     assert list(tmp_path.iterdir()) == []

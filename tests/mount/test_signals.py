@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import select
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -27,7 +29,6 @@ class Daemon:
 
     pid: int
     log: Path
-    rotated: Path  # a port's `file:`
     serves: Callable[[], object]
     leftovers: Callable[[], object]
 
@@ -61,15 +62,15 @@ def _running(command: list[str], ready: Path) -> Iterator[subprocess.Popen[bytes
 
 @contextmanager
 def _mount(folder: Path, place: Path, foreground: bool) -> Iterator[Daemon]:
-    log, rotated = place / "log", place / "rotated"
-    ports = "--port", "e=echo", "--port", f"f=file:{rotated}", "--port", f"u=unix:{place}/sock"
+    log = place / "log"
+    ports = "--port", "e=echo", "--port", f"f=file:{place}/file", "--port", f"u=unix:{place}/sock"
     words = "mount", "--log", str(log), *ports, str(folder)
 
     def leftovers() -> object:
         return mounts(folder) or (place / "sock").exists()
 
     def daemon(pid: int) -> Daemon:
-        return Daemon(pid, log, rotated, lambda: exchange(folder / "vcon0"), leftovers)
+        return Daemon(pid, log, lambda: exchange(folder / "vcon0"), leftovers)
 
     if foreground:
         with _running([*VCONFS, *words, "-f"], folder / "vcon2") as process:
@@ -88,8 +89,8 @@ def _mount(folder: Path, place: Path, foreground: bool) -> Iterator[Daemon]:
 
 @contextmanager
 def _host(place: Path) -> Iterator[Daemon]:
-    log, rotated, control = place / "log", place / "rotated", place / "control"
-    ports = "--port", f"f=file:{rotated}", "--port", f"u=unix:{place}/sock"
+    log, control = place / "log", place / "control"
+    ports = "--port", f"f=file:{place}/file", "--port", f"u=unix:{place}/sock"
     words = "--listen", f"stream:unix:{place}/device", "--control", str(control)
 
     def leftovers() -> object:
@@ -97,9 +98,7 @@ def _host(place: Path) -> Iterator[Daemon]:
 
     command = [*VCONFS, "host", "--log", str(log), *words, *ports]
     with _running(command, place / "device") as process:
-        yield Daemon(
-            process.pid, log, rotated, lambda: vconfs("ctl", str(control), "list"), leftovers
-        )
+        yield Daemon(process.pid, log, lambda: vconfs("ctl", str(control), "list"), leftovers)
         if not leftovers():
             assert process.wait(20) == 0
 
@@ -266,3 +265,42 @@ def test_the_log_of_a_mount_in_the_background_tells_what_goes_wrong(
     vconfs("umount", str(folder))
     assert "no-such-program: not found" in said  # the shell, to standard error
     assert "warning: port 0: 'no-such-program' was not found (127)\n" in said
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a /dev of its own")
+def test_a_mount_in_the_background_tells_the_system_s_log(folder: Path, tmp_path: Path) -> None:
+    """In a mount namespace with a /dev whose log is ours."""
+    devices = tmp_path / "dev"
+    devices.mkdir()
+    script = f"""
+        set -e
+        mount -t tmpfs none {devices}
+        cp -a /dev/null /dev/fuse {devices}
+        mount --move {devices} /dev
+        ln -s /proc/self/fd /dev/fd
+        {sys.executable} - <<'END'
+import socket, subprocess
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as log:
+    log.bind("/dev/log")
+    log.settimeout(10)
+    vconfs = "{sys.executable}", "-m", "vconfs"
+    mount = "mount", "--port", "p=exec:no-such-program", "{folder}"
+    subprocess.run([*vconfs, *mount], check=True)
+    with open("{folder}/vcon0", "wb") as port:
+        port.write(b"now")
+        port.flush()
+        print(log.recv(1000).decode())
+    subprocess.run([*vconfs, "umount", "{folder}"], check=True)
+END
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "bash", "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    head, _, message = done.stdout.partition(": ")
+    assert re.fullmatch(r"<28>vconfs\[\d+\]", head)
+    assert message == "port 0: 'no-such-program' was not found (127)\n"

@@ -9,6 +9,8 @@ import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 import click
 from attrs import frozen
@@ -105,6 +107,8 @@ def command(shell: bool) -> None:
       vconfs demo
       vconfs demo --shell
     """
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, _leave)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vconfs-demo-")))
         mountpoint, other = scratch / "mnt", scratch / "other"
@@ -141,9 +145,16 @@ def _show(step: _Step, environment: dict[str, str]) -> None:
     ) as process:
         try:
             process.wait(_LIMIT)
-        except subprocess.TimeoutExpired:
+        except BaseException as error:  # signals, too
             os.killpg(process.pid, signal.SIGKILL)
-            raise Failure(f"this step did not end within {_LIMIT} s") from None
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise Failure(f"this step did not end within {_LIMIT} s") from None
+            raise
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Leave by an exception, so that what was mounted goes away."""
+    sys.exit(128 + number)
 
 
 def _unmount(mountpoint: Path) -> None:
