@@ -17,7 +17,8 @@ The flags are the port's state after the event; "time" is in seconds since 1970.
     full drained             we asked the host to stop sending, or to go on
     console                  the port turned out to be a console
     dropped                  "count" bytes were lost by rule, "by" the "guest" or the "host" end
-                             (the host's are only known if it is in the same process)
+                             (the host's are only known if it is in the same process); at once,
+                             then once in a second, and the rest with the next other event
     present ready            how it was when the file was opened
     lost                     this opener reads too slowly: "count" events are missing here
 
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import select
 import time
@@ -47,6 +49,8 @@ from vconfs.protocol.events import Buffer
 
 #: Bytes of lines that wait for one opener; when there are more, events are left out and counted.
 _BACKLOG: Final = 1 << 18
+#: Seconds between two events about dropped bytes of a port to which nothing else happens.
+_LOSSES_PAUSE: Final = 1.0
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 
@@ -72,12 +76,13 @@ EVENTS: Final = {
 }
 
 
-@frozen
+@define
 class _Losses:
-    """How many bytes of a port were dropped, by end."""
+    """How many dropped bytes of a port were told of, by end, and when (on the monotonic clock)."""
 
     guest: int
     host: int
+    time: float = -math.inf
 
 
 def _losses(port: Port) -> _Losses:
@@ -116,13 +121,10 @@ class EventsReader:
     _lines: deque[bytes] = field(init=False, factory=deque)
     _size: int = field(init=False, default=0)
     _lost: int = field(init=False, default=0)
-    #: If the newest line tells of a loss, and nothing of it was read: whose loss, and how much.
-    _newest_loss: tuple[Port, str, int] | None = field(init=False, default=None)
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
 
     def put(self, line: bytes) -> None:
         """Queue a line, after one for those that were lost before it; or count it as lost."""
-        self._newest_loss = None
         lines = [_line("lost", count=self._lost), line] if self._lost else [line]
         if self._size + sum(map(len, lines)) > _BACKLOG:
             self._lost += 1
@@ -131,17 +133,6 @@ class EventsReader:
         self._lines += lines
         self._size += sum(map(len, lines))
         self.wake()
-
-    def put_loss(self, port: Port, by: str, count: int) -> None:
-        """Queue a line about dropped bytes, or add them to the newest if that is its like.
-
-        There may be a loss with each piece of a stream, more often than anybody reads of it.
-        """
-        if self._newest_loss is not None and self._lines and self._newest_loss[:2] == (port, by):
-            count += self._newest_loss[2]
-            self._size -= len(self._lines.pop())
-        self.put(_port_line("dropped", port, _state(port), count=count, by=by))
-        self._newest_loss = None if self._lost else (port, by, count)
 
     def wake(self) -> None:
         """Let whoever waits look again."""
@@ -160,7 +151,6 @@ class EventsReader:
             line = self._lines.popleft()
             if len(line) > size:
                 self._lines.appendleft(line[size:])
-                self._newest_loss = self._newest_loss if len(self._lines) > 1 else None
                 line = line[:size]
             taken.append(line)
             size -= len(line)
@@ -245,9 +235,9 @@ class EventsFile:
 
     def port_changed(self, port: Port) -> None:
         """Tell what is different, if it is something of which events tell."""
-        self._tell_losses(port)
         old = self._states.get(port)
         new = _state(port)
+        self._tell_losses(port, at_once=old != new)
         if old is None or old == new or port.removed:
             return
         self._states[port] = new
@@ -255,15 +245,25 @@ class EventsFile:
             if getattr(new, flag) != getattr(old, flag):
                 self._put(_port_line(begins if getattr(new, flag) else ends, port, new))
 
-    def _tell_losses(self, port: Port) -> None:
-        old = self._losses.get(port)
-        if old is None:
+    def _tell_losses(self, port: Port, *, at_once: bool) -> None:
+        """Tell of the bytes that were dropped since the last time, unless that was just now.
+
+        There may be a loss with each piece of a long stream.
+        """
+        told = self._losses.get(port)
+        if told is None:
             return
-        new = self._losses[port] = _losses(port)
-        for by, count in (("guest", new.guest - old.guest), ("host", new.host - old.host)):
-            if count > 0:
-                for reader in list(self._readers.values()):
-                    reader.put_loss(port, by, count)
+        new = _losses(port)
+        if (new.guest, new.host) != (told.guest, told.host):
+            new.time = time.monotonic()
+            if at_once or new.time - told.time >= _LOSSES_PAUSE:
+                self._losses[port] = new
+                for by, count in (
+                    ("guest", new.guest - told.guest),
+                    ("host", new.host - told.host),
+                ):
+                    if count > 0:
+                        self._put(_port_line("dropped", port, _state(port), count=count, by=by))
         if port.removed and not port.openers:
             del self._losses[port]
 

@@ -63,8 +63,12 @@ async def _answer(signals: AsyncIterator[int], reopen_files: Callable[[], None])
     async for number in signals:
         if number == signal.SIGHUP:
             reopen_log_files()
-            reopen_files()
-            log.info("SIGHUP: the log and the files of ports are opened anew")
+            try:
+                reopen_files()
+            except Exception as error:  # of whatever kind: other packages have chardevs, too
+                log.warning("SIGHUP: a file could not be opened anew: %s", error)
+            else:
+                log.info("SIGHUP: the log and the files of ports are opened anew")
         else:
             log_tasks()
 

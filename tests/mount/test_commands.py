@@ -341,6 +341,7 @@ def test_ctrl_c_ends_a_mount_that_waits_for_its_device(folder: Path, tmp_path: P
     [
         (["--port", "x"], "'x' is not NAME=CHARDEV"),
         (["--port", "x=pigeon"], "unknown chardev 'pigeon'"),
+        (["--port", "x=stdio"], "stdio is for a mount with -f: in the background it would be"),
         (["--port", "x=echo,id=many"], "id is a number from 0 to 32767, not 'many'"),
         (["-o", "nonsense"], "unknown option 'nonsense': the options are allow_other, cache"),
         (["-o", "mode=rwx"], "mode is three octal digits, like 0660, not 'rwx'"),

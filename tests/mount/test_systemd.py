@@ -67,6 +67,11 @@ def test_readiness_and_watchdog_are_asked_for(unit: str) -> None:
     assert int(service["WatchdogSec"]) > 0
 
 
+@pytest.mark.parametrize("unit", UNITS)
+def test_a_reload_opens_files_anew(unit: str) -> None:
+    assert UNITS[unit]["Service"]["ExecReload"] == "kill -HUP $MAINPID"
+
+
 def test_the_mount_is_seen_by_everybody() -> None:
     """None of the settings that give a service a mount namespace of its own."""
     service = UNITS["vconfs"]["Service"]

@@ -53,8 +53,9 @@ def command(
 ) -> None:
     """Serve ports to a guest that comes at URL, and to the next one when it has left.
 
-    It stays in the foreground, and ends on SIGINT and SIGTERM. The ports stay when a guest goes;
-    what each is joined to is written as for `vconfs mount`.
+    It stays in the foreground, and ends on SIGINT and SIGTERM; SIGHUP opens its log and the files
+    of ports anew. The ports stay when a guest goes; what each is joined to is written as for
+    `vconfs mount`.
 
     \b
     URL is one of:

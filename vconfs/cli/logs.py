@@ -163,7 +163,7 @@ log_option = click.option(
     "log_path",
     type=click.Path(),
     metavar="FILE",
-    help="Write what happens to a file, too, which SIGHUP opens anew.",
+    help="Append what happens to a file, which SIGHUP opens anew.",
 )
 
 #: An option of every command that runs on; eager, so that it holds for the errors in the others.

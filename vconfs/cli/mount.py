@@ -22,6 +22,7 @@ from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import DEVICE_URL
 from vconfs.device.errors import DeviceError
 from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
+from vconfs.host.chardevs.stdio import Stdio
 from vconfs.host.host import HostError
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
@@ -110,7 +111,8 @@ def command(
 
     With no device, both ends run in this process, and each --port joins one port to something
     outside. With no --port either: a console on a pty, and an echo. A device that is lost is tried
-    again, while the ports stay, hung up.
+    again, while the ports stay, hung up. In the background it tells the system's log what happens,
+    or the file of --log; SIGHUP opens that and the files of ports anew.
 
     \b
     DEVICE is one of:
@@ -160,6 +162,9 @@ def command(
         rules=rules,
     )
     opened = _device(device, dialect, bind, ports)
+    if not foreground and any(isinstance(port.chardev, Stdio) for port in ports):
+        why = "stdio is for a mount with -f: in the background it would be /dev/null"
+        raise click.BadParameter(why, param_hint="--port")
     open_log(log_path or options.log, mountpoint)
 
     def serve(ready: Callable[[], None]) -> None:
