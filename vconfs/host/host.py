@@ -153,20 +153,19 @@ class Host:
                 port.reopen()
 
     def reopen_files(self) -> None:
-        """Open the files anew that ports are joined to, as after a rotation."""
-        for port in list(self.ports.values()):
-            reopen = getattr(port.spec.chardev, "reopen", None)
-            if reopen is not None:
-                reopen()
-
-    def dropped(self, id: int) -> int:
-        """Return how many bytes of a port were dropped here; 0 if there is no such port."""
-        return self.ports[id].counters.dropped if id in self.ports else 0
+        """Open the files that guest data is appended to anew, as after they were rotated."""
+        for port in self.ports.values():
+            if port.reopen is not None:
+                port.reopen()
 
     @property
     def port_count(self) -> int:
         """The largest id and one, and at least 1: port 0 is always there."""
         return max(self.ports, default=0) + 1
+
+    def dropped(self, id: int) -> int:
+        """Return how many bytes of a port were dropped here; 0 if there is no such port."""
+        return self.ports[id].counters.dropped if id in self.ports else 0
 
     # --- the guest ------------------------------------------------------------------------
 

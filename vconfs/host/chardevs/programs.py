@@ -57,10 +57,10 @@ class Exec(Chardev):
             await port.next_session()
             failure = ""
             while True:
-                session = _Session(port, failure)
+                session = _Session(port, self.command, failure)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(session.wait_for_the_next)
-                    await session.run(self.command)
+                    await session.run()
                 failure = session.failure
         finally:
             port.disconnect()
@@ -69,8 +69,9 @@ class Exec(Chardev):
 class _Session:
     """One run of the command, from an open to the close."""
 
-    def __init__(self, port: PortSide, failure: str) -> None:
+    def __init__(self, port: PortSide, command: str, failure: str) -> None:
         self._port = port
+        self._command = command
         self.failure = failure  # of the program, in this run or else in the one before
         self._followed = False  # whether the guest has opened the port again
         self._all_read = False  # whether we have read up to where the guest closed the port
@@ -82,17 +83,18 @@ class _Session:
         self._followed = True
         self._output.cancel()
 
-    async def run(self, command: str) -> None:
+    async def run(self) -> None:
         """Run the command until it has ended and the guest has closed the port."""
-        if program := await self._started(command):
-            await self._serve(program, command)
+        if program := await self._started():
+            await self._serve(program)
         if not self._all_read:
             self._port.hang_up()
             await self._read_the_rest()
 
-    async def _started(self, command: str) -> Program | None:
+    async def _started(self) -> Program | None:
         """Start the command; wait where the system is only short of what that needs."""
         where = f"port {self._port.id}: "
+        command = self._command
         tries = Backoff(f"{where}cannot run {command!r}", f"{where}{command!r} runs again")
         while True:
             try:
@@ -111,12 +113,12 @@ class _Session:
     def _left(self) -> bool:
         return self._all_read or self._followed or not self._port.guest_connected
 
-    def _note_failure(self, command: str, failure: str) -> None:
+    def _note_failure(self, failure: str) -> None:
         if failure and failure != self.failure:  # else it is in the log already
-            log.warning("port %d: %r %s", self._port.id, command, failure)
+            log.warning("port %d: %r %s", self._port.id, self._command, failure)
         self.failure = failure
 
-    async def _serve(self, program: Program, command: str) -> None:
+    async def _serve(self, program: Program) -> None:
         try:
             with hang_up_scope(self._port):
                 async with trio.open_nursery() as nursery:
@@ -126,7 +128,7 @@ class _Session:
         finally:
             with trio.CancelScope(shield=True):
                 await program.end()
-            self._note_failure(command, program.failure)
+            self._note_failure(program.failure)
 
     async def _deliver(self, program: Program) -> None:
         """Send the program's output until it has ended and all of that is sent."""
