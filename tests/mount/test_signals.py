@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,8 +38,13 @@ class Daemon:
 
     def logged(self, text: str) -> None:
         """Wait until the log has a line with this text."""
-        while text not in (self.log.read_text() if self.log.exists() else ""):
+        self.wait_until(lambda: self.log.exists() and text in self.log.read_text())
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        """Wait for something that the daemon does, while it lives."""
+        while not condition():
             os.kill(self.pid, 0)
+            time.sleep(0.005)
 
     def ends_by(self, number: int) -> None:
         """Send a signal, and wait for the end."""
@@ -120,6 +126,12 @@ def test_a_hang_up_opens_the_log_anew(daemon: Daemon) -> None:
         daemon.kill(signal.SIGHUP)
         daemon.logged("SIGHUP: the log and the files of ports are opened anew")
         daemon.serves()
+
+
+def test_a_hang_up_opens_the_files_of_ports_anew(daemon: Daemon, tmp_path: Path) -> None:
+    (tmp_path / "file").rename(tmp_path / "file.1")
+    daemon.kill(signal.SIGHUP)
+    daemon.wait_until((tmp_path / "file").exists)
 
 
 def test_a_log_that_cannot_be_opened_anew_goes_on_as_it_was(daemon: Daemon, tmp_path: Path) -> None:

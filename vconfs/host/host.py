@@ -152,12 +152,6 @@ class Host:
             if port.reopen is not None:
                 port.reopen()
 
-    def reopen_files(self) -> None:
-        """Open the files that guest data is appended to anew, as after they were rotated."""
-        for port in self.ports.values():
-            if port.reopen is not None:
-                port.reopen()
-
     @property
     def port_count(self) -> int:
         """The largest id and one, and at least 1: port 0 is always there."""
