@@ -20,7 +20,8 @@ import trio
 
 from benchmarks.measure import Samples, ask, build, one_cpu, report
 from tests.remote.client import Remote
-from tests.uml.machine import Guest, kernel, open_guest
+from tests.uml import kernels
+from tests.uml.machine import Guest, open_guest
 from vconfs.fuse import is_mounted
 
 BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}
@@ -92,7 +93,7 @@ async def measure(guest: Guest, client: Path, mountpoint: Path, samples: Samples
     if not await guest.boots():
         raise RuntimeError(f"the guest does not boot:\n{guest.console}")
     async with guest.open_remote() as remote:
-        await remote.run(f"busybox insmod {kernel()}/virtio_console.ko")
+        await remote.run(f"busybox insmod {guest.kernel.module('virtio_console')}")
         peers = {"vconfs": Ours(client, mountpoint), "linux": Linuxs(client, remote)}
         for _ in range(REPETITIONS):
             for name, peer in peers.items():
@@ -106,13 +107,17 @@ async def measure(guest: Guest, client: Path, mountpoint: Path, samples: Samples
 
 
 def run() -> None:
+    found = kernels.find()
+    if not found.kernels:
+        raise SystemExit("\n".join(found.put_aside.values()))
+    kernel = next(iter(found.kernels.values()))
     samples: Samples = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, one_cpu():
         place = Path(folder)
         ours, linuxs, mountpoint = place / "ours", place / "linuxs", place / "mnt"
         client = build("client.c", place)
         with host(ours), host(linuxs), mounted(ours, mountpoint):
-            with open_guest(place, kernel(), [linuxs]) as guest:
+            with open_guest(place, kernel, [linuxs]) as guest:
                 trio.run(measure, guest, client, mountpoint, samples)
     report(samples, ("vconfs", "linux"), ("vconfs", "linux"))
 

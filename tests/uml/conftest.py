@@ -1,4 +1,4 @@
-"""One guest of user-mode Linux for nearly all tests of this folder.
+"""One guest of user-mode Linux for nearly all tests of this folder, with each kernel in turn.
 
 It has a serial line with nothing at its other end yet, and a virtio console, whose host end is a
 program of ours.
@@ -14,36 +14,50 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests import needs
 from tests.remote.client import Remote
-from tests.uml import machine
+from tests.uml import kernels
 from tests.uml.hosts import HostEnd, open_host
+from tests.uml.kernels import Kernel
 from tests.uml.machine import Guest, open_guest
 
 log = logging.getLogger(__name__)
 
-#: What the kernel says where the CPU has more registers (AMX) than it has room for.
-_TOO_MANY_REGISTERS = "ptrace set fp regs failed, errno 14"
-
 CONSOLE, DATA, OTHER = "org.example.console", "org.example.data", "org.example.other"
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch the kernels before the first test: no test's time is long enough for a slow line."""
+    wanted = any("kernel" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly and not needs.missing(*kernels.PROGRAMS):
+        for suite in kernels.SUITES:
+            kernels.fetch(suite)
+
+
+@pytest.fixture(scope="session", params=kernels.SUITES)
+def kernel(request: pytest.FixtureRequest) -> Kernel:
+    """Each kernel that boots here. One that does not matters only if no other does."""
+    needs.programs(*kernels.PROGRAMS)
+    found = kernels.find()
+    if not found.kernels:
+        needs.cannot_run("no user-mode Linux runs here:\n" + "\n".join(found.put_aside.values()))
+    if request.param in found.put_aside:
+        pytest.skip(found.put_aside[request.param])
+    return found.kernels[request.param]
+
+
 @contextmanager
-def boot(folder: Path, host: HostEnd) -> Iterator[Guest]:
+def boot(folder: Path, kernel: Kernel, host: HostEnd) -> Iterator[Guest]:
     """Boot a guest with a virtio console of `host`, if need be twice."""
-    if machine.missing():
-        pytest.skip("apt-get, busybox, setpriv, unshare or taskset is not installed")
-    kernel = machine.kernel()
     with ExitStack() as stack:
         guest = stack.enter_context(open_guest(folder, kernel, [host.device]))
         if not trio.run(guest.boots):
-            said = guest.console
-            if _TOO_MANY_REGISTERS in said:
-                pytest.skip("user-mode Linux 6.1 cannot run on a CPU with AMX")
-            log.warning("the guest does not boot; once more. It said:\n%s", said)
+            log.warning("the guest does not boot; once more. It said:\n%s", guest.console)
             stack.close()
             guest = stack.enter_context(open_guest(folder, kernel, [host.device]))
             assert trio.run(guest.boots), f"the guest does not boot; it said:\n{guest.console}"
-        trio.run(run_in, guest, f"cd {machine.CACHE}; for m in *.ko; do busybox insmod $m; done")
+        for module in kernel.modules:
+            trio.run(run_in, guest, f"busybox insmod {module}")
         yield guest
 
 
@@ -53,7 +67,7 @@ async def run_in(guest: Guest, command: str) -> None:
 
 
 @pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEnd]:
+def host(tmp_path_factory: pytest.TempPathFactory, kernel: Kernel) -> Iterator[HostEnd]:
     """The host end of the guest's virtio console."""
     ports = {CONSOLE: ",id=0,console", DATA: ",id=1", OTHER: ",id=2"}
     with open_host(tmp_path_factory.mktemp("host"), ports) as end:
@@ -62,10 +76,13 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEnd]:
 
 @pytest.fixture(scope="session")
 def guest(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, host: HostEnd
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    kernel: Kernel,
+    host: HostEnd,
 ) -> Iterator[Guest]:
     """A guest, whose status is that of the tests."""
-    with boot(tmp_path_factory.mktemp("guest"), host) as booted:
+    with boot(tmp_path_factory.mktemp("guest"), kernel, host) as booted:
         yield booted
         status = 1 if request.session.testsfailed else 0
         trio.run(booted.end, status)

@@ -8,7 +8,6 @@ virtio consoles are of vhost-user back-ends, which have to be there when it boot
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,28 +18,14 @@ from pathlib import Path
 import trio
 
 from tests.remote.client import Remote, open_remote
+from tests.uml.kernels import Kernel
 from vconfs.background import open_background
 
 ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".cache" / "uml"
 #: Seconds that it may take to boot, and to power off; on an idle machine it is one.
 BOOT_SECONDS = 30
 END_SECONDS = 20
 _VIRTIO_CONSOLE = 3
-
-
-def kernel() -> Path:
-    """Fetch user-mode Linux, once."""
-    if not (CACHE / "linux.uml").exists():
-        command = [ROOT / "scripts/guest-uml", CACHE]
-        subprocess.run(command, stdin=subprocess.DEVNULL, check=True)
-    return CACHE
-
-
-def missing() -> bool:
-    """Whether the tests cannot run: on a developer's machine they are skipped then."""
-    programs = ("apt-get", "busybox", "setpriv", "unshare", "taskset")
-    return not os.environ.get("CI") and any(shutil.which(program) is None for program in programs)
 
 
 class Guest:
@@ -48,11 +33,13 @@ class Guest:
 
     def __init__(
         self,
+        kernel: Kernel,
         folder: Path,
         process: subprocess.Popen[bytes],
         line: socket.socket,
         worker: socket.socket,
     ) -> None:
+        self.kernel = kernel
         self.line = line
         self._folder = folder
         self._process = process
@@ -102,13 +89,17 @@ class Guest:
 
 
 @contextmanager
-def open_guest(folder: Path, boot: Path, devices: Sequence[Path]) -> Iterator[Guest]:
+def open_guest(folder: Path, kernel: Kernel, devices: Sequence[Path]) -> Iterator[Guest]:
     """Boot a guest with consoles of these back-ends; it is not ready yet."""
     pairs = [socket.socketpair() for _ in range(2)]
     descriptors = [its.fileno() for _, its in pairs]
-    command = _machine(folder, boot)
-    command += [f"virtio_uml.device={path}:{_VIRTIO_CONSOLE}" for path in devices]
-    command += [f"ssl{number}=fd:{fd}" for number, fd in enumerate(descriptors)]
+    command = kernel.command(
+        folder,
+        *("mem=256M", f"init={ROOT}/tests/uml/init"),
+        *(f"FOLDER={ROOT}", f"PYTHON={sys.executable}", f"OUT={folder}"),
+        *(f"virtio_uml.device={path}:{_VIRTIO_CONSOLE}" for path in devices),
+        *(f"ssl{number}=fd:{fd}" for number, fd in enumerate(descriptors)),
+    )
     with (folder / "console.log").open("wb") as console:
         process = subprocess.Popen(
             command,
@@ -116,28 +107,14 @@ def open_guest(folder: Path, boot: Path, devices: Sequence[Path]) -> Iterator[Gu
             stdout=console,
             stderr=console,
             pass_fds=descriptors,
+            start_new_session=True,  # the kernel ends its whole group when it panics
         )
     try:
         for _, its in pairs:
             its.close()
-        yield Guest(folder, process, *(ours for ours, _ in pairs))
+        yield Guest(kernel, folder, process, *(ours for ours, _ in pairs))
     finally:
         process.kill()
         process.wait()
         for ours, _ in pairs:
             ours.close()
-
-
-def _machine(folder: Path, boot: Path) -> list[str]:
-    """Give what boots a guest that ends with us, leaves no process behind, and keeps to one CPU.
-
-    On one CPU its system calls take a tenth of the time, and it is not known to have failed.
-    """
-    return [
-        *("setpriv", "--pdeathsig", "KILL", "taskset", "-c", str(max(os.sched_getaffinity(0)))),
-        *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
-        *(str(boot / "linux.uml"), "mem=256M", f"uml_dir={folder}/uml/"),
-        *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
-        *("con=null", "con0=null,fd:1", f"init={ROOT}/tests/uml/init"),
-        *(f"FOLDER={ROOT}", f"PYTHON={sys.executable}", f"OUT={folder}"),
-    ]

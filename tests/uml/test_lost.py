@@ -1,7 +1,7 @@
 """A device that Linux's own driver leaves, and one whose host end is killed.
 
-User-mode Linux 6.1 is in disorder afterwards (it warns of its interrupts, and has crashed), so that
-these tests have a guest of their own.
+User-mode Linux 6.1 is in disorder afterwards (it warns of its interrupts, and has crashed), so each
+of these tests has a guest of its own.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import select
 from collections.abc import Awaitable, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -17,7 +18,8 @@ from tests.qemu.changes import Changes, pattern, receive_exactly, write_all
 from tests.remote.client import Remote
 from tests.uml.conftest import DATA, boot
 from tests.uml.hosts import HostEnd, open_host
-from tests.uml.machine import CACHE, Guest
+from tests.uml.kernels import Kernel
+from tests.uml.machine import Guest
 from tests.uml.test_driver import opened
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.port import Opener
@@ -29,15 +31,17 @@ PORTS = {DATA: ",id=1"}
 UNIT = pattern(1)[:251]
 
 
-@pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEnd]:
-    with open_host(tmp_path_factory.mktemp("lost"), PORTS) as end:
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[HostEnd]:
+    with open_host(tmp_path, PORTS) as end:
         yield end
 
 
-@pytest.fixture(scope="module")
-def guest(tmp_path_factory: pytest.TempPathFactory, host: HostEnd) -> Iterator[Guest]:
-    with boot(tmp_path_factory.mktemp("loser"), host) as booted:
+@pytest.fixture
+def guest(
+    tmp_path_factory: pytest.TempPathFactory, kernel: Kernel, host: HostEnd
+) -> Iterator[Guest]:
+    with boot(tmp_path_factory.mktemp("loser"), kernel, host) as booted:
         yield booted
 
 
@@ -54,7 +58,7 @@ async def exchange(remote: Remote, host: HostEnd) -> None:
 
 
 async def test_the_driver_leaves_the_device_and_takes_it_again(
-    remote: Remote, host: HostEnd
+    remote: Remote, host: HostEnd, kernel: Kernel
 ) -> None:
     """While a port is open and data comes; then the whole module goes and comes."""
     driver = "/sys/bus/virtio/drivers/virtio_console"
@@ -73,7 +77,7 @@ async def test_the_driver_leaves_the_device_and_takes_it_again(
     await exchange(remote, host)
     await remote.run("busybox rmmod virtio_console")
     await remote.exists_until("/dev/vport0p1", False)
-    await remote.run(f"busybox insmod {CACHE}/virtio_console.ko")
+    await remote.run(f"busybox insmod {kernel.module('virtio_console')}")
     await exchange(remote, host)
 
 
@@ -105,7 +109,9 @@ async def until_gone(call: Awaitable[object]) -> None:
 
 
 async def test_the_next_host_end(host: HostEnd) -> None:
-    """It serves whoever comes; user-mode Linux never comes back to a back-end."""
+    """One that comes after one that was killed serves; user-mode Linux never comes back to it."""
+    host.process.kill()
+    host.process.wait()
     manager = PortManager()
     changes = Changes(manager)
     with open_host(host.folder, PORTS) as another:
