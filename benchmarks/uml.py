@@ -110,14 +110,13 @@ def run() -> None:
     found = kernels.find()
     if not found.kernels:
         raise SystemExit("\n".join(found.put_aside.values()))
-    kernel = next(iter(found.kernels.values()))
     samples: Samples = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, one_cpu():
         place = Path(folder)
         ours, linuxs, mountpoint = place / "ours", place / "linuxs", place / "mnt"
         client = build("client.c", place)
         with host(ours), host(linuxs), mounted(ours, mountpoint):
-            with open_guest(place, kernel, [linuxs]) as guest:
+            with open_guest(place, found.newest, [linuxs]) as guest:
                 trio.run(measure, guest, client, mountpoint, samples)
     report(samples, ("vconfs", "linux"), ("vconfs", "linux"))
 

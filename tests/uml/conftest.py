@@ -19,6 +19,7 @@ from tests.remote.client import Remote
 from tests.uml import kernels
 from tests.uml.hosts import HostEnd, open_host
 from tests.uml.kernels import Kernel
+from tests.uml.line import open_mount
 from tests.uml.machine import Guest, open_guest
 
 log = logging.getLogger(__name__)
@@ -57,13 +58,8 @@ def boot(folder: Path, kernel: Kernel, host: HostEnd) -> Iterator[Guest]:
             guest = stack.enter_context(open_guest(folder, kernel, [host.device]))
             assert trio.run(guest.boots), f"the guest does not boot; it said:\n{guest.console}"
         for module in kernel.modules:
-            trio.run(run_in, guest, f"busybox insmod {module}")
+            trio.run(guest.run, f"busybox insmod {module}")
         yield guest
-
-
-async def run_in(guest: Guest, command: str) -> None:
-    async with guest.open_remote() as remote:
-        await remote.run(command)
 
 
 @pytest.fixture(scope="session")
@@ -93,3 +89,10 @@ def guest(
 async def remote(guest: Guest) -> AsyncIterator[Remote]:
     async with guest.open_remote() as remote:
         yield remote
+
+
+@pytest.fixture(scope="module")
+def line_host(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostEnd]:
+    """The host end whose ports are mounted in the guest."""
+    with open_mount(guest, tmp_path_factory.mktemp("line")) as host:
+        yield host

@@ -56,6 +56,11 @@ class Guest:
         async with open_remote(self._worker) as remote:
             yield remote
 
+    async def run(self, command: str) -> str:
+        """Run a shell command, and return all that it says."""
+        async with self.open_remote() as remote:
+            return await remote.run(command)
+
     async def boots(self) -> bool:
         """Wait until the guest is up, or has ended."""
         with trio.move_on_after(BOOT_SECONDS):
