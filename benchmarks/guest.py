@@ -19,13 +19,14 @@ from attrs import frozen
 
 from benchmarks.measure import Samples, build, report
 from tests.guest.guest import (
+    CACHE,
     KERNELS,
     MOUNTPOINT,
     VCONFS,
     VECTORS,
     Console,
     Guest,
-    kernel,
+    fetch,
     open_guest,
 )
 from tests.remote.client import Remote
@@ -103,13 +104,12 @@ async def measure(guest: Guest, client: Path, samples: Samples) -> None:
 
 
 def run() -> str | None:
-    boot = kernel()
-    if boot is None:
-        return "the guest's kernel cannot be fetched"
+    if problem := fetch():
+        return problem
     samples: Samples = defaultdict(list)
     with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
         client = build("client.c", Path(folder))
-        with open_guest(Path(folder), boot) as guest:
+        with open_guest(Path(folder), CACHE) as guest:
             trio.run(measure, guest, client, samples)
     report(samples, ("vconfs", "linux"), ("vconfs", "linux"))
     return None

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Many tests serve a mount in their own process. Under vfork the whole process stands still until a
+# new child has entered its working folder and closed the files that it inherited. If one of these
+# is of the mount, each waits for the other for ever. See docs/howto/embedding.md.
+subprocess._USE_VFORK = False
 
 # How long an example takes depends on what else the machine does; the tests have their own limits.
 settings.register_profile("vconfs", deadline=None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 import trio
 from attrs import frozen
 
+from tests import needs
 from tests.compare.scenario import Recording, record
 from tests.guest import guest as machine
 from tests.guest.guest import KERNELS, LINE, MOUNTPOINT, VCONFS, VECTORS, Console, Guest, open_guest
@@ -18,17 +20,23 @@ from tests.remote.client import Remote
 _PLUGGED = 8
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Fetch the kernel before the first test: no test's time is long enough for a slow line."""
+    folder = Path(__file__).parent
+    wanted = any(item.path.is_relative_to(folder) for item in session.items)
+    if wanted and not session.config.option.collectonly and not needs.missing(*machine.PROGRAMS):
+        machine.fetch()
+
+
 @pytest.fixture(scope="package")
 def guest(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Guest]:
     """Boot the guest; its status is that of the tests."""
-    if machine.missing():
-        pytest.skip(f"{machine.QEMU}, apt-get, busybox or qemu-ga is not installed")
-    boot = machine.kernel()
-    if boot is None:
-        pytest.skip("the guest's kernel cannot be fetched")
-    with open_guest(tmp_path_factory.mktemp("guest"), boot) as booted:
+    needs.programs(*machine.PROGRAMS)
+    if problem := machine.fetch():
+        needs.cannot_run(problem)
+    with open_guest(tmp_path_factory.mktemp("guest"), machine.CACHE) as booted:
         trio.run(booted.wait_booted)
         yield booted
         status = 1 if request.session.testsfailed else 0

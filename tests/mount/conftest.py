@@ -29,10 +29,6 @@ from vconfs.tree import Access
 
 from ..devices import DEVICES, OpenDevice
 
-# A child of vfork holds our interpreter's lock until it has closed the files that it inherited, and
-# for a file of the mount it is we who have to answer: it must be a child of fork.
-subprocess._USE_VFORK = False
-
 #: Seconds that a test has; it ends in order then, with nothing left mounted.
 _LIMIT = 20
 

@@ -40,3 +40,6 @@ async def test_other_programs_open_its_ports_as_files(tmp_path: Path) -> None:
             command = ["bash", "-c", CONVERSE, "-", str(path / "by-name/shout")]
             done = await trio.run_process(command, capture_stdout=True)
             assert done.stdout == b"ONE\nTWO\n"
+            command[-1] = "shout"  # needs a child of fork: see tests/conftest.py
+            done = await trio.run_process(command, cwd=path / "by-name", capture_stdout=True)
+            assert done.stdout == b"ONE\nTWO\n"
