@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
+import tempfile
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# Below the temporary folder are unix sockets, whose paths have at most 107 bytes. Of these a test
+# needs up to 90 for itself.
+if len(os.fsencode(tempfile.gettempdir())) > 17 and os.access("/tmp", os.W_OK):
+    os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
 # Many tests serve a mount in their own process. Under vfork the whole process stands still until a
 # new child has entered its working folder and closed the files that it inherited. If one of these

@@ -318,6 +318,7 @@ def folder_of_nobody() -> Iterator[Path]:
     try:
         folder.chmod(0o755)
         (folder / "mnt").mkdir()
+        (folder / "mnt").chmod(0o755)  # whatever the umask
         shutil.chown(folder / "mnt", "nobody")
         yield folder
     finally:

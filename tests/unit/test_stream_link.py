@@ -143,9 +143,9 @@ async def test_a_program_that_does_not_wait_is_not_kept_out_by_those_who_do() ->
         driver.start()
         for id in (1, 2, 3):
             nursery.start_soon(write_on, manager.ports[id])
-        await trio.testing.wait_all_tasks_blocked()
         port = manager.ports[4]
         for _ in range(3):
+            await trio.testing.wait_all_tasks_blocked()  # the line is full
             assert port.poll() & select.POLLOUT
             with pytest.raises(trio.WouldBlock):
                 port.write_nowait(b"key")
