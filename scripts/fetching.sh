@@ -1,4 +1,4 @@
-# shellcheck shell=sh
+#!/bin/sh
 # Read by scripts that fetch packages into a folder, and install nothing: NAME, DIR and SUITE are
 # set. DIR appears when it is complete, however many do this at once, and wherever one is stopped.
 
