@@ -1,4 +1,5 @@
 # `make demo` and `make test` install what they need (once) on a Debian 12 machine, as root.
+# With CI or VCONFS_REQUIRE in the environment, guests that this machine cannot boot are failures.
 
 PYTHON := .venv/bin/python
 READY  := .venv/.ready

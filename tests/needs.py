@@ -11,13 +11,12 @@ from typing import NoReturn
 
 import pytest
 
+_VARIABLES = ("CI", "VCONFS_REQUIRE")
+
 
 def all_required() -> bool:
     """True if a test that cannot run is a failure."""
     return any(os.environ.get(name, "0") not in ("", "0", "false") for name in _VARIABLES)
-
-
-_VARIABLES = ("CI", "VCONFS_REQUIRE")
 
 
 def missing(*programs: str) -> list[str]:

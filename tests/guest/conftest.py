@@ -21,7 +21,7 @@ _PLUGGED = 8
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch the kernel before the first test: no test's time is long enough for a slow line."""
+    """Fetch the kernel before the first test: that may take longer than a test may."""
     folder = Path(__file__).parent
     wanted = any(item.path.is_relative_to(folder) for item in session.items)
     if wanted and not session.config.option.collectonly and not needs.missing(*machine.PROGRAMS):

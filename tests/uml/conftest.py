@@ -28,11 +28,10 @@ CONSOLE, DATA, OTHER = "org.example.console", "org.example.data", "org.example.o
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch the kernels before the first test: no test's time is long enough for a slow line."""
+    """Fetch and boot the kernels before the first test: that may take longer than a test may."""
     wanted = any("kernel" in getattr(item, "fixturenames", ()) for item in session.items)
     if wanted and not session.config.option.collectonly and not needs.missing(*kernels.PROGRAMS):
-        for suite in kernels.SUITES:
-            kernels.fetch(suite)
+        kernels.find()
 
 
 @pytest.fixture(scope="session", params=kernels.SUITES)

@@ -1,8 +1,8 @@
 """The kernels of user-mode Linux: two of Linux's drivers, years apart.
 
-One is that of this machine's release, the other Debian testing's. Not each runs on each CPU: Linux
-6.1 and 6.12 die at their first program where the CPU has more registers (AMX) than they have room
-for. Whether one runs is found by booting it, which takes a second or two.
+One is that of this machine's release, the other Debian testing's. They do not run on every CPU:
+Linux 6.1 and 6.12 die at their first program if the CPU has more registers (AMX) than they have
+room for. Whether a kernel runs is found by booting it, which takes a second or two.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Kernel:
         cpu = str(max(os.sched_getaffinity(0)))
         return [
             *("setpriv", "--pdeathsig", "KILL", "taskset", "-c", cpu),
-            *("unshare", "--pid", "--fork", "--kill-child", "--mount-proc"),
+            *("unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))),
+            *("--pid", "--fork", "--kill-child", "--mount-proc"),
             *("sh", "-c", 'ulimit -c 0; "$@"; exit $?', "sh"),
             *(str(self.program), f"uml_dir={folder}/uml/", "con=null", "con0=null,fd:1"),
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
@@ -113,7 +114,7 @@ def fetch(suite: str) -> str:
 
 
 def _version(folder: Path) -> str:
-    """Return a kernel's version; "": it is not there, or cannot be started."""
+    """Return a kernel's version, or "" if it is not there or cannot be started."""
     with suppress(OSError):
         command = [folder / "linux.uml", "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -123,7 +124,7 @@ def _version(folder: Path) -> str:
 
 
 def _try(kernel: Kernel) -> str:
-    """Boot a kernel whose first program turns the power off. Return what goes wrong, or ""."""
+    """Boot a kernel, whose first program turns the power off. Return what goes wrong, or ""."""
     busybox = shutil.which("busybox")
     with tempfile.TemporaryDirectory(prefix="vconfs-uml-") as folder:
         command = kernel.command(Path(folder), "mem=64M", f"init={busybox}", "--", "poweroff", "-f")
