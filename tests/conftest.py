@@ -16,6 +16,9 @@ from hypothesis import settings
 if len(os.fsencode(tempfile.gettempdir())) > 17 and os.access("/tmp", os.W_OK):
     os.environ["TMPDIR"] = tempfile.tempdir = "/tmp"
 
+# What tests make is for other users to read if they do not say otherwise.
+os.umask(0o022)
+
 # Many tests serve a mount in their own process. Under vfork the whole process stands still until a
 # new child has entered its working folder and closed the files that it inherited. If one of these
 # is of the mount, each waits for the other for ever. See docs/howto/embedding.md.

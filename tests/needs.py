@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+from functools import cache
 from typing import NoReturn
 
 import pytest
@@ -28,6 +31,27 @@ def programs(*names: str) -> None:
     """Go on only with these programs."""
     if lacking := missing(*names):
         cannot_run(f"not installed: {', '.join(lacking)}")
+
+
+def other_users() -> None:
+    """Go on only if we can become another user, who can run what is tested."""
+    if os.geteuid():
+        pytest.skip("needs root, to become other users")
+    if problem := _problem_of_others():
+        cannot_run(f"other users cannot run {sys.executable} -m vconfs: {problem}")
+
+
+@cache
+def _problem_of_others() -> str:
+    user = ("setpriv", "--reuid", "nobody", "--regid", "nogroup", "--clear-groups")
+    done = subprocess.run(
+        [*user, sys.executable, "-c", "import vconfs.__main__"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stderr.strip().rpartition("\n")[2] if done.returncode else ""
 
 
 def cannot_run(reason: str) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests import needs
 from vconfs import fuse
 from vconfs.fuse.mount import listed
 
@@ -314,11 +315,11 @@ def test_a_dead_mount_that_cannot_be_cleared(place: Path, monkeypatch: pytest.Mo
 @pytest.fixture
 def folder_of_nobody() -> Iterator[Path]:
     """A folder that `nobody` may mount on: pytest's own let nobody else in."""
+    needs.other_users()
     folder = Path(tempfile.mkdtemp(prefix="vconfs-nobody-"))
     try:
         folder.chmod(0o755)
         (folder / "mnt").mkdir()
-        (folder / "mnt").chmod(0o755)  # whatever the umask
         shutil.chown(folder / "mnt", "nobody")
         yield folder
     finally:

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests import needs
 from tests.threads import in_thread
 from vconfs.host.spec import parse_port
 
@@ -193,11 +194,8 @@ async def run(command: str, *, code: int = 0) -> str:
     return done.stdout.decode()
 
 
-needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
-
-
-@needs_root
 async def test_ports_are_for_root_only(open_folder: Path) -> None:
+    needs.other_users()
     port = f"{open_folder}/vcon0"
     use = f"{NOBODY} dash -c 'exec 3<>{port}; echo mine >&3; read -r x <&3; echo $x'"
     async with mount_for_all(open_folder, "--port", "a=echo", "-o", "allow_other"):
@@ -207,9 +205,9 @@ async def test_ports_are_for_root_only(open_folder: Path) -> None:
             assert await run(use) == "mine\n"
 
 
-@needs_root
 async def test_nobody_can_see_a_ports_state_without_root_and_debugfs(open_folder: Path) -> None:
     """Who may read the port may see its state; who may not sees that there is one."""
+    needs.other_users()
     ls = f"{NOBODY} {' '.join(VCONFS)} ls {open_folder}"
     attribute = f"{NOBODY} getfattr --absolute-names --only-values -n user.host {open_folder}/vcon0"
     for options, state, host in (

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -93,6 +95,7 @@ def test_a_wrong_option_is_mounts_error_too(installed: Path, tmp_path: Path) -> 
 
 def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -> None:
     """It mounts as root, and hands the device over to us, who are nobody then."""
+    needs.other_users()
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     script = """

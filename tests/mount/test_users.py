@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become other users")
+from tests import needs
 
 PREPARE = f"""
 set -eu
@@ -44,6 +44,7 @@ Run = Callable[[str], list[str]]
 @pytest.fixture
 def run() -> Iterator[Run]:
     """Run a script, with $M a folder of the user `games`; give the lines that it prints."""
+    needs.other_users()
     folder = Path(tempfile.mkdtemp(prefix="vconfs-users-"))
     folder.chmod(0o755)
     (folder / "mnt").mkdir()
