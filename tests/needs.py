@@ -38,7 +38,8 @@ def other_users() -> None:
     if os.geteuid():
         pytest.skip("needs root, to become other users")
     if problem := _problem_of_others():
-        cannot_run(f"other users cannot run {sys.executable} -m vconfs: {problem}")
+        place = "put the repository where all users can read it"
+        cannot_run(f"other users cannot run {sys.executable} -m vconfs ({place}): {problem}")
 
 
 @cache

@@ -194,8 +194,13 @@ async def run(command: str, *, code: int = 0) -> str:
     return done.stdout.decode()
 
 
-async def test_ports_are_for_root_only(open_folder: Path) -> None:
+@pytest.fixture
+def other_users() -> None:
     needs.other_users()
+
+
+@pytest.mark.usefixtures("other_users")
+async def test_ports_are_for_root_only(open_folder: Path) -> None:
     port = f"{open_folder}/vcon0"
     use = f"{NOBODY} dash -c 'exec 3<>{port}; echo mine >&3; read -r x <&3; echo $x'"
     async with mount_for_all(open_folder, "--port", "a=echo", "-o", "allow_other"):
@@ -205,9 +210,9 @@ async def test_ports_are_for_root_only(open_folder: Path) -> None:
             assert await run(use) == "mine\n"
 
 
+@pytest.mark.usefixtures("other_users")
 async def test_nobody_can_see_a_ports_state_without_root_and_debugfs(open_folder: Path) -> None:
     """Who may read the port may see its state; who may not sees that there is one."""
-    needs.other_users()
     ls = f"{NOBODY} {' '.join(VCONFS)} ls {open_folder}"
     attribute = f"{NOBODY} getfattr --absolute-names --only-values -n user.host {open_folder}/vcon0"
     for options, state, host in (
