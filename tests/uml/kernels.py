@@ -51,20 +51,30 @@ class Kernel:
 
         `folder` is for the kernel's own files. On one CPU system calls take a tenth of the time,
         and the guest is not known to have failed.
-
-        The kernel is not the first process of its namespace. Signals that this one sends itself
-        are ignored, so after a panic the kernel would try to abort for ever.
         """
         cpu = str(max(os.sched_getaffinity(0)))
         return [
             *("setpriv", "--pdeathsig", "KILL", "taskset", "-c", cpu),
             *("unshare", *(() if os.geteuid() == 0 else ("--user", "--map-root-user"))),
             *("--pid", "--fork", "--kill-child", "--mount-proc"),
-            *("sh", "-c", 'ulimit -c 0; "$@"; exit $?', "sh"),
+            *("sh", "-euc", _START, f"{folder}/memory"),
             *(str(self.program), f"uml_dir={folder}/uml/", "con=null", "con0=null,fd:1"),
             *("root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro", "quiet"),
             *parameters,
         ]
+
+
+#: Starts a kernel. Its memory is a file, in a file system that has room for it and lets it run what
+#: is in there: /dev/shm often has neither, in containers. And it is not the first process of its
+#: namespace: that one's signals to itself are ignored, so a kernel that panics aborts for ever.
+_START = """
+    ulimit -c 0
+    mkdir -p "$0"
+    mount -t tmpfs -o mode=700 tmpfs "$0"
+    export TMPDIR="$0"
+    "$@"
+    exit $?
+"""
 
 
 @frozen
