@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from typing import Any
 
 import pytest
@@ -25,17 +24,15 @@ MIB = 1 << 20
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-async def test_a_signal_ends_a_blocked_reader_at_once_and_loses_no_byte(
+async def test_a_signal_alone_ends_a_blocked_reader_and_loses_no_byte(
     serve: Serve, number: signal.Signals
 ) -> None:
     async with serve() as it:
         port: Port = it.operations.ports[0]
         async with program("cat", str(it.file)) as cat:
             await port.blocked()
-            began = time.monotonic()
             cat.send_signal(number)
             assert await cat.wait() == -number
-            assert time.monotonic() - began < 0.1
         await port.blocked(0)
         port.put(b"kept")
         assert await it.shell("head -c 4 $P") == "kept"

@@ -31,7 +31,7 @@ class Changes:
         self._changed.set()
 
     async def until(self, holds: Callable[[], bool]) -> None:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not holds():
                 self._changed = trio.Event()
                 await self._changed.wait()

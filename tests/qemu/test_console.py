@@ -242,7 +242,7 @@ async def test_qemu_is_killed(tmp_path: Path) -> None:
         async with await qemu.connect("c1"):
             await changes.connected(guest)
             qemu.process.kill()
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await driver.stopped.wait()
         assert "QEMU is gone" in driver.reason
         assert not guest.host_connected
@@ -490,7 +490,7 @@ async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
         ring._avail[2 + (ring._added & ring._mask)] = 1000  # no such descriptor
         ring._added += 1
         link.flush(3)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await driver.stopped.wait()
         assert driver.reason == "the device met an error and needs a reset"
         assert not guest.attached

@@ -36,7 +36,7 @@ async def test_it_serves_a_port_like_ours(folder: Path) -> None:
     make_package(folder, BUS)
     async with open_ends([parse_port("news=bus:sport,cache,id=3")], PortOptions()) as ends:
         port = ends.ports[3]
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert b"".join(map(bytes, await port.read(100))) == b"welcome to sport\n"
             port.write_nowait(b"hello\n")
             assert b"".join(map(bytes, await port.read(100))) == b"HELLO\n"
@@ -124,7 +124,7 @@ async def test_one_that_fails_later_takes_nothing_with_it_but_its_connection(
     make_package(folder, BUS)
     async with open_ends([parse_port("first=echo"), parse_port("news=bus:sport")]) as ends:
         news, first = ends.ports[1], ends.ports[0]
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             news.write_nowait(b"crash\n")
             await ends.host.ports[1].ended.wait()
             assert not news.host_connected

@@ -400,7 +400,7 @@ async def test_a_tcp_client_that_closes_is_missed_at_once(unused_tcp_port: int) 
         client = await tcp_client(unused_tcp_port)
         await client.send(b"bye")
         client.close()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await port.until(lambda: port.connects == 1 and not port.connected)
         assert port.received == b"bye"
 

@@ -150,7 +150,7 @@ async def test_once(nursery: trio.Nursery) -> None:
     connection = Connection(device, PortManager(), once=True)
     await nursery.start(connection.run)
     device.lose()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await connection.lost.wait()
     assert (connection.reason, device.opened) == ("it fell asleep", 1)
 

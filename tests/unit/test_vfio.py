@@ -152,7 +152,7 @@ async def woken_by(transport: VfioTransport, cause: Callable[[], None]) -> set[i
     async def wait() -> None:
         got.append(set(await transport.wait_interrupt()))
 
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()

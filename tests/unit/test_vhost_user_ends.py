@@ -31,7 +31,7 @@ dialects = pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 
 
 async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while not condition():
             await trio.sleep(0.001)
 
