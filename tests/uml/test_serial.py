@@ -141,6 +141,7 @@ async def test_who_is_there(remote: Remote, line_host: HostEnd) -> None:
     await remote.run(f"truncate -s 384 /run/utmp; {user}")
     who = f"exec {ROOT}/examples/who.sh {file_of(NAMES[1])}"
     async with await line_host.connect(NAMES[1]) as client:
+        await remote.close(await opened(remote, file_of(NAMES[1])))
         await remote.run(f"setsid sh -c 'echo $$ >/run/who.pid; {who}' >/run/who.log 2>&1 &")
         assert await receive_exactly(client, 6) == b"alice\n"
         await remote.run("printf '' >/run/utmp")

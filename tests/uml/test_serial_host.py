@@ -1,7 +1,11 @@
-"""Another host end at the other end of a guest's serial line, under a mount."""
+"""Another host end at the other end of a guest's serial line, under a mount.
+
+The guest is one of its own: a line is not known to be good after a mount that was taken away.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +13,27 @@ import trio
 
 from tests.qemu.changes import receive_exactly
 from tests.remote.client import Remote
+from tests.uml.conftest import boot
 from tests.uml.hosts import VCONFS, HostEnd, open_host
+from tests.uml.kernels import Kernel
 from tests.uml.line import MOUNTPOINT, NAMES, file_of, opened
 from tests.uml.machine import ROOT, Guest
 
 pytestmark = pytest.mark.timeout(120)
+
+
+@pytest.fixture(scope="module")
+def guest(
+    tmp_path_factory: pytest.TempPathFactory, kernel: Kernel, host: HostEnd
+) -> Iterator[Guest]:
+    with boot(tmp_path_factory.mktemp("guest"), kernel, host) as booted:
+        yield booted
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory, kernel: Kernel) -> Iterator[HostEnd]:
+    with open_host(tmp_path_factory.mktemp("host"), {}) as end:
+        yield end
 
 
 async def test_another_host_end(
