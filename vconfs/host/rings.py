@@ -91,6 +91,7 @@ class DeviceLink(Link):
         self._withheld: dict[int, list[int]] = {}
         #: By queue: the head of a buffer -> whom to tell when the guest offers it again.
         self._awaited: dict[int, dict[int, Callable[[], None]]] = {}
+        self._seen: list[Callable[[], None]] = []  # those who are to be told now
         for number, ring in queues.items():
             self.start_queue(number, ring)
 
@@ -169,6 +170,7 @@ class DeviceLink(Link):
         offered = self._offered[queue]
         head = offered.fill(header, data)
         if seen is not None:
+            self._note_seen(queue)  # of an earlier message in this very buffer
             self._awaited[queue][head] = seen
             offered.ring.watch(head)
 
@@ -219,10 +221,16 @@ class DeviceLink(Link):
             self._call(queue)
 
     def _tell_seen(self, queue: int) -> None:
-        if self._dead or not (awaited := self._awaited.get(queue)):
-            return
-        for head in self._queues[queue].returned():
-            awaited.pop(head)()
+        if not self._dead and queue in self._awaited:
+            self._note_seen(queue)
+            while self._seen:
+                self._seen.pop(0)()
+
+    def _note_seen(self, queue: int) -> None:
+        awaited = self._awaited[queue]
+        self._seen += [awaited.pop(head) for head in self._queues[queue].returned()]
+        if self._seen:
+            call_soon(self._tell_seen, queue)
 
     def _collect(self, queue: int) -> _Offered | None:
         """Look for more empty buffers of the guest's; while there are none, a kick is asked for.
