@@ -165,6 +165,45 @@ print(os.write(fd, bytes(3 << 20)))
         assert len(port.data) == MIB
 
 
+async def test_each_appending_write_waits_for_room(serve: Serve) -> None:
+    script = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+for number in range(3):
+    print(os.write(fd, b'%d' % number), flush=True)
+"""
+    async with serve() as it:
+        port: Port = it.operations.ports[0]
+        port.room = 1
+        async with program(sys.executable, "-I", "-c", script, str(it.file)) as writer:
+            for number in range(3):
+                assert await heard(writer) == b"1\n"
+                if number < 2:
+                    await port.blocked()
+                assert port.data == b"%d" % number
+                port.data.clear()
+                port.changed()
+            assert await writer.wait() == 0
+
+
+async def test_a_long_appending_write_waits_for_its_rest_and_can_be_interrupted(
+    serve: Serve,
+) -> None:
+    script = """
+import mmap, os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+fd = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND)
+print(os.write(fd, mmap.mmap(-1, 3 << 20)))  # aligned to pages: it is sent as 3 times 1 MiB
+"""
+    async with serve() as it:
+        port: Port = it.operations.ports[0]
+        port.room = MIB
+        async with program(sys.executable, "-I", "-c", script, str(it.file)) as writer:
+            await port.blocked()
+            os.kill(writer.pid, signal.SIGUSR1)
+            assert int(await heard(writer)) == len(port.data) == MIB
+
+
 # --- poll ---------------------------------------------------------------------------------
 
 WAITERS = {

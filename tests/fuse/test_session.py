@@ -130,6 +130,21 @@ async def test_a_write_that_must_not_wait_is_eagain(offset: int, flags: int) -> 
         assert reply.error == errno.EAGAIN
 
 
+async def test_an_appending_write_waits_whatever_its_offset() -> None:
+    # The kernel gives each write an offset then: the size that it believes the file has.
+    operations = Throttled()
+    async with connected(operations) as kernel:
+        unique = await kernel.send(k.WRITE, write_body(b"x", offset=1 << 20, flags=os.O_APPEND))
+        await trio.testing.wait_all_tasks_blocked()
+        operations.changed.set()
+        reply = await kernel.receive()
+        assert (reply.unique, struct.unpack("<II", reply.body)) == (unique, (1, 0))
+        reply = await kernel.ask(
+            k.WRITE, write_body(b"x", offset=1, flags=os.O_APPEND | os.O_NONBLOCK)
+        )
+        assert reply.error == errno.EAGAIN
+
+
 async def test_a_write_that_waits_keeps_its_bytes() -> None:
     operations = Throttled()
     async with connected(operations) as kernel:

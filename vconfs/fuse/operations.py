@@ -35,6 +35,7 @@ class PortOperations(Protocol):
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
         """Write at once, or raise trio.WouldBlock or pyfuse3.FUSEError; see `read_nowait`.
 
+        The rest of a long call cannot be told from a new one with O_APPEND; then it may wait.
         `data` is good for this call only.
         """
 

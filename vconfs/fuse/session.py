@@ -212,8 +212,10 @@ class Session:
             taken = self._write_nowait(fh, data, flags)
             self._send((_pack_written(_WRITTEN, 0, unique, taken, 0),))
         except trio.WouldBlock:
-            if flags & os.O_NONBLOCK or offset:
-                self._reply_error(unique, errno.EAGAIN)  # of a long call: the kernel ends it here
+            if flags & os.O_NONBLOCK or (offset and not flags & os.O_APPEND):
+                # With an offset it is the rest of one long call, which the kernel then ends here.
+                # With O_APPEND each write has one, the size that the kernel believes in.
+                self._reply_error(unique, errno.EAGAIN)
             else:
                 self._start_write(unique, fh, offset, data)
         except FUSEError as error:
