@@ -33,6 +33,9 @@ class _Line:
             raise trio.WouldBlock
         return len(data)
 
+    def send_later(self, id: int, data: Buffer) -> int:
+        raise trio.WouldBlock
+
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         return len(data)
 
@@ -90,6 +93,15 @@ def _outcome(call: Callable[[], object], something: str) -> str:
     return something if result else "end of file"
 
 
+def _write_outcome(port: Port) -> str:
+    """Ask as one who waits, and then what the waiting may end with."""
+    outcome = _outcome(lambda: port.write_nowait(_DATA), "sends")
+    if outcome == "waits":
+        end = _outcome(lambda: port.write_nowait(_DATA, nonblock=True), "sends")
+        return outcome if end == "waits" else f"waits, then {end}"
+    return outcome
+
+
 def _row(dialect: str, happened: tuple[str, ...]) -> tuple[str, str, str]:
     """Ask ports of that kind what read, write and poll do."""
     reader, writer = _port(dialect, happened), _port(dialect, happened)
@@ -97,7 +109,7 @@ def _row(dialect: str, happened: tuple[str, ...]) -> tuple[str, str, str]:
     mask = reader.poll()
     return (
         _outcome(lambda: reader.read_nowait(100), "data"),
-        _outcome(lambda: writer.write_nowait(_DATA), "sends"),
+        _write_outcome(writer),
         " ".join(name for name in names if mask & getattr(select, name)) or "nothing",
     )
 

@@ -10,6 +10,8 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 
+from vconfs.patience import parse_patience
+
 _LIMIT_MAX = 1 << 30
 
 
@@ -19,10 +21,8 @@ def _flag(key: str, value: str) -> bool:
     return value != "0"
 
 
-def _throttle(key: str, value: str) -> str:
-    if value not in ("enospc", "block"):
-        raise ValueError(f"throttle is enospc or block, not {value!r}")
-    return value
+def _throttle(key: str, value: str) -> float:
+    return parse_patience(value)
 
 
 def _size(key: str, value: str) -> int:
@@ -79,7 +79,9 @@ OPTION_MEANINGS: Mapping[str, str] = {
     "exclusive": "a second open fails with EBUSY",
     "wait": "while no host is connected, reading waits for one instead of being at end of file",
     "cache": "data that nobody has read outlives the last close",
-    "throttle": "writing to a throttled port fails with ENOSPC (enospc), or waits (block)",
+    "throttle": "how long a write waits while the host throttles the port (then ENOSPC), or while "
+    "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, counted anew "
+    "whenever the host goes on; enospc: it does not wait; block: for ever",
     "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M",
     "tty": "the port has a pty, where programs find a terminal",
     "allow_other": "other users may use the mount, as far as the modes of the files let them",

@@ -32,16 +32,18 @@ from __future__ import annotations
 
 import errno
 import logging
+import math
 import os
 import select
 from collections.abc import Callable
-from typing import Literal, NoReturn, Protocol
+from typing import NoReturn, Protocol
 
 import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.bytequeue import ByteQueue
+from vconfs.patience import DEFAULT_PATIENCE, WaitLimit, parse_patience
 from vconfs.protocol.events import Buffer
 from vconfs.throttle import Throttle
 
@@ -60,7 +62,9 @@ class PortOptions:
     exclusive: bool = False  # a second open is refused with EBUSY
     wait: bool = False  # a read with no host waits for one instead of reporting end of file
     cache: bool = False  # unread data survives a close, whatever the host says
-    throttle: Literal["enospc", "block"] = "enospc"  # what a write does on a throttled port
+    #: Seconds that a write waits while the host throttles the port, or its device is away; may be
+    #: given as the option is written: "enospc" is 0, "block" infinity.
+    throttle: float = field(default=DEFAULT_PATIENCE, converter=parse_patience)
     limit: int = DEFAULT_LIMIT  # unread bytes per port where the host names no limit
 
 
@@ -149,6 +153,7 @@ class Port:
     _write_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
     _writable: ParkingLot = field(init=False, factory=ParkingLot)
+    _write_limit: WaitLimit = field(init=False, factory=WaitLimit)
 
     # --- status ---------------------------------------------------------------------------
 
@@ -337,14 +342,12 @@ class Port:
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
         """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock.
 
-        With `nonblock`, for one who will not `write` then, some of it may wait for its turn.
+        With `nonblock`, for one who will not `write` then, some of it may wait for its turn, and
+        a host that has throttled the port is ENOSPC unless writes wait for ever.
         """
         self._use()
-        if self._write_turn.locked():
-            self._check_writable()
-            raise trio.WouldBlock
-        line = self._check_writable()
-        if line is None:
+        line = self._check_writable(nonblock=nonblock)
+        if line is None or self._write_turn.locked():
             raise trio.WouldBlock
         try:
             sent = line.send_nowait(self.id, data)
@@ -356,42 +359,66 @@ class Port:
         return sent
 
     async def write(self, data: Buffer) -> int:
-        """Like `write_nowait`, but wait for a turn, and then until the host takes something."""
+        """Like `write_nowait`, but wait for a turn, and then until the host takes something.
+
+        ENOSPC, ENOTCONN: it took nothing for as long as the option `throttle` says.
+        """
         self._use()
-        async with self._write_turn:
-            while True:
-                line = self._check_writable()
-                if line is None:
-                    await self._writable.park()
-                    continue
-                sent = await line.send(self.id, data, self._may_send)
-                if sent:
-                    self.counters.bytes_out += sent
-                    return sent
+        while True:
+            with self._write_limit.applied(self._patience):
+                async with self._write_turn:
+                    return await self._send(data)
+            if self._is_refused:  # else the host has gone on at this very moment
+                self._write_limit.gave_up(self._patience)
+                self._refuse()
+
+    async def _send(self, data: Buffer) -> int:
+        while True:
+            line = self._check_writable()
+            if line is None:
+                await self._writable.park()
+                continue
+            sent = await line.send(self.id, data, self._may_send)
+            if sent:
+                self.counters.bytes_out += sent
+                return sent
 
     def _may_send(self) -> bool:
-        line = self._line or self._early
+        line = self._way_out
         if self.removed or line is None or self.host_throttled:
             return False
         return line.throttles or self.host_connected
 
-    def _check_writable(self) -> Line | None:
-        """Give the line to write to; None: the caller must wait."""
+    @property
+    def _way_out(self) -> Line | None:
+        """What takes the port's output, if anything does."""
+        return self._line or self._early
+
+    @property
+    def _is_refused(self) -> bool:
+        """True if the host has throttled the port, or its device is away."""
+        line = self._way_out
+        return line is None or (line.throttles and self.host_throttled)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a write may wait from now on."""
+        return self.options.throttle if self._is_refused else math.inf
+
+    def _check_writable(self, *, nonblock: bool = False) -> Line | None:
+        """Return the line to write to, or None if the caller has to wait."""
         if self.removed:
             _fail(errno.ENODEV)
-        line = self._line or self._early
-        blocks = self.options.throttle == "block" and not self._shut
-        if line is None:
-            if not blocks:
-                _fail(errno.ENOTCONN)
+        if self._is_refused:
+            if self._shut or not self.options.throttle or (nonblock and self._patience < math.inf):
+                self._refuse()
             return None
-        if not line.throttles:
-            return line if self.host_connected else None
-        if self.host_throttled:
-            if not blocks:
-                _fail(errno.ENOSPC)
-            return None
-        return line
+        line = self._way_out
+        return line if line is not None and (line.throttles or self.host_connected) else None
+
+    def _refuse(self) -> NoReturn:
+        """Raise the error of a write that the host does not take."""
+        _fail(errno.ENOTCONN if self._way_out is None else errno.ENOSPC)
 
     # --- what the host does ---------------------------------------------------------------
 
@@ -403,6 +430,7 @@ class Port:
         self._line, self._early = line, None
         self.host_throttled = self._was_reset = False
         self._throttle.forget()
+        self._write_limit.restart(self._patience)
         introduce()
         self._told = self._told or (line.can_refuse and bool(self.openers))
         if self._told:
@@ -413,6 +441,7 @@ class Port:
     def speak_early(self, line: Line) -> None:
         """Take output by `line` until the port is there: its device is up (a console's only)."""
         self._early = line
+        self._write_limit.restart(self._patience)
         self._changed()
 
     def detach(self) -> None:
@@ -454,12 +483,15 @@ class Port:
         """Behave otherwise from now on; who waits looks whether that changes anything."""
         if options != self.options:
             self.options = options
+            self._write_limit.restart(self._patience)
             self._check_limit()
             self._changed()
 
     def set_throttled(self, throttled: bool) -> None:
         """The host wants no more data, or wants it again."""
-        self.host_throttled = throttled
+        if throttled != self.host_throttled:
+            self.host_throttled = throttled
+            self._write_limit.restart(self._patience)
         self._changed()
 
     def set_limit(self, limit: int) -> None:
@@ -536,7 +568,10 @@ class Port:
             self._after_read()
 
     def _let_go(self) -> None:
+        was_there = self._way_out is not None
         line, self._line, self._early = self._line, None, None
+        if was_there:
+            self._write_limit.restart(self._patience)
         if line is not None:
             line.nudge(self.id)
         self._changed()

@@ -140,7 +140,7 @@ async def test_a_line_that_falls_silent_is_a_hang_up(both: Both, network: Networ
     await start(both)
     await both.mount()
     await both.until_connected(1)
-    echo = os.open(both.file(1), os.O_RDWR)
+    echo = os.open(both.file(1), os.O_RDWR | os.O_NONBLOCK)
     await network.run(1, "ip", "link", "set", "far0", "down")
     await until(lambda: both.attribute("host", 1) == b"0")
     with pytest.raises(OSError) as refused:

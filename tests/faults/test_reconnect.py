@@ -39,7 +39,7 @@ def polled(fd: int) -> int:
 async def test_ports_hang_up_and_come_back_with_their_files(both: Both, how: int) -> None:
     ports = (f"talk=unix:{both.folder}/talk", "echo=echo", f"idle=unix:{both.folder}/idle")
     host = await both.host(*ports)
-    await both.mount()
+    await both.mount("-o", "throttle=100ms")
     client = await trio.open_unix_socket(f"{both.folder}/talk")
     await both.until_connected()
     await both.until_connected(1)
@@ -97,10 +97,13 @@ async def test_a_poll_wakes_when_the_host_is_gone_and_when_it_is_back(both: Both
     os.close(fd)
 
 
-async def test_a_write_waits_for_the_host_where_throttling_blocks(both: Both) -> None:
+@pytest.mark.parametrize("throttle", ["block", "1m"])
+async def test_a_write_waits_for_the_host_as_long_as_for_one_that_throttles(
+    both: Both, throttle: str
+) -> None:
     port = f"talk=unix:{both.folder}/talk"
     host = await both.host(port)
-    await both.mount("-o", "throttle=block")
+    await both.mount("-o", f"throttle={throttle}")
     fd = os.open(both.file(), os.O_RDWR)
     await host.kill()
     await until(lambda: both.attribute("host") == b"0")

@@ -347,7 +347,10 @@ def test_ctrl_c_ends_a_mount_that_waits_for_its_device(folder: Path, tmp_path: P
         (["-o", "mode=rwx"], "mode is three octal digits, like 0660, not 'rwx'"),
         (["-o", "mode=7777"], "mode is three octal digits"),
         (["-o", "uid=nobody-at-all"], "uid is a number or a name that is known here"),
-        (["-o", "throttle=maybe"], "throttle is enospc or block, not 'maybe'"),
+        (
+            ["-o", "throttle=maybe"],
+            "throttle is enospc, block, or a time like 10s, 500ms or 2m, not 'maybe'",
+        ),
         (["-o", "limit=0"], "limit is a number of bytes up to 1 GiB"),
         (["-o", "limit=lots"], "limit is a number of bytes up to 1 GiB"),
         (["-o", "wait=yes"], "wait takes no value, not 'yes'"),

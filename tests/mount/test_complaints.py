@@ -110,7 +110,7 @@ async def test_writing_to_a_host_that_does_not_read_freezes_the_guest(
 ) -> None:
     much = "head -c 10000000 /dev/zero >$P"
     port = f"port=unix:{tmp_path}/sock"
-    async with mounted(port, "other=echo") as it:
+    async with mounted(port, "other=echo", throttle="200ms") as it:
         async with await trio.open_unix_socket(f"{tmp_path}/sock"):
             await it.until(lambda: it.port().host_connected)
             assert "No space left" in await it.run(much, code=1)

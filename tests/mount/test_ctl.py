@@ -62,7 +62,8 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_ports_of_a_mount_are_changed_from_outside(ctl: str, folder: Path, tmp_path: Path) -> None:
-    vconfs("mount", "--device", f"stream:unix:{tmp_path}/device", str(folder))
+    device = f"stream:unix:{tmp_path}/device"
+    vconfs("mount", "--device", device, "-o", "throttle=100ms", str(folder))
     assert vconfs("ctl", ctl, "add", f"chat=unix:{tmp_path}/chat") == "1\n"
     chat = folder / "by-name" / "chat"
     until(chat.exists)

@@ -213,7 +213,8 @@ print("all served")
 
 
 async def test_write_on_a_throttled_port_is_enospc(mounted: OpenMount, tmp_path: Path) -> None:
-    async with mounted(f"port=unix:{tmp_path}/sock,cache,host-limit=10") as it:
+    spec = f"port=unix:{tmp_path}/sock,cache,host-limit=10"
+    async with mounted(spec, throttle="enospc") as it:
         fd = await open_port(it)
         assert await in_thread(lambda: os.write(fd, b"0123456789")) == 10
         assert await error_of(lambda: os.write(fd, b"x")) == errno.ENOSPC

@@ -61,6 +61,8 @@ def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("mount --port chat", ""),
         ("mount --port chat=p", "part,pipe: plain,pty"),
         ("mount -o wait,thr", "part,wait,throttle="),
+        ("mount -o wait,throttle=", "plain,enospc plain,block plain,10s"),
+        ("mount -o throttle=b", "plain,block"),
         ("mount -o exc", "plain,exclusive"),
         ("mount --rules x", "file,"),
         ("mount --config x", "file,"),

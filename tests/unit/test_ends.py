@@ -109,7 +109,7 @@ async def test_a_host_that_nobody_reads_throttles_the_guest_and_lets_it_go_below
         port.write_nowait(b"x")
         assert port.host_throttled
         with pytest.raises(OSError) as caught:
-            port.write_nowait(b"x")
+            port.write_nowait(b"x", nonblock=True)
         assert caught.value.errno == errno.ENOSPC
         await puppet.port.receive(499)
         assert port.host_throttled
@@ -127,7 +127,7 @@ async def test_a_full_port_that_caches_loses_nothing_when_its_host_comes_and_goe
             change()
             assert port.host_throttled
             with pytest.raises(OSError, match="No space"):
-                port.write_nowait(b"x")
+                port.write_nowait(b"x", nonblock=True)
         assert len(await puppet.port.receive()) == 1000
         assert not port.host_throttled
         assert host_port.counters.dropped == 0
@@ -288,7 +288,7 @@ async def test_a_device_that_goes_leaves_hung_up_ports_and_comes_back_to_them() 
         assert taken(port.read_nowait(100)) == b"last words"
         assert port.read_nowait(100) == []
         with pytest.raises(OSError) as caught:
-            port.write_nowait(b"x")
+            port.write_nowait(b"x", nonblock=True)
         assert caught.value.errno == errno.ENOTCONN
 
 

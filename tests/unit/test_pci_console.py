@@ -239,7 +239,7 @@ async def test_a_console_alone_tells_its_size_by_the_config_space(vectors: int) 
 
 def remembered() -> tuple[PortManager, Port]:
     """A console that is known from an earlier connection."""
-    manager = PortManager()
+    manager = PortManager(lambda id: PortOptions(throttle="enospc"))
     port = manager.add(0)
     port.become_console()
     return manager, port
@@ -250,7 +250,7 @@ async def test_early_output_of_a_console() -> None:
     puppet = Puppet()
     manager, port = remembered()
     with pytest.raises(OSError) as caught:
-        port.write_nowait(b"nowhere")
+        port.write_nowait(b"nowhere", nonblock=True)
     assert caught.value.errno == errno.ENOTCONN
     async with open_console([spec(b"con", puppet, console=True)], quiet=True) as fake:
         async with driven(fake, manager):
@@ -265,7 +265,7 @@ async def test_early_output_of_a_console() -> None:
             assert await puppet.port.receive() == b"later"
             assert port.counters.bytes_out == 7 + 256 + 5
         with pytest.raises(OSError) as caught:
-            port.write_nowait(b"nowhere")
+            port.write_nowait(b"nowhere", nonblock=True)
         assert caught.value.errno == errno.ENOTCONN
 
 
@@ -283,7 +283,7 @@ async def test_there_is_no_early_output(console: bool, features: int) -> None:
         driven(fake, manager),
     ):
         with pytest.raises(OSError) as caught:
-            port.write_nowait(b"nowhere")
+            port.write_nowait(b"nowhere", nonblock=True)
         assert caught.value.errno == errno.ENOTCONN
 
 

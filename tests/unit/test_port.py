@@ -525,17 +525,32 @@ def test_write_is_short_when_buffers_run_out_and_blocks_when_none_is_free() -> N
         port.write_nowait(b"lo")
 
 
-def test_write_on_a_throttled_port_is_enospc_and_takes_nothing() -> None:
-    port, line = make_port()
-    port.set_throttled(True)
+def errno_of(call: Callable[[], object]) -> int | None:
     with pytest.raises(OSError) as caught:
-        port.write_nowait(b"x")
-    assert caught.value.errno == errno.ENOSPC
+        call()
+    return caught.value.errno
+
+
+async def writing(port: Port, outcomes: list[object], data: bytes = b"hello") -> None:
+    """Write, and note what came of it and when."""
+    outcome: object
+    try:
+        outcome = await port.write(data)
+    except OSError as error:
+        outcome = errno.errorcode[error.errno or 0]
+    outcomes.append((outcome, round(trio.current_time(), 3)))
+
+
+def test_write_on_a_throttled_port_is_enospc_and_takes_nothing() -> None:
+    port, line = make_port(throttle="enospc")
+    port.set_throttled(True)
+    assert errno_of(lambda: port.write_nowait(b"x")) == errno.ENOSPC
     assert line.sent == b""
 
 
-async def test_write_on_a_throttled_port_waits_when_asked_to() -> None:
-    port, line = make_port(throttle="block")
+@pytest.mark.parametrize("throttle", ["block", "10s"])
+async def test_write_on_a_throttled_port_waits_when_asked_to(throttle: str) -> None:
+    port, line = make_port(throttle=throttle)
     port.set_throttled(True)
     with pytest.raises(trio.WouldBlock):
         port.write_nowait(b"x")
@@ -547,13 +562,149 @@ async def test_write_on_a_throttled_port_waits_when_asked_to() -> None:
     assert line.sent == b"hello"
 
 
+def test_a_write_that_must_not_wait_is_enospc_unless_writes_wait_for_ever() -> None:
+    for throttle in ("enospc", "10s"):
+        port, _ = make_port(throttle=throttle)
+        port.set_throttled(True)
+        assert errno_of(lambda: port.write_nowait(b"x", nonblock=True)) == errno.ENOSPC  # noqa: B023
+        port.detach()
+        assert errno_of(lambda: port.write_nowait(b"x", nonblock=True)) == errno.ENOTCONN  # noqa: B023
+    port, _ = make_port(throttle="block")
+    for change in (lambda: port.set_throttled(True), port.detach):
+        change()
+        with pytest.raises(trio.WouldBlock):
+            port.write_nowait(b"x", nonblock=True)
+
+
+# --- how long a write waits ---------------------------------------------------------------
+
+
+async def test_a_write_gives_up_when_the_host_took_nothing_for_so_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, line = make_port()
+    port.set_throttled(True)
+    outcomes: list[object] = []
+    await writing(port, outcomes)
+    assert outcomes == [("ENOSPC", 10)]
+    assert line.sent == b""
+    port.set_throttled(False)
+    await writing(port, outcomes)
+    assert outcomes[1:] == [(5, 10)]
+
+
+async def test_a_lost_device_is_waited_for_as_long_as_a_throttling_host(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, line = make_port()
+    port.detach()
+    outcomes: list[object] = []
+    await writing(port, outcomes)
+    assert outcomes == [("ENOTCONN", 10)]
+    await trio.sleep(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writing, port, outcomes)
+        await trio.sleep(9)
+        port.detach()  # again: nothing has changed
+        await trio.sleep(0.5)
+        port.attach(line)
+    assert outcomes[1:] == [(5, 20.5)]
+
+
+async def test_the_time_counts_anew_when_the_host_takes_something(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, _ = make_port(FakeLine(room=3))
+    port.set_throttled(True)
+    outcomes: list[object] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writing, port, outcomes)
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(writing, port, outcomes)
+        await trio.sleep(8)
+        port.set_throttled(True)  # said twice: the host took nothing
+        await trio.sleep(1)
+        port.set_throttled(False)  # takes all of the first write that there is room for
+        await trio.testing.wait_all_tasks_blocked()
+        assert outcomes == [(3, 9)]
+        await trio.sleep(100)  # for a buffer, not for a throttling host
+        port.set_throttled(True)
+        await trio.sleep(9)
+        port.set_throttled(False)
+        port.set_throttled(True)
+    assert outcomes == [(3, 9), ("ENOSPC", 128)]
+
+
+async def test_a_write_that_waited_behind_another_gives_up_with_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, _ = make_port()
+    port.set_throttled(True)
+    outcomes: list[object] = []
+    for _ in range(3):  # as the kernel lets them through
+        await writing(port, outcomes)
+    assert outcomes == [("ENOSPC", 10)] * 3
+    await trio.sleep(1)
+    await writing(port, outcomes)
+    assert outcomes[3:] == [("ENOSPC", 21)]
+    async with trio.open_nursery() as nursery:
+        await trio.sleep(1)
+        for _ in range(3):  # as they come without the kernel: each has a time of its own
+            nursery.start_soon(writing, port, outcomes)
+            await trio.sleep(1)
+    assert outcomes[4:] == [("ENOSPC", when) for when in (32, 33, 34)]
+
+
+async def test_another_patience_holds_for_those_who_wait_already(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, _ = make_port(throttle="block")
+    port.set_throttled(True)
+    outcomes: list[object] = []
+    for throttle, end in (("2s", 1002), ("enospc", 2002)):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(writing, port, outcomes)
+            await trio.sleep(1000)
+            port.set_options(PortOptions(throttle=throttle))
+        assert outcomes.pop() == ("ENOSPC", end)
+        port.set_options(PortOptions(throttle="block"))
+
+
+async def test_a_cancelled_write_ends_at_once_and_passes_its_turn_on(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, line = make_port()
+    port.set_throttled(True)
+    with trio.move_on_after(1):
+        await port.write(b"lost")
+    outcomes: list[object] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writing, port, outcomes)
+        await trio.sleep(9)
+        port.set_throttled(False)
+    assert outcomes == [(5, 10)]
+    assert line.sent == b"hello"
+
+
+async def test_the_write_limit_never_ends_a_virtio1_write(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port, _ = make_port(FakeLine(throttles=False), connected=False, throttle="1s")
+    outcomes: list[object] = []
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(writing, port, outcomes)
+        await trio.sleep(1000)
+        port.set_connected(True)
+    assert outcomes == [(5, 1000)]
+
+
 async def test_a_write_that_waits_for_buffers_notices_a_throttle_and_a_removal() -> None:
     for change, code in (
         (lambda port: port.set_throttled(True), errno.ENOSPC),
         (lambda port: port.remove(), errno.ENODEV),
         (lambda port: port.detach(), errno.ENOTCONN),
     ):
-        port, _ = make_port(FakeLine(room=0))
+        port, _ = make_port(FakeLine(room=0), throttle="enospc")
         codes: list[int | None] = []
 
         async def writer(port: Port = port, codes: list[int | None] = codes) -> None:
@@ -579,11 +730,9 @@ async def test_a_write_waits_for_buffers() -> None:
 
 
 async def test_a_detached_port_refuses_writes_or_lets_them_wait() -> None:
-    port, line = make_port()
+    port, line = make_port(throttle="enospc")
     port.detach()
-    with pytest.raises(OSError) as caught:
-        port.write_nowait(b"x")
-    assert caught.value.errno == errno.ENOTCONN
+    assert errno_of(lambda: port.write_nowait(b"x")) == errno.ENOTCONN
     port, line = make_port(throttle="block")
     port.detach()
     async with trio.open_nursery() as nursery:

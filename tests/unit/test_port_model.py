@@ -27,7 +27,7 @@ class PortMachine(RuleBasedStateMachine):
         self.options = PortOptions(
             wait=wait,
             cache=cache,
-            throttle=throttle,  # type: ignore[arg-type]
+            throttle=throttle,
             limit=LIMIT,
         )
         self.port = Port(1, self.options)
@@ -227,7 +227,7 @@ class PortMachine(RuleBasedStateMachine):
     @rule(data=st.binary(min_size=1, max_size=50))
     def write(self, data: bytes) -> None:
         self.use_model()
-        blocks = self.options.throttle == "block"
+        blocks = self.options.throttle > 0
         try:
             sent = self.port.write_nowait(data)
         except trio.WouldBlock:

@@ -95,7 +95,7 @@ def test_an_empty_file_sets_nothing() -> None:
         ('[[port]]\nid = 1\ngid = "no such"', "r.toml:3: gid: gid is a number or a name"),
         (
             '[[port]]\nid = 1\nwait = true\n[[port]]\nname = "a"\n"throttle" = "never"',
-            "r.toml:6: throttle: throttle is enospc or block, not 'never'",
+            "r.toml:6: throttle: throttle is enospc, block, or a time like 10s",
         ),
         ("port = [{id = 1, wait = 1}]", "r.toml: wait: wait is true or false"),
     ],

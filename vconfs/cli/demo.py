@@ -23,7 +23,8 @@ _LIMIT = 20
 _MOUNT = (
     "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
     "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
-    "--port org.example.hostname=exec:hostname --port =pty:$D/viewer,console -o wait $M"
+    "--port org.example.hostname=exec:hostname --port =pty:$D/viewer,console "
+    "-o wait,throttle=500ms $M"
 )
 
 
@@ -60,7 +61,8 @@ _STEPS = (
     ),
     _Step(
         "Nobody is at the socket of vcon2, and the host keeps 16 bytes for it. The write that "
-        "fills it throttles the port; the next one fails at once, and nothing is lost.",
+        "fills it throttles the port; the next one waits half a second for the host (by default 10 "
+        "seconds) and fails, and nothing is lost.",
         "echo 'sixteen bytes..' > $M/vcon2; echo more > $M/vcon2",
     ),
     _Step(

@@ -47,7 +47,8 @@ def _propose_options(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[Any]]:
     before = incomplete[: incomplete.rfind(",") + 1]
-    return proposals((before + option for option in option_beginnings()), incomplete)
+    options = option_beginnings(incomplete.removeprefix(before))
+    return proposals((before + option for option in options), incomplete)
 
 
 def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Rule]:
@@ -133,7 +134,9 @@ def command(
       id=N  console  cache  limit=MiB  host-limit=BYTES
     The -o options are:
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
-      throttle=enospc|block  limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
+      throttle=enospc|block|TIME (how long a write waits for a host that wants no more, like 10s,
+                                  500ms, 2m; the default is 10s)
+      limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
       log=FILE (as --log)
 
     \b

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import define, evolve, field
 
 from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS
+from vconfs.patience import PATIENCE_EXAMPLES
 from vconfs.port import PortOptions
 from vconfs.tree import Access
 
@@ -19,8 +20,14 @@ _FOR_OTHERS = re.compile(
 )
 
 
-def option_beginnings() -> Iterator[str]:
-    """List the options, with an equals sign where a value follows."""
+def option_beginnings(typed: str) -> Iterator[str]:
+    """List what may follow what was typed of an option.
+
+    That is the options, with an equals sign where a value follows, or the values of one.
+    """
+    if typed.startswith("throttle="):
+        yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
+        return
     yield from ("allow_other", "log=", "tty=")
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:
