@@ -15,7 +15,7 @@ import trio
 from attrs import define, field
 
 DEFAULT_PATIENCE: Final = 10.0
-#: Of each kind of value one.
+#: One value of each kind.
 PATIENCE_EXAMPLES: Final = ("enospc", "block", "10s")
 
 _WORDS: Final = {"enospc": 0.0, "block": math.inf}
@@ -39,7 +39,7 @@ def parse_patience(value: str | float) -> float:
 
 @define
 class WaitLimit:
-    """Ends the waits of one port's writes when they have lasted too long.
+    """Ends the waits of one port's writes that have lasted too long.
 
     The kernel lets one write to a file through at a time: other writers queue up behind one that
     waits, where no signal reaches them. They have waited already when their turn comes, but it

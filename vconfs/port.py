@@ -62,8 +62,8 @@ class PortOptions:
     exclusive: bool = False  # a second open is refused with EBUSY
     wait: bool = False  # a read with no host waits for one instead of reporting end of file
     cache: bool = False  # unread data survives a close, whatever the host says
-    #: Seconds that a write waits while the host throttles the port, or its device is away; may be
-    #: given as the option is written: "enospc" is 0, "block" infinity.
+    #: Seconds that a write waits while the host throttles the port, or its device is away. It can
+    #: be given like the option: "enospc" is 0, "block" is infinity, "500ms" is 0.5.
     throttle: float = field(default=DEFAULT_PATIENCE, converter=parse_patience)
     limit: int = DEFAULT_LIMIT  # unread bytes per port where the host names no limit
 
@@ -368,8 +368,9 @@ class Port:
             with self._write_limit.applied(self._patience):
                 async with self._write_turn:
                     return await self._send(data)
-            if self._is_refused:  # else the host has gone on at this very moment
-                self._write_limit.gave_up(self._patience)
+            patience = self._patience
+            if patience < math.inf:  # else the host has gone on at this very moment
+                self._write_limit.gave_up(patience)
                 self._refuse()
 
     async def _send(self, data: Buffer) -> int:
@@ -408,7 +409,7 @@ class Port:
     def _check_writable(self, *, nonblock: bool = False) -> Line | None:
         """Return the line to write to, or None if the caller has to wait."""
         if self.removed:
-            _fail(errno.ENODEV)
+            self._refuse()
         if self._is_refused:
             if self._shut or not self.options.throttle or (nonblock and self._patience < math.inf):
                 self._refuse()
@@ -418,6 +419,8 @@ class Port:
 
     def _refuse(self) -> NoReturn:
         """Raise the error of a write that the host does not take."""
+        if self.removed:
+            _fail(errno.ENODEV)
         _fail(errno.ENOTCONN if self._way_out is None else errno.ENOSPC)
 
     # --- what the host does ---------------------------------------------------------------

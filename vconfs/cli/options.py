@@ -21,9 +21,9 @@ _FOR_OTHERS = re.compile(
 
 
 def option_beginnings(typed: str) -> Iterator[str]:
-    """List what may follow what was typed of an option.
+    """List the options, with an equals sign where a value follows.
 
-    That is the options, with an equals sign where a value follows, or the values of one.
+    Once `throttle=` is typed, list that option with its values instead.
     """
     if typed.startswith("throttle="):
         yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
