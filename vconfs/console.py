@@ -31,7 +31,7 @@ from contextlib import ExitStack
 from itertools import count
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.announcer import Announcer
@@ -48,6 +48,23 @@ _CHUNK = 4096
 _PORT_GONE = (errno.ENODEV, errno.ENXIO)
 
 
+@frozen(eq=False)
+class _PtyOpener(Opener):
+    """The pty as an opener of its port."""
+
+    console: _Console = field(kw_only=True)
+
+    @property
+    def reads(self) -> bool:
+        """See `Opener`: it takes data while somebody has its slave open."""
+        return self.console.pty.occupied
+
+    def owed(self) -> int:
+        """See `Opener`: what is on its way in either direction, and what nobody there has read."""
+        console = self.console
+        return len(console.to_pty) + len(console.from_pty) + console.pty.unread()
+
+
 @define(eq=False)
 class _Console:
     """A pty beside one port, and the copying between the two."""
@@ -58,8 +75,9 @@ class _Console:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     _changed: ParkingLot = field(factory=ParkingLot)
     _size: tuple[int, int] = (0, 0)
-    #: Taken from the port, not yet by the pty.
-    _rest: memoryview = field(factory=lambda: memoryview(b""))
+    #: Taken from the port, not yet by the pty; and the other way.
+    to_pty: memoryview = field(factory=lambda: memoryview(b""))
+    from_pty: memoryview = field(factory=lambda: memoryview(b""))
 
     def port_changed(self) -> None:
         """The port's state or size may be another."""
@@ -70,7 +88,7 @@ class _Console:
 
     async def run(self) -> None:
         """Copy until cancelled, or until the port is gone."""
-        opener = Opener(os.getpid())
+        opener = _PtyOpener(os.getpid(), console=self)
         with self.closing, self.scope:
             try:
                 await self._open(opener)
@@ -84,6 +102,8 @@ class _Console:
                     if isinstance(error, OSError) and error.errno not in _PORT_GONE:
                         log.warning("vcon%d: its pty failed: %s", self.port.id, error.strerror)
             finally:
+                in_hand = len(self.to_pty) + len(self.from_pty)
+                self.port.counters.dropped += in_hand + self.pty.take_unread()
                 self.port.close(opener)
 
     async def _open(self, opener: Opener) -> None:
@@ -98,12 +118,12 @@ class _Console:
     async def _to_pty(self) -> None:
         port, master = self.port, Pipe(self.pty.master)
         while True:
-            while self._rest:
+            while self.to_pty:
                 await master.writable()
-                self._rest = self._rest[master.send_nowait(self._rest) :]
+                self.to_pty = self.to_pty[master.send_nowait(self.to_pty) :]
             await master.writable()  # until then the data is left in the port
-            self._rest = memoryview(b"".join(await port.read(_CHUNK)))
-            if not self._rest:  # a hang-up, which a terminal is not told of
+            self.to_pty = memoryview(b"".join(await port.read(_CHUNK)))
+            if not self.to_pty:  # a hang-up, which a terminal is not told of
                 while not (port.host_connected or port.queued or port.removed):
                     await self._changed.park()
 
@@ -111,18 +131,20 @@ class _Console:
         """Copy what is written to the slave, until the last one there closes it."""
         master = Pipe(self.pty.master)
         while True:
+            while self.from_pty:
+                self.from_pty = self.from_pty[await self._send(self.from_pty) :]
+            while self.port.ending:  # nothing more is accepted
+                await self._changed.park()
             try:
-                data = memoryview(await master.receive())
+                self.from_pty = memoryview(await master.receive())
             except OSError as error:
                 if error.errno == errno.EIO:
                     return
                 raise
-            while data:
-                data = data[await self._send(data) :]
 
     async def _send(self, data: memoryview) -> int:
         try:
-            return await self.port.write(data)
+            return await self.port.write(data, accepted=True)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.ENOTCONN):
                 raise

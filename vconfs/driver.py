@@ -26,6 +26,7 @@ class Driver(LinkEnd[Port]):
 
     peer = "device"
     can_refuse = False
+    port_word = "vcon"
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
         super().__init__(link, end, manager.ports)
@@ -56,6 +57,20 @@ class Driver(LinkEnd[Port]):
     def _detach_ports(self) -> None:
         for port in list(self._manager.ports.values()):
             port.detach()
+
+    # --- the end of the mount: see draining.py --------------------------------------------
+
+    def begin_ending(self) -> None:
+        """Accept nothing more from either side."""
+        self._manager.begin_ending(hold=True)
+
+    def owed(self) -> Mapping[int, int]:
+        """Look at how many bytes each port owes to the host."""
+        return self.untaken()
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """Nothing: what this end drops is counted by its ports."""
+        return {}
 
     # --- what the link tells --------------------------------------------------------------
 
@@ -166,8 +181,8 @@ class Driver(LinkEnd[Port]):
     def _removed(self, event: events.PortRemoved) -> None:
         if event.id in self._manager.ports:  # v8's config space tells of gaps again
             self._take_last(event.id)
+            self._manager.ports[event.id].counters.dropped += self._sender.forget(event.id)
             self._manager.remove(event.id)
-            self._sender.forget(event.id)
 
     def _opened(self, event: events.PortOpened) -> None:
         if port := self._port(event):

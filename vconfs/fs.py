@@ -119,7 +119,7 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         """Open a port, of which its host is told later; O_TRUNC and O_APPEND change nothing."""
-        opener = Opener(ctx.pid)
+        opener = Opener(ctx.pid, can_read=flags & os.O_ACCMODE != os.O_WRONLY)
         try:
             port = self._open(inode, flags, opener)
         except OSError as error:

@@ -9,7 +9,7 @@ takes or sends as much as it likes.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import trio
@@ -31,6 +31,9 @@ class LinkOwner(Protocol):
 
     def lost(self, reason: str) -> None:
         """The link is gone for good: the peer left, or broke a rule."""
+
+    def left(self) -> None:
+        """The link is left for good, and what is `untaken` on it does not get there any more."""
 
 
 class Link(ABC):
@@ -78,12 +81,22 @@ class Link(ABC):
         header: bytes,
         data: Buffer,
         seen: Callable[[], None] | None = None,
+        *,
+        id: int | None = None,
     ) -> None:
         """Fill the next buffer of `queue`; it goes out with the next `flush`.
 
         The caller has seen that `capacity` is enough. `seen` is called, outside of the owner's
-        calls to the link, once the other end has taken in what this buffer says.
+        calls to the link, once the other end has taken in what this buffer says. `id` is the port
+        whose data it is; None: it is a message.
         """
+
+    def untaken(self) -> Mapping[int, int]:
+        """Tell of each port how many bytes were sent that the peer has not taken, as far as known.
+
+        Only ports that have any are in it.
+        """
+        return {}
 
     @abstractmethod
     def receive(self, queue: int) -> memoryview | None:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import trio
 
+from vconfs.draining import say_what_was_lost
 from vconfs.link import Link
 from vconfs.protocol.dialect import End
 from vconfs.protocol.events import Buffer, Data, Event
@@ -25,8 +26,17 @@ log = logging.getLogger(__name__)
 _TURN: Final = 1024
 
 
+class PortCounters(Protocol):
+    """What an end counts of one of its ports."""
+
+    dropped: int
+
+
 class EndPort(Protocol):
     """What an end needs to know of one of its ports."""
+
+    @property
+    def counters(self) -> PortCounters: ...  # noqa: D102
 
     @property
     def id(self) -> int: ...  # noqa: D102
@@ -44,6 +54,8 @@ class LinkEnd(ABC, Generic[P]):
 
     #: What to call the other side in the log.
     peer: ClassVar[str]
+    #: And its ports: what stands before the number.
+    port_word: ClassVar[str]
     #: What to do for each class of event.
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
 
@@ -72,10 +84,34 @@ class LinkEnd(ABC, Generic[P]):
         """Let the other side go; the ports stay, hung up."""
         if self.stopped.is_set():
             return
+        if not self.throttles:  # what is in the rings for our ports was accepted by the peer
+            for id in [id for id in self._ports if self._has_queue(id)]:
+                self._take_last(id)
         self.reason = reason
         self.stopped.set()
-        self._sender.close()
+        self._drop(self._sender.close())
         self._detach_ports()
+
+    def left(self) -> None:
+        """See `LinkOwner.left`."""
+        untaken = self._link.untaken()
+        self._drop(untaken)
+        if self.reason:
+            lost = [(f"{self.port_word}{id}", size) for id, size in untaken.items()]
+            say_what_was_lost(log, f"{self.peer} lost", lost)
+
+    def untaken(self) -> Mapping[int, int]:
+        """Tell of each port how many bytes it has sent that the other side has not taken.
+
+        As far as that can be known, and only of ports that have any.
+        """
+        return self._sender.untaken()
+
+    def _drop(self, untaken: Mapping[int, int]) -> None:
+        """Count as dropped what the other side has not taken, and now never will."""
+        for id, size in untaken.items():
+            if (port := self._ports.get(id)) is not None:
+                port.counters.dropped += size
 
     @abstractmethod
     def _detach_ports(self) -> None:
@@ -190,6 +226,9 @@ class LinkEnd(ABC, Generic[P]):
             self._hanging_up.add(port.id)
         else:
             self._set_connected(port, opened)
+
+    def _has_queue(self, id: int) -> bool:
+        return self._dialect.receive_queue(id) < self._dialect.queues
 
     def _take_last(self, id: int) -> None:
         """Fetch all that was sent to a port that goes, however full it is: at most a ring.

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal
 
 import trio
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from vconfs import fuse
 from vconfs.allocator import keep_freed_memory
@@ -20,7 +22,8 @@ from vconfs.console import Consoles
 from vconfs.descriptors import allow_all_descriptors
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
-from vconfs.device.open import Device
+from vconfs.device.open import Device, Joint
+from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.fs import PortFS, StockPortFS
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
@@ -28,6 +31,8 @@ from vconfs.rules import Rule, Settings, settings_for
 from vconfs.service import feed_watchdog, tell_ready
 from vconfs.signals import ENDING, answering_signals
 from vconfs.tree import Access
+
+log = logging.getLogger(__name__)
 
 #: Seconds that programs have to close their files at the end of a mount.
 _GRACE = 0.5
@@ -54,6 +59,8 @@ class Plan:
     #: Patterns of the names of ports that are to have a pty though they are no consoles.
     ttys: Sequence[str] = ()
     rules: Sequence[Rule] = ()
+    #: Seconds without progress after which the end of the mount gives a port's data up.
+    drain: float = DRAIN_TIME
 
     def settings(self, id: int, name: bytes) -> Settings:
         """Tell what is set for the port with this id and name."""
@@ -91,17 +98,19 @@ async def serve_mount(
     """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
     It ends when it is unmounted, when a signal asks for it or, with `once`, when the device is
-    lost. Raises HostError, DeviceError or fuse.MountError, and has then left nothing behind.
+    lost; draining.py tells how. A second signal ends it at once. Raises HostError, DeviceError or
+    fuse.MountError, and has then left nothing behind.
     """
     keep_freed_memory()
     allow_all_descriptors()
     manager = PortManager(lambda id: plan.port_options)
     connection = Connection(device, manager, once=once)
-    stop = trio.Event()
+    stop, hurry = trio.Event(), trio.Event()
+    ending = _Ending(manager, connection)
     # Signals first: one that came between mounting and listening for it would leave a dead mount.
     with trio.open_signal_receiver(*ENDING) as signals:
         async with answering_signals(device.reopen_files), open_background() as nursery:
-            nursery.start_soon(_stop_on_signal, signals, stop)
+            nursery.start_soon(_heed_signals, signals, stop, hurry)
             nursery.start_soon(feed_watchdog)
             nursery.start_soon(_after, connection.lost.wait, stop.set)
             with trio.CancelScope() as opening:
@@ -113,12 +122,64 @@ async def serve_mount(
                     ready()
                     tell_ready(f"{device.url} mounted on {plan.mountpoint}")
                     await stop.wait()
+                    ending.begin()
+                    with trio.CancelScope() as draining:
+                        nursery.start_soon(_after, hurry.wait, draining.cancel)
+                        await drain(lambda: ending.owed(readers=not ended.is_set()), plan.drain)
+    ending.say_what_was_lost()
     if connection.lost.is_set():
         raise DeviceError(f"{device.url}: {connection.reason}")
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], stop: trio.Event) -> None:
+@define
+class _Ending:
+    """What the end of a mount still owes, and what it has dropped; see draining.py."""
+
+    _manager: PortManager
+    _connection: Connection
+    _joint: Joint | None = field(init=False, default=None)
+    #: What each port had dropped before.
+    _before: dict[Port, int] = field(init=False, factory=dict)
+
+    def begin(self) -> None:
+        """Accept nothing more."""
+        self._joint = self._connection.joint
+        ports = self._manager.ports.values()
+        self._before = {port: port.counters.dropped for port in ports}
+        if self._joint is not None:
+            self._joint.begin_ending()
+        else:
+            self._manager.begin_ending(hold=True)
+
+    def owed(self, *, readers: bool) -> Mapping[int, int]:
+        """Look at how many bytes each port owes; without `readers`, only to the host."""
+        owed: Counter[int] = Counter()
+        if self._joint is not None and not self._joint.stopped.is_set():
+            owed.update(self._joint.owed())
+        if readers:
+            owed.update({id: port.owed() for id, port in self._manager.ports.items()})
+        return owed
+
+    def say_what_was_lost(self) -> None:
+        """Log what was dropped since, now that all has ended."""
+        dropped = Counter(dict(self._joint.dropped_by_host()) if self._joint is not None else {})
+        names = {}
+        for port, before in self._before.items():
+            port.give_up()
+            dropped[port.id] += port.counters.dropped - before
+            names[port.id] = " ".join((f"vcon{port.id}", *_quoted(port.name)))
+        lost = [(names.get(id, f"vcon{id}"), dropped[id]) for id in sorted(dropped)]
+        say_what_was_lost(log, "the mount has ended", lost)
+
+
+def _quoted(name: bytes) -> Sequence[str]:
+    return [repr(os.fsdecode(name))] if name else []
+
+
+async def _heed_signals(signals: AsyncIterator[int], stop: trio.Event, hurry: trio.Event) -> None:
     async for _ in signals:
+        if stop.is_set():
+            hurry.set()
         stop.set()
 
 

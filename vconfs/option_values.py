@@ -33,6 +33,14 @@ def _size(key: str, value: str) -> int:
     return size
 
 
+def seconds(key: str, value: str) -> float:
+    """Read a time like 5s, 500ms, 2m or 0; a number alone is seconds."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|)", value)
+    if match is None:
+        raise ValueError(f"{key} is a time like 5s, 500ms or 2m, not {value!r}")
+    return float(match[1]) * {"ms": 0.001, "": 1, "s": 1, "m": 60}[match[2]]
+
+
 def _mode(key: str, value: str) -> int:
     if not re.fullmatch("0?[0-7]{3}", value):
         raise ValueError(f"mode is three octal digits, like 0660, not {value!r}")
@@ -83,6 +91,8 @@ OPTION_MEANINGS: Mapping[str, str] = {
     "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, counted anew "
     "whenever the host goes on; enospc: it does not wait; block: for ever",
     "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M",
+    "drain": "seconds that the end of the mount waits for those who take nothing of what is still"
+    " theirs, like 5s (that is the default), 500ms or 2m; 0 waits for nothing",
     "tty": "the port has a pty, where programs find a terminal",
     "allow_other": "other users may use the mount, as far as the modes of the files let them",
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import struct
+import termios
 from typing import Final
 
 import trio
@@ -50,3 +53,13 @@ class Pipe:
     async def writable(self) -> None:
         """Wait until something can be sent."""
         await trio.lowlevel.wait_writable(self.descriptor)
+
+    def unread(self) -> int:
+        """Tell how many bytes are in a pipe or fifo that have not been read."""
+        return bytes_to_read(self.descriptor)
+
+
+def bytes_to_read(descriptor: int) -> int:
+    """Tell how many bytes a read of a pipe (either end), terminal or socket could give now."""
+    answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
+    return int(struct.unpack("i", answer)[0])

@@ -73,6 +73,16 @@ class Opener:
     """One open file of a port, and whose it is."""
 
     pid: int
+    can_read: bool = True
+
+    @property
+    def reads(self) -> bool:
+        """Whether what is queued in the port may be read by this one."""
+        return self.can_read
+
+    def owed(self) -> int:
+        """Tell how many bytes this one has taken and not passed on (a pty beside the port)."""
+        return 0
 
 
 class Line(Protocol):
@@ -149,6 +159,9 @@ class Port:
     _throttle: Throttle = field(init=False, factory=Throttle)
     #: The mount is ending: nobody may wait any more.
     _shut: bool = field(init=False, default=False)
+    #: The mount is about to end: nothing more is accepted, with `_holding` from the host neither.
+    ending: bool = field(init=False, default=False)
+    _holding: bool = field(init=False, default=False)
     _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
     _write_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
@@ -175,7 +188,7 @@ class Port:
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the host (asked where rings throttle)."""
-        return self.space > 0
+        return self.space > 0 and not self._holding
 
     @property
     def space(self) -> int:
@@ -202,7 +215,7 @@ class Port:
             return mask
         if not line.throttles and not self.host_connected:
             return mask | _READABLE  # the standard's driver reports end of file as readable
-        if not self.host_throttled:
+        if not self.host_throttled and not self.ending:
             mask |= _WRITABLE if line.has_room(self.id) else 0
         return mask
 
@@ -332,7 +345,7 @@ class Port:
         line = self._line
         if line is None:
             return
-        if self._throttle.on and self._queue.size <= self.limit // 2:
+        if self._throttle.on and not self._holding and self._queue.size <= self.limit // 2:
             self._throttle.ask(line, self.id, False)
             self.on_change(self)
         line.refill(self)
@@ -358,33 +371,36 @@ class Port:
         self.counters.bytes_out += sent
         return sent
 
-    async def write(self, data: Buffer) -> int:
+    async def write(self, data: Buffer, *, accepted: bool = False) -> int:
         """Like `write_nowait`, but wait for a turn, and then until the host takes something.
 
-        ENOSPC, ENOTCONN: it took nothing for as long as the option `throttle` says.
+        With `accepted`, also when the mount ends: the data was taken from its writer before.
+        ENOSPC, ENOTCONN: the host took nothing for as long as the option `throttle` says.
         """
         self._use()
         while True:
-            with self._write_limit.applied(self._patience):
+            with self._write_limit.applied(math.inf if accepted else self._patience):
                 async with self._write_turn:
-                    return await self._send(data)
+                    return await self._send(data, accepted)
             patience = self._patience
             if patience < math.inf:  # else the host has gone on at this very moment
                 self._write_limit.gave_up(patience)
                 self._refuse()
 
-    async def _send(self, data: Buffer) -> int:
+    async def _send(self, data: Buffer, accepted: bool) -> int:
         while True:
-            line = self._check_writable()
+            line = self._check_writable(accepted=accepted)
             if line is None:
                 await self._writable.park()
                 continue
-            sent = await line.send(self.id, data, self._may_send)
+            sent = await line.send(self.id, data, lambda: self._may_send(accepted))
             if sent:
                 self.counters.bytes_out += sent
                 return sent
 
-    def _may_send(self) -> bool:
+    def _may_send(self, accepted: bool) -> bool:
+        if self.ending and not accepted:
+            return False
         line = self._way_out
         if self.removed or line is None or self.host_throttled:
             return False
@@ -406,12 +422,15 @@ class Port:
         """Seconds that a write may wait from now on."""
         return self.options.throttle if self._is_refused else math.inf
 
-    def _check_writable(self, *, nonblock: bool = False) -> Line | None:
+    def _check_writable(self, *, nonblock: bool = False, accepted: bool = False) -> Line | None:
         """Return the line to write to, or None if the caller has to wait."""
         if self.removed:
             self._refuse()
+        if self.ending and not accepted:
+            _fail(errno.ENOTCONN)
         if self._is_refused:
-            if self._shut or not self.options.throttle or (nonblock and self._patience < math.inf):
+            gives_up = not self.options.throttle or (nonblock and self._patience < math.inf)
+            if self._shut or (gives_up and not accepted):
                 self._refuse()
             return None
         line = self._way_out
@@ -545,10 +564,30 @@ class Port:
         self.host_connected = False
         self._let_go()
 
+    # --- the end of the mount: see draining.py --------------------------------------------
+
+    def begin_ending(self, *, hold: bool) -> None:
+        """Refuse writers from now on; with `hold`, have the host send nothing more."""
+        self.ending, self._holding = True, hold
+        line = self._line
+        if hold and line is not None and line.throttles and not self._throttle.on:
+            self._throttle.ask(line, self.id, True)
+        self._changed()
+
+    def owed(self) -> int:
+        """Tell how many bytes are owed to those who have the port open to read."""
+        reads = any(opener.reads for opener in self.openers)
+        in_hand = sum(opener.owed() for opener in self.openers)
+        return (self._queue.size if reads else 0) + in_hand
+
     def shut(self) -> None:
         """Hang up for good, because the mount ends: nobody waits here any more."""
         self._shut = True
         self.detach()
+
+    def give_up(self) -> None:
+        """Drop what nobody has read, for the mount has ended."""
+        self.counters.dropped += self._queue.clear()
 
     def _reset(self) -> None:
         if not self.counters.resets:

@@ -88,6 +88,11 @@ class PortManager:
             listener.port_renamed(port, old)
         self._changed(port)
 
+    def begin_ending(self, *, hold: bool) -> None:
+        """Have every port refuse writers; with `hold`, have the host send nothing more."""
+        for port in list(self.ports.values()):
+            port.begin_ending(hold=hold)
+
     def shut(self) -> None:
         """Hang up every port for good, because the mount ends."""
         for port in list(self.ports.values()):

@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from vconfs.pipe import Pipe
+from vconfs.pipe import Pipe, bytes_to_read
 
 #: Seconds that a program may go on after SIGTERM.
 _PATIENCE: Final = 1.0
@@ -32,6 +32,9 @@ class Program:
         self.news = select.epoll()  # readable when it has written something, or has ended
         self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
         self.input = Pipe(self._stdin.fileno())
+        #: The other end of its input, once ours is closed: it tells what was not read.
+        self._unread: int | None = None
+        self._input_closed = False
         self.output = Pipe(self._stdout.fileno())
         try:
             self.news.register(self.output.descriptor, select.EPOLLIN)
@@ -57,9 +60,20 @@ class Program:
             return f"was ended by signal {-code}"
         return _SHELL_CODES.get(code, f"ended with exit code {code}")
 
+    def unread(self) -> int:
+        """Tell how many bytes of its input it has not read."""
+        if not self._input_closed:
+            return self.input.unread()
+        return bytes_to_read(self._unread) if self._unread is not None else 0
+
     async def close_input(self) -> None:
         """Let it see the end of its input."""
-        await self._stdin.aclose()
+        if not self._input_closed:
+            stdin = f"/proc/self/fd/{self._stdin.fileno()}"
+            with suppress(OSError):  # no descriptor is left: then it is not known
+                self._unread = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._input_closed = True
+            await self._stdin.aclose()
 
     def force(self, number: int) -> None:
         """Signal it, and what it started."""
@@ -67,9 +81,9 @@ class Program:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
-    async def end(self) -> None:
-        """See it out, gently first if it still runs."""
-        await self._stdin.aclose()
+    async def end(self) -> int:
+        """See it out, gently first if it still runs, and tell how much it has not read."""
+        await self.close_input()
         await self._stdout.aclose()
         if not self.has_ended:
             self.force(signal.SIGTERM)
@@ -80,6 +94,10 @@ class Program:
         await self._process.wait()
         self.news.close()
         os.close(self.descriptor)
+        unread = self.unread()
+        if self._unread is not None:
+            os.close(self._unread)
+        return unread
 
 
 def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlevel.FdStream]:

@@ -15,6 +15,10 @@ import trio
 from attrs import frozen
 
 from vconfs.inotify import Change, watch
+from vconfs.pipe import bytes_to_read
+
+#: Milliseconds in which the kernel moves what waits for space in a terminal to where it is read.
+_FLIP = 5
 
 
 @frozen(eq=False)
@@ -43,6 +47,40 @@ class RawPty:
             await trio.lowlevel.wait_readable(self._opens)
             with suppress(BlockingIOError):
                 os.read(self._opens, 4096)
+
+    def unread(self) -> int:
+        """Tell how many bytes that we wrote programs there could read now, and have not.
+
+        None, when there is nothing left; else it is often less than all: what the terminal cannot
+        hold waits where it is not seen.
+        """
+        with self._slave() as slave:
+            return bytes_to_read(slave) if slave is not None else 0
+
+    def take_unread(self) -> int:
+        """Take away what programs there have not read, and tell how many bytes that were."""
+        taken = 0
+        with self._slave() as slave:
+            if slave is None or not bytes_to_read(slave):
+                return 0
+            more = select.poll()
+            more.register(slave, select.POLLIN)
+            while more.poll(_FLIP):  # what had to wait comes as soon as there is space for it
+                taken += len(os.read(slave, 1 << 16))
+        return taken
+
+    @contextmanager
+    def _slave(self) -> Iterator[int | None]:
+        """Open the slave for a moment; None: programs there keep others out (TIOCEXCL)."""
+        try:
+            slave = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError:
+            yield None
+            return
+        try:
+            yield slave
+        finally:
+            os.close(slave)
 
     def give_to(self, uid: int, gid: int, mode: int) -> None:
         """Let these use the slave, where our own group stands for that of terminals.

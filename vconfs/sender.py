@@ -10,7 +10,7 @@ Who does not wait at all can leave a little data, which then has its turn.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -171,12 +171,22 @@ class Sender:
         self._turns[self._end.data_queue(id)].append(left)
         return taken
 
-    def forget(self, id: int) -> None:
-        """Drop what was left for a port that is gone: the next one with this id is another."""
+    def forget(self, id: int) -> int:
+        """Drop what was left for a port that is gone: the next one with this id is another.
+
+        Returns the number of bytes.
+        """
+        dropped = 0
         if left := self._left.pop(id, None):
             self._backlog_size -= sum(len(message.data) for message in left.messages)
+            dropped = len(left.data)
             left.data = b""
             left.messages.clear()
+        return dropped
+
+    def untaken(self) -> Counter[int]:
+        """Tell of each port how many bytes were taken here and not by the peer, as far as known."""
+        return self._data_left() + Counter(self._link.untaken())
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
@@ -234,9 +244,10 @@ class Sender:
         self._send_backlog(queue)
         self._take_turns(queue)
 
-    def close(self) -> None:
-        """Send nothing any more; whoever waits gives up."""
+    def close(self) -> Counter[int]:
+        """Send nothing any more; whoever waits gives up. Returns how much was left, by port."""
         self._closed = True
+        left = self._data_left()
         self._backlog.clear()
         for turns in self._turns.values():
             for turn in turns:
@@ -244,6 +255,10 @@ class Sender:
                     turn.sent(0)
             turns.clear()
         self._left.clear()
+        return left
+
+    def _data_left(self) -> Counter[int]:
+        return Counter({id: len(left.data) for id, left in self._left.items() if left.data})
 
     def _room(self, queue: int) -> int:
         """How many bytes of data can be sent now, by whoever's turn it is."""
@@ -294,7 +309,7 @@ class Sender:
         sent = 0
         while sent < size:
             step = min(link.capacity(queue) - header_size, size - sent)
-            link.send(queue, header, view[sent : sent + step])
+            link.send(queue, header, view[sent : sent + step], id=id)
             sent += step
             if sent < size:
                 header = end.data_header(id, 0)

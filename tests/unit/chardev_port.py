@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import trio
 from attrs import define, field
@@ -32,6 +32,8 @@ class FakePort:
     source: Callable[[int], Buffer] | None = None
     hang_up_client: Callable[[], None] | None = None
     reopen: Callable[[], None] | None = None
+    unread: Callable[[], int] | None = None
+    patience: float = 1.0
 
     connected: bool = False
     connects: int = 0
@@ -74,6 +76,16 @@ class FakePort:
 
     async def receive_message(self) -> bytes:
         return await self.receive(1 << 30)
+
+    def delivered(self, size: int) -> None: ...
+
+    def lost(self, size: int) -> None:
+        self.counters.dropped += size
+
+    @contextmanager
+    def listening(self) -> Iterator[trio.CancelScope]:
+        with trio.CancelScope() as scope:
+            yield scope
 
     def put_back(self, data: Buffer) -> None:
         if len(data):

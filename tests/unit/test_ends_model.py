@@ -116,7 +116,9 @@ class Run:
 
     async def receive(self, size: int) -> None:
         if self.host.queued:
-            self.at_host += await self.host.receive(size)
+            data = await self.host.receive(size)
+            self.host.delivered(len(data))
+            self.at_host += data
 
     async def refuse(self, size: int) -> None:
         """The client goes when it has taken half of what it was to be given."""
@@ -136,6 +138,7 @@ class Run:
         assert came == len(self.at_guest) + guest.queued + dropped
         came, dropped = host.counters.bytes_in, host.counters.dropped
         assert came == len(self.at_host) + host.queued + dropped
+        assert host.delivered_bytes == len(self.at_host)
         if self.cache:
             assert self.to_host.startswith(self.at_host)
             assert self.to_guest.startswith(self.at_guest)

@@ -14,7 +14,7 @@ from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
-from vconfs.device.open import Embedded, parse_device
+from vconfs.device.open import parse_device
 from vconfs.driver import Driver
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
@@ -40,7 +40,10 @@ class Fleeting:
         if not ports:
             raise DeviceError("it sleeps")
         specs = [parse_port(port) for port in ports]
-        async with Embedded(specs, self.dialect).open(manager) as self.driver:
+        async with (
+            open_host(specs) as host,
+            open_embedded(host, manager, self.dialect) as self.driver,
+        ):
             yield self.driver
 
     def lose(self) -> None:

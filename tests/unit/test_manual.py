@@ -70,7 +70,7 @@ def test_every_key_of_the_files_has_its_place(folder: Path) -> None:
 
 
 def test_every_option_has_a_meaning() -> None:
-    assert {*PORT_OPTIONS, *ACCESS_OPTIONS, "tty", "allow_other"} == set(OPTION_MEANINGS)
+    assert {*PORT_OPTIONS, *ACCESS_OPTIONS, "drain", "tty", "allow_other"} == set(OPTION_MEANINGS)
 
 
 def test_text_is_never_taken_for_a_request() -> None:

@@ -48,7 +48,13 @@ class FakeLink(Link):
         return 10 if self.free[queue] else 0
 
     def send(
-        self, queue: int, header: bytes, data: Buffer, seen: Callable[[], None] | None = None
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+        *,
+        id: int | None = None,
     ) -> None:
         assert len(header) + len(data) <= self.capacity(queue)
         self.free[queue] -= 1

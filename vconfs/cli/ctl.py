@@ -122,6 +122,9 @@ def add(as_json: bool, spec: str) -> None:
 def remove(as_json: bool, port: int | str) -> None:
     """Take a port away, and end what it is joined to.
 
+    What the guest has written is delivered first, as long as the far side takes any of it (see
+    --drain of `vconfs host`); the rest is dropped, which the host's log says.
+
     \b
     Example:
       vconfs ctl /run/vcon.ctl remove org.example.chat

@@ -12,15 +12,24 @@ from vconfs.cli.config import config_option
 from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import LISTEN_URL
+from vconfs.draining import DRAIN_TIME
 from vconfs.host.control import control_path
 from vconfs.host.host import HostError
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
+from vconfs.option_values import seconds
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.signals import survive_hang_ups
 
 log = logging.getLogger(__name__)
+
+
+def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
+    try:
+        return seconds("--drain", time)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
 
 
 def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
@@ -44,17 +53,27 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
     help="A socket for `vconfs ctl`.",
 )
 @log_option
+@click.option(
+    "--drain",
+    callback=_drain,
+    default=f"{DRAIN_TIME:g}s",
+    show_default=True,
+    metavar="TIME",
+    help="How long an ending waits for those who take nothing of what is still theirs.",
+)
 def command(
     url: str,
     dialect: str | None,
     ports: tuple[HostPortSpec, ...],
     control: str | None,
     log_path: str | None,
+    drain: float,
 ) -> None:
     """Serve ports to a guest that comes at URL, and to the next one when it has left.
 
-    It stays in the foreground, and ends on SIGINT and SIGTERM; SIGHUP opens its log and the files
-    of ports anew. The ports stay when a guest goes; what each is joined to is written as for
+    It stays in the foreground, and ends on SIGINT and SIGTERM: at the first one when all that it
+    has accepted is where it goes, at a second one at once. SIGHUP opens its log and the files of
+    ports anew. The ports stay when a guest goes; what each is joined to is written as for
     `vconfs mount`.
 
     \b
@@ -91,6 +110,6 @@ def command(
     open_log(log_path)
     survive_hang_ups()
     try:
-        trio.run(serve_host, Plan(listener, ports, control), ready)
+        trio.run(serve_host, Plan(listener, ports, control, drain), ready)
     except HostError as error:
         raise Failure(str(error)) from None

@@ -138,6 +138,7 @@ def command(
                                   500ms, 2m; the default is 10s)
       limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
       log=FILE (as --log)
+      drain=TIME (how long the end waits for those who take nothing of what is still theirs: 5s)
 
     \b
     A file of rules has tables [[port]] with a name pattern or an id, and options for those ports:
@@ -163,8 +164,9 @@ def command(
         session=session,
         ttys=options.ttys,
         rules=rules,
+        drain=options.drain,
     )
-    opened = _device(device, dialect, bind, ports)
+    opened = _device(device, dialect, bind, ports, options.drain)
     if not foreground and any(isinstance(port.chardev, Stdio) for port in ports):
         why = "stdio is for a mount with -f: in the background it would be /dev/null"
         raise click.BadParameter(why, param_hint="--port")
@@ -183,12 +185,14 @@ def command(
         run_in_background(serve)
 
 
-def _device(url: str, dialect: str | None, bind: bool, ports: Sequence[HostPortSpec]) -> Device:
+def _device(
+    url: str, dialect: str | None, bind: bool, ports: Sequence[HostPortSpec], drain: float
+) -> Device:
     if url == EMBEDDED:
         if bind:
             raise click.BadParameter("only a PCI device is bound", param_hint="--bind")
         specs = ports or [parse_port(port) for port in DEFAULT_PORTS]
-        return Embedded(specs, dialect or "v8")
+        return Embedded(specs, dialect or "v8", drain)
     if ports:
         raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--port")
     try:

@@ -8,7 +8,8 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS
+from vconfs.draining import DRAIN_TIME
+from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
 from vconfs.patience import PATIENCE_EXAMPLES
 from vconfs.port import PortOptions
 from vconfs.tree import Access
@@ -28,7 +29,7 @@ def option_beginnings(typed: str) -> Iterator[str]:
     if typed.startswith("throttle="):
         yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
         return
-    yield from ("allow_other", "log=", "tty=")
+    yield from ("allow_other", "drain=", "log=", "tty=")
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:
             parse(key, "")
@@ -46,6 +47,7 @@ class MountOptions:
     allow_other: bool = False
     ttys: list[str] = field(factory=list)
     log: str | None = None
+    drain: float = DRAIN_TIME
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
@@ -55,6 +57,7 @@ def parse_options(options: Iterable[str]) -> MountOptions:
     allow_other = False
     ttys: list[str] = []
     log: str | None = None
+    drain = DRAIN_TIME
     for option in options:
         key, equals, value = option.partition("=")
         if not option or _FOR_OTHERS.fullmatch(option):
@@ -65,13 +68,23 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             ttys.append(value)
         elif key == "log" and value:
             log = value
+        elif key == "drain":
+            drain = seconds(key, value)
         elif key in PORT_OPTIONS:
             port[key] = PORT_OPTIONS[key](key, value)
         elif key in ACCESS_OPTIONS:
             access[key] = ACCESS_OPTIONS[key](key, value)
         else:
             known = ", ".join(
-                sorted(["allow_other", "log=FILE", "tty=NAME", *PORT_OPTIONS, *ACCESS_OPTIONS])
+                sorted(
+                    [
+                        *("allow_other", "drain=TIME", "log=FILE", "tty=NAME"),
+                        *PORT_OPTIONS,
+                        *ACCESS_OPTIONS,
+                    ]
+                )
             )
             raise ValueError(f"unknown option {option!r}: the options are {known}")
-    return MountOptions(PortOptions(**port), evolve(Access(), **access), allow_other, ttys, log)
+    return MountOptions(
+        PortOptions(**port), evolve(Access(), **access), allow_other, ttys, log, drain
+    )

@@ -111,4 +111,5 @@ async def open_embedded(
         finally:
             driver.stop()
             host.detach()
+            driver.left()
             manager.dropped_by_host, host.on_drop = None, lambda id: None

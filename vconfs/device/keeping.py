@@ -30,6 +30,8 @@ class Connection:
         self.lost = trio.Event()
         #: Why the device was lost, or could not be had, the last time.
         self.reason = ""
+        #: What joins the ports to the device now.
+        self.joint: Joint | None = None
         self._device = device
         self._manager = manager
         self._once = once
@@ -64,8 +66,10 @@ class Connection:
             self._manager.remove_detached()
             self.reason = ""
             self._tries.succeeded()
+            self.joint = joint
             task_status.started()
             await joint.stopped.wait()
+            self.joint = None
             return joint.reason
 
 

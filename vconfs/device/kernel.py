@@ -22,7 +22,7 @@ import os
 import re
 import select
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -175,6 +175,18 @@ class KernelPorts:
                 self._attach(port)
             with suppress(OSError):
                 self._manager.rename(port, (path / "name").read_bytes().rstrip(b"\n"))
+
+    def begin_ending(self) -> None:
+        """Accept nothing more from either side."""
+        self._manager.begin_ending(hold=True)
+
+    def owed(self) -> Mapping[int, int]:
+        """Nothing: what the kernel has taken it keeps for the host."""
+        return {}
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """Nothing."""
+        return {}
 
     def stop(self) -> None:
         """Leave the kernel's ports alone; ours stay, hung up."""

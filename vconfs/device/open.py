@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
@@ -17,6 +18,8 @@ from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path
+from vconfs.draining import DRAIN_TIME
+from vconfs.driver import Driver
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.ports import PortManager
@@ -30,11 +33,26 @@ EMBEDDED: Final = "embedded"
 class Joint(Protocol):
     """What joins ports to a device, until that is lost."""
 
-    #: Whether all ports are known as soon as the device is open; else they come one by one.
-    tells_all_ports: bool
-    #: Set when nothing more will come, and why.
-    stopped: trio.Event
-    reason: str
+    @property
+    def tells_all_ports(self) -> bool:
+        """Whether all ports are known as soon as the device is open; else they come one by one."""
+
+    @property
+    def stopped(self) -> trio.Event:
+        """Set when nothing more will come."""
+
+    @property
+    def reason(self) -> str:
+        """Why nothing more will come."""
+
+    def begin_ending(self) -> None:
+        """Have nothing more accepted from either side: see draining.py."""
+
+    def owed(self) -> Mapping[int, int]:
+        """Look at how many bytes each port owes to the device, and a host end in this process."""
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """Tell how many bytes a host end in this process has dropped since, by port."""
 
 
 #: Opens a device: the ports to join to it, what its url says after the scheme, and the dialect
@@ -56,12 +74,51 @@ class Device(Protocol):
         """Open the files anew that its ports are joined to, if they are ours."""
 
 
+@frozen
+class _Both:
+    """Both ends in this process."""
+
+    host: Host
+    driver: Driver
+    manager: PortManager
+
+    @property
+    def tells_all_ports(self) -> bool:
+        """See `Joint`."""
+        return self.driver.tells_all_ports
+
+    @property
+    def stopped(self) -> trio.Event:
+        """See `Joint`."""
+        return self.driver.stopped
+
+    @property
+    def reason(self) -> str:
+        """See `Joint`."""
+        return self.driver.reason
+
+    def begin_ending(self) -> None:
+        """See `Joint`: between both ends data goes on."""
+        self.manager.begin_ending(hold=False)
+        self.host.begin_ending(hold=False)
+
+    def owed(self) -> Mapping[int, int]:
+        """See `Joint`."""
+        return Counter(self.driver.untaken()) + Counter(self.host.owed())
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """See `Joint`."""
+        return dict(self.host.lost())
+
+
 @define
 class Embedded:
     """A host end of our own, in this process, with these ports."""
 
     host_ports: Sequence[HostPortSpec]
     dialect: str = "v8"
+    #: Seconds without progress after which an ending gives a port up.
+    patience: float = DRAIN_TIME
     url: str = EMBEDDED
     _host: Host | None = field(init=False, default=None)
 
@@ -69,12 +126,12 @@ class Embedded:
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
         """See `Device.open`; HostError: a port cannot be had."""
         async with (
-            open_host(self.host_ports) as host,
+            open_host(self.host_ports, patience=self.patience) as host,
             open_embedded(host, manager, self.dialect) as driver,
         ):
             self._host = host
             try:
-                yield driver
+                yield _Both(host, driver, manager)
             finally:
                 self._host = None
 

@@ -184,6 +184,7 @@ async def open_pci(
                 yield driver
             finally:
                 driver.stop()
+                driver.left()
     finally:
         with trio.CancelScope(shield=True), suppress(DeviceError):
             await device.reset()

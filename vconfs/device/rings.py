@@ -18,7 +18,7 @@ out as one buffer.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
@@ -156,6 +156,8 @@ class _SendQueue(_Queue):
         self.seen: list[Callable[[], None]] = []  # those who are to be told now
         #: Descriptor -> the slots of its buffer, and how many bytes of each are filled.
         self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
+        #: Descriptor of a buffer that the device has not used -> whose data it is, and how much.
+        self.data: dict[int, tuple[int, int]] = {}
         tables = -(-self.layout.end // 16) * 16
         #: Slot -> where the indirect table is of a buffer that begins there.
         self.tables = {slot: tables + spec.table_size * i for i, slot in enumerate(self.slots)}
@@ -170,6 +172,7 @@ class _SendQueue(_Queue):
         slots = self.slots
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:
+            self.data.pop(used[0], None)
             if self.awaited and used[0] in self.awaited:
                 self.seen.append(self.awaited.pop(used[0]))
             for slot, size in self.lent[used[0]]:
@@ -333,13 +336,26 @@ class RingLink(Link):
         header: bytes,
         data: Buffer,
         seen: Callable[[], None] | None = None,
+        *,
+        id: int | None = None,
     ) -> None:
         """See `Link.send`; the device has seen what it has used."""
         found = self._send[queue]
         head = found.send(header, data)
+        if id is not None:
+            found.data[head] = id, len(data)
         if seen is not None:
             found.awaited[head] = seen
             found.ring.request_calls()
+
+    def untaken(self) -> Mapping[int, int]:
+        """See `Link.untaken`: what is in buffers that the device has not used."""
+        untaken: Counter[int] = Counter()
+        for number, queue in self._send.items():
+            self._reclaim(number)
+            for id, size in queue.data.values():
+                untaken[id] += size
+        return untaken
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""

@@ -81,6 +81,7 @@ async def open_vhost_user(
                     driver.stop()
         finally:
             await running.stop()
+            driver.left()
 
 
 class _Running:

@@ -24,6 +24,7 @@ class Backend(LinkEnd[HostPort]):
     """
 
     peer = "guest"
+    port_word = "port "
 
     def __init__(
         self,
@@ -57,6 +58,8 @@ class Backend(LinkEnd[HostPort]):
             self.received(queue)
 
     def _detach_ports(self) -> None:
+        for queue in range(1, self._end.queues, 2):
+            self._link.release(queue)  # the guest can know what we have taken
         for id in self._introduced:
             if id in self._ports:
                 self._ports[id].detach()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from importlib.metadata import EntryPoint, entry_points
 from typing import Final, Protocol, Self
 
@@ -52,6 +53,11 @@ class PortSide(Protocol):
     #: How to open what is behind the port anew at once, if that is waited for or is a file that may
     #: have been replaced; None: there is nothing to open.
     reopen: Callable[[], None] | None
+    #: Tells how many bytes the far side was given and would lose if it was left now, for it has not
+    #: read them: an ending waits until there are none. None: what was delivered stays there.
+    unread: Callable[[], int] | None
+    #: Seconds that a far side which takes nothing is waited for.
+    patience: float
 
     @property
     def guest_connected(self) -> bool:
@@ -78,8 +84,21 @@ class PortSide(Protocol):
     async def receive_message(self) -> bytes:
         """Wait for one whole write request of the guest and give its bytes."""
 
+    def delivered(self, size: int) -> None:
+        """Say that so many bytes of what was received last are with the far side.
+
+        The next `receive` says so of all of them, and `put_back` of those that do not go back. When
+        the port is left without any of the three, they are counted as dropped.
+        """
+
+    def lost(self, size: int) -> None:
+        """Count so many bytes as dropped that were delivered, and have not got there after all."""
+
     def put_back(self, data: Buffer) -> None:
         """Leave what was received, or the rest of it, to whoever comes next."""
+
+    def listening(self) -> AbstractContextManager[trio.CancelScope]:
+        """Receive from the far side in this block, which is cancelled when the port is to end."""
 
     async def send(self, data: Buffer) -> None:
         """Send all of `data` to the guest, waiting while it throttles us or has no buffers."""

@@ -102,10 +102,14 @@ async def _add(host: Host, request: control.Add) -> list[HostPort]:
 
 
 async def _remove(host: Host, request: control.Remove) -> list[HostPort]:
-    port = _find(host, request.port)
-    host.remove(port.id)
-    await port.ended.wait()  # what it was joined to can be used again
+    await host.remove_when_drained(_find(host, request.port).id)
     return []
+
+
+async def _disconnect(host: Host, request: control.Disconnect) -> list[HostPort]:
+    port = _find(host, request.port)
+    await host.disconnect_when_drained(port.id)
+    return [port]
 
 
 def _change(apply: Callable[[Host, int, Any], None]) -> _Action:
@@ -132,7 +136,7 @@ _ACTIONS: Final[Mapping[type[control.Request], _Action]] = {
     control.Limit: _change(lambda host, id, it: host.configure(id, limit=it.mib)),
     control.Cache: _change(lambda host, id, it: host.configure(id, cache=it.on)),
     control.Resize: _change(lambda host, id, it: host.resize(id, it.cols, it.rows)),
-    control.Disconnect: _change(lambda host, id, it: host.disconnect(id)),
+    control.Disconnect: _disconnect,
 }
 
 

@@ -6,10 +6,12 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
 
 from vconfs.background import open_background
+from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.host.backend import Backend
 from vconfs.host.chardev import ChardevError, describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
@@ -18,6 +20,10 @@ from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
 
 log = logging.getLogger(__name__)
+
+#: Seconds for a client that was hung up to be gone, and from one look whether it is to the next.
+_HANG_UP_TIME: Final = 1.0
+_HANG_UP_LOOK: Final = 0.002
 
 
 class HostError(Exception):
@@ -30,13 +36,16 @@ class Host:
     One guest at a time is attached. Ports and their chardevs stay when it goes.
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
         self.ports: dict[int, HostPort] = {}
         #: Characters of the console on port 0 (0, 0: unknown).
         self.size = (0, 0)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda id: None
         self._nursery = nursery
+        self._patience = patience
+        #: What each port had dropped when the host end began to end.
+        self._dropped_before: dict[HostPort, int] = {}
         #: Ports whose chardev has not started yet: nobody can see them, but their ids are taken.
         self._starting: dict[int, HostPort] = {}
         self._scopes: dict[HostPort, trio.CancelScope] = {}
@@ -53,8 +62,9 @@ class Host:
         id = self._free_id() if spec.id is None else spec.id
         self._check_id(id)
         _check_name(spec.name)
-        port = self._starting[id] = HostPort(id, spec)
+        port = HostPort(id, spec, patience=self._patience)
         port.counters.on_drop = lambda: self.on_drop(id)
+        self._starting[id] = port
         try:
             await self._nursery.start(self._serve, port)
         except ChardevError as error:
@@ -81,17 +91,50 @@ class Host:
         return self.ports[found[0]]
 
     def remove(self, id: int) -> None:
-        """Take a port away and end its chardev, which has ended when `HostPort.ended` is set."""
+        """Take a port away and end its chardev, which has ended when `HostPort.ended` is set.
+
+        What its chardev has not taken is dropped: see `remove_when_drained`.
+        """
         port = self._find(id)
+        self._take_away(port)
+        self._end_chardev(port)
+
+    async def remove_when_drained(self, id: int) -> None:
+        """Take a port away, and end its chardev when that has what the guest sent (draining.py)."""
+        port = self._find(id)
+        before = port.counters.dropped
+        try:
+            drained = await self._drain(port, last=True)
+            if self.ports.get(id) is port:
+                self._take_away(port)
+            if drained:  # and now what was still on the way
+                await drain(lambda: {port: port.settle()}, self._patience)
+        finally:
+            self._end_chardev(port)
+        await port.ended.wait()
+        lost = port.counters.dropped - before
+        say_what_was_lost(log, "removed a port", [(_name(port), lost)])
+
+    def _take_away(self, port: HostPort) -> None:
+        id = port.id
         if self._backend is not None:
             self._backend.port_leaves(id)
         count = self.port_count
         del self.ports[id]
         if self._backend is not None:
             self._backend.port_removed(id, self.port_count != count)
+        port.removed = True
         port.detach()
+
+    def _end_chardev(self, port: HostPort) -> None:
         if scope := self._scopes.get(port):
             scope.cancel()
+        else:
+            port.give_up()
+
+    async def _drain(self, port: HostPort, *, last: bool) -> bool:
+        port.begin_ending(hold=True, last=last)
+        return await drain(lambda: {port: port.settle()}, self._patience)
 
     def rename(self, id: int, name: bytes) -> None:
         """Give a port another name."""
@@ -135,22 +178,75 @@ class Host:
     def disconnect(self, id: int) -> None:
         """Hang up the client at the far side of a port; the next one can come.
 
-        A file is opened anew, and what waits to be tried again is tried now. Raises HostError if
-        there is no client, or the chardev has none (an echo).
+        What the client has not taken is dropped, unless the port caches: see
+        `disconnect_when_drained`. A file is opened anew, and what waits to be tried again is tried
+        now. Raises HostError if there is no client, or the chardev has none (an echo).
         """
+        self._hang_up(self._find(id))()
+
+    async def disconnect_when_drained(self, id: int) -> None:
+        """Hang up whoever is at the far side of a port when they have what the guest sent."""
         port = self._find(id)
         if port.reopen is not None:
             port.reopen()
-        elif port.hang_up_client is not None:
-            port.hang_up_client()
-        else:
+            return
+        hang_up, before = self._hang_up(port), port.counters.dropped
+        try:
+            await self._drain(port, last=False)
+            if port.hang_up_client is hang_up:
+                hang_up()
+            with trio.move_on_after(_HANG_UP_TIME):
+                while port.hang_up_client is hang_up:
+                    await trio.sleep(_HANG_UP_LOOK)
+        finally:
+            if self.ports.get(id) is port:
+                port.go_on()
+        lost = port.counters.dropped - before
+        say_what_was_lost(log, "hung up a client", [(_name(port), lost)])
+
+    def _hang_up(self, port: HostPort) -> Callable[[], None]:
+        hang_up = port.reopen or port.hang_up_client
+        if hang_up is None:
             raise HostError(f"port {_describe(port)} has no client that could be hung up")
+        return hang_up
 
     def reopen_files(self) -> None:
         """Open files anew, as after they were rotated, and try now what waits to be tried again."""
         for port in self.ports.values():
             if port.reopen is not None:
                 port.reopen()
+
+    # --- an ending: see draining.py -------------------------------------------------------
+
+    def begin_ending(self, *, hold: bool) -> None:
+        """Accept nothing more, because the host end is to end; with `hold`, nor from the guest."""
+        for port in self.ports.values():
+            self._dropped_before.setdefault(port, port.counters.dropped)
+            port.begin_ending(hold=hold)
+
+    def owed(self) -> dict[int, int]:
+        """Look at how many bytes each port owes to those who are there to take them."""
+        guest = self._backend.untaken() if self._backend is not None else {}
+        return {id: port.settle() + guest.get(id, 0) for id, port in self.ports.items()}
+
+    async def drain(self) -> None:
+        """Begin to end, and wait until both the guest and the far sides have what is theirs."""
+        self.begin_ending(hold=True)
+        await drain(self.owed, self._patience)
+
+    def lost(self) -> list[tuple[int, int]]:
+        """Tell what each port has dropped since it began to end, by its id."""
+        before = self._dropped_before
+        return [
+            (id, port.counters.dropped - before[port])
+            for id, port in self.ports.items()
+            if port in before
+        ]
+
+    def say_what_was_lost(self) -> None:
+        """Log what ports have dropped since they began to end, if they have."""
+        lost = [(_name(self.ports[id]), size) for id, size in self.lost()]
+        say_what_was_lost(log, "the host end has ended", lost)
 
     @property
     def port_count(self) -> int:
@@ -202,9 +298,9 @@ class Host:
                 log.warning("port %s: %s", _describe(port), failed)
         finally:
             del self._scopes[port]
-            port.sink = port.source = port.hang_up_client = port.reopen = None
-            port.disconnect()
-            port.ended.set()
+            port.chardev_ended()
+            if port.removed:
+                port.give_up()
         if not started and failed:
             raise ChardevError(failed)
         if not started:
@@ -235,6 +331,10 @@ def _describe(port: HostPort) -> str:
     return repr(port.name.decode(errors="replace")) if port.name else str(port.id)
 
 
+def _name(port: HostPort) -> str:
+    return f"port {_describe(port)}"
+
+
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_MAX:
         raise HostError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
@@ -243,13 +343,24 @@ def _check_name(name: bytes) -> None:
 
 
 @asynccontextmanager
-async def open_host(specs: Sequence[HostPortSpec] = ()) -> AsyncIterator[Host]:
-    """Open a host end with these ports; their chardevs run as long as the block does."""
-    async with open_background() as nursery:
-        host = Host(nursery)
-        for spec in specs:
-            await host.add(spec)
-        try:
-            yield host
-        finally:
-            host.detach()
+async def open_host(
+    specs: Sequence[HostPortSpec] = (), *, patience: float = DRAIN_TIME
+) -> AsyncIterator[Host]:
+    """Open a host end with these ports; their chardevs run as long as the block does.
+
+    What they have not taken by then is dropped: see `Host.drain`, whose `patience` is in seconds.
+    """
+    ports: list[HostPort] = []
+    try:
+        async with open_background() as nursery:
+            host = Host(nursery, patience)
+            for spec in specs:
+                await host.add(spec)
+            try:
+                yield host
+            finally:
+                host.detach()
+                ports += host.ports.values()
+    finally:  # the chardevs have ended, and have put back what they had not delivered
+        for port in ports:
+            port.give_up()

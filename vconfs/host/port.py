@@ -5,12 +5,16 @@ is told to stop (THROTTLE_PORT 1), and below half of it to go on: see `throttle`
 to stop for as long as somebody wants it so (`hold`), whatever the queue has; what the chardev
 takes meanwhile then makes no difference. The other way nothing waits here: when the guest
 throttles the port or has no buffers, `send` waits, and what is behind the chardev feels it.
+
+Every byte of the guest is in the queue, in the chardev's hand (it was received and neither
+delivered nor put back), delivered or dropped; see draining.py.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import trio
@@ -18,6 +22,7 @@ from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.bytequeue import ByteQueue
+from vconfs.draining import DRAIN_TIME
 from vconfs.host.chardev import Chardev
 from vconfs.host.messages import MessageQueue
 from vconfs.protocol.events import Buffer
@@ -91,6 +96,7 @@ class HostPort:
 
     id: int
     spec: HostPortSpec
+    patience: float = DRAIN_TIME
     name: bytes = field(init=False)
     cache: bool = field(init=False)
     limit: int = field(init=False)
@@ -104,7 +110,11 @@ class HostPort:
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
     reopen: Callable[[], None] | None = field(init=False, default=None)
+    unread: Callable[[], int] | None = field(init=False, default=None)
+    #: The guest's bytes that are with the far side.
+    delivered_bytes: int = field(init=False, default=0)
     ended: trio.Event = field(init=False, factory=trio.Event)  # the chardev has
+    removed: bool = field(init=False, default=False)
 
     _throttle: Throttle = field(init=False, factory=Throttle)
     _full: bool = field(init=False, default=False)  # and not yet half empty again
@@ -114,6 +124,17 @@ class HostPort:
     _line: HostLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     _messages: MessageQueue | None = field(init=False)
+    #: Bytes that the chardev has received, and that are neither delivered nor back in the queue.
+    _in_hand: int = field(init=False, default=0)
+    #: Bytes of the chardev that `send` has not sent yet.
+    _unsent: int = field(init=False, default=0)
+    #: An ending has begun, and whether the guest is kept from sending by it.
+    _ending: bool = field(init=False, default=False)
+    _holding: bool = field(init=False, default=False)
+    _last: bool = field(init=False, default=False)
+    #: The ending listens to the far side no more.
+    _deaf: bool = field(init=False, default=False)
+    _listening: set[trio.CancelScope] = field(init=False, factory=set)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
     _changed: ParkingLot = field(init=False, factory=ParkingLot)
 
@@ -144,7 +165,7 @@ class HostPort:
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the guest (asked where rings throttle)."""
-        return not self.held and self.queued < self.spec.host_limit
+        return not (self.held or self._holding) and self.queued < self.spec.host_limit
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -162,6 +183,7 @@ class HostPort:
             self.connected = False
             if self._line is not None:
                 self._line.open_port(self.id, False)
+            self._drop_in_hand()
             if not self.cache:
                 self._drop()
 
@@ -179,26 +201,45 @@ class HostPort:
 
     async def receive(self, size: int = 1 << 16) -> bytes:
         """See `PortSide.receive`."""
+        self.delivered(self._in_hand)
         while not self._queue.size and not self._queue.at_mark:
             await self._arrived.park()
         if self._queue.at_mark:
             self._queue.take_mark()
             return b""
         pieces = self._queue.take(size)
+        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        self._in_hand = len(data)
         self._took()
-        return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
+        return data
 
     async def receive_message(self) -> bytes:
         """See `PortSide.receive_message`."""
         assert self._messages is not None, "the chardev did not say that it keeps boundaries"
+        self.delivered(self._in_hand)
         while not self._messages.whole:
             await self._arrived.park()
         message = self._messages.take()
+        self._in_hand = len(message)
         self._took()
         return message
 
+    def delivered(self, size: int) -> None:
+        """See `PortSide.delivered`."""
+        self._in_hand -= size
+        self.delivered_bytes += size
+
+    def lost(self, size: int) -> None:
+        """See `PortSide.lost`."""
+        self.delivered_bytes -= size
+        self.counters.dropped += size
+
     def put_back(self, data: Buffer) -> None:
         """See `PortSide.put_back`."""
+        self._in_hand -= len(data)
+        self.delivered(self._in_hand)
+        if not len(data):
+            return
         if self._messages is not None:
             self._messages.put_back(bytes(data))
         else:
@@ -207,14 +248,22 @@ class HostPort:
 
     async def send(self, data: Buffer) -> None:
         """See `PortSide.send`."""
-        view = memoryview(data)
-        while view:
-            if (line := self._line) is None or self.guest_throttled:
+        rest = memoryview(data)
+        self._unsent += len(rest)
+        try:
+            while self._deaf:  # it was not to be read any more
                 await self._changed.park()
-                continue
-            sent = await line.send(self.id, view, self._may_send)
-            self.counters.bytes_out += sent
-            view = view[sent:]
+            while rest:
+                if (line := self._line) is None or self.guest_throttled:
+                    await self._changed.park()
+                    continue
+                sent = await line.send(self.id, rest, self._may_send)
+                self.counters.bytes_out += sent
+                self._unsent -= sent
+                rest = rest[sent:]
+        finally:
+            self._unsent -= len(rest)
+            self.counters.dropped += len(rest)
 
     def send_nowait(self, data: Buffer) -> int:
         """See `PortSide.send_nowait`."""
@@ -226,6 +275,70 @@ class HostPort:
             return 0
         self.counters.bytes_out += sent
         return sent
+
+    @contextmanager
+    def listening(self) -> Iterator[trio.CancelScope]:
+        """See `PortSide.listening`."""
+        with trio.CancelScope() as scope:
+            if self._deaf:
+                scope.cancel()
+            self._listening.add(scope)
+            try:
+                yield scope
+            finally:
+                self._listening.discard(scope)
+
+    # --- an ending: see draining.py -------------------------------------------------------
+
+    def begin_ending(self, *, hold: bool, last: bool = True) -> None:
+        """Accept nothing more than what has to be; with `hold`, the guest is told to stop.
+
+        `last`: there is no `go_on`, so a chardev that `keeps_sessions` sees the end of its one.
+        """
+        self._ending, self._holding, self._last = True, hold, last
+        self._tell_throttle()
+        self.settle()
+
+    def settle(self) -> int:
+        """Tell how many bytes are owed, both ways, to those who are there to take them.
+
+        Once the far side of a port that ends has everything it is not listened to any more.
+        """
+        to_far_side = self.unread() if self.unread is not None else 0
+        if self.connected:
+            to_far_side += self.queued + self._queue.marks + self._in_hand
+        if self._ending and not to_far_side and not self._deaf:
+            self._stop_listening()
+            to_far_side += self._queue.marks
+        return to_far_side + (self._unsent if self._line is not None else 0)
+
+    def _stop_listening(self) -> None:
+        self._deaf = True
+        if self._last and self.spec.chardev.keeps_sessions:
+            self.set_guest_connected(False)
+        for scope in self._listening:
+            scope.cancel()
+
+    def go_on(self) -> None:
+        """Undo `begin_ending`: the next one at the far side can come."""
+        self._ending = self._holding = self._last = self._deaf = False
+        self._tell_throttle()
+        self._refill()
+        self._wake()
+        self.pump()
+
+    def chardev_ended(self) -> None:
+        """Nobody is at the far side any more."""
+        self.sink = self.source = self.unread = None
+        self.hang_up_client = self.reopen = None
+        self.disconnect()
+        self._drop_in_hand()
+        self.ended.set()
+
+    def give_up(self) -> None:
+        """Drop all that is queued: the port ends here."""
+        self._drop_in_hand()
+        self._drop()
 
     # --- what the guest does --------------------------------------------------------------
 
@@ -286,6 +399,7 @@ class HostPort:
             self._messages.put(data, size)
         else:
             taken = self.sink(data) if self.sink is not None and not self._queue.size else 0
+            self.delivered_bytes += taken
             if taken < len(data):
                 self._queue.put(data[taken:])
         if self.queued:
@@ -299,6 +413,8 @@ class HostPort:
 
     def _helping(self, room: int) -> Buffer:
         if self.source is None or not self.connected or not self._may_send():
+            return b""
+        if self._ending:
             return b""
         data = self.source(min(room, _HELPING))
         self.counters.bytes_out += len(data)
@@ -323,7 +439,7 @@ class HostPort:
             line.refill(self)
 
     def _tell_throttle(self) -> None:
-        wanted, line = self.held or self._full, self._line
+        wanted, line = self.held or self._holding or self._full, self._line
         if line is not None and line.throttles and wanted != self._throttle.on:
             self._throttle.ask(line, self.id, wanted)
 
@@ -339,6 +455,10 @@ class HostPort:
                 log.warning("port %d: the guest ignores THROTTLE, its data is dropped", self.id)
             self.counters.resets += 1
             self._drop()
+
+    def _drop_in_hand(self) -> None:
+        self.counters.dropped += self._in_hand
+        self._in_hand = 0
 
     def _drop(self) -> None:
         dropped = self._messages.clear() if self._messages else self._queue.clear()

@@ -142,6 +142,7 @@ class PortStream(trio.abc.HalfCloseableStream):
             if not self._over.is_set() and not (data := await self._port.receive(size)):
                 self._read_all()
         self._check_open()
+        self._port.delivered(len(data))
         return data
 
     async def aclose(self) -> None:
@@ -181,7 +182,8 @@ class PortStream(trio.abc.HalfCloseableStream):
         await self._over.wait()
         while not self._all_read:
             data = await self._port.receive()
-            self._port.counters.dropped += len(data)
+            self._port.delivered(len(data))
+            self._port.lost(len(data))
             self._all_read = not data
 
     def _read_all(self) -> None:

@@ -165,6 +165,8 @@ class DeviceLink(Link):
         header: bytes,
         data: Buffer,
         seen: Callable[[], None] | None = None,
+        *,
+        id: int | None = None,
     ) -> None:
         """See `Link.send`; the guest has seen what came in a buffer that it offers again."""
         offered = self._offered[queue]

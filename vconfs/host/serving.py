@@ -10,8 +10,9 @@ from attrs import frozen
 from vconfs.allocator import keep_freed_memory
 from vconfs.background import open_background
 from vconfs.descriptors import allow_all_descriptors
+from vconfs.draining import DRAIN_TIME
 from vconfs.host.control import serve_control
-from vconfs.host.host import open_host
+from vconfs.host.host import Host, open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
 from vconfs.service import feed_watchdog, tell_ready
@@ -26,13 +27,15 @@ class Plan:
     ports: Sequence[HostPortSpec] = ()
     #: The path of the control socket; None: no control.
     control: str | None = None
+    #: Seconds without progress after which an ending gives a port's data up.
+    drain: float = DRAIN_TIME
 
 
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
     """Open the ports, listen, call `ready`, and serve one guest after the other.
 
-    It ends when a signal asks for it, or when no guest can come any more. Raises HostError, and
-    has then left nothing behind.
+    It ends when a signal asks for it, or when no guest can come any more; draining.py tells how.
+    A second signal ends it at once. Raises HostError, and has then left nothing behind.
     """
     keep_freed_memory()
     allow_all_descriptors()
@@ -42,16 +45,39 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
             ready()
             tell_ready(f"listening on {plan.listener.url}")
 
-    with trio.open_signal_receiver(*ENDING) as signals:
-        async with open_background() as nursery:
-            nursery.start_soon(feed_watchdog)
-            nursery.start_soon(_cancel_on_signal, signals, nursery.cancel_scope)
-            async with open_host(plan.ports) as host, answering_signals(host.reopen_files):
-                if plan.control is not None:
-                    await nursery.start(serve_control, host, plan.control)
-                await plan.listener.serve(host, Status())
+    stop = trio.Event()
+    host: Host | None = None
+    try:
+        with trio.open_signal_receiver(*ENDING) as signals:
+            async with open_background() as nursery:
+                nursery.start_soon(feed_watchdog)
+                nursery.start_soon(_heed_signals, signals, stop, nursery.cancel_scope)
+                async with (
+                    open_host(plan.ports, patience=plan.drain) as host,
+                    answering_signals(host.reopen_files),
+                ):
+                    if plan.control is not None:
+                        await nursery.start(serve_control, host, plan.control)
+                    with trio.CancelScope() as serving:
+                        nursery.start_soon(_drain_when_asked, host, stop, serving)
+                        await plan.listener.serve(host, Status())
+                    if not serving.cancel_called:
+                        await host.drain()
+    finally:
+        if host is not None:
+            host.say_what_was_lost()
 
 
-async def _cancel_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+async def _heed_signals(
+    signals: AsyncIterator[int], stop: trio.Event, at_once: trio.CancelScope
+) -> None:
     async for _ in signals:
-        scope.cancel()
+        if stop.is_set():
+            at_once.cancel()
+        stop.set()
+
+
+async def _drain_when_asked(host: Host, stop: trio.Event, serving: trio.CancelScope) -> None:
+    await stop.wait()
+    await host.drain()
+    serving.cancel()

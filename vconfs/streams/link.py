@@ -11,7 +11,7 @@ What comes is read at all times, whoever is slow: it is the ports that throttle.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 
@@ -71,6 +71,7 @@ async def open_link(
             yield link
     finally:
         await link.leave(f"the {role.name.lower()} end leaves")
+        link.owner.left()
 
 
 async def _shake_hands(wire: Wire, connection: Connection, features: int, config: bytes) -> Hello:
@@ -169,6 +170,8 @@ class StreamLink(Link):
         header: bytes,
         data: Buffer,
         seen: Callable[[], None] | None = None,
+        *,
+        id: int | None = None,
     ) -> None:
         """See `Link.send`."""
         size = len(header) + len(data)
@@ -177,6 +180,10 @@ class StreamLink(Link):
             self._awaited.append(seen)
         port, urgent = v8.addressee(header)
         self._fresh.append(Outgoing(head + header, data, port, urgent))
+
+    def untaken(self) -> Mapping[int, int]:
+        """See `Link.untaken`: what waits for the stream. What that has taken nobody can know."""
+        return dict(self._outbox.data)
 
     def send_config(self, config: bytes) -> None:
         """Tell the guest the config space, as soon as there is room for it (host end)."""

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from itertools import chain, islice
 from typing import Final
 
-from attrs import frozen
+from attrs import define, frozen
 
 from vconfs.protocol.events import Buffer
 
@@ -37,15 +37,27 @@ class Frame:
         return len(self.head) + len(self.data)
 
 
+@define
+class _Waiting:
+    """A frame that waits: its bytes in pieces that nobody changes."""
+
+    pieces: list[Buffer]
+    port: int | None
+    data: int  # bytes of its port's data
+
+
 class Outbox:
     """The frames that wait for one stream."""
 
     def __init__(self) -> None:
         #: How many bytes wait.
         self.size = 0
+        #: How many bytes of data wait in frames that have not gone whole, by port.
+        self.data: Counter[int] = Counter()
         self._begun: deque[Buffer] = deque()  # the rest of the frame that the stream is taking
-        self._urgent: deque[list[Buffer]] = deque()
-        self._others: deque[tuple[int | None, list[Buffer]]] = deque()
+        self._begun_data: tuple[int, int] | None = None  # whose data that is, and how much
+        self._urgent: deque[_Waiting] = deque()
+        self._others: deque[_Waiting] = deque()
         self._ports: Counter[int] = Counter()  # whose frames wait in the second lane
 
     @property
@@ -55,21 +67,23 @@ class Outbox:
 
     def put(self, frame: Frame, sent: int = 0) -> None:
         """Add a frame, and copy what may change; of the first one `sent` bytes may have gone."""
-        pieces = _kept(frame)
+        waiting = _Waiting(_kept(frame), frame.port, 0 if frame.urgent else len(frame.data))
         self.size += frame.size
+        if waiting.data and frame.port is not None:
+            self.data[frame.port] += waiting.data
         if sent:
-            self._begun.extend(pieces)
+            self._begin(waiting)
             self.remove(sent)
         elif frame.urgent and frame.port not in self._ports:
-            self._urgent.append(pieces)
+            self._urgent.append(waiting)
         else:
-            self._others.append((frame.port, pieces))
+            self._others.append(waiting)
             if frame.port is not None:
                 self._ports[frame.port] += 1
 
     def head(self) -> list[Buffer]:
         """Give what is to go next, in pieces."""
-        waiting = chain(self._urgent, (pieces for _, pieces in self._others))
+        waiting = (frame.pieces for frame in chain(self._urgent, self._others))
         return [*self._begun, *chain.from_iterable(islice(waiting, _FRAMES_MAX))]
 
     def remove(self, size: int) -> None:
@@ -77,22 +91,38 @@ class Outbox:
         self.size -= size
         while size:
             if not self._begun:
-                self._begun.extend(self._next())
+                self._begin(self._next())
             piece = self._begun.popleft()
             if size < len(piece):
                 self._begun.appendleft(memoryview(piece)[size:])
                 return
             size -= len(piece)
+            if not self._begun:
+                self._gone()
 
-    def _next(self) -> list[Buffer]:
+    def _begin(self, frame: _Waiting) -> None:
+        self._begun.extend(frame.pieces)
+        if frame.data and frame.port is not None:
+            self._begun_data = frame.port, frame.data
+
+    def _gone(self) -> None:
+        """The frame that had begun has gone whole."""
+        if self._begun_data is None:
+            return
+        (port, size), self._begun_data = self._begun_data, None
+        self.data[port] -= size
+        if not self.data[port]:
+            del self.data[port]
+
+    def _next(self) -> _Waiting:
         if self._urgent:
             return self._urgent.popleft()
-        port, pieces = self._others.popleft()
-        if port is not None:
+        frame = self._others.popleft()
+        if (port := frame.port) is not None:
             self._ports[port] -= 1
             if not self._ports[port]:
                 del self._ports[port]
-        return pieces
+        return frame
 
 
 def _kept(frame: Frame) -> list[Buffer]:

@@ -38,6 +38,7 @@ class Echo(_Builtin):
         task_status.started()
         while True:
             data = await port.receive()
+            port.delivered(len(data))
             sending = True
             await port.send(data)
             sending = False

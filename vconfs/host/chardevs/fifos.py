@@ -156,8 +156,10 @@ class Incoming(Way):
         source = Pipe(fifo.descriptor)
         while self._fifo is fifo:
             data = b""
-            with trio.CancelScope() as self._turn:
+            with trio.CancelScope() as self._turn, self._port.listening() as listening:
                 data = await source.receive()
+            if listening.cancelled_caught:
+                await trio.sleep_forever()
             if data:
                 await self._port.send(data)
         while rest := source.receive_nowait():
@@ -169,11 +171,15 @@ class Outgoing(Way):
 
     async def _copy(self, fifo: _Fifo) -> None:
         sink = Pipe(fifo.descriptor)
-        with trio.CancelScope() as self._turn:
-            while True:
-                await sink.writable()  # until then the data is left in the port
-                await pass_on(self._port, sink.send)
-        self._port.put_back(fifo.take_back())
+        self._port.unread = sink.unread
+        try:
+            with trio.CancelScope() as self._turn:
+                while True:
+                    await sink.writable()  # until then the data is left in the port
+                    await pass_on(self._port, sink.send)
+        finally:
+            self._port.unread = None
+            self._port.put_back(fifo.take_back())
 
 
 async def follow(folder: str, ways: Sequence[Way]) -> None:

@@ -76,13 +76,13 @@ class Fifos(Chardev):
             for way in ways:
                 way.reopen()
 
-        async with open_background() as nursery:
-            for way in ways:
-                await nursery.start(way.run)
-            port.connect()
-            try:
+        try:
+            async with open_background() as nursery:
+                for way in ways:
+                    await nursery.start(way.run)
+                port.connect()
                 with can_reopen(port, reopen):
                     task_status.started()
                     await follow(os.path.dirname(self.path) or ".", ways)
-            finally:
-                port.disconnect()
+        finally:  # when both ways have ended, and have put back what they had not delivered
+            port.disconnect()

@@ -44,6 +44,14 @@ class Client(ABC):
     async def gone(self) -> None:
         """Wait, after all is said, until they are gone; OSError is as good, unless it passes."""
 
+    def unread(self) -> int:
+        """Tell how many bytes that they took they would lose if they were left now."""
+        return 0
+
+    def leave(self) -> int:
+        """Leave them for good, and tell how many bytes they lose by that."""
+        return self.unread()
+
 
 async def serve(port: PortSide, client: Client) -> bool:
     """Join `port` and `client` until they are gone and all that they said is sent.
@@ -52,19 +60,33 @@ async def serve(port: PortSide, client: Client) -> bool:
     """
     with hang_up_scope(port) as scope:
         port.connect()
+        port.unread = client.unread
         try:
             async with trio.open_nursery() as nursery:
                 gone = trio.Event()
                 nursery.start_soon(_hand_over, port, client, gone)
                 # Also when they can take no more: what they said before they left is still sent.
-                while len(data := await client.receive()):
-                    await port.send(data)
-                nursery.start_soon(_watch, client, gone)
+                if await _listen(port, client):
+                    nursery.start_soon(_watch, client, gone)
                 await gone.wait()
                 nursery.cancel_scope.cancel()
         finally:
+            port.unread = None
+            port.lost(client.leave())
             port.disconnect()
     return not scope.cancelled_caught
+
+
+async def _listen(port: PortSide, client: Client) -> bool:
+    """Send what they say until they have said all; False: the port listens no more."""
+    while True:
+        with port.listening() as scope:
+            data = await client.receive()
+        if scope.cancelled_caught:
+            return False
+        if not len(data):
+            return True
+        await port.send(data)
 
 
 @contextmanager
@@ -147,7 +169,9 @@ async def pass_on(
     rest = memoryview(await port.receive(size))
     try:
         while rest:
-            rest = rest[await send(rest) :]
+            sent = await send(rest)
+            port.delivered(sent)
+            rest = rest[sent:]
     finally:
         port.put_back(rest)
 

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import select
 import socket
-import struct
-import termios
 from typing import Final
 
 import trio
@@ -16,6 +13,7 @@ import trio
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.join import Client, wait_hang_up
 from vconfs.host.messages import MESSAGE_MAX
+from vconfs.pipe import bytes_to_read
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
@@ -41,7 +39,8 @@ class PacketClient(Client):
             except OSError:
                 return b""  # reset: as good as closed
             if size > MESSAGE_MAX:
-                self._drop("from the client", size)
+                self._port.counters.dropped += size
+                self._warn("from the client", size)
             elif size:
                 return memoryview(self._buffer)[:size]
             elif self._all_said():
@@ -55,11 +54,14 @@ class PacketClient(Client):
             return
         try:
             await self._sock.send(packet)
+            port.delivered(len(packet))
         except BaseException as error:
             if not isinstance(error, OSError) or error.errno != errno.EMSGSIZE:
                 port.put_back(packet)
                 raise
-            self._drop("from the guest", len(packet))
+            port.delivered(len(packet))
+            port.lost(len(packet))
+            self._warn("from the guest", len(packet))
 
     async def gone(self) -> None:
         """See `Client`."""
@@ -69,14 +71,9 @@ class PacketClient(Client):
         """Whether no bytes meant the end, and not a packet of none, which looks the same."""
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLRDHUP)
-        return bool(poll.poll(0)) and not self._bytes_waiting()
+        return bool(poll.poll(0)) and not bytes_to_read(self._sock.fileno())
 
-    def _bytes_waiting(self) -> int:
-        waiting = fcntl.ioctl(self._sock.fileno(), termios.FIONREAD, struct.pack("i", 0))
-        return int(struct.unpack("i", waiting)[0])
-
-    def _drop(self, whence: str, size: int) -> None:
-        self._port.counters.dropped += size
+    def _warn(self, whence: str, size: int) -> None:
         if not self._warned:
             log.warning(
                 "port %d: a packet of %d bytes %s is too large, dropped",

@@ -11,15 +11,15 @@ import trio
 from attrs import frozen
 
 from vconfs.backoff import Backoff, is_passing
+from vconfs.draining import drain
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import can_reopen, hang_up_scope
+from vconfs.host.chardevs.join import can_reopen
 from vconfs.pipe import Pipe
 from vconfs.program import Program, start_program
 
 log = logging.getLogger(__name__)
 
-#: How long a program may go on after its input has ended, and after SIGTERM; and how long it may
-#: leave its input unread when the guest has gone.
+#: How long a program may go on after it has read all its input, and after SIGTERM.
 _PATIENCE: Final = 1.0
 
 
@@ -30,7 +30,9 @@ class Exec(Chardev):
     It is started when a program in the guest first reads, writes or polls the port, or has had it
     open for 100 ms: one that only opens and closes the port starts nothing.
 
-    When the guest closes the port, the program's input ends; a program that goes on for a second
+    When the guest closes the port, or somebody hangs the program up, its input ends once it has
+    read what the guest sent; a program that reads nothing for as long as an ending waits (5
+    seconds by default) loses the rest, which is counted. One that goes on for a second after that
     gets SIGTERM, and a second later SIGKILL, with all that it started. What a program leaves in
     the background when it ends by itself is left alone.
     """
@@ -75,6 +77,9 @@ class _Session:
         self.failure = failure  # of the program, in this run or else in the one before
         self._followed = False  # whether the guest has opened the port again
         self._all_read = False  # whether we have read up to where the guest closed the port
+        self._hung_up = False
+        self._input_ended = False
+        self._input = trio.CancelScope()  # of what the program is given
         self._output = trio.CancelScope()  # of the piece that is being sent
 
     async def wait_for_the_next(self) -> None:
@@ -111,7 +116,14 @@ class _Session:
 
     @property
     def _left(self) -> bool:
-        return self._all_read or self._followed or not self._port.guest_connected
+        connected = self._port.guest_connected
+        return self._all_read or self._followed or self._hung_up or not connected
+
+    def hang_up(self) -> None:
+        """Let the program see the end of its input, and end."""
+        self._hung_up = True
+        self._input.cancel()
+        self._output.cancel()
 
     def _note_failure(self, failure: str) -> None:
         if failure and failure != self.failure:  # else it is in the log already
@@ -119,15 +131,22 @@ class _Session:
         self.failure = failure
 
     async def _serve(self, program: Program) -> None:
+        port = self._port
+
+        def unread() -> int:  # with all its input read, it may still be busy with it
+            busy = self._input_ended and not program.has_ended
+            return program.unread() or int(busy)
+
         try:
-            with hang_up_scope(self._port):
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._feed, program)
-                    await self._deliver(program)
-                    nursery.cancel_scope.cancel()
+            port.hang_up_client, port.unread = self.hang_up, unread
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed, program)
+                await self._deliver(program)
+                nursery.cancel_scope.cancel()
         finally:
+            port.hang_up_client = port.unread = None
             with trio.CancelScope(shield=True):
-                await program.end()
+                port.lost(await program.end())
             self._note_failure(program.failure)
 
     async def _deliver(self, program: Program) -> None:
@@ -152,10 +171,15 @@ class _Session:
 
     async def _feed(self, program: Program) -> None:
         """Give the program what the guest sends; at the guest's close its input ends, then it."""
-        with suppress(OSError):  # EPIPE: it reads no more
-            await self._pass_on(program.input)
+        with self._input:
+            with suppress(OSError):  # EPIPE: it reads no more
+                await self._pass_on(program.input)
+            self._input_ended = True
+            await program.close_input()
+            await self._read_the_rest()
+        self._input_ended = True
         await program.close_input()
-        await self._read_the_rest()
+        await drain(lambda: {program: program.unread()}, self._port.patience)
         for number in (signal.SIGTERM, signal.SIGKILL):
             await trio.sleep(_PATIENCE)
             program.force(number)
@@ -167,18 +191,19 @@ class _Session:
                 self._close()
                 return
             try:
-                while rest := rest[stdin.send_nowait(rest) :]:
-                    if not await self._takes(stdin):
-                        break
+                while rest:
+                    sent = stdin.send_nowait(rest)
+                    self._port.delivered(sent)
+                    rest = rest[sent:]
+                    if rest and not await self._takes(stdin):
+                        return
             finally:
-                self._port.counters.dropped += len(rest)
-            if rest:
-                return
+                self._port.put_back(rest)
 
     async def _takes(self, stdin: Pipe) -> bool:
         """Wait until the program takes input; False: it does not, and the guest has gone."""
         while True:
-            with trio.move_on_after(_PATIENCE):
+            with trio.move_on_after(self._port.patience):
                 await stdin.writable()
                 return True
             if self._left:
@@ -187,9 +212,10 @@ class _Session:
     async def _read_the_rest(self) -> None:
         """Drop what the program did not read, up to where the guest closed the port."""
         while not self._all_read:
-            if data := await self._port.receive():
-                self._port.counters.dropped += len(data)
-            else:
+            data = await self._port.receive()
+            self._port.delivered(len(data))
+            self._port.lost(len(data))
+            if not data:
                 self._close()
 
     def _close(self) -> None:

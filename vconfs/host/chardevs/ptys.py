@@ -76,6 +76,7 @@ class _PtyClient(Client):
     """Those who have the slave open, taken together."""
 
     def __init__(self, pty: RawPty) -> None:
+        self._pty = pty
         self._master = Pipe(pty.master)
 
     async def receive(self) -> Buffer:
@@ -94,6 +95,14 @@ class _PtyClient(Client):
 
     async def gone(self) -> None:
         """See `Client`: a terminal's end of file is its hang-up."""
+
+    def unread(self) -> int:
+        """See `Client`: a terminal that is closed loses it."""
+        return self._pty.unread()
+
+    def leave(self) -> int:
+        """See `Client`."""
+        return self._pty.take_unread()
 
 
 def _renew(pty: RawPty) -> bool:

@@ -77,10 +77,11 @@ class _Standard(Client):
         rest = memoryview(await port.receive())
         try:
             while rest:
-                rest = rest[await _write(rest) :]
-        except OSError:
+                written = await _write(rest)
+                port.delivered(written)
+                rest = rest[written:]
+        finally:
             port.put_back(rest)
-            raise
 
     async def gone(self) -> None:
         """See `Client`."""

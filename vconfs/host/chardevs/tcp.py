@@ -13,8 +13,10 @@ told of the first one, and the next client is to have its turn. So after the FIN
 from __future__ import annotations
 
 import errno
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
@@ -120,6 +122,18 @@ class _TcpClient(SocketClient):
                 return await wait_hang_up(self._sock.fileno())
         if inode is None:
             await wait_hang_up(self._sock.fileno(), self._door.fileno())
+
+    def unread(self) -> int:
+        """See `Client`: what the peer's kernel has not acknowledged."""
+        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int(struct.unpack("i", answer)[0])
+
+    def leave(self) -> int:
+        """See `Client`: a stream that has not got there whole ends in a reset, not a good end."""
+        if unread := self.unread():
+            linger = struct.pack("ii", 1, 0)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return unread
 
 
 def _probe(sock: trio.socket.SocketType) -> None:
