@@ -49,6 +49,14 @@ class Link(ABC):
     in_flight: int
 
     @property
+    def is_spent(self) -> bool:
+        """True if what has come is more than one turn of the event loop is for.
+
+        Nothing more is given in this turn; the owner is told again in the next one.
+        """
+        return False
+
+    @property
     @abstractmethod
     def config(self) -> bytes:
         """The device's config space as it is now."""

@@ -22,7 +22,7 @@ from vconfs.sender import Sender
 log = logging.getLogger(__name__)
 
 #: So many buffers are handled at once, for a peer that never pauses must not starve the others. It
-#: is what the largest rings hold: all that was sent before a hang-up is taken with it.
+#: is more than our own rings hold: all that was sent before a hang-up is taken with it.
 _TURN: Final = 1024
 
 
@@ -130,6 +130,9 @@ class LinkEnd(ABC, Generic[P]):
         port = self._port_of(queue)
         if port is None or port.wants_data:
             self._take(queue, port)
+        if port is not None and port.id in self._hanging_up and not self._has_more(port):
+            self._hanging_up.discard(port.id)
+            self._set_connected(port, False)
 
     def _take(self, queue: int, port: P | None) -> None:
         """Handle buffers until there are none, or `port` wants no more, or others have a turn."""
@@ -206,9 +209,8 @@ class LinkEnd(ABC, Generic[P]):
 
     def refill(self, port: P) -> None:
         """The port has space again: fetch what its own queue holds (virtio1)."""
-        if not self.throttles and not self._is_behind(port) and port.id in self._hanging_up:
-            self._hanging_up.discard(port.id)
-            self._set_connected(port, False)
+        if not self.throttles:
+            self.received(self._dialect.receive_queue(port.id))
 
     # --- where each port has its own queue (virtio1) --------------------------------------
 
@@ -231,7 +233,7 @@ class LinkEnd(ABC, Generic[P]):
         return self._dialect.receive_queue(id) < self._dialect.queues
 
     def _take_last(self, id: int) -> None:
-        """Fetch all that was sent to a port that goes, however full it is: at most a ring.
+        """Fetch all that was sent to a port that goes, however full it is: at most a turn's work.
 
         Nothing may be left there for the next port with this id.
         """
@@ -240,11 +242,14 @@ class LinkEnd(ABC, Generic[P]):
             self._take(self._dialect.receive_queue(id), None)
 
     def _is_behind(self, port: P) -> bool:
-        """Fetch what was sent before a hang-up; whether the port is too full for it."""
+        """Fetch what was sent before a hang-up; True if that was not all, as far as we know."""
         if self.throttles:
             return False
         self.received(self._dialect.receive_queue(port.id))
-        return not port.wants_data
+        return self._has_more(port)
+
+    def _has_more(self, port: P) -> bool:
+        return not port.wants_data or self._link.is_spent
 
     def _unexpected(self, event: Event) -> None:
         raise AssertionError(f"this end of a dialect gave {event}")

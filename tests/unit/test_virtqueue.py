@@ -15,6 +15,7 @@ from vconfs.protocol.virtqueue import (
     DESC_INDIRECT,
     DESC_NEXT,
     DESC_WRITE,
+    PARTS_MAX,
     DeviceQueue,
     DriverQueue,
     GuestMemory,
@@ -31,8 +32,15 @@ TABLES = 3 * 4096  # indirect tables of the random interleavings
 class Pair:
     """Both sides of one queue."""
 
-    def __init__(self, size: int = SIZE, *, event_idx: bool = False, start: int = 0) -> None:
-        self.memory = memoryview(bytearray(MEMORY))
+    def __init__(
+        self,
+        size: int = SIZE,
+        *,
+        event_idx: bool = False,
+        start: int = 0,
+        memory: int = MEMORY,
+    ) -> None:
+        self.memory = memoryview(bytearray(memory))
         self.layout = Layout.at(size, 0)
         at = self.layout
         addresses = Layout(size, BASE + at.desc, BASE + at.avail, BASE + at.used)
@@ -356,6 +364,23 @@ def test_the_device_refuses_wrong_descriptors(spoil: Callable[[Pair], None], mes
         pair.device.pop()
 
 
+@pytest.mark.parametrize("last", [PARTS_MAX - 1, PARTS_MAX, 2 * PARTS_MAX - 1])
+def test_a_chain_has_at_most_as_many_parts_as_a_table(last: int) -> None:
+    size = 2 * PARTS_MAX
+    pair = Pair(size, memory=1 << 18)
+    for i in range(last):
+        pair.descriptor(i, BASE, 1, DESC_NEXT, i + 1)
+    pair.descriptor(last, BASE, 1, 0, 0)
+    pair.offer(0)
+    if last < PARTS_MAX:
+        chain = pair.device.pop()
+        assert chain is not None
+        assert chain.parts == PARTS_MAX
+    else:
+        with pytest.raises(RemoteProtocolError, match="head 0 has more than 1024 parts"):
+            pair.device.pop()
+
+
 @pytest.mark.parametrize("index", [SIZE + 1, 65535])
 def test_the_device_refuses_an_available_index_that_jumps(index: int) -> None:
     pair = Pair()
@@ -454,6 +479,7 @@ class RingMachine(RuleBasedStateMachine):
         self.returned: list[tuple[int, int]] = []
         self.kick_due = self.call_due = False
         self.wants_kicks = self.wants_calls = True
+        self.kick_asked = True  # for what is offered next, be there others already
 
     @precondition(lambda self: self.pair.driver.free > 0)
     @rule(parts=st.integers(1, 3))
@@ -484,9 +510,10 @@ class RingMachine(RuleBasedStateMachine):
     @rule()
     def offer(self) -> None:
         kick = self.pair.driver.publish()
-        if self.added and self.wants_kicks and not self.offered:
+        if self.added and self.wants_kicks and (self.kick_asked or not self.offered):
             assert kick, "a device that waits was not kicked"
         assert not (kick and not self.added)
+        self.kick_asked = self.kick_asked and not self.added
         self.offered += self.added
         self.added = []
 
@@ -501,6 +528,7 @@ class RingMachine(RuleBasedStateMachine):
         assert chain.head == head
         assert struct.unpack("<I", chain.readable[0]) == (number,)
         self.taken.append((head, number))
+        self.kick_asked = self.wants_kicks
 
     @precondition(lambda self: self.taken)
     @rule(data=st.data())
@@ -544,7 +572,7 @@ class RingMachine(RuleBasedStateMachine):
             assert self.pair.device.request_kicks() == bool(self.offered)
         else:
             self.pair.device.suppress_kicks()
-        self.wants_kicks = on
+        self.wants_kicks = self.kick_asked = on
 
     @rule(on=st.booleans())
     def want_calls(self, on: bool) -> None:

@@ -2,6 +2,10 @@
 
 Even queues carry what we send: the guest has put empty buffers there. Odd ones carry what the
 guest sent. Nothing in the rings is trusted; a guest that breaks their rules is lost.
+
+What a buffer costs is its parts as much as its bytes, and a ring holds 32768 buffers of up to 1024
+parts: so what is done in one turn of the event loop is bounded by both (see `Effort`), and of the
+empty buffers we take no more than what is sent at once fills.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
+from vconfs.effort import BUFFER, PART, Effort
 from vconfs.link import Link, call_soon
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -19,31 +24,41 @@ from vconfs.protocol.virtqueue import Chain, DeviceQueue
 BUFFER_MAX: Final = 4 << 20
 #: What a guest's buffer holds at most in practice; a ring full of these may be under way.
 _BUFFER_USUAL: Final = 1 << 18
+#: Empty buffers are taken until they hold so many bytes, or consist of so many parts.
+_OFFERED_BYTES: Final = 2 << 20
+_OFFERED_PARTS: Final = 256
 
 
 class _Offered:
-    """The empty buffers that the guest has put into a queue for us to fill."""
+    """Empty buffers of the guest's that were taken from a queue, for us to fill."""
 
     def __init__(self, ring: DeviceQueue) -> None:
         self.ring = ring
         self.chains: deque[Chain] = deque()
         self.bytes = 0
+        self._parts = 0
 
-    def collect(self, header_size: int) -> None:
+    def collect(self, header_size: int, effort: Effort) -> None:
+        """Take some more, if there are not enough."""
         for _ in range(self.ring.size):  # a guest may go on giving useless ones
+            if self.bytes >= _OFFERED_BYTES or self._parts >= _OFFERED_PARTS or effort.is_spent:
+                return
             chain = self.ring.pop()
             if chain is None:
                 return
+            effort.spend(BUFFER + chain.parts * PART)
             if chain.writable_length <= header_size:
                 self.ring.push(chain.head, 0)  # useless: not even a byte fits
                 continue
             self.chains.append(chain)
             self.bytes += chain.writable_length
+            self._parts += chain.parts
 
     def fill(self, header: bytes, data: Buffer) -> int:
         """Fill the next buffer and push it; return its head."""
         chain = self.chains.popleft()
         self.bytes -= chain.writable_length
+        self._parts -= chain.parts
         first = chain.writable[0]
         size = len(header) + len(data)
         if size <= len(first):
@@ -92,6 +107,9 @@ class DeviceLink(Link):
         #: By queue: the head of a buffer -> whom to tell when the guest offers it again.
         self._awaited: dict[int, dict[int, Callable[[], None]]] = {}
         self._seen: list[Callable[[], None]] = []  # those who are to be told now
+        self._effort = Effort(self._go_on)
+        #: Queues to look at in the next turn, those first that had nothing of this one.
+        self._put_off: dict[int, None] = {}
         for number, ring in queues.items():
             self.start_queue(number, ring)
 
@@ -117,6 +135,11 @@ class DeviceLink(Link):
         for seen in awaited.values():
             seen()  # a guest that stops a queue has taken what came on it
         return ring.next_avail
+
+    @property
+    def is_spent(self) -> bool:
+        """See `Link.is_spent`."""
+        return self._effort.is_spent
 
     @property
     def config(self) -> bytes:
@@ -181,6 +204,9 @@ class DeviceLink(Link):
         ring = self._queues.get(queue)
         if self._dead or ring is None:
             return None
+        if self._effort.is_spent:
+            self._put_off[queue] = None
+            return None
         try:
             chain = ring.pop()
         except RemoteProtocolError as error:
@@ -188,6 +214,7 @@ class DeviceLink(Link):
             return None
         if chain is None:
             return None
+        self._effort.spend(BUFFER + chain.parts * PART + min(chain.readable_length, BUFFER_MAX))
         if chain.readable_length > BUFFER_MAX:
             size = chain.readable_length
             self.fail(f"queue {queue}: a buffer of {size} bytes is larger than {BUFFER_MAX}")
@@ -243,10 +270,20 @@ class DeviceLink(Link):
         if offered is None or self._dead:
             return None
         try:
-            offered.collect(self._header_size)
+            offered.collect(self._header_size, self._effort)
             if not offered.chains and offered.ring.request_kicks():
-                offered.collect(self._header_size)
+                offered.collect(self._header_size, self._effort)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return None
+        if not offered.chains and self._effort.is_spent:
+            self._put_off[queue] = None
         return offered
+
+    def _go_on(self) -> None:
+        """Do what was too much for one turn."""
+        rest, self._put_off = deque(self._put_off), {}
+        while rest and not self._effort.is_spent:
+            if (queue := rest.popleft()) in self._queues:
+                self.kicked(queue)
+        self._put_off = dict.fromkeys(rest) | self._put_off

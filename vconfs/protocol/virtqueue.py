@@ -43,8 +43,7 @@ DESC_INDIRECT: Final = 4
 NO_NOTIFY: Final = 1  # avail.flags: no interrupts, please; used.flags: no kicks, please
 
 SIZE_MAX: Final = 1 << 15
-#: A buffer that the driver describes by a table has at most so many parts, as in QEMU: taking it
-#: apart costs memory and time.
+#: The most parts of one buffer, chained or in a table, as in QEMU: each costs memory and time.
 PARTS_MAX: Final = 1 << 10
 
 #: How often a ring is looked at anew, for a driver that adds to it all the while.
@@ -162,7 +161,7 @@ class DriverQueue:
 
     def add_chain(self, segments: Sequence[Segment]) -> int:
         """Offer a buffer of several descriptors, those that the device may write last."""
-        if not 0 < len(segments) <= len(self._free):
+        if not 0 < len(segments) <= min(len(self._free), PARTS_MAX):
             raise LocalProtocolError(f"{len(segments)} descriptors are wanted, {self.free} free")
         _check_order(segments)
         heads = [self._free.pop() for _ in segments]
@@ -176,9 +175,10 @@ class DriverQueue:
         """Offer a buffer of several parts by one descriptor (with INDIRECT_DESC only).
 
         The parts are described at the offset `table`, by 16 bytes for each, which stay untouched
-        until the buffer comes back. There may be as many as the queue has descriptors.
+        until the buffer comes back. There may be as many as the queue has descriptors, up to
+        `PARTS_MAX`.
         """
-        if not 0 < len(segments) <= self.size:
+        if not 0 < len(segments) <= min(self.size, PARTS_MAX):
             raise LocalProtocolError(f"{len(segments)} parts in a queue of {self.size}")
         if not self._free:
             raise LocalProtocolError("no descriptor is free")
@@ -346,6 +346,11 @@ class Chain:
         self.readable_length = 0
         self.writable_length = 0
 
+    @property
+    def parts(self) -> int:
+        """How many parts the buffer has."""
+        return len(self.readable) + len(self.writable)
+
 
 class DeviceQueue:
     """The device's side of a queue.
@@ -417,7 +422,7 @@ class DeviceQueue:
         if self._watched:
             self._find(head)
         elif self._event_idx and self._wants_kicks:
-            self._used[2 + 4 * self.size] = self._next
+            self._used[2 + 4 * self.size] = index
         return chain
 
     def _read_chain(self, head: int) -> Chain:
@@ -441,7 +446,7 @@ class DeviceQueue:
 
     def _walk(self, chain: Chain, table: memoryview, size: int, first: int) -> None:
         after = first
-        for _ in range(size):
+        for _ in range(min(size, PARTS_MAX)):
             address, length, flags, following = _DESC.unpack_from(table, 16 * after)
             if flags & DESC_INDIRECT:
                 raise RemoteProtocolError(f"descriptor {after} is INDIRECT inside a chain")
@@ -451,6 +456,10 @@ class DeviceQueue:
             after = following
             if after >= size:
                 raise RemoteProtocolError(f"descriptor next {after} in a table of {size}")
+        if size > PARTS_MAX:
+            raise RemoteProtocolError(
+                f"the chain of head {chain.head} has more than {PARTS_MAX} parts"
+            )
         raise RemoteProtocolError(f"the chain of head {chain.head} has a loop")
 
     def _append(self, chain: Chain, address: int, length: int, flags: int) -> None:
@@ -531,8 +540,12 @@ class DeviceQueue:
             self._used[0] = NO_NOTIFY
 
     def request_kicks(self) -> bool:
-        """Ask for a kick at the next buffer; True: one has been offered already."""
-        self._ask_for_kicks(self._avail[1])
+        """Ask for a kick at the next buffer that is offered; True: there are some already."""
+        for _ in range(_LOOKS_MAX):
+            index = self._avail[1]
+            self._ask_for_kicks(index)
+            if self._avail[1] == index:  # nothing came while the kick was asked for
+                break
         return self.has_available()
 
     def _ask_for_kicks(self, index: int) -> None:
