@@ -1,4 +1,4 @@
-"""The work that one guest makes in one turn of the event loop is bounded, whatever its rings hold."""
+"""The work that a guest makes in one turn of the event loop is bounded, whatever it offers."""
 
 from __future__ import annotations
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -11,7 +14,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 import pytest
 
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.vhost_user.notices import check_notifier, notify
+from vconfs.vhost_user import notices
+from vconfs.vhost_user.notices import Bell, check_notifier
 
 #: The most that the counter of an eventfd can be.
 FULL = (1 << 64) - 2
@@ -45,10 +49,69 @@ def test_a_peer_that_lets_its_descriptor_block_does_not_block_us(
     with full() as fd:
         check_notifier(fd)
         os.set_blocking(fd, True)
-        notify(fd)
+        Bell(fd).ring()
 
 
 def test_a_file_is_nothing_to_notify_by() -> None:
     with tempfile.TemporaryFile() as file:
-        with pytest.raises(RemoteProtocolError, match="no eventfd, pipe or socket"):
+        with pytest.raises(RemoteProtocolError, match="no eventfd, pipe or unix socket"):
             check_notifier(file.fileno())
+
+
+#: Clears all flags of a descriptor without end.
+FLIPPER = """
+import fcntl, os, sys
+while os.getppid() == int(sys.argv[2]):
+    for _ in range(10000):
+        fcntl.fcntl(int(sys.argv[1]), fcntl.F_SETFL, os.O_RDWR)
+"""
+
+
+def test_a_peer_that_clears_the_flags_all_the_time_does_not_block_us() -> None:
+    with full_eventfd() as fd:
+        command = [sys.executable, "-c", FLIPPER, str(fd), str(os.getpid())]
+        with subprocess.Popen(command, pass_fds=[fd]) as flipper:
+            bell = Bell(fd)
+            for _ in range(100_000):
+                bell.ring()
+            flipper.kill()
+        assert os.eventfd_read(fd) > FULL
+
+
+def test_an_eventfd_that_has_room_is_raised_each_time() -> None:
+    event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    bell = Bell(event)
+    for _ in range(1000):  # more than asynchronous I/O has places for
+        bell.ring()
+    assert os.eventfd_read(event) == 1000
+    os.close(event)
+    bell.ring()  # who closes it wants none
+
+
+def test_where_eventfds_cannot_be_raised_there_is_no_bell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_raiser() -> None:
+        raise OSError(errno.EAGAIN, "io_setup: no more")
+
+    monkeypatch.setattr(notices, "raiser", no_raiser)
+    with full_eventfd() as fd, pytest.raises(OSError, match="io_setup: no more"):
+        Bell(fd)
+
+
+def test_a_full_pipe_keeps_a_thread_waiting_and_not_us() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writer, bytes(1 << 12))
+    os.set_blocking(writer, True)
+    bell = Bell(writer)
+    for _ in range(1000):
+        bell.ring()
+    os.close(writer)
+    os.close(reader)
+
+
+def test_a_tcp_socket_is_nothing_to_notify_by() -> None:
+    with socket.socket() as sock:
+        with pytest.raises(RemoteProtocolError, match="no eventfd, pipe or unix socket"):
+            check_notifier(sock.fileno())

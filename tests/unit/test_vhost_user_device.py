@@ -13,6 +13,7 @@ import pytest
 import trio
 from attrs import define, field
 
+from vconfs.aside import close_descriptors
 from vconfs.background import open_background
 from vconfs.device import vhost_user_backend
 from vconfs.device.errors import DeviceError
@@ -21,7 +22,7 @@ from vconfs.driver import Driver
 from vconfs.ports import PortManager
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Message, Request
-from vconfs.vhost_user.messages import MessageSocket, close_all
+from vconfs.vhost_user.messages import MessageSocket
 
 from .test_vhost_user_ends import resources, until
 
@@ -66,8 +67,8 @@ class FakeBackEnd:
                 with self.sock:
                     await self._serve(protocol, MessageSocket(self.sock))
             finally:
-                close_all(protocol.release())
-                close_all([self.channel] if self.channel is not None else [])
+                close_descriptors(protocol.release())
+                close_descriptors([self.channel] if self.channel is not None else [])
 
     async def _serve(self, protocol: vu.Backend, messages: MessageSocket) -> None:
         assert self.sock is not None
@@ -87,7 +88,7 @@ class FakeBackEnd:
         for event in handled.events:
             match event:
                 case vu.MemoryTableSet():
-                    close_all(event.fds)
+                    close_descriptors(event.fds)
                 case vu.MemoryRegionAdded():
                     os.close(event.fd)
                 case vu.ChannelSet():
@@ -96,7 +97,7 @@ class FakeBackEnd:
                     self.rings[event.index] = event.setup
                 case vu.RingStopped() if event.answer:
                     reply = protocol.ring_stopped(event.index, 0)
-        close_all(handled.close)
+        close_descriptors(handled.close)
         return reply
 
 

@@ -88,7 +88,7 @@ def command(
     and any stream with ,window=BYTES that may be under way to us (2048 on a tty). A vhost-user
     device has, with --dialect virtio1, room for 31 ports or ,max-ports=N of them, and tells
     console sizes as Linux reads them with ,resize=rows-first; with ,inband it offers notifications
-    by message.
+    by message. With ,require-seals it takes only memory that cannot shrink while it is in use.
 
     \b
     Examples:

@@ -16,18 +16,20 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from vconfs.aside import close_descriptors, is_eventfd
 from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.qtest_bus import QtestBus, QtestFunction
 from vconfs.device.qtest_client import connect
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.vhost_user.messages import close_all
 
 #: The device id of ivshmem; its registers are in BAR 0.
 _IVSHMEM: Final = 0x1110
 _REGISTERS: Final = 0
 _DOORBELL: Final = 12
+#: As many descriptors as Linux lets a message have; there should be one.
+_RIGHTS_MAX: Final = 253
 #: In the place of a vector: QEMU is gone.
 _LOST: Final = -1
 
@@ -59,11 +61,10 @@ async def open_doorbells(
     msix = virtio_pci.find_msix(await function.read_whole_config())
     count = min(most, msix.vectors if msix else 0)
     await function.bar_sizes()
-    sock = stack.enter_context(connect(path))
+    sock = stack.enter_context(connect(path, rights=True))
     peer = await _meet(sock, count)
     events = Eventfds(stack)
     for vector, event in enumerate(peer.doorbells):
-        os.set_blocking(event, False)
         events.add(event, vector)
     values = [peer.ring(vector) for vector in range(count)]
     doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, events)
@@ -78,7 +79,7 @@ async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
     """Listen to the server until we have so many doorbells."""
     peer = ivshmem.Peer()
     with ExitStack() as stack:
-        stack.callback(close_all, peer.doorbells)
+        stack.callback(close_descriptors, peer.doorbells)
         try:
             with trio.fail_after(_SECONDS):
                 while len(peer.doorbells) < count:
@@ -98,15 +99,16 @@ def _failed(reason: str) -> DeviceError:
 
 def _receive(sock: socket.socket, peer: ivshmem.Peer) -> None:
     size, flags = ivshmem.MESSAGE.size, socket.MSG_CMSG_CLOEXEC
-    message, descriptors, _, _ = socket.recv_fds(sock, size, 1, flags)
+    message, descriptors, _, _ = socket.recv_fds(sock, size, _RIGHTS_MAX, flags)
     keeps = False
     try:
         if len(message) != size:
             raise RemoteProtocolError("it has left")
         keeps = peer.receive(message, descriptors[0] if descriptors else None)
     finally:
-        for descriptor in descriptors if not keeps else ():
-            os.close(descriptor)
+        close_descriptors(descriptors[1:] if keeps else descriptors)
+    if keeps and not is_eventfd(descriptors[0]):
+        raise RemoteProtocolError("a doorbell is no eventfd")
 
 
 async def _try_all(bus: QtestBus, doorbells: Doorbells) -> None:

@@ -22,16 +22,16 @@ class Eventfds:
         return bool(self._vectors)
 
     def add(self, event: int, vector: int) -> None:
-        """Watch an eventfd, which does not block; it is closed at the end."""
+        """Watch an eventfd, which is closed at the end.
+
+        Edges are waited for, so that it need not be read: others can have it too, and take from it
+        what was there.
+        """
         self._stack.callback(os.close, event)
-        self._epoll.register(event, select.EPOLLIN)
+        self._epoll.register(event, select.EPOLLIN | select.EPOLLET)
         self._vectors[event] = vector
 
     async def wait(self) -> set[int]:
         """Wait until some were raised, and give their vectors."""
         await trio.lowlevel.wait_readable(self._epoll.fileno())
-        raised = set()
-        for event, _ in self._epoll.poll(0):
-            os.eventfd_read(event)
-            raised.add(self._vectors[event])
-        return raised
+        return {self._vectors[event] for event, _ in self._epoll.poll(0)}

@@ -14,6 +14,7 @@ import trio
 from vconfs.device.errors import DeviceError
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.unix_sockets import refuse_rights
 
 #: How long QEMU may take to answer, and how many bytes of commands may wait for it.
 _ANSWER_SECONDS: Final = 5.0
@@ -21,9 +22,11 @@ _BACKLOG_MAX: Final = 1 << 20
 _RECEIVE_SIZE: Final = 1 << 16
 
 
-def connect(path: Path) -> socket.socket:
-    """Connect to a unix socket, without waiting; DeviceError."""
+def connect(path: Path, *, rights: bool = False) -> socket.socket:
+    """Connect to a unix socket, without waiting; DeviceError. `rights`: descriptors may come."""
     sock = socket.socket(socket.AF_UNIX)
+    if not rights:
+        refuse_rights(sock)
     sock.setblocking(False)
     try:
         sock.connect(os.fspath(path))

@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from vconfs.aside import close_descriptors
 from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
 from vconfs.device.queue_shapes import queue_specs
@@ -28,9 +29,9 @@ from vconfs.ports import PortManager
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
-from vconfs.unix_sockets import connected_to
-from vconfs.vhost_user.messages import MessageSocket, close_all
-from vconfs.vhost_user.notices import Notices, notify
+from vconfs.unix_sockets import close_socket, connected_to, refuse_rights
+from vconfs.vhost_user.messages import MessageSocket
+from vconfs.vhost_user.notices import Bell, Notices
 
 #: Where our memory is, in both kinds of address.
 _BASE: Final = 1 << 32
@@ -59,7 +60,8 @@ async def open_vhost_user(
         sock = await connected_to(path)
     except OSError as error:
         raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
-    with sock, ExitStack() as stack:
+    with ExitStack() as stack:
+        stack.callback(close_socket, sock)
         try:
             back_end = BackEnd(sock)
             stack.callback(back_end.release)
@@ -100,12 +102,13 @@ class _Running:
         self._notices: Notices[int] = Notices()
         stack.callback(self._notices.close)
         self._kicks = {queue: self._eventfd() for queue in self._specs}
+        bells = {queue: Bell(kick) for queue, kick in self._kicks.items()}
         self._channel: MessageSocket
         self.link = RingLink(
             memoryview(mmap.mmap(self._memory, self._size)),
             self._specs,
             features=back_end.features,
-            kick=lambda queue: notify(self._kicks[queue]),
+            kick=lambda queue: bells[queue].ring(),
             read_config=lambda: back_end.config,
             base=_BASE,
             event_idx=bool(back_end.features & F_EVENT_IDX),
@@ -121,6 +124,7 @@ class _Running:
         """Share the memory and start the rings; `sock` is the socket to the back-end."""
         self._notices.add_end(sock, _LEFT)
         ours, theirs = socket.socketpair()
+        refuse_rights(ours)
         self._channel = MessageSocket(
             self._stack.enter_context(trio.socket.from_stdlib_socket(ours))
         )
@@ -159,7 +163,7 @@ class _Running:
         """Answer what the back-end asks."""
         try:
             while (message := await self._channel.receive()) is not None:
-                close_all(message.fds)
+                close_descriptors(message.fds)
                 asked = self._back_end.receive_request(message)
                 if asked.reply:  # at once: it may answer nothing else before it has this
                     await self._channel.send(asked.reply)

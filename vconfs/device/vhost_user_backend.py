@@ -6,6 +6,7 @@ from typing import Final
 
 import trio
 
+from vconfs.aside import close_descriptors
 from vconfs.device.errors import DeviceError
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.dialect import DIALECTS, Guest
@@ -13,7 +14,7 @@ from vconfs.protocol.v8 import CONFIG, F_MULTIPORT, F_SIZE, QUEUES
 from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply
 from vconfs.protocol.virtio_pci import F_VERSION_1
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
-from vconfs.vhost_user.messages import MessageSocket, close_all
+from vconfs.vhost_user.messages import MessageSocket
 
 #: Seconds that a back-end has for an answer; it may be serving another front-end meanwhile.
 _PATIENCE: Final = 10.0
@@ -150,7 +151,7 @@ class BackEnd:
         message = await self._socket.receive()
         if message is None:
             raise DeviceError("the back-end has left")
-        close_all(message.fds)
+        close_descriptors(message.fds)
         return message
 
     def release(self) -> None:

@@ -18,10 +18,13 @@ from vconfs.host.spec import parse_port
 from vconfs.paths import socket_path
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.unix_sockets import closing, receive_bytes
 
 #: So many clients are served at a time, and so many more can wait.
 _CLIENTS_MAX: Final = 64
 _BACKLOG: Final = 128
+#: Read from a client this much at a time.
+_CHUNK: Final = 1 << 16
 #: Only the owner of the host end may control it.
 _MODE: Final = 0o600
 
@@ -44,7 +47,7 @@ async def serve_control(
                 task_status.started()
                 while True:
                     await clients.acquire()
-                    client = _Client(host, trio.SocketStream(await door.accept()))
+                    client = _Client(host, await door.accept())
                     nursery.start_soon(client.serve, clients.release)
     except ChardevError as error:
         raise HostError(str(error)) from None
@@ -53,19 +56,20 @@ async def serve_control(
 class _Client:
     """A client of the control socket. It gets no more replies than it reads."""
 
-    def __init__(self, host: Host, stream: trio.SocketStream) -> None:
+    def __init__(self, host: Host, sock: trio.socket.SocketType) -> None:
         self._host = host
-        self._stream = stream
+        self._sock = sock
+        self._stream = trio.SocketStream(sock)
         self._lines = control.LineReader()
 
     async def serve(self, left: Callable[[], None]) -> None:
         """Answer it until it leaves, then call `left`."""
         try:
-            async with self._stream:
+            with closing(self._sock):
                 await self._stream.send_all(control.encode_greeting())
                 try:
-                    async for data in self._stream:
-                        await self._answer(bytes(data))
+                    while data := await self._receive():
+                        await self._answer(data)
                     await self._answer(b"\n")  # its last line may have had no end
                 except RemoteProtocolError as error:  # where its next line begins is not known
                     await self._stream.send_all(control.encode_error(str(error)))
@@ -73,6 +77,12 @@ class _Client:
             pass  # it has left
         finally:
             left()
+
+    async def _receive(self) -> bytes:
+        try:
+            return await receive_bytes(self._sock, _CHUNK)
+        except OSError:
+            raise trio.BrokenResourceError from None
 
     async def _answer(self, data: bytes) -> None:
         for line in self._lines.feed(data):

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from vconfs.aside import ASIDE
 from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import Door
 from vconfs.host.host import Host, HostError
@@ -18,6 +19,7 @@ from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.host.vhost_user_device import Device
 from vconfs.host.vhost_user_session import Session
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.unix_sockets import closing
 
 log = logging.getLogger(__name__)
 
@@ -50,12 +52,21 @@ async def serve_vhost_user(
 async def _serve_all(device: Device, door: Door) -> None:
     said = ""
     while True:
-        with await door.accept() as sock:
-            try:
-                with Session(device, sock) as session:
-                    await session.run()
-                said = ""
-            except RemoteProtocolError as error:
-                if str(error) != said:
-                    log.warning("front-end turned away: %s", error)
-                said = str(error)
+        await ASIDE.room()
+        with closing(await door.accept()) as sock:
+            reason = await _serve(device, sock)
+        if reason and reason != said:
+            log.warning("front-end turned away: %s", reason)
+        said = reason
+
+
+async def _serve(device: Device, sock: trio.socket.SocketType) -> str:
+    """Serve a front-end until it leaves; return what it was turned away for."""
+    try:
+        with Session(device, sock) as session:
+            await session.run()
+    except RemoteProtocolError as error:
+        return str(error)
+    except OSError as error:  # no descriptor is left, say: that is no reason to end
+        return f"we cannot serve it: {error.strerror}"
+    return ""

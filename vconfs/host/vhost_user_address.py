@@ -15,18 +15,22 @@ from vconfs.url_options import resize_rows_first
 
 #: Each port of the standard's dialect has two queues, and control messages two.
 _MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
-_LAST_OPTION: Final = re.compile("(.*),(?:(inband)|(max-ports|resize)=([^,]*))", re.DOTALL)
+_LAST_OPTION: Final = re.compile(
+    "(.*),(?:(inband|require-seals)|(max-ports|resize)=([^,]*))", re.DOTALL
+)
 
 
 @frozen
 class VhostUserAddress:
-    """PATH[,max-ports=N][,inband][,resize=rows-first]."""
+    """PATH[,max-ports=N][,inband][,require-seals][,resize=rows-first]."""
 
     unix: Unix
     #: Ids are smaller than this, in the standard's dialect.
     max_ports: int = MAX_PORTS
     #: Notify by messages instead of descriptors: some simulations need their strict order.
     inband: bool = False
+    #: Take only memory that cannot shrink while it is in use.
+    require_seals: bool = False
     #: Tell console sizes in the order that Linux reads, in the standard's dialect.
     resize_rows_first: bool = False
 
@@ -41,9 +45,10 @@ class VhostUserAddress:
             options[flag or name] = value
         max_ports = _read_max_ports(options.get("max-ports", str(MAX_PORTS)))
         return cls(
-            Unix(socket_path("vhost-user", rest)),
+            Unix(socket_path("vhost-user", rest), rights=True),
             max_ports,
             "inband" in options,
+            "require-seals" in options,
             resize_rows_first(options),
         )
 

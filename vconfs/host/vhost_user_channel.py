@@ -6,14 +6,15 @@ it would hang both (user-mode Linux does while its guest spins on a console's ou
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import suppress
 
 import trio
 
+from vconfs.aside import close_descriptors, is_unix_socket
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import Outgoing
+from vconfs.unix_sockets import close_unread, refuse_rights
 
 _NO_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -30,18 +31,18 @@ class FrontendChannel:
     def open(self, fd: int) -> None:
         """Use another socket, and close it in the end; RemoteProtocolError: it is none."""
         self.close()
-        try:
-            self._sock = socket.socket(fileno=fd)
-        except OSError:
-            os.close(fd)
-            raise RemoteProtocolError("the descriptor for our requests is no socket") from None
+        if not is_unix_socket(fd):
+            close_descriptors([fd])
+            raise RemoteProtocolError("the descriptor for our requests is no unix socket")
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
+        refuse_rights(self._sock)  # it is not read
 
     def close(self) -> None:
         """Use no socket any more."""
         self._waiting.clear()
         if self._sock is not None:
             trio.lowlevel.notify_closing(self._sock)
-            self._sock.close()
+            close_unread(self._sock)
             self._sock = None
 
     def post(self, request: Outgoing | None) -> None:

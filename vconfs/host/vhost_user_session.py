@@ -12,12 +12,13 @@ has not stopped the rings yet.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar, Final, Self
 
 import trio
 from attrs import define
 
+from vconfs.aside import close_descriptors
 from vconfs.background import open_background
 from vconfs.host.backend import Backend
 from vconfs.host.guest_memory import SharedMemory
@@ -28,8 +29,8 @@ from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import Message, Notifier
 from vconfs.protocol.virtqueue import F_EVENT_IDX, DeviceQueue, Layout
-from vconfs.vhost_user.messages import MessageSocket, close_all
-from vconfs.vhost_user.notices import Notices, check_notifier, notify
+from vconfs.vhost_user.messages import MessageSocket
+from vconfs.vhost_user.notices import Bell, Notices, check_notifier
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ class _Ring:
     layout: Layout
     base: int
     enabled: bool
-    fds: dict[Notifier, int | None]
+    #: What we wait for, and by what we notify; None: no descriptor was sent.
+    kick: int | None
+    bells: dict[Notifier, Bell | None]
     live: bool = False
 
 
@@ -65,7 +68,7 @@ class Session:
         self._protocol = device.protocol(self._read_config)
         self._config: bytes | None = None  # as the front-end knows it
         self._channel = FrontendChannel()
-        self._memory = SharedMemory()
+        self._memory = SharedMemory(require_seals=device.offer.require_seals)
         self._kicks: Notices[int] = Notices()
         self._polled: set[int] = set()
         self._polling = trio.Event()
@@ -87,7 +90,7 @@ class Session:
         self._kicks.close()
         self._channel.close()
         self._socket.release()
-        close_all(self._protocol.release())
+        close_descriptors(self._protocol.release())
 
     async def run(self) -> None:
         """Serve the front-end until it leaves; RemoteProtocolError: it broke a rule."""
@@ -114,9 +117,13 @@ class Session:
         reply = handled.reply
         try:
             for event in handled.events:
-                reply += self._HANDLERS[type(event)](self, event) or b""
+                done = self._HANDLERS[type(event)](self, event)
+                if isinstance(done, Awaitable):
+                    await done
+                elif done:
+                    reply += done
         finally:
-            close_all(handled.close)
+            close_descriptors(handled.close)
         if reply:
             await self._socket.send(reply)
 
@@ -191,7 +198,7 @@ class Session:
     # --- notifications --------------------------------------------------------------------
 
     def _listen(self, index: int) -> None:
-        kick = self._rings[index].fds[Notifier.KICK]
+        kick = self._rings[index].kick
         if kick is not None:
             self._kicks.add(kick, index)
         elif not self._protocol.protocol_features & vu.PF_INBAND_NOTIFICATIONS:
@@ -199,7 +206,7 @@ class Session:
             self._polling.set()
 
     def _listen_no_more(self, index: int) -> None:
-        kick = self._rings[index].fds[Notifier.KICK]
+        kick = self._rings[index].kick
         if kick is not None:
             self._kicks.remove(kick)
         self._polled.discard(index)
@@ -224,16 +231,14 @@ class Session:
             self._link.kicked(index)
 
     def _call(self, index: int) -> None:
-        call = self._rings[index].fds[Notifier.CALL]
-        if call is not None:
-            notify(call)
+        if call := self._rings[index].bells[Notifier.CALL]:
+            call.ring()
         else:
             self._channel.post(self._protocol.channel.vring_call(index))
 
     def _tell_broken(self, index: int) -> None:
-        err = self._rings[index].fds[Notifier.ERR]
-        if err is not None:
-            notify(err)
+        if err := self._rings[index].bells[Notifier.ERR]:
+            err.ring()
         else:
             self._channel.post(self._protocol.channel.vring_err(index))
 
@@ -253,13 +258,13 @@ class Session:
             self._features = event.features
             self._attach_anew()
 
-    def _memory_set(self, event: vu.MemoryTableSet) -> None:
+    async def _memory_set(self, event: vu.MemoryTableSet) -> None:
         self._pause_all()
-        self._memory.replace(event.regions, event.fds)
+        await self._memory.replace(event.regions, event.fds)
 
-    def _region_added(self, event: vu.MemoryRegionAdded) -> None:
+    async def _region_added(self, event: vu.MemoryRegionAdded) -> None:
         self._pause_all()
-        self._memory.add(event.region, event.fd)
+        await self._memory.add(event.region, event.fd)
 
     def _region_removed(self, event: vu.MemoryRegionRemoved) -> None:
         self._pause_all()
@@ -273,15 +278,12 @@ class Session:
 
     def _ring_started(self, event: vu.RingStarted) -> None:
         setup = event.setup
-        fds = {
-            Notifier.KICK: setup.kick_fd,
-            Notifier.CALL: setup.call_fd,
-            Notifier.ERR: setup.err_fd,
-        }
-        for fd in fds.values():
-            if fd is not None:
-                check_notifier(fd)
-        self._rings[event.index] = _Ring(setup.layout, setup.base, setup.enabled, fds)
+        if setup.kick_fd is not None:
+            check_notifier(setup.kick_fd)
+        bells = {Notifier.CALL: _bell(setup.call_fd), Notifier.ERR: _bell(setup.err_fd)}
+        self._rings[event.index] = _Ring(
+            setup.layout, setup.base, setup.enabled, setup.kick_fd, bells
+        )
         if setup.enabled:
             self._go(event.index)
 
@@ -301,14 +303,17 @@ class Session:
 
     def _notifier_changed(self, event: vu.NotifierChanged) -> None:
         ring = self._rings[event.index]
-        listens = ring.live and event.notifier is Notifier.KICK
-        if listens:
+        if event.notifier is not Notifier.KICK:
+            ring.bells[event.notifier] = None  # the one before is closed, come what may
+            ring.bells[event.notifier] = _bell(event.fd)
+            return
+        if ring.live:
             self._listen_no_more(event.index)
-        ring.fds[event.notifier] = None  # the one before is closed, come what may
+        ring.kick = None
         if event.fd is not None:
             check_notifier(event.fd)
-            ring.fds[event.notifier] = event.fd
-        if listens:
+            ring.kick = event.fd
+        if ring.live:
             self._listen(event.index)
             self._kicked(event.index)
 
@@ -331,7 +336,7 @@ class Session:
             self._logged.add(event.reason)
             log.warning("front-end: refused: %s", event.reason)
 
-    _HANDLERS: ClassVar[Mapping[type, Callable[[Any, Any], bytes | None]]] = {
+    _HANDLERS: ClassVar[Mapping[type, Callable[[Any, Any], Awaitable[None] | bytes | None]]] = {
         vu.FeaturesSet: _features_set,
         vu.MemoryTableSet: _memory_set,
         vu.MemoryRegionAdded: _region_added,
@@ -347,3 +352,14 @@ class Session:
         vu.DeviceReset: _reset,
         vu.Refused: _refused,
     }
+
+
+def _bell(fd: int | None) -> Bell | None:
+    """Make a bell of what the front-end sent to be notified by; RemoteProtocolError."""
+    if fd is None:
+        return None
+    check_notifier(fd)
+    try:
+        return Bell(fd)
+    except OSError as error:
+        raise RemoteProtocolError(f"it cannot be notified by eventfds: {error.strerror}") from None

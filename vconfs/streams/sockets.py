@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from abc import abstractmethod
@@ -19,7 +20,7 @@ from vconfs.host.chardevs.tcp import Tcp
 from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
-from vconfs.unix_sockets import connected_to
+from vconfs.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
 #: What a unix socket is asked to hold: a write of 1 MiB goes out at once.
@@ -44,7 +45,7 @@ class SocketPlace(Place):
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
             raise StreamError(f"cannot connect to {self._where}: {_why(error)}") from None
-        with sock:
+        with closing(sock):
             yield self._wire(sock)
 
     @asynccontextmanager
@@ -59,11 +60,12 @@ class SocketPlace(Place):
 
     @asynccontextmanager
     async def _accepted(self, door: Door) -> AsyncIterator[Wire]:
-        with await door.accept() as sock:
+        with closing(await door.accept()) as sock:
             yield self._wire(sock)
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
-        return Wire(sock.fileno(), sock.fileno())
+        read = read_bytes if takes_rights(sock) else os.read
+        return Wire(sock.fileno(), sock.fileno(), read)
 
     @property
     @abstractmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -20,14 +20,17 @@ _TURN: Final = 4
 class Wire:
     """A stream that is read from one descriptor and written to another, or to the same.
 
-    Whoever makes one closes them.
+    Whoever makes one closes them. `read` is how to read, as by `os.read`.
     """
 
-    def __init__(self, reader: int, writer: int) -> None:
+    def __init__(
+        self, reader: int, writer: int, read: Callable[[int, int], bytes] = os.read
+    ) -> None:
         os.set_blocking(reader, False)
         os.set_blocking(writer, False)
         self._reader = reader
         self._writer = writer
+        self._read = read
         self._reads = _TURN  # that there may be before we wait
 
     async def receive(self) -> bytes:
@@ -38,7 +41,7 @@ class Wire:
                     await trio.lowlevel.wait_readable(self._reader)
                 self._reads = _TURN
             try:
-                data = os.read(self._reader, _READ_SIZE)
+                data = self._read(self._reader, _READ_SIZE)
             except BlockingIOError:
                 self._reads = 0
                 continue

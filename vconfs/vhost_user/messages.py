@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import array
-import os
 import socket
 from collections.abc import Sequence
 from typing import Final
 
 import trio
 
+from vconfs.aside import ASIDE, close_descriptors
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import FDS_MAX, Message, Parser
+from vconfs.unix_sockets import descriptors_in
 
 _INT: Final = array.array("i").itemsize
 #: Space for more descriptors than a message may have, so that too many are seen to be.
@@ -31,10 +32,12 @@ class MessageSocket:
         RemoteProtocolError: what comes is no message; OSError: the socket broke.
         """
         while (message := self._parser.next_message()) is None:
+            if ASIDE.is_full:
+                raise RemoteProtocolError("too many descriptors cannot be closed")
             data, ancillary, flags, _ = await self._sock.recvmsg(
                 self._parser.wanted, _ANCILLARY_SPACE, socket.MSG_CMSG_CLOEXEC
             )
-            self._parser.feed(data, _descriptors(ancillary))
+            self._parser.feed(data, descriptors_in(ancillary))
             if flags & socket.MSG_CTRUNC:
                 raise RemoteProtocolError("descriptors were lost on the way: there were too many")
             if not data:
@@ -52,18 +55,4 @@ class MessageSocket:
 
     def release(self) -> None:
         """Close the descriptors of messages that were not received in whole."""
-        close_all(self._parser.release())
-
-
-def _descriptors(ancillary: Sequence[tuple[int, int, bytes]]) -> array.array[int]:
-    fds = array.array("i")
-    for level, kind, data in ancillary:
-        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
-            fds.frombytes(data[: len(data) // _INT * _INT])
-    return fds
-
-
-def close_all(fds: Sequence[int]) -> None:
-    """Close descriptors that came with messages."""
-    for fd in fds:
-        os.close(fd)
+        close_descriptors(self._parser.release())

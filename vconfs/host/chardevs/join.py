@@ -14,6 +14,7 @@ import trio
 from vconfs.backoff import Backoff, Pauses, is_passing
 from vconfs.host.chardev import ChardevError, PortSide
 from vconfs.protocol.events import Buffer
+from vconfs.unix_sockets import receive_bytes, takes_rights
 
 log = logging.getLogger(__name__)
 
@@ -181,10 +182,13 @@ class SocketClient(Client):
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
+        self._takes_rights = takes_rights(sock)
 
     async def receive(self) -> Buffer:
         """See `Client`."""
         try:
+            if self._takes_rights:
+                return await receive_bytes(self._sock, CHUNK)
             return await self._sock.recv(CHUNK)
         except OSError:
             return b""  # reset: as good as closed

@@ -14,6 +14,7 @@ import trio
 from vconfs.backoff import Backoff, is_passing
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.join import Client, serve
+from vconfs.unix_sockets import closing
 
 #: How many clients may wait while one is served.
 BACKLOG: Final = 4
@@ -68,7 +69,7 @@ class Listener(Chardev):
             with Door(listeners) as door:
                 task_status.started()
                 while True:
-                    with await door.accept() as sock:
+                    with closing(await door.accept()) as sock:
                         await serve(port, self._client(port, sock, door))
 
     @abstractmethod

@@ -15,6 +15,7 @@ from vconfs.host.chardevs.join import Client, wait_hang_up
 from vconfs.host.messages import MESSAGE_MAX
 from vconfs.pipe import bytes_to_read
 from vconfs.protocol.events import Buffer
+from vconfs.unix_sockets import receive_packet
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,7 @@ class PacketClient(Client):
         """See `Client`: the next packet that has bytes, all of which fit."""
         while True:
             try:
-                size = await self._sock.recv_into(self._buffer, flags=socket.MSG_TRUNC)
+                size = await receive_packet(self._sock, self._buffer)
             except OSError:
                 return b""  # reset: as good as closed
             if size > MESSAGE_MAX:

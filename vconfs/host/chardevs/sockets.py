@@ -20,7 +20,7 @@ from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
 from vconfs.host.chardevs.paths import cannot
 from vconfs.paths import socket_path
-from vconfs.unix_sockets import connected_to
+from vconfs.unix_sockets import closing, connected_to, refuse_rights
 
 
 @frozen
@@ -31,6 +31,8 @@ class Unix(Listener):
     """
 
     path: str
+    #: Whether clients may send descriptors.
+    rights: bool = False
     kind = socket.SOCK_STREAM
 
     @classmethod
@@ -41,7 +43,7 @@ class Unix(Listener):
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
         """See `Listener.listening`."""
-        with listening_at(self.path, self.kind) as listener:
+        with listening_at(self.path, self.kind, rights=self.rights) as listener:
             yield [listener]
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
@@ -70,9 +72,15 @@ def listening_at(
     *,
     mode: int | None = None,
     backlog: int = BACKLOG,
+    rights: bool = False,
 ) -> Iterator[socket.socket]:
-    """Listen on a unix socket in a block, for those whom `mode` lets in; ChardevError."""
-    with socket.socket(socket.AF_UNIX, kind) as listener:
+    """Listen on a unix socket in a block, for those whom `mode` lets in; ChardevError.
+
+    `rights`: they may send descriptors.
+    """
+    with closing(socket.socket(socket.AF_UNIX, kind)) as listener:
+        if not rights:
+            refuse_rights(listener)
         if mode is not None:
             os.fchmod(listener.fileno(), mode)  # that of the path, from the moment that it is there
         with _bound(listener, path):
@@ -145,7 +153,7 @@ class Connect(Chardev):
                     await tries.failed(str(cannot(self.path, error)))
                 continue
             tries.succeeded()
-            with sock:
+            with closing(sock):
                 await serve(port, SocketClient(sock))
             with can_reopen(port, tries.try_now):
                 await tries.wait()

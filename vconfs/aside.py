@@ -1,0 +1,173 @@
+"""Calls that a peer can make wait, made in threads beside the event loop.
+
+A descriptor that a peer gave us can be anything: a file of a FUSE file system whose server never
+answers, a socket that lingers, a pipe that another process holds locked. To close it, or to write
+there, can take for ever, also with O_NONBLOCK. A thread that waits like this cannot be ended; there
+are never more than `_THREADS` of them, and as long as many calls wait nobody is let in who could
+bring more (see `Aside.room`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import logging
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Final
+
+import trio
+
+log = logging.getLogger(__name__)
+
+_THREADS: Final = 16
+#: When so many calls wait for a thread, no more descriptors are to be taken.
+_FULL: Final = 64
+#: Seconds between looks whether there are fewer.
+_LOOK: Final = 0.1
+_EVENTFD: Final = "anon_inode:[eventfd]"
+_PIPE: Final = "pipe:["
+_SO_DOMAIN: Final = 39  # asm-generic/socket.h; Python has no name for it
+_LIBC: Final = ctypes.PyDLL(None, use_errno=True)  # for calls that do not wait
+
+
+class Aside:
+    """Makes calls in threads of its own, which the end of the process does not wait for."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls: deque[Callable[[], object]] = deque()
+        self._threads = 0
+        self._warned = False
+
+    @property
+    def is_full(self) -> bool:
+        """True if so many calls wait that there are to be no more."""
+        return len(self._calls) >= _FULL
+
+    def call(self, function: Callable[[], object]) -> None:
+        """Have a function called as soon as possible; what it raises as OSError is ignored."""
+        with self._lock:
+            self._calls.append(function)
+            if self._threads == _THREADS:
+                return
+            self._threads += 1
+        try:
+            threading.Thread(target=self._run, name="aside", daemon=True).start()
+        except RuntimeError:  # the system has no more threads: the others take the call
+            with self._lock:
+                self._threads -= 1
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                if not self._calls:
+                    self._threads -= 1
+                    return
+                function = self._calls.popleft()
+            with suppress(OSError):
+                function()
+            del function
+
+    async def room(self) -> None:
+        """Wait until there are not so many calls any more."""
+        while self.is_full:
+            if not self._warned:
+                self._warned = True
+                log.warning("descriptors of peers cannot be closed, new ones have to wait")
+            await trio.sleep(_LOOK)
+
+
+#: The process has one.
+ASIDE: Final = Aside()
+
+
+class Chore:
+    """A call for a peer's descriptor that is made aside, once more if it is asked for meanwhile."""
+
+    def __init__(self, fd: int, function: Callable[[int], object]) -> None:
+        self._fd = fd
+        self._function = function
+        self._wanted = False
+        self._busy = False
+
+    def ask(self) -> None:
+        """Have it made; OSError: there is no descriptor left for it."""
+        self._wanted = True
+        if not self._busy:
+            self._busy = True
+            ASIDE.call(partial(self._run, os.dup(self._fd)))
+
+    def _run(self, fd: int) -> None:
+        """Make it, with a descriptor of its own, for the peer's may be closed meanwhile."""
+        try:
+            while self._wanted:
+                self._wanted = False
+                with suppress(OSError):
+                    self._function(fd)
+                self._busy = False
+                if self._wanted:  # since; two threads that do it are no harm
+                    self._busy = True
+        finally:
+            os.close(fd)
+
+
+def close_descriptors(descriptors: Iterable[int]) -> None:
+    """Close descriptors that a peer gave us, without waiting."""
+    for fd in descriptors:
+        if is_eventfd(fd) or is_memory(fd):
+            os.close(fd)
+        else:
+            ASIDE.call(partial(os.close, fd))
+
+
+def is_eventfd(fd: int) -> bool:
+    """True if a descriptor is an eventfd; asking never waits, whatever it is."""
+    return _name(fd) == _EVENTFD
+
+
+def is_pipe(fd: int) -> bool:
+    """True if a descriptor is an end of a pipe without a name; asking never waits."""
+    return _name(fd).startswith(_PIPE)
+
+
+def _name(fd: int) -> str:
+    # The path of a file begins with a slash, so none can be named like these.
+    return os.readlink(f"/proc/self/fd/{fd}")
+
+
+def is_memory(fd: int) -> bool:
+    """True if a descriptor is a file in memory (memfd, tmpfs, hugetlbfs); asking never waits.
+
+    Only these have seals: the kernel knows without asking the file system.
+    """
+    return seals_of(fd) is not None
+
+
+def seals_of(fd: int) -> int | None:
+    """Return the seals of a file in memory; None: it is something else."""
+    try:
+        return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+    except OSError:
+        return None
+
+
+def is_unix_socket(fd: int) -> bool:
+    """True if a descriptor is a unix socket; asking never waits."""
+    domain, size = ctypes.c_int(), ctypes.c_uint(ctypes.sizeof(ctypes.c_int))
+    into = ctypes.byref(domain), ctypes.byref(size)
+    # Python's socket would first ask for an address, for which a TCP socket has to be unlocked.
+    failed = _LIBC.getsockopt(fd, socket.SOL_SOCKET, _SO_DOMAIN, *into)
+    return not failed and domain.value == socket.AF_UNIX
+
+
+def send_now(fd: int, data: bytes) -> None:
+    """Send to a unix socket what it takes now; OSError."""
+    flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    if _LIBC.send(fd, data, len(data), flags) < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,0 +1,92 @@
+"""Raising an eventfd that a peer has too, without ever waiting.
+
+A write to an eventfd waits while its counter is full, unless O_NONBLOCK is set. That flag belongs
+to the peer as well, who can clear it between our setting it and our writing; and eventfds take
+neither MSG_DONTWAIT nor RWF_NOWAIT for a write, nor can they be opened anew. But the kernel raises
+eventfds itself when asynchronous I/O has finished, and never waits then: a counter that is full
+stays so. So we read nothing from /dev/null (io_submit(2) with IOCB_FLAG_RESFD), which costs two
+microseconds more than the write.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+from functools import cache
+from typing import Final
+
+# linux/aio_abi.h
+_PREAD: Final = 0
+_FLAG_RESFD: Final = 1
+_EVENT_SIZE: Final = 32
+
+#: Finished requests are collected when there is no place for another.
+_PLACES: Final = 64
+#: io_setup, io_getevents, io_submit
+_NUMBERS: Final = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2), "riscv64": (0, 4, 2)}
+
+
+class _Iocb(ctypes.Structure):
+    """struct iocb, on a little-endian machine."""
+
+    _fields_ = (
+        ("data", ctypes.c_uint64),
+        ("key", ctypes.c_uint32),
+        ("rw_flags", ctypes.c_int32),
+        ("opcode", ctypes.c_uint16),
+        ("priority", ctypes.c_int16),
+        ("fd", ctypes.c_uint32),
+        ("buffer", ctypes.c_uint64),
+        ("size", ctypes.c_uint64),
+        ("offset", ctypes.c_int64),
+        ("reserved", ctypes.c_uint64),
+        ("flags", ctypes.c_uint32),
+        ("eventfd", ctypes.c_uint32),
+    )
+
+
+class Raiser:
+    """Raises eventfds. OSError: the kernel lets us do no asynchronous I/O."""
+
+    def __init__(self) -> None:
+        if platform.machine() not in _NUMBERS:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        setup, self._getevents, self._submit = _NUMBERS[platform.machine()]
+        # It keeps the interpreter's lock, for these calls do not wait.
+        self._call = ctypes.PyDLL(None, use_errno=True).syscall
+        self._call.argtypes = [ctypes.c_long] * 6
+        self._call.restype = ctypes.c_long
+        context = ctypes.c_ulong(0)
+        self._null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        if self._call(setup, _PLACES, ctypes.addressof(context), 0, 0, 0) < 0:
+            os.close(self._null)
+            code = ctypes.get_errno()
+            raise OSError(code, f"io_setup: {os.strerror(code)} (see fs.aio-max-nr)")
+        self._context = context.value
+        self._request = _Iocb(opcode=_PREAD, fd=self._null, flags=_FLAG_RESFD)
+        self._requests = (ctypes.c_void_p * 1)(ctypes.addressof(self._request))
+        self._events = ctypes.create_string_buffer(_EVENT_SIZE * _PLACES)
+        self._no_time = (ctypes.c_long * 2)(0, 0)
+        self._arguments = (self._submit, self._context, 1, ctypes.addressof(self._requests), 0, 0)
+
+    def raise_eventfd(self, fd: int) -> None:
+        """Add 1 to an eventfd if its counter has room; OSError: it is none."""
+        self._request.eventfd = fd
+        if self._call(*self._arguments) == 1:
+            return
+        code = ctypes.get_errno()
+        if code == errno.EAGAIN:
+            events, no_time = ctypes.addressof(self._events), ctypes.addressof(self._no_time)
+            self._call(self._getevents, self._context, 0, _PLACES, events, no_time)
+            if self._call(*self._arguments) == 1:
+                return
+            code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+@cache
+def raiser() -> Raiser:
+    """Return the raiser of this process; OSError, see there."""
+    return Raiser()
