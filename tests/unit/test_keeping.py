@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -74,6 +76,40 @@ async def test_ports_come_back_with_their_openers(
     assert (a.attached, b.name, c.removed) == (True, b"B", True)
     assert a.write_nowait(b"after") == 5
     assert b"".join(a.read_nowait(10)) == b"after"
+
+
+class Scarce(Fleeting):
+    """A device for which there is no descriptor left, the times that it has no ports."""
+
+    url = "scarce:"
+
+    @asynccontextmanager
+    async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
+        try:
+            async with super().open(manager) as driver:
+                yield driver
+        except DeviceError:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+
+
+async def test_a_device_without_descriptors_left_is_tried_again(
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device, manager = Scarce(["a=echo"], [], [], ["a=echo"]), PortManager()
+    await nursery.start(Connection(device, manager).run)
+    device.lose()
+    await trio.sleep(5)
+    assert manager.ports[0].attached
+    reason = "cannot open scarce:: Too many open files"
+    assert f"scarce:: {reason}; trying again" in caplog.messages
+
+
+async def test_a_device_without_descriptors_left_at_first_is_named() -> None:
+    connection = Connection(Scarce([]), PortManager())
+    with pytest.raises(DeviceError, match="cannot open scarce:: Too many open files"):
+        await connection.run()
 
 
 class Slow:

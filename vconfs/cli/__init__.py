@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import logging
 import os
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NoReturn
 
 import click
@@ -97,12 +99,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
         # Python tries at its end to write what could not be written, and complains of it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        _fail(str(error) if error.filename else f"standard output: {error.strerror}", 1)
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _fail(_describe(error), 1)
     except (click.Abort, KeyboardInterrupt):
         # A shell ends its script, or its loop, only when a command has died of the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+
+
+def _describe(error: OSError) -> str:
+    """Name what failed: what has no name is our output, or that there can be no more files."""
+    if error.filename:
+        return str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"no more files can be opened: {error.strerror} (see ulimit -n)"
+    return f"standard output: {error.strerror}"
 
 
 def _fail(message: str, code: int) -> NoReturn:

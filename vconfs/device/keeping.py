@@ -59,18 +59,21 @@ class Connection:
 
     async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
         """Serve one connection; tell why it was lost."""
-        async with self._device.open(self._manager) as joint:
-            await _announced(joint, self._manager)
-            if joint.stopped.is_set():
-                raise DeviceError(joint.reason)
-            self._manager.remove_detached()
-            self.reason = ""
-            self._tries.succeeded()
-            self.joint = joint
-            task_status.started()
-            await joint.stopped.wait()
-            self.joint = None
-            return joint.reason
+        try:
+            async with self._device.open(self._manager) as joint:
+                await _announced(joint, self._manager)
+                if joint.stopped.is_set():
+                    raise DeviceError(joint.reason)
+                self._manager.remove_detached()
+                self.reason = ""
+                self._tries.succeeded()
+                self.joint = joint
+                task_status.started()
+                await joint.stopped.wait()
+                self.joint = None
+                return joint.reason
+        except OSError as error:  # no descriptor is left, say
+            raise DeviceError(f"cannot open {self._device.url}: {error.strerror}") from error
 
 
 class _Changes:

@@ -46,6 +46,8 @@ async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
                 await _serve_guest(host, place, wire, tries.succeeded)
         except StreamError as error:
             await tries.failed(str(error))
+        except OSError as error:  # no descriptor is left, say
+            await tries.failed(error)
 
 
 async def _serve_guest(host: Host, place: Place, wire: Wire, attached: Callable[[], None]) -> None:
