@@ -28,7 +28,7 @@ FEATURES = 1 << 32 | 1 << 23 | 1 << 1 | 1 << 0
 #: MQ, REPLY_ACK, BACKEND_REQ, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS.
 PROTOCOL = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 13 | 1 << 15
 #: Seconds that an answer may take while other programs keep the processors busy.
-IN_TIME = 1.0
+IN_TIME = 2.0
 #: Seconds that a program has to start, or to end.
 LIMIT = 15.0
 

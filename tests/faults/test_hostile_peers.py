@@ -10,14 +10,14 @@ import os
 import socket
 import struct
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from .hostile import (
     GUEST,
-    IN_TIME,
+    LIMIT,
     DeafFuse,
     HostProgram,
     RawFrontEnd,
@@ -230,24 +230,23 @@ def test_descriptors_where_none_are_wanted(tmp_path: Path, path: str) -> None:
 def test_a_front_end_comes_when_hardly_a_descriptor_is_left(tmp_path: Path, left: int) -> None:
     limit = 60
     with hostile_host(tmp_path, "vhost-user", *PORT, nofile=limit) as host:
-        clients = []
-        while host.descriptors < limit - left:
-            client = socket.socket(socket.AF_UNIX)
-            client.settimeout(IN_TIME)
-            client.connect(str(tmp_path / "control"))
-            clients.append(client)
-            client.recv(1)
-        with raw_front_end(tmp_path) as front:
-            front.say(3)
-            time.sleep(0.2)  # it may be served, or not, or have to wait
-            for client in clients:
-                client.close()
-            until(lambda: host.descriptors < limit // 2)
-            host.answers(0.3)
+        with ExitStack() as clients:
+            while host.descriptors < limit - left:
+                client = clients.enter_context(socket.socket(socket.AF_UNIX))
+                client.settimeout(LIMIT)
+                client.connect(str(tmp_path / "control"))
+                client.recv(1)
+            with raw_front_end(tmp_path) as front:
+                front.say(3)
+                time.sleep(0.2)  # it may be served, or not, or have to wait
+                clients.close()
+                until(lambda: host.descriptors < limit // 2)
+                host.answers(0.3)
         assert host.process.poll() is None
         for line in host.said:
             assert line in (
-                "vconfs: clients have to wait: Too many open files",
+                "vconfs: clients have to wait: Too many open files; trying again",
+                "vconfs: clients are let in again",
                 "vconfs: front-end turned away: we cannot serve it: Too many open files",
             )
         with raw_front_end(tmp_path) as front:
