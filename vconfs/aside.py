@@ -138,7 +138,10 @@ def is_pipe(fd: int) -> bool:
 
 def _name(fd: int) -> str:
     # The path of a file begins with a slash, so none can be named like these.
-    return os.readlink(f"/proc/self/fd/{fd}")
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
 
 
 def is_memory(fd: int) -> bool:

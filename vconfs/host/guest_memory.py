@@ -104,25 +104,25 @@ class _Mapper:
             )
         self._fd = os.dup(fd)
         self._begun = False
+        self._views: list[memoryview] = []
 
     async def map(self) -> memoryview:
         """Map it; RemoteProtocolError: that is not possible, or takes too long."""
         try:
             with trio.fail_after(_PATIENCE):
-                return await trio.to_thread.run_sync(
-                    self._map, abandon_on_cancel=True, limiter=_threads
-                )
+                await trio.to_thread.run_sync(self._map, abandon_on_cancel=True, limiter=_threads)
+            return self._views.pop()  # the thread would keep a result for longer
         except trio.TooSlowError:
             raise RemoteProtocolError(f"{self._where} is kept locked") from None
         finally:
             if not self._begun:
                 os.close(self._fd)
 
-    def _map(self) -> memoryview:
+    def _map(self) -> None:
         self._begun = True
         try:
             self._seal()
-            return self._mapped()
+            self._views.append(self._mapped())
         except OSError as error:
             raise RemoteProtocolError(f"{self._where} cannot be mapped: {error.strerror}") from None
         finally:
