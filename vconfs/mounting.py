@@ -25,6 +25,7 @@ from vconfs.device.keeping import Connection
 from vconfs.device.open import Device, Joint
 from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.fs import PortFS, StockPortFS
+from vconfs.log_counts import tell_of_repeats
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.rules import Rule, Settings, settings_for
@@ -112,6 +113,7 @@ async def serve_mount(
         async with answering_signals(device.reopen_files), open_background() as nursery:
             nursery.start_soon(_heed_signals, signals, stop, hurry)
             nursery.start_soon(feed_watchdog)
+            nursery.start_soon(tell_of_repeats)
             nursery.start_soon(_after, connection.lost.wait, stop.set)
             with trio.CancelScope() as opening:
                 nursery.start_soon(_after, stop.wait, opening.cancel)

@@ -36,6 +36,7 @@ from vconfs.fuse.handlers import HANDLERS, Request
 from vconfs.fuse.mount import MountError
 from vconfs.fuse.operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
 from vconfs.fuse.wire import MalformedRequest, Opcode
+from vconfs.log_once import LogOnce
 from vconfs.protocol.events import Buffer
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ class Session:
         self._write_nowait = getattr(operations, "write_nowait", None)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._settled = trio.lowlevel.ParkingLot()
-        self._complained: set[tuple[str, int]] = set()
+        self._trouble = LogOnce(log)
         self._nursery: trio.Nursery
         self._task_status: trio.TaskStatus[None]
         self._agreed = False
@@ -167,7 +168,7 @@ class Session:
 
     def _refused(self, head: Buffer, error: OSError) -> None:
         """Answer with EIO: without any answer, whoever asked would wait for ever."""
-        self._complain("reply", error.errno or 0, "the kernel refuses a reply: %s", error)
+        self._trouble.warning(("reply", error.errno), "the kernel refuses a reply: %s", error)
         _, _, unique = wire.OUT_HEADER.unpack_from(head)
         if unique:  # else it was a notification
             with suppress(OSError):
@@ -239,7 +240,7 @@ class Session:
 
     async def _dispatch(self, size: int) -> None:
         if size < wire.IN_HEADER.size:
-            return self._complain("short", 0, "the kernel sent a request of %d bytes", size)
+            return self._trouble.warning("short", "the kernel sent a request of %d bytes", size)
         _, opcode, unique, node, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(self._buffer)
         body = bytes(self._view[wire.IN_HEADER.size : size])
         request = Request(self, opcode, unique, node, RequestContext(uid, gid, pid), body)
@@ -315,20 +316,10 @@ class Session:
             self._reply_error(unique, code)
 
     def _malformed(self, unique: int, opcode: int) -> None:
-        self._complain("malformed", opcode, "a malformed request (opcode %d) was refused", opcode)
+        kind = "malformed", opcode
+        self._trouble.warning(kind, "a malformed request (opcode %d) was refused", opcode)
         self._refuse(unique, opcode, errno.EIO)
 
     def _failed(self, unique: int, opcode: int) -> None:
-        if self._is_new("failed", opcode):
-            log.exception("the handler of %s failed", Opcode(opcode).name)
+        self._trouble.exception(opcode, "the handler of %s failed", Opcode(opcode).name)
         self._refuse(unique, opcode, errno.EIO)
-
-    def _complain(self, kind: str, detail: int, message: str, *arguments: object) -> None:
-        if self._is_new(kind, detail):
-            log.warning(message, *arguments)
-
-    def _is_new(self, kind: str, detail: int) -> bool:
-        """Whether this is the first time: each thing is logged once."""
-        new = (kind, detail) not in self._complained
-        self._complained.add((kind, detail))
-        return new

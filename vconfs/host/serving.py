@@ -15,6 +15,7 @@ from vconfs.host.control import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
+from vconfs.log_counts import tell_of_repeats
 from vconfs.service import feed_watchdog, tell_ready
 from vconfs.signals import ENDING, answering_signals
 
@@ -51,6 +52,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
         with trio.open_signal_receiver(*ENDING) as signals:
             async with open_background() as nursery:
                 nursery.start_soon(feed_watchdog)
+                nursery.start_soon(tell_of_repeats)
                 nursery.start_soon(_heed_signals, signals, stop, nursery.cancel_scope)
                 async with (
                     open_host(plan.ports, patience=plan.drain) as host,

@@ -13,6 +13,7 @@ import trio
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.join import Client, wait_hang_up
 from vconfs.host.messages import MESSAGE_MAX
+from vconfs.log_once import LogOnce
 from vconfs.pipe import bytes_to_read
 from vconfs.protocol.events import Buffer
 from vconfs.unix_sockets import receive_packet
@@ -29,7 +30,7 @@ class PacketClient(Client):
         self._sock = sock
         self._port = port
         self._buffer = bytearray(MESSAGE_MAX)
-        self._warned = False
+        self._trouble = LogOnce(log)
         _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead as well
 
     async def receive(self) -> Buffer:
@@ -75,14 +76,8 @@ class PacketClient(Client):
         return bool(poll.poll(0)) and not bytes_to_read(self._sock.fileno())
 
     def _warn(self, whence: str, size: int) -> None:
-        if not self._warned:
-            log.warning(
-                "port %d: a packet of %d bytes %s is too large, dropped",
-                self._port.id,
-                size,
-                whence,
-            )
-            self._warned = True
+        message = "port %d: a packet of %d bytes %s is too large, dropped"
+        self._trouble.warning("dropped", message, self._port.id, size, whence)
 
 
 def _large_buffer(sock: trio.socket.SocketType, size: int) -> None:
