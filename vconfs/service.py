@@ -13,6 +13,8 @@ from typing import Final
 import trio
 from systemd_watchdog.systemd_watchdog import WatchDog
 
+from vconfs.printable import printable
+
 #: Pings in the time within which systemd wants one.
 _PINGS: Final = 3
 
@@ -20,7 +22,7 @@ _PINGS: Final = 3
 def tell_ready(status: str) -> None:
     """Tell that we serve now, and what, in words for `systemctl status`."""
     with _manager() as manager, suppress(OSError):
-        manager.status(" ".join(status.split()))  # a line is a field of the message
+        manager.status(printable(status))  # a line is a field of the message
         manager.ready()
 
 

@@ -175,6 +175,40 @@ def test_umount_does_not_wait_for_a_daemon_that_is_stopped(folder: Path) -> None
     wait_for_end(daemon)
 
 
+def test_commands_say_that_a_daemon_which_is_stopped_does_not_answer(folder: Path) -> None:
+    vconfs("mount", "--port", "a=null", str(folder))
+    daemon = os.pidfd_open(daemon_of(folder))
+    port, named = str(folder / "vcon0"), str(folder / "a")
+    signal.pidfd_send_signal(daemon, signal.SIGSTOP)
+    try:
+        asked = [
+            (words[-1], subprocess.Popen([*VCONFS, *words], stderr=subprocess.PIPE, text=True))
+            for words in (
+                ("ls", str(folder)),
+                ("ls", "--json", str(folder)),
+                ("top", "--count", "1", str(folder)),
+                ("watch", str(folder)),
+                ("watch", "--timeout", "60", str(folder)),
+                ("cat", port),
+                ("cat", "--write", named),
+                ("connect", port),
+            )
+        ]
+        for what, command in asked:
+            with command:
+                _, error = command.communicate(timeout=30)
+            answer = (
+                f"vconfs: {what} does not answer: the daemon of the mount is stopped, or busy\n"
+            )
+            assert (command.returncode, error) == (1, answer)
+    finally:
+        for _, command in asked:
+            command.kill()
+        signal.pidfd_send_signal(daemon, signal.SIGCONT)
+    vconfs("umount", str(folder))
+    wait_for_end(daemon)
+
+
 @pytest.mark.parametrize("session", SESSIONS)
 def test_somebody_elses_umount_ends_the_daemon(folder: Path, session: str) -> None:
     vconfs("mount", "--session", session, str(folder))

@@ -33,7 +33,7 @@ def heard(manager: socket.socket) -> list[str]:
 
 def test_it_hears_that_we_are_ready(manager: socket.socket) -> None:
     tell_ready("exec:true\nREADY=0 mounted")
-    assert heard(manager) == ["STATUS=exec:true READY=0 mounted", "READY=1"]
+    assert heard(manager) == [r"STATUS=exec:true\x0aREADY=0 mounted", "READY=1"]
 
 
 async def test_it_hears_that_we_live(

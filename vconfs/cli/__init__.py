@@ -94,7 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.UsageError as error:
         help_command = f"{error.ctx.command_path} --help" if error.ctx else "vconfs --help"
-        _fail(f"{error.format_message()} (see {help_command})", error.exit_code)
+        message = " ".join(error.format_message().split())
+        _fail(f"{message} (see {help_command})", error.exit_code)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:

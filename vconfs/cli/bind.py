@@ -11,6 +11,7 @@ from vconfs.cli import Failure
 from vconfs.cli.arguments import proposals
 from vconfs.device import binding
 from vconfs.device.errors import DeviceError
+from vconfs.printable import printable
 
 
 class PciAddress(click.ParamType[str]):
@@ -49,7 +50,7 @@ def command(address: str | None) -> None:
         if address is None:
             for found in binding.candidates():
                 driver = binding.PciFunction(found).driver
-                click.echo(f"{found}  {driver or '-'}")
+                click.echo(printable(f"{found}  {driver or '-'}"))
         else:
             binding.PciFunction(address).bind()
     except DeviceError as error:

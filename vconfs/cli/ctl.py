@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -227,34 +226,26 @@ def disconnect(as_json: bool, port: int | str) -> None:
 
 
 def _print_table(ports: list[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vconfs.cli.tables import add_row, make_table, print_table
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE"):
-        table.add_column(heading, overflow="fold")
     keys = ["queued", "bytes_in", "bytes_out"]
-    headings = ["QUEUED", "IN", "OUT"]
+    numbers = ["QUEUED", "IN", "OUT"]
     if any(port["dropped"] for port in ports):
         keys.append("dropped")
-        headings.append("DROPPED")
-    for heading in headings:
-        table.add_column(heading, justify="right")
+        numbers.append("DROPPED")
+    table = make_table(("ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE"), numbers)
     for port in ports:
-        table.add_row(
-            str(port["id"]),
-            _printable(port["name"]) or "-",
-            _printable(port["chardev"]) or "-",
+        cells = (
+            port["id"],
+            port["name"] or "-",
+            port["chardev"] or "-",
             "connected" if port["host"] else "-",
             "-" if port["guest"] == "absent" else port["guest"],
             _state(port),
-            *(str(port[key]) for key in keys),
+            *(port[key] for key in keys),
         )
-    Console(width=None if os.isatty(1) else 120, markup=False).print(table)
-
-
-def _printable(text: str) -> str:
-    return os.fsencode(text).decode(errors="backslashreplace")
+        add_row(table, cells)
+    print_table(table)
 
 
 def _state(port: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ import click
 from attrs import frozen
 
 from vconfs.cli import Failure
+from vconfs.printable import printable
 
 _LIMIT = 20
 
@@ -120,7 +121,7 @@ def command(shell: bool) -> None:
         environment = _environment(scratch, mountpoint, other)
         _show(_Step("A mount with five ports, both ends in one process.", _MOUNT), environment)
         if shell:
-            click.echo(f"The ports are in {mountpoint}; leave the shell to end.")
+            click.echo(f"The ports are in {printable(str(mountpoint))}; leave the shell to end.")
             subprocess.run([os.environ.get("SHELL", "bash")], cwd=mountpoint, check=False)
             return
         for step in _STEPS:

@@ -13,6 +13,7 @@ import click
 from vconfs.cli import Failure
 from vconfs.cli.mount_table import all_mounts, answering
 from vconfs.doctor import Finding, Machine, examine
+from vconfs.printable import printable
 
 _COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
 
@@ -41,5 +42,5 @@ def command(as_json: bool) -> None:
 
 def _describe(finding: Finding) -> str:
     state = click.style(f"{finding.state:<10}", fg=_COLOURS[finding.state])
-    advice = f"\n{'':10}→ {finding.advice}" if finding.advice else ""
-    return f"{state}{finding.message}{advice}"
+    advice = f"\n{'':10}→ {printable(finding.advice)}" if finding.advice else ""
+    return f"{state}{printable(finding.message)}{advice}"

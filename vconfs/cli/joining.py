@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vconfs.cli import Failure
+from vconfs.cli.mount_table import in_time
 from vconfs.standard_streams import closed_streams
 
 _CHUNK = 1 << 16
@@ -22,7 +23,7 @@ def opened(port: Path, flags: int) -> Iterator[int]:
     if flags != os.O_WRONLY and (closed := closed_streams(_STDOUT)):
         raise Failure(f"{closed}: what comes from the port would be lost")
     try:
-        descriptor = os.open(port, flags)
+        descriptor = in_time(port, lambda: os.open(port, flags))
     except OSError as error:
         reason = error.strerror
         if error.errno == errno.EBUSY:

@@ -22,6 +22,8 @@ from typing import Final
 import click
 
 from vconfs.log_file import LogFile
+from vconfs.log_once import LineLimit
+from vconfs.printable import printable
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ class _Lines(logging.Formatter):
     """The message, always one line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return " ".join(record.getMessage().split())
+        return printable(record.getMessage())
 
 
 class _NamedLines(_Lines):
@@ -65,6 +67,7 @@ class _JsonLines(logging.Formatter):
 
 
 _FORMATS: Final = {"text": _NamedLines, "json": _JsonLines}
+_LINE_LIMIT: Final = LineLimit()
 _PRIORITIES: Final = {
     logging.INFO: syslog.LOG_INFO,
     logging.WARNING: syslog.LOG_WARNING,
@@ -78,6 +81,7 @@ def set_log_format(name: str = "text") -> None:
     """Send what is logged from now on to stderr, in this format."""
     handler = logging.StreamHandler()
     handler.setFormatter(_FORMATS[name]())
+    handler.addFilter(_LINE_LIMIT)
     logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("vconfs").setLevel(logging.INFO)
 
@@ -116,6 +120,7 @@ def open_log(path: str | None, mountpoint: Path | None = None) -> None:
         handler = LogFile(path)
     except OSError as error:
         raise click.ClickException(f"cannot open the log {path}: {error.strerror}") from None
+    handler.addFilter(_LINE_LIMIT)
     handler.setFormatter(_JsonLines() if _in_json() else _StampedLines())
     logging.getLogger().addHandler(handler)
 
@@ -136,6 +141,7 @@ def log_in_background(path: str = _SYSLOG) -> None:
         logging.getLogger().handlers[:] = files
     else:
         handler = _SystemLog(path)
+        handler.addFilter(_LINE_LIMIT)
         handler.setFormatter(_JsonLines() if _in_json() else _Lines())
         logging.basicConfig(handlers=[handler], force=True)
     sys.excepthook = _log_failure
@@ -149,8 +155,8 @@ def _log_failure(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     """Log what ends the program, for sys.excepthook."""
-    lines = "".join(traceback.format_exception(kind, error, trace))
-    log.critical("ended by an internal error: %s", lines)
+    words = "".join(traceback.format_exception(kind, error, trace)).split()
+    log.critical("ended by an internal error: %s", " ".join(words))
 
 
 def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import click
 
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
+from vconfs.cli.mount_table import in_time
 from vconfs.names import PID_ATTRIBUTE, port_id
 from vconfs.status import STATUS
 
 #: Attributes that are yes or no, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
 _NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out", "dropped", "host_dropped"}
+
+#: Ports that are read in the time that a mount has to answer.
+_AT_ONCE = 256
 
 
 def read_ports(mountpoint: Path) -> list[dict[str, object]]:
@@ -27,15 +32,27 @@ def read_ports(mountpoint: Path) -> list[dict[str, object]]:
     Of a port that we may not read there is nothing but "port", its file's name.
     """
     try:
-        os.getxattr(mountpoint, PID_ATTRIBUTE)
-        files = [entry.name for entry in os.scandir(mountpoint)]
+        files = in_time(mountpoint, lambda: _list_files(mountpoint))
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             raise Failure(f"{mountpoint} is not a vconfs mount") from None
         raise Failure(f"{mountpoint}: {error.strerror}") from None
     ids = sorted(id for name in files if (id := port_id(os.fsencode(name))) is not None)
-    ports = [_read_port(mountpoint / f"vcon{id}") for id in ids]
+    paths = [mountpoint / f"vcon{id}" for id in ids]
+    ports: list[dict[str, object]] = []
+    for begin in range(0, len(paths), _AT_ONCE):
+        some = paths[begin : begin + _AT_ONCE]
+        ports += in_time(mountpoint, partial(_read_some, some))
     return [port for port in ports if port]
+
+
+def _list_files(mountpoint: Path) -> list[str]:
+    os.getxattr(mountpoint, PID_ATTRIBUTE)
+    return os.listdir(mountpoint)
+
+
+def _read_some(paths: list[Path]) -> list[dict[str, object]]:
+    return [_read_port(path) for path in paths]
 
 
 def _read_port(path: Path) -> dict[str, object]:
@@ -76,29 +93,28 @@ def command(as_json: bool, mountpoint: Path) -> None:
 
 
 def _print_table(ports: list[dict[str, object]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
+    from vconfs.cli.tables import add_row, make_table, print_table
 
-    table = Table(box=None, pad_edge=False)
-    for heading in ("PORT", "NAME", "HOST", "STATE", "OPEN BY"):
-        table.add_column(heading, overflow="fold")
     shows_dropped = any(map(dropped, ports))
-    for heading in ("QUEUED", "IN", "OUT", *["DROPPED"] * shows_dropped):
-        table.add_column(heading, justify="right")
+    numbers = ("QUEUED", "IN", "OUT", *["DROPPED"] * shows_dropped)
+    table = make_table(("PORT", "NAME", "HOST", "STATE", "OPEN BY"), numbers)
     for port in ports:
-        if "id" not in port:
-            table.add_row(str(port["port"]), "-", "-", "no permission")
-            continue
-        table.add_row(
-            str(port["port"]),
-            str(port.get("name", "-")),
-            "connected" if port["host"] else "-",
-            _state(port),
-            str(port.get("openers") or "-"),
-            *(str(port[key]) for key in ("queued", "bytes_in", "bytes_out")),
-            *[str(dropped(port))] * shows_dropped,
-        )
-    Console(width=None if os.isatty(1) else 120, markup=False).print(table)
+        add_row(table, _cells(port, shows_dropped))
+    print_table(table)
+
+
+def _cells(port: dict[str, object], shows_dropped: bool) -> list[object]:
+    if "id" not in port:
+        return [port["port"], "-", "-", "no permission"]
+    return [
+        port["port"],
+        port.get("name", "-"),
+        "connected" if port["host"] else "-",
+        _state(port),
+        port.get("openers") or "-",
+        *(port[key] for key in ("queued", "bytes_in", "bytes_out")),
+        *[dropped(port)] * shows_dropped,
+    ]
 
 
 def dropped(port: Mapping[str, Any]) -> int:

@@ -5,17 +5,22 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Thread
-from typing import Final
+from typing import Final, TypeVar
 
+from vconfs.cli import Failure
 from vconfs.names import PID_ATTRIBUTE
+
+T = TypeVar("T")
 
 _MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.vconfs ", re.MULTILINE)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 #: Seconds that a mount has to answer, where any mount will do.
 _PATIENCE: Final = 1.0
+#: Seconds that a mount has to answer that is named.
+_PATIENCE_WITH_ONE: Final = 5.0
 
 
 def all_mounts() -> list[Path]:
@@ -25,6 +30,33 @@ def all_mounts() -> list[Path]:
         Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), found[1]))
         for found in _MOUNT.finditer(table)
     ]
+
+
+def in_time(what: str | Path, call: Callable[[], T]) -> T:
+    """Return what `call` returns; Failure if the mount of `what` lets it wait for long.
+
+    A call into a mount whose daemon is stopped does not return, and cannot be interrupted.
+    """
+    outcome: list[Callable[[], T]] = []
+
+    def run() -> None:
+        try:
+            result = call()
+            outcome.append(lambda: result)
+        except BaseException as error:
+            failed = error
+
+            def fail() -> T:
+                raise failed
+
+            outcome.append(fail)
+
+    calling = Thread(target=run, daemon=True)
+    calling.start()
+    calling.join(_PATIENCE_WITH_ONE)
+    if not outcome:
+        raise Failure(f"{what} does not answer: the daemon of the mount is stopped, or busy")
+    return outcome[0]()
 
 
 def answering(folders: Sequence[Path]) -> list[Path]:

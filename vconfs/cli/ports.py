@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vconfs.cli import Failure
-from vconfs.cli.mount_table import all_mounts, answering
+from vconfs.cli.mount_table import all_mounts, answering, in_time
 from vconfs.names import link_name
 
 
@@ -35,7 +35,7 @@ def mounts() -> list[Path]:
 def _exists(path: Path) -> bool:
     """Whether a file is there; Failure: we may not know. Nothing is where a daemon died."""
     try:
-        path.stat()
+        in_time(path, path.stat)
     except PermissionError:
         raise Failure(f"{path}: Permission denied") from None
     except OSError:
@@ -45,7 +45,7 @@ def _exists(path: Path) -> bool:
 
 def _checked(path: Path) -> Path:
     try:
-        os.getxattr(path, "user.id")
+        in_time(path, lambda: os.getxattr(path, "user.id"))
     except OSError:
         raise Failure(f"{path} is not a port of a vconfs mount") from None
     return path

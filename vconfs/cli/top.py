@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
 from vconfs.cli.arguments import Mount
 from vconfs.cli.ls import dropped, read_ports
+from vconfs.cli.tables import add_row, make_table, print_table
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")
@@ -46,9 +46,8 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
             for table in tables:
                 live.update(table, refresh=True)
     else:
-        console = Console(width=120, markup=False)
         for table in tables:
-            console.print(table)
+            print_table(table)
 
 
 def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Table]:
@@ -68,16 +67,12 @@ def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Ta
 def _table(
     ports: list[dict[str, Any]], before: dict[object, dict[str, Any]], seconds: float
 ) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("PORT", "NAME", "HOST"):
-        table.add_column(heading, overflow="fold")
     shows_dropped = any(map(dropped, ports))
-    for heading in ("IN/S", "OUT/S", "QUEUED", "FILL", *["DROPPED"] * shows_dropped):
-        table.add_column(heading, justify="right")
-    table.add_column("THROTTLED")
+    numbers = ("IN/S", "OUT/S", "QUEUED", "FILL", *["DROPPED"] * shows_dropped)
+    table = make_table(("PORT", "NAME", "HOST"), numbers, ("THROTTLED",))
     for port in ports:
         old = before.get(port["id"])
-        table.add_row(
+        cells = (
             port["port"],
             port.get("name", "-"),
             "connected" if port["host"] else "-",
@@ -87,6 +82,7 @@ def _table(
             *[readable_size(dropped(port))] * shows_dropped,
             _throttled(port),
         )
+        add_row(table, cells)
     return table
 
 

@@ -18,8 +18,10 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount, port_names, proposals
+from vconfs.cli.mount_table import in_time
 from vconfs.cli.ports import mounts
 from vconfs.names import EVENTS_FILE
+from vconfs.printable import printable
 
 #: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
@@ -113,7 +115,7 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
         elif "id" in event:
             ports[event["id"]] = event
         if kind not in ("present", "ready"):
-            click.echo(line if as_json else _describe(event))
+            click.echo(json.dumps(event) if as_json else _describe(event))
             sys.stdout.flush()
         if ready and goal is not None and goal.reached(ports):
             return
@@ -124,7 +126,8 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
 def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
     """Give the lines of the mount's events, to its end; Failure, also when it is too late."""
     try:
-        file = os.open(mountpoint / os.fsdecode(EVENTS_FILE), os.O_RDONLY | os.O_NONBLOCK)
+        path = mountpoint / os.fsdecode(EVENTS_FILE)
+        file = in_time(mountpoint, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except FileNotFoundError:
         raise Failure(f"{mountpoint} is not a vconfs mount") from None
     except OSError as error:
@@ -159,4 +162,4 @@ def _describe(event: dict[str, Any]) -> str:
     line = f"{clock}  {event['event']:<12}{event['port']:<8}{event['name']}".rstrip()
     if event["event"] == "dropped":
         line += f"  {event['count']} bytes by the {event['by']}"
-    return line
+    return printable(line)
