@@ -10,6 +10,9 @@ from vconfs.protocol.events import Buffer
 #: Small pieces are gathered into chunks of this size, so that a flood of one-byte buffers
 #: costs about as much memory as it has bytes.
 _CHUNK = 1 << 16
+#: What a mark costs beside the bytes around it: a place in the queue, and a chunk that it ends.
+#: This is less than the messages that make one take on their way.
+MARK_COST = 56
 
 
 class ByteQueue:
@@ -100,15 +103,31 @@ class ByteQueue:
         return pieces
 
     @property
+    def cost(self) -> int:
+        """What the queue holds, as it counts towards a limit: its bytes, and all marks but one.
+
+        One mark is always free, so that an end of file alone never fills a queue.
+        """
+        return self.size + MARK_COST * (self.marks - 1) if self.marks > 1 else self.size
+
+    @property
     def at_mark(self) -> bool:
-        """Whether the next thing in the queue is a mark."""
+        """True if the next thing in the queue is a mark."""
         return bool(self._chunks) and self._chunks[0] is None
 
-    def put_mark(self, *, always: bool = False) -> None:
-        """Append a mark, unless the last thing in the queue is one; `always`: even then."""
-        if always or not self._chunks or self._chunks[-1] is not None:
+    def put_mark(self, *, always: bool = False) -> bool:
+        """Append a mark, unless the last thing in the queue is one; `always`: even then.
+
+        Return True if there is a mark more.
+        """
+        last = self._chunks[-1] if self._chunks else None
+        if always or last is not None or not self._chunks:
+            if isinstance(last, bytearray):
+                self._chunks[-1] = bytes(last)  # it grows no more, and takes less memory so
             self._chunks.append(None)
             self.marks += 1
+            return True
+        return False
 
     def take_mark(self) -> None:
         """Remove the mark at the head."""

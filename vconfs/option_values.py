@@ -90,7 +90,8 @@ OPTION_MEANINGS: Mapping[str, str] = {
     "throttle": "how long a write waits while the host throttles the port (then ENOSPC), or while "
     "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, counted anew "
     "whenever the host goes on; enospc: it does not wait; block: for ever",
-    "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M",
+    "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M;"
+    " the host can set less, never more. Without it 1M, and the host can set up to 16M",
     "drain": "seconds that the end of the mount waits for those who take nothing of what is still"
     " theirs, like 5s (that is the default), 500ms or 2m; 0 waits for nothing",
     "tty": "the port has a pty, where programs find a terminal",

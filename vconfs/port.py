@@ -42,17 +42,22 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.bytequeue import ByteQueue
+from vconfs.bytequeue import MARK_COST, ByteQueue
+from vconfs.log_once import LogOnce
 from vconfs.patience import DEFAULT_PATIENCE, WaitLimit, parse_patience
 from vconfs.protocol.events import Buffer
 from vconfs.throttle import Throttle
 
 log = logging.getLogger(__name__)
+_trouble = LogOnce(log)
 
 _READABLE = select.POLLIN | select.POLLRDNORM
 _WRITABLE = select.POLLOUT | select.POLLWRNORM
 
+#: Unread bytes per port where neither the options nor the host name a limit.
 DEFAULT_LIMIT = 1 << 20
+#: The highest limit that a host can set where the options name none.
+DEFAULT_CEILING = 16 << 20
 
 
 @frozen
@@ -65,23 +70,25 @@ class PortOptions:
     #: Seconds that a write waits while the host throttles the port, or its device is away. It can
     #: be given like the option: "enospc" is 0, "block" is infinity, "500ms" is 0.5.
     throttle: float = field(default=DEFAULT_PATIENCE, converter=parse_patience)
-    limit: int = DEFAULT_LIMIT  # unread bytes per port where the host names no limit
+    #: Unread bytes per port, and the most that the host can set; None: see `Port.limit`.
+    limit: int | None = None
 
 
 @frozen(eq=False)
 class Opener:
-    """One open file of a port, and whose it is."""
+    """One open file of a port, and which process opened it."""
 
     pid: int
+    command: bytes = b""  # what it was called then, fit to be shown
     can_read: bool = True
 
     @property
     def reads(self) -> bool:
-        """Whether what is queued in the port may be read by this one."""
+        """True if this one may read what is queued in the port."""
         return self.can_read
 
     def owed(self) -> int:
-        """Tell how many bytes this one has taken and not passed on (a pty beside the port)."""
+        """Return how many bytes this one has taken and not passed on (a pty beside the port)."""
         return 0
 
 
@@ -137,7 +144,8 @@ class Port:
     removed: bool = False
     host_cache: bool = False
     host_limit: int = 0
-    openers: set[Opener] = field(factory=set)
+    #: In the order in which they came.
+    openers: dict[Opener, None] = field(factory=dict)
     counters: Counters = field(factory=Counters)
     #: How many bytes the host has dropped; None if it is not in this process.
     dropped_by_host: Callable[[], int | None] = field(default=lambda: None)
@@ -182,8 +190,13 @@ class Port:
 
     @property
     def limit(self) -> int:
-        """Unread bytes at which the host is asked to stop."""
-        return self.host_limit or self.options.limit
+        """Unread bytes at which the host is asked to stop.
+
+        The host can set it up to a ceiling: the limit of the options or, without one, 16 MiB. While
+        the host has not set it, it is the limit of the options or, without one, 1 MiB.
+        """
+        ceiling = self.options.limit or DEFAULT_CEILING
+        return min(self.host_limit or self.options.limit or DEFAULT_LIMIT, ceiling)
 
     @property
     def wants_data(self) -> bool:
@@ -193,7 +206,7 @@ class Port:
     @property
     def space(self) -> int:
         """Bytes that may still come until the host is asked to stop."""
-        return self.limit - self._queue.size
+        return self.limit - self._queue.cost
 
     @property
     def cache(self) -> bool:
@@ -235,15 +248,17 @@ class Port:
             _fail(errno.ENXIO)
         if self.openers and self.options.exclusive:
             _fail(errno.EBUSY)
-        self.openers.add(opener)
+        is_first = not self.openers
+        self.openers[opener] = None
         if not quiet or (self._line is not None and self._line.can_refuse):
             try:
                 self.tell_open()
             except OSError:
-                self.openers.discard(opener)
+                del self.openers[opener]
                 self._told = False
                 raise
-        self.on_change(self)
+        if is_first:
+            self.on_change(self)
 
     def tell_open(self) -> None:
         """Tell the host that the port is open, if it is and the host was not told before."""
@@ -254,10 +269,9 @@ class Port:
 
     def close(self, opener: Opener) -> None:
         """Take an opener away; the last close is told, and drops what is unread of a used port."""
-        self.openers.discard(opener)
+        self.openers.pop(opener, None)
         self._seen.discard(opener)
         if self.openers:
-            self.on_change(self)
             return
         self._queue.give_back()
         if self._used:
@@ -326,6 +340,7 @@ class Port:
         if queue.at_mark:
             if not self._is_over(opener):
                 self._pass_mark()
+                self._after_read()
                 return []
             if queue.size:
                 self._pass_mark()
@@ -345,7 +360,7 @@ class Port:
         line = self._line
         if line is None:
             return
-        if self._throttle.on and not self._holding and self._queue.size <= self.limit // 2:
+        if self._throttle.on and not self._holding and self._queue.cost <= self.limit // 2:
             self._throttle.ask(line, self.id, False)
             self.on_change(self)
         line.refill(self)
@@ -483,12 +498,14 @@ class Port:
         self.host_connected = connected
         if not connected:
             if self._queue.size or self._delivered or self._read_turn.locked():
-                self._queue.put_mark()
+                if self._queue.put_mark():
+                    self._throttle.came(MARK_COST)
                 if self._queue.marks == 1:
                     self._seen.clear()  # the mark that comes first stands for this hang-up
             self._delivered = False
         elif self._queue.at_mark and not self._used:
             self._pass_mark()  # no opener has read what came before it, or waits for more
+            self._after_read()
         self._changed()
 
     def become_console(self) -> None:
@@ -517,7 +534,7 @@ class Port:
         self._changed()
 
     def set_limit(self, limit: int) -> None:
-        """The host names how many unread bytes it lets us hold; 0: our own default."""
+        """The host names how many unread bytes we may hold, up to our ceiling; 0: our default."""
         self.host_limit = limit
         self._check_limit()
         self.on_change(self)
@@ -548,7 +565,7 @@ class Port:
             self._queue.lend(memoryview(data), lender)
         throttle, line = self._throttle, self._line
         throttle.came(size)
-        if line is not None and line.throttles and self._queue.size >= self.limit:
+        if line is not None and line.throttles and self._queue.cost >= self.limit:
             if not throttle.on:
                 throttle.ask(line, self.id, True)
             elif throttle.is_ignored(line):
@@ -590,8 +607,7 @@ class Port:
         self.counters.dropped += self._queue.clear()
 
     def _reset(self) -> None:
-        if not self.counters.resets:
-            log.warning("vcon%d: the host ignores THROTTLE, the port is reset", self.id)
+        _trouble.warning(self.id, "vcon%d: the host ignores THROTTLE, the port is reset", self.id)
         self.counters.resets += 1
         self.counters.dropped += self._queue.clear()
         self._was_reset = True
@@ -604,7 +620,7 @@ class Port:
         line = self._line
         if line is None:
             return
-        if line.throttles and not self._throttle.on and self.queued >= self.limit:
+        if line.throttles and not self._throttle.on and self._queue.cost >= self.limit:
             self._throttle.ask(line, self.id, True)
         else:
             self._after_read()

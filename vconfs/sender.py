@@ -20,8 +20,10 @@ from attrs import define, field, frozen
 from vconfs.link import Link
 from vconfs.protocol.events import Buffer, Message
 
-#: Control messages that cannot go yet are kept up to this many bytes.
-_BACKLOG_MAX = 8 << 20
+#: Control messages that cannot go yet are kept up to this many bytes of memory.
+_BACKLOG_MAX = 32 << 20
+#: What one of them takes beside its bytes: an object, and a place in a queue.
+_MESSAGE_COST = 64
 #: Who does not wait may leave so many bytes for a port.
 _LEFT_MAX = 4096
 
@@ -131,7 +133,7 @@ class Sender:
         """
         if message is None or self._closed:
             return
-        self._backlog_size += len(message.data)
+        self._backlog_size += _cost(message.data)
         if behind is not None and (left := self._left.get(behind)):
             left.messages.append(message)
         else:
@@ -178,7 +180,7 @@ class Sender:
         """
         dropped = 0
         if left := self._left.pop(id, None):
-            self._backlog_size -= sum(len(message.data) for message in left.messages)
+            self._backlog_size -= sum(_cost(message.data) for message in left.messages)
             dropped = len(left.data)
             left.data = b""
             left.messages.clear()
@@ -326,7 +328,7 @@ class Sender:
         sent = False
         while backlog and (capacity := self._link.capacity(queue, len(backlog[0].data))) > 0:
             posted = backlog.popleft()
-            self._backlog_size -= len(posted.data)
+            self._backlog_size -= _cost(posted.data)
             if len(posted.data) > capacity:
                 self._link.owner.lost(f"the peer's buffers of {capacity} bytes are too small")
                 return
@@ -334,3 +336,7 @@ class Sender:
             sent = True
         if sent:
             self._link.flush(queue)
+
+
+def _cost(message: bytes) -> int:
+    return len(message) + _MESSAGE_COST

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.bytequeue import ByteQueue
+from vconfs.bytequeue import MARK_COST, ByteQueue
 
 
 def drain(queue: ByteQueue, size: int) -> bytes:
@@ -185,3 +187,28 @@ def test_a_lender_may_lend_again_at_once() -> None:
     for number in range(1, 5):
         assert drain(queue, 100) == b"%04d" % number
         queue.give_back()
+
+
+def test_what_a_queue_of_hang_ups_holds_is_about_what_it_costs() -> None:
+    queue = ByteQueue()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for _ in range(20_000):
+            queue.put(b"ab")
+            queue.put_mark()
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert after - before < 1.5 * queue.cost
+    assert queue.size == 40_000
+
+
+def test_one_mark_is_free() -> None:
+    queue = ByteQueue()
+    queue.put(b"data")
+    queue.put_mark()
+    assert queue.cost == 4
+    queue.put(b"data")
+    queue.put_mark()
+    assert queue.cost == 8 + MARK_COST

@@ -118,6 +118,38 @@ async def test_a_host_that_nobody_reads_throttles_the_guest_and_lets_it_go_below
         assert port.write_nowait(b"y") == 1
 
 
+async def test_opens_and_closes_of_the_guest_count_towards_the_limit() -> None:
+    puppet = Puppet()
+    puppet.keeps_sessions = True
+    async with open_ends([spec(puppet=puppet, host_limit=100_000)]) as ends:
+        port, cycles = ends.ports[0], 0
+        while not port.host_throttled:
+            opener = Opener(1)
+            port.open(opener)
+            port.write_nowait(b"x")
+            port.close(opener)
+            cycles += 1
+        assert 57 * cycles - 100_000 in range(200)  # each is a byte and a mark
+        assert cast(HostPort, puppet.port).queued == cycles
+        while port.host_throttled:
+            assert await puppet.port.receive() == b"x"
+            assert await puppet.port.receive() == b""
+            cycles -= 1
+        assert 57 * cycles - 50_000 in range(-200, 200)
+
+
+async def test_small_messages_count_with_what_they_cost() -> None:
+    puppet = Puppet()
+    puppet.keeps_boundaries = True
+    async with open_ends([spec(puppet=puppet, host_limit=100_000)]) as ends:
+        port, messages = ends.ports[0], 0
+        while not port.host_throttled:
+            port.write_nowait(b"x")
+            messages += 1
+        assert 65 * messages - 100_000 in range(65)
+        assert cast(HostPort, puppet.port).queued == messages
+
+
 async def test_a_full_port_that_caches_loses_nothing_when_its_host_comes_and_goes() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet, host_limit=1000, cache=True)]) as ends:

@@ -488,6 +488,68 @@ def test_a_limit_of_the_hosts_counts_instead_of_ours_and_at_once() -> None:
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs", "limit"),
+    [
+        (None, 0, 1 << 20),
+        (None, 8 << 20, 8 << 20),
+        (None, 65535 << 20, 16 << 20),
+        (65536, 0, 65536),
+        (65536, 65535 << 20, 65536),
+        (64 << 20, 32 << 20, 32 << 20),
+        (64 << 20, 65535 << 20, 64 << 20),
+    ],
+)
+def test_our_limit_is_a_ceiling_for_what_a_host_sets(
+    ours: int | None, theirs: int, limit: int
+) -> None:
+    port, _ = make_port(limit=ours)
+    port.set_limit(theirs)
+    assert port.limit == limit
+
+
+def test_a_lower_limit_of_the_options_holds_at_once_over_that_of_the_host() -> None:
+    port, _ = make_port()
+    port.set_limit(16 << 20)
+    port.feed(bytes(2 << 20))
+    assert not port.guest_throttled
+    port.set_options(PortOptions(limit=1 << 20))
+    assert port.guest_throttled
+
+
+def test_hang_ups_count_towards_the_limit() -> None:
+    port, _ = make_port(limit=1 << 20)
+    cycles = 0
+    while not port.guest_throttled:
+        port.set_connected(True)
+        port.feed(b"x")
+        port.set_connected(False)
+        cycles += 1
+    assert 57 * cycles - (1 << 20) in range(200)  # each is a byte and a mark
+    assert port.queued == cycles
+    while port.guest_throttled:
+        assert taken(port.read_nowait(10)) == b"x"
+        assert port.read_nowait(10) == []
+        cycles -= 1
+    assert (1 << 19) - 57 * cycles in range(-200, 200)
+
+
+def test_a_mark_that_is_taken_lets_the_host_go_on() -> None:
+    port, _ = make_port(limit=80)
+    port.open(Opener(1))
+    for data in (b"a" * 10, b"b" * 10, b"c" * 10):
+        port.set_connected(True)
+        port.feed(data)
+        port.set_connected(False)
+    assert port.guest_throttled  # 30 bytes, and 2 marks that are not free
+    assert taken(port.read_nowait(10)) == b"a" * 10
+    assert port.read_nowait(10) == []
+    assert taken(port.read_nowait(10)) == b"b" * 10
+    assert port.guest_throttled
+    assert port.read_nowait(10) == []
+    assert not port.guest_throttled
+
+
+@pytest.mark.parametrize(
     "lower", [lambda port: port.set_limit(400), lambda port: port.set_options(PortOptions(limit=4))]
 )
 def test_what_was_on_its_way_when_the_limit_was_lowered_is_no_offence(
@@ -932,6 +994,23 @@ def test_a_device_that_may_refuse_an_open_is_told_at_once() -> None:
         port.attach(line)
     port.write_nowait(b"x")
     assert line.told == [("open", 3, True)] * 3
+
+
+def test_a_further_open_or_close_wakes_nobody() -> None:
+    """Else each of many openers would have all the others polled again."""
+    changes: list[Port] = []
+    port, _ = make_port()
+    port.on_change = changes.append
+    openers = [Opener(number) for number in range(3)]
+    for opener in openers:
+        port.open(opener)
+    assert len(changes) == 1
+    changes.clear()
+    for opener in openers[:2]:
+        port.close(opener)
+    assert not changes
+    port.close(openers[2])
+    assert changes
 
 
 @pytest.mark.parametrize("by_host", [True, False])

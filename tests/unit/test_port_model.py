@@ -16,6 +16,8 @@ from vconfs.port import Opener, Port, PortOptions
 from .test_port import FakeLine, taken
 
 LIMIT = 200
+#: The limit of the options: a host cannot set a higher one.
+CEILING = 3 * LIMIT
 
 
 class PortMachine(RuleBasedStateMachine):
@@ -28,7 +30,7 @@ class PortMachine(RuleBasedStateMachine):
             wait=wait,
             cache=cache,
             throttle=throttle,
-            limit=LIMIT,
+            limit=CEILING,
         )
         self.port = Port(1, self.options)
         self.line: FakeLine | None = None
@@ -44,7 +46,7 @@ class PortMachine(RuleBasedStateMachine):
         self.connected = False
         self.host_throttled = False
         self.asked_to_stop = False
-        self.limit = LIMIT
+        self.limit = CEILING
         self.bytes = itertools.cycle(range(256))
 
     def size(self) -> int:
@@ -111,10 +113,10 @@ class PortMachine(RuleBasedStateMachine):
             self.queued += data
         self.throttle_model()
 
-    @rule(limit=st.integers(1, 3))
+    @rule(limit=st.integers(1, 5))
     def name_a_limit(self, limit: int) -> None:
-        self.limit = limit * LIMIT
-        self.port.set_limit(self.limit)
+        self.limit = min(limit * LIMIT, CEILING)
+        self.port.set_limit(limit * LIMIT)
         self.throttle_model()
         self.unthrottle_model()
 
@@ -262,7 +264,7 @@ class PortMachine(RuleBasedStateMachine):
         assert port.queued == self.size()
         assert port.host_connected == self.connected
         assert port.guest_throttled == self.asked_to_stop
-        assert port.openers == set(self.openers)
+        assert set(port.openers) == set(self.openers)
         if self.line is not None:
             told = [opened for what, _, opened in self.line.told if what == "open"]
             assert told == self.opens

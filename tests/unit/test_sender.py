@@ -188,6 +188,17 @@ async def test_a_peer_that_takes_no_control_messages_is_lost_before_memory_is(
     assert link.reasons == ["the peer takes no control messages"]
 
 
+def test_what_small_control_messages_take_beside_their_bytes_is_bounded() -> None:
+    link = FakeLink(free=0)
+    sender = Sender(link, FakeEnd())
+    message = Message(1, bytes(16))
+    for _ in range((32 << 20) // 80):
+        sender.post(message)
+    assert link.reasons == []
+    sender.post(message)
+    assert link.reasons == ["the peer takes no control messages"]
+
+
 def test_a_peer_whose_buffers_are_too_small_for_a_control_message_is_lost() -> None:
     link = FakeLink(free=1)
     sender = Sender(link, FakeEnd())

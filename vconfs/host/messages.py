@@ -9,6 +9,8 @@ from typing import Final
 MESSAGE_MAX: Final = 1 << 20
 #: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
 _COST: Final = 64
+#: What each takes beside its bytes on its way to us, at least: a header.
+UNDER_WAY: Final = 12
 
 
 class MessageQueue:
@@ -17,10 +19,15 @@ class MessageQueue:
     def __init__(self) -> None:
         #: The messages that are all here.
         self.whole: deque[bytes] = deque()
-        #: What all of it costs, in bytes.
+        #: Bytes in the queue.
         self.size = 0
         self._partial = bytearray()  # the message that is coming
         self._missing = 0  # bytes of it
+
+    @property
+    def cost(self) -> int:
+        """What the queue holds, as it counts towards a limit."""
+        return self.size + _COST * len(self.whole)
 
     def put(self, data: memoryview, size: int | None) -> None:
         """Add a piece of a message, or a whole one; `size` is that of `events.Data`."""
@@ -39,13 +46,13 @@ class MessageQueue:
     def take(self) -> bytes:
         """Remove the oldest message, which there is."""
         message = self.whole.popleft()
-        self.size -= len(message) + _COST
+        self.size -= len(message)
         return message
 
     def put_back(self, message: bytes) -> None:
         """Have a message come first that was taken."""
         self.whole.appendleft(message)
-        self.size += len(message) + _COST
+        self.size += len(message)
 
     def abandon(self) -> int:
         """Drop a message whose rest will not come; tell how many bytes of it there were."""
@@ -57,7 +64,7 @@ class MessageQueue:
 
     def clear(self) -> int:
         """Drop everything; tell how many bytes that were."""
-        dropped = self.size - _COST * len(self.whole)
+        dropped = self.size
         self.whole.clear()
         self._partial.clear()
         self._missing = self.size = 0
@@ -70,5 +77,6 @@ class MessageQueue:
             self._partial.clear()
 
     def _add(self, message: bytes) -> None:
-        self.whole.append(message)
-        self.size += len(message) + _COST
+        if message:
+            self.whole.append(message)
+            self.size += len(message)

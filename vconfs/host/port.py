@@ -21,14 +21,16 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.bytequeue import ByteQueue
+from vconfs.bytequeue import MARK_COST, ByteQueue
 from vconfs.draining import DRAIN_TIME
 from vconfs.host.chardev import Chardev
-from vconfs.host.messages import MessageQueue
+from vconfs.host.messages import UNDER_WAY, MessageQueue
+from vconfs.log_once import LogOnce
 from vconfs.protocol.events import Buffer
 from vconfs.throttle import Throttle
 
 log = logging.getLogger(__name__)
+_trouble = LogOnce(log)
 
 DEFAULT_HOST_LIMIT = 1 << 20
 #: How many opens and closes of the guest, one after the other, are kept for a busy chardev.
@@ -159,13 +161,18 @@ class HostPort:
 
     @property
     def queued(self) -> int:
-        """What the chardev has not taken yet, in bytes."""
+        """Bytes that the chardev has not taken yet."""
         return self._messages.size if self._messages else self._queue.size
+
+    @property
+    def _held_back(self) -> int:
+        """What waits for the chardev, as it counts towards the port's limit."""
+        return self._messages.cost if self._messages else self._queue.cost
 
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the guest (asked where rings throttle)."""
-        return not (self.held or self._holding) and self.queued < self.spec.host_limit
+        return not (self.held or self._holding) and self._held_back < self.spec.host_limit
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -206,6 +213,7 @@ class HostPort:
             await self._arrived.park()
         if self._queue.at_mark:
             self._queue.take_mark()
+            self._took()
             return b""
         pieces = self._queue.take(size)
         data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
@@ -376,9 +384,9 @@ class HostPort:
         self._wake()
 
     def _end_session(self) -> None:
-        marks = self._queue.marks
-        self._queue.put_mark(always=self._sessions <= _SESSIONS_MAX)
-        if self._queue.marks == marks:
+        if self._queue.put_mark(always=self._sessions <= _SESSIONS_MAX):
+            self._throttle.came(MARK_COST)
+        else:
             self._sessions -= 1  # it brought nothing, and too many wait already
         self._arrived.unpark()
 
@@ -396,6 +404,7 @@ class HostPort:
             self.counters.dropped += len(data)
             return
         if self._messages is not None:
+            self._throttle.came(UNDER_WAY)
             self._messages.put(data, size)
         else:
             taken = self.sink(data) if self.sink is not None and not self._queue.size else 0
@@ -429,7 +438,7 @@ class HostPort:
         self._refill()
 
     def _took(self) -> None:
-        if self._full and self.queued <= self.spec.host_limit // 2:
+        if self._full and self._held_back <= self.spec.host_limit // 2:
             self._full = False
             self._tell_throttle()
         self._refill()
@@ -445,14 +454,14 @@ class HostPort:
 
     def _throttle_when_full(self) -> None:
         line = self._line
-        if line is None or not line.throttles or self.queued < self.spec.host_limit:
+        if line is None or not line.throttles or self._held_back < self.spec.host_limit:
             return
         if not self._full:
             self._full = True
             self._tell_throttle()
         elif self._throttle.is_ignored(line):
-            if not self.counters.resets:
-                log.warning("port %d: the guest ignores THROTTLE, its data is dropped", self.id)
+            reset = "port %d: the guest ignores THROTTLE, its data is dropped"
+            _trouble.warning(self.id, reset, self.id)
             self.counters.resets += 1
             self._drop()
 
