@@ -20,12 +20,15 @@ from typing import Final
 
 import trio
 
+from vconfs.log_once import LogOnce
+
 log = logging.getLogger(__name__)
 
 #: So many announcements wait; inotify keeps no more for its readers either (max_queued_events).
 _JOBS_MAX: Final = 1 << 14
-#: What the file system pretends to the announcer: (inode, mode), or () for "not there".
-Pretence = tuple[int, int] | tuple[()]
+#: What the file system pretends to the announcer that a name is: an inode, or "not there".
+Pretence = int
+_NOT_THERE: Final = 0
 #: Does something to a name in an opened folder.
 _Call = Callable[[bytes, int], None]
 
@@ -44,7 +47,7 @@ class Announcer:
         self._jobs: list[tuple[_Call, bool, bytes, Pretence | None]] = []
         self._more = trio.lowlevel.ParkingLot()
         self._running = False
-        self._overrun = False
+        self._trouble = LogOnce(log)
         self._thread = 0
         self._pretence: tuple[bool, bytes, Pretence] | None = None
 
@@ -61,10 +64,10 @@ class Announcer:
 
     def created(self, by_name: bool, name: bytes, *, link: bool = False) -> None:
         """A name has come; it is a link if it is in by-name/, or if `link` says so."""
-        self._add(_make_link if by_name or link else _make_file, by_name, name, ())
+        self._add(_make_link if by_name or link else _make_file, by_name, name, _NOT_THERE)
 
-    def removed(self, by_name: bool, name: bytes, was: tuple[int, int]) -> None:
-        """A name has gone; it was this inode, of this mode."""
+    def removed(self, by_name: bool, name: bytes, was: int) -> None:
+        """A name has gone; it was this inode."""
         self._add(_remove, by_name, name, was)
 
     def changed(self, name: bytes) -> None:
@@ -100,9 +103,9 @@ class Announcer:
         if len(self._jobs) < _JOBS_MAX:
             self._jobs.append((call, by_name, name, pretence))
             self._more.unpark()
-        elif not self._overrun:
-            self._overrun = True
-            log.warning("the ports change too fast: inotify is not told of all of it")
+        else:
+            lost = "the ports change too fast: inotify is not told of all of it"
+            self._trouble.warning("overrun", lost)
 
 
 @contextmanager

@@ -36,8 +36,10 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.announcer import Announcer
 from vconfs.background import open_background
+from vconfs.log_once import LogOnce
 from vconfs.pipe import Pipe
 from vconfs.port import Opener, Port
+from vconfs.processes import process_of
 from vconfs.ptys import RawPty, open_pty
 from vconfs.tree import Access, pty_link
 
@@ -88,7 +90,7 @@ class _Console:
 
     async def run(self) -> None:
         """Copy until cancelled, or until the port is gone."""
-        opener = _PtyOpener(os.getpid(), console=self)
+        opener = _PtyOpener(*process_of(os.getpid()), console=self)
         with self.closing, self.scope:
             try:
                 await self._open(opener)
@@ -171,6 +173,7 @@ class Consoles:
         self._announcer = announcer
         self._wanted = wanted
         self._access_for = access_for
+        self._trouble = LogOnce(log)
         self._consoles: dict[Port, _Console | None] = {}  # None: there was no pty to be had
 
     def port_added(self, port: Port) -> None:
@@ -203,7 +206,8 @@ class Consoles:
         try:
             pty = closing.enter_context(open_pty())
         except OSError as error:
-            log.warning("vcon%d has no pty: %s", port.id, error.strerror)
+            kind = "none", error.errno
+            self._trouble.warning(kind, "vcon%d has no pty: %s", port.id, error.strerror)
             return
         console = self._consoles[port] = _Console(port, pty, closing)
         self._give_away(console)
@@ -215,7 +219,8 @@ class Consoles:
         try:
             console.pty.give_to(access.uid, access.gid, access.mode)
         except OSError as error:
-            log.warning("vcon%d: its pty stays ours: %s", console.port.id, error.strerror)
+            kind, id = ("owner", error.errno), console.port.id
+            self._trouble.warning(kind, "vcon%d: its pty stays ours: %s", id, error.strerror)
 
     def _end(self, port: Port) -> None:
         console = self._consoles.pop(port, None)
@@ -225,7 +230,7 @@ class Consoles:
         number, port.hvc, port.pty = port.hvc, None, ""
         if number is not None:
             link = pty_link(number, port.id)
-            self._announcer.removed(False, link.name, (link.inode, link.mode))
+            self._announcer.removed(False, link.name, link.inode)
 
     def _number(self, port: Port) -> None:
         """Give a console the lowest free number; a port may become one later than it came."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, ClassVar, Final
@@ -15,10 +16,12 @@ from vconfs.port import Port
 from vconfs.ports import PortManager
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
-from vconfs.protocol.events import Buffer
+from vconfs.protocol.events import Buffer, Event
 
 #: Bytes in a buffer from which on it stays where it is until it is read.
 _WORTH_HOLDING: Final = 1 << 16
+#: Events of the config space that are handled at once: a port that is added takes some 50 µs.
+_CONFIG_TURN: Final = 256
 
 
 class Driver(LinkEnd[Port]):
@@ -30,8 +33,13 @@ class Driver(LinkEnd[Port]):
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
         super().__init__(link, end, manager.ports)
-        #: Whether all ports are known as soon as the driver has started.
-        self.tells_all_ports = end.ports_in_config
+        #: Ports that were removed: what the host sent before that may still come.
+        self._removed_ids: set[int] = set()
+        #: What the config space told and was not handled yet.
+        self._coming: deque[Event] = deque()
+        #: It has changed meanwhile, and data has come on these queues.
+        self._config_changed = False
+        self._kept_back: set[int] = set()
         #: Ports that found no room when they were polled: room is then a change of their state.
         self._without_room: set[int] = set()
         #: Ports with new data, in order, of which nobody was told yet.
@@ -106,10 +114,44 @@ class Driver(LinkEnd[Port]):
             if id in self._manager.ports:
                 self._manager.ports[id].room_came()
 
+    @property
+    def tells_all_ports(self) -> bool:
+        """True if all ports are known by now."""
+        return self._end.ports_in_config and not self._coming
+
+    def received(self, queue: int) -> None:
+        """Handle what came, but not before the ports that the config space told of are there."""
+        if self._coming:
+            self._kept_back.add(queue)
+        else:
+            super().received(queue)
+
     def config_changed(self) -> None:
         """Look at the config space again."""
-        for event in self._end.receive_config(self._link.config):
+        if self._coming:
+            self._config_changed = True
+        else:
+            self._coming.extend(self._end.receive_config(self._link.config))
+            self._take_coming()
+
+    def _take_coming(self) -> None:
+        """Handle some of what the config space told, and the others when tasks had their turn."""
+        for _ in range(min(_CONFIG_TURN, len(self._coming))):
+            event = self._coming.popleft()
             self.handlers[type(event)](self, event)
+        if self._coming:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._go_on, idempotent=True)
+            return
+        if self._config_changed:
+            self._config_changed = False
+            self.config_changed()
+        while self._kept_back and not self._coming:
+            self.received(self._kept_back.pop())
+
+    def _go_on(self) -> None:
+        if self.stopped.is_set():
+            self._coming.clear()
+        self._take_coming()
 
     # --- what the ports ask for -----------------------------------------------------------
 
@@ -150,7 +192,7 @@ class Driver(LinkEnd[Port]):
 
     def _port(self, event: Any) -> Port | None:
         port = self._manager.ports.get(event.id)
-        if port is None:
+        if port is None and event.id not in self._removed_ids:
             self._manager.ignore(event.id, f"{type(event).__name__} for unknown port {event.id}")
         return port
 
@@ -171,6 +213,7 @@ class Driver(LinkEnd[Port]):
             port.fed()
 
     def _added(self, event: events.PortAdded) -> None:
+        self._removed_ids.discard(event.id)
         port = self._manager.add(event.id)
         ready = partial(self._sender.post, self._end.port_ready(event.id))
         if port.attached:
@@ -183,6 +226,7 @@ class Driver(LinkEnd[Port]):
             self._take_last(event.id)
             self._manager.ports[event.id].counters.dropped += self._sender.forget(event.id)
             self._manager.remove(event.id)
+            self._removed_ids.add(event.id)
 
     def _opened(self, event: events.PortOpened) -> None:
         if port := self._port(event):

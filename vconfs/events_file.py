@@ -23,7 +23,7 @@ The flags are the port's state after the event; "time" is in seconds since 1970.
     lost                     this opener reads too slowly: "count" events are missing here
 
 Reads wait for a line, unless with O_NONBLOCK, and poll tells of one. The end of the mount is the
-end of the file.
+end of the file. Up to 256 openers at a time are served; a further open fails with ENFILE.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ from vconfs.protocol.events import Buffer
 _BACKLOG: Final = 1 << 18
 #: Seconds between two events about dropped bytes of a port to which nothing else happens.
 _LOSSES_PAUSE: Final = 1.0
+#: Openers at a time: each may come to have a backlog.
+_READERS_MAX: Final = 256
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
 
@@ -196,9 +198,11 @@ class EventsFile:
     def open(
         self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
     ) -> EventsReader:
-        """Open the file; EACCES unless for reading only."""
+        """Open the file; EACCES unless for reading only, ENFILE if too many have it open."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if len(self._readers) >= _READERS_MAX:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         reader = EventsReader(on_change, self._readers)
         for id in sorted(self._manager.ports):
             port = self._manager.ports[id]
@@ -217,21 +221,21 @@ class EventsFile:
 
     def port_added(self, port: Port) -> None:
         """Tell of it."""
-        self._states[port] = _state(port)
+        state = self._states[port] = _state(port)
         self._losses[port] = _losses(port)
-        self._tell("add", port)
+        self._tell("add", port, state)
 
     def port_removed(self, port: Port) -> None:
         """Tell of it; that it was closed or hung up goes without saying."""
         state = self._states.pop(port, None)
         if state is not None:
-            self._put(_port_line("remove", port, evolve(state, host=False)))
+            self._tell("remove", port, evolve(state, host=False))
         if not port.openers:
             self._losses.pop(port, None)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
         """Tell of it."""
-        self._tell("name", port)
+        self._tell("name", port, self._states.get(port) or _state(port))
 
     def port_changed(self, port: Port) -> None:
         """Tell what is different, if it is something of which events tell."""
@@ -243,7 +247,7 @@ class EventsFile:
         self._states[port] = new
         for flag, (begins, ends) in EVENTS.items():
             if getattr(new, flag) != getattr(old, flag):
-                self._put(_port_line(begins if getattr(new, flag) else ends, port, new))
+                self._tell(begins if getattr(new, flag) else ends, port, new)
 
     def _tell_losses(self, port: Port, *, at_once: bool) -> None:
         """Tell of the bytes that were dropped since the last time, unless that was just now.
@@ -263,13 +267,12 @@ class EventsFile:
                     ("host", new.host - told.host),
                 ):
                     if count > 0:
-                        self._put(_port_line("dropped", port, _state(port), count=count, by=by))
+                        self._tell("dropped", port, _state(port), count=count, by=by)
         if port.removed and not port.openers:
             del self._losses[port]
 
-    def _tell(self, event: str, port: Port) -> None:
-        self._put(_port_line(event, port, self._states.get(port) or _state(port)))
-
-    def _put(self, line: bytes) -> None:
-        for reader in list(self._readers.values()):
-            reader.put(line)
+    def _tell(self, event: str, port: Port, state: _State, **more: object) -> None:
+        if self._readers:
+            line = _port_line(event, port, state, **more)
+            for reader in list(self._readers.values()):
+                reader.put(line)

@@ -24,8 +24,9 @@ from vconfs.names import PID_ATTRIBUTE, link_name, port_file
 from vconfs.opens import IdleOpens
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
+from vconfs.processes import process_of
 from vconfs.protocol.events import Buffer
-from vconfs.status import status_value, status_values
+from vconfs.status import status_names, status_value
 from vconfs.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
 
 
@@ -119,7 +120,8 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
         """Open a port, of which its host is told later; O_TRUNC and O_APPEND change nothing."""
-        opener = Opener(ctx.pid, can_read=flags & os.O_ACCMODE != os.O_WRONLY)
+        reads = flags & os.O_ACCMODE != os.O_WRONLY
+        opener = Opener(*process_of(ctx.pid), can_read=reads)
         try:
             port = self._open(inode, flags, opener)
         except OSError as error:
@@ -167,16 +169,16 @@ class PortFS(pyfuse3.Operations):
         entry = self._tree.find(parent_inode, name)
         pretended = self._announcer.pretends(parent_inode == BY_NAME, name, ctx.pid)
         if pretended is not None:
-            entry = Entry(name, *pretended) if pretended else None
+            entry = Entry(name, pretended) if pretended else None
         if entry is None:
             raise FUSEError(errno.ENOENT)
-        return self._tree.attributes(entry.inode, entry.mode)
+        return self._tree.attributes(entry.inode)
 
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Give a node's attributes, also when its port is gone but still open."""
-        return self._tree.attributes(inode, self._tree.mode(inode))
+        return self._tree.attributes(inode)
 
     async def setattr(
         self,
@@ -187,7 +189,7 @@ class PortFS(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Accept what changes nothing; a truncation, a time, or the owner and mode that are."""
-        now = self._tree.attributes(inode, self._tree.mode(inode))
+        now = self._tree.attributes(inode)
         changes = (
             (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
             or (fields.update_uid and attr.st_uid != now.st_uid)
@@ -242,7 +244,7 @@ class PortFS(pyfuse3.Operations):
     ) -> Sequence[pyfuse3.XAttrNameT]:
         """List the attributes that the port has now."""
         port = self._tree.port_of(inode)
-        return [] if port is None else [pyfuse3.XAttrNameT(n) for n in status_values(port)]
+        return [] if port is None else [pyfuse3.XAttrNameT(n) for n in status_names(port)]
 
     async def setxattr(
         self,
@@ -274,8 +276,10 @@ class PortFS(pyfuse3.Operations):
         self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken
     ) -> None:
         """List the names from the `start_id`-th on."""
-        for next_id, entry in enumerate(self._listings[fh][start_id:], start_id + 1):
-            attributes = self._tree.attributes(entry.inode, entry.mode)
+        listing = self._listings[fh]
+        for next_id in range(start_id + 1, len(listing) + 1):
+            entry = listing[next_id - 1]
+            attributes = self._tree.attributes(entry.inode)
             if not fuse.readdir_reply(token, entry.name, attributes, next_id):
                 return
 
@@ -324,7 +328,7 @@ class PortFS(pyfuse3.Operations):
         entry = self._tree.find(parent, name)
         if entry is None:
             raise FUSEError(errno.ENOENT)  # it has gone again meanwhile
-        return self._tree.attributes(entry.inode, entry.mode)
+        return self._tree.attributes(entry.inode)
 
     # --- listening to the manager ---------------------------------------------------------
 
@@ -337,8 +341,7 @@ class PortFS(pyfuse3.Operations):
     def port_removed(self, port: Port) -> None:
         """Announce that the file is gone."""
         self._events.port_removed(port)
-        inode = port_inode(port.id)
-        self._announcer.removed(False, port_file(port.id), (inode, self._tree.mode(inode)))
+        self._announcer.removed(False, port_file(port.id), port_inode(port.id))
         self._announce_link(port.name, created=False)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
@@ -372,8 +375,7 @@ class PortFS(pyfuse3.Operations):
         if created and there is not None:
             self._announcer.created(True, link)
         elif not created and there is None:
-            gone = by_name_link(link)
-            self._announcer.removed(True, link, (gone.inode, gone.mode))
+            self._announcer.removed(True, link, by_name_link(link).inode)
 
     # --- helpers --------------------------------------------------------------------------
 

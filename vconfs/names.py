@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 #: The file of events, in the mount's root.
 EVENTS_FILE: Final = b".events"
@@ -11,6 +12,7 @@ EVENTS_FILE: Final = b".events"
 PID_ATTRIBUTE: Final = b"user.pid"
 
 _PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
+_PTY_LINK = re.compile(rb"hvc(0|[1-9][0-9]{0,9})")
 _FILE_NAME_MAX = 255
 #: Bytes that a file name cannot have, and the one that marks an encoded byte.
 _ENCODED = re.compile(rb"[/\0%]")
@@ -27,6 +29,11 @@ def port_id(file: bytes) -> int | None:
     return int(match[1]) if match else None
 
 
+def is_pty_link(file: bytes) -> bool:
+    """True if a file can be the link to the pty of a console."""
+    return _PTY_LINK.fullmatch(file) is not None
+
+
 def link_name(name: bytes) -> bytes | None:
     """Make a file name of a port's name; None: it can have none.
 
@@ -34,7 +41,15 @@ def link_name(name: bytes) -> bytes | None:
     names never get one link and a link never leaves its folder. Only names that are empty, or
     longer than 255 bytes when encoded, have no link.
     """
-    encoded = _ENCODED.sub(lambda match: b"%%%02X" % match[0][0], name)
+    encoded = name
+    if _ENCODED.search(name):
+        encoded = _ENCODED.sub(lambda match: b"%%%02X" % match[0][0], name)
     if encoded in (b".", b".."):
         encoded = encoded.replace(b".", b"%2E")
     return encoded if 0 < len(encoded) <= _FILE_NAME_MAX else None
+
+
+def named_by(link: bytes) -> bytes | None:
+    """Return the port's name that has this link; None if no name has."""
+    name = unquote_to_bytes(link)
+    return name if link_name(name) == link else None

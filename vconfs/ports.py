@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left, insort
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Protocol
 
 from attrs import define, field
 
+from vconfs.log_once import LogOnce
 from vconfs.port import Port, PortOptions
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,9 @@ class PortManager:
     dropped_by_host: Callable[[int], int] | None = field(init=False, default=None)
     #: What the device sent that it may not send, outside of any port.
     ignored: int = field(init=False, default=0)
-    _logged: set[tuple[int | None, str]] = field(init=False, factory=set)
+    #: The ids of the ports that have a name, in order, by their names.
+    _named: dict[bytes, list[int]] = field(init=False, factory=dict)
+    _trouble: LogOnce = field(init=False, factory=lambda: LogOnce(log))
 
     @contextmanager
     def listening(self, listener: PortListener) -> Iterator[None]:
@@ -69,6 +73,7 @@ class PortManager:
         port = self.ports.pop(id, None)
         if port is None:
             return
+        self._forget_name(port)
         port.remove()
         for listener in self.listeners:
             listener.port_removed(port)
@@ -81,9 +86,13 @@ class PortManager:
 
     def rename(self, port: Port, name: bytes) -> None:
         """Give a port its name; empty: none."""
-        old, port.name = port.name, name
+        old = port.name
         if old == name:
             return
+        self._forget_name(port)
+        port.name = name
+        if name:
+            insort(self._named.setdefault(name, []), port.id)
         for listener in self.listeners:
             listener.port_renamed(port, old)
         self._changed(port)
@@ -99,21 +108,31 @@ class PortManager:
             port.shut()
 
     def by_name(self, name: bytes) -> Port | None:
-        """Find the port of that name: of several, the one with the lowest id."""
-        found = [port for port in self.ports.values() if port.name == name]
-        return min(found, key=lambda port: port.id, default=None)
+        """Return the port of that name: of several, the one with the lowest id."""
+        ids = self._named.get(name)
+        return self.ports[ids[0]] if ids else None
+
+    def names(self) -> Iterator[tuple[bytes, int]]:
+        """Yield each name that ports have, with the lowest id of those."""
+        for name, ids in self._named.items():
+            yield name, ids[0]
+
+    def _forget_name(self, port: Port) -> None:
+        if port.name:
+            ids = self._named[port.name]
+            del ids[bisect_left(ids, port.id)]
+            if not ids:
+                del self._named[port.name]
 
     def ignore(self, id: int | None, reason: str) -> None:
-        """Count something that the host may not send; log the first of its kind."""
+        """Count something that the host may not send, and log it once."""
         port = None if id is None else self.ports.get(id)
         if port is None:
             self.ignored += 1
         else:
             port.counters.ignored += 1
-        kind = (id if port else None, reason)
-        if kind not in self._logged and len(self._logged) < 1000:
-            self._logged.add(kind)
-            log.warning("%s: %s", "device" if port is None else f"vcon{port.id}", reason)
+        whose = "device" if port is None else f"vcon{port.id}"
+        self._trouble.warning((whose, reason), "%s: %s", whose, reason)
 
     def host_dropped(self, id: int) -> None:
         """Tell the listeners that the host end in the same process has dropped some of a port."""

@@ -6,11 +6,14 @@ The names without "user." in front are the keys of `vconfs ls --json`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:  # commands that only look at a mount start sooner without trio
     from vconfs.port import Port
+
+#: The most openers that are named.
+_OPENERS_MAX: Final = 16
 
 
 def _flag(value: bool) -> bytes:
@@ -22,22 +25,10 @@ def _number(value: int) -> bytes:
 
 
 def _openers(port: Port) -> bytes:
-    return b", ".join(_describe_process(opener.pid) for opener in port.openers)
-
-
-def _describe_process(thread: int) -> bytes:
-    """Name the process of a thread: "PID COMMAND"; only the number when it has ended."""
-    try:
-        status = Path(f"/proc/{thread}/status").read_bytes()
-    except OSError:
-        return b"%d" % thread
-    fields = dict(line.split(b":\t", 1) for line in status.splitlines() if b":\t" in line)
-    pid = int(fields.get(b"Tgid", b"%d" % thread))
-    try:
-        command = Path(f"/proc/{pid}/comm").read_bytes().strip()
-    except OSError:
-        command = fields.get(b"Name", b"")
-    return b"%d %s" % (pid, command)
+    first = islice(port.openers, _OPENERS_MAX)
+    named = b", ".join((b"%d %s" % (opener.pid, opener.command)).rstrip() for opener in first)
+    more = len(port.openers) - _OPENERS_MAX
+    return named + b" and %d more" % more if more > 0 else named
 
 
 def _dropped_by_host(port: Port) -> bytes | None:
@@ -71,7 +62,7 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.id": "its number",
     b"user.console": "1 if the host says that it is a console",
     b"user.host": "1 while a host is connected",
-    b"user.openers": "who has it open: number and command of each process",
+    b"user.openers": "who has it open: number and command of each process, of the first 16 only",
     b"user.throttled": "1 while the host wants no more data",
     b"user.guest_throttled": "1 while the host is asked to send no more",
     b"user.queued": "bytes that came and nobody has read yet",
@@ -86,11 +77,10 @@ MEANINGS: Mapping[bytes, str] = {
 
 
 def status_value(port: Port, name: bytes) -> bytes | None:
-    """Give one attribute of a port; None: it has no such one."""
+    """Return one attribute of a port; None if it has no such one."""
     return STATUS[name](port) if name in STATUS else None
 
 
-def status_values(port: Port) -> dict[bytes, bytes]:
-    """Give every attribute that the port has now."""
-    values = ((name, value(port)) for name, value in STATUS.items())
-    return {name: value for name, value in values if value is not None}
+def status_names(port: Port) -> list[bytes]:
+    """Return the names of the attributes that the port has now."""
+    return [name for name, value in STATUS.items() if value(port) is not None]

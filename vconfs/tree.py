@@ -14,12 +14,12 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 import pyfuse3
 from attrs import field, frozen
 
-from vconfs.names import EVENTS_FILE, link_name, port_file, port_id
+from vconfs.names import EVENTS_FILE, is_pty_link, link_name, named_by, port_file, port_id
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
@@ -46,13 +46,11 @@ class Access:
     gid: int = field(factory=os.getgid)
 
 
-@frozen
-class Entry:
+class Entry(NamedTuple):
     """One name in a directory."""
 
     name: bytes
     inode: int
-    mode: int
 
 
 def port_inode(id: int) -> int:
@@ -62,12 +60,12 @@ def port_inode(id: int) -> int:
 
 def by_name_link(name: bytes, id: int = 0) -> Entry:
     """Describe the link of that name to a port's file."""
-    return Entry(name, _LINKS + id, _SYMLINK)
+    return Entry(name, _LINKS + id)
 
 
 def pty_link(number: int, id: int) -> Entry:
     """Describe the link `hvcN` to a port's pty."""
-    return Entry(b"hvc%d" % number, _PTYS + id, _SYMLINK)
+    return Entry(b"hvc%d" % number, _PTYS + id)
 
 
 class Tree:
@@ -76,6 +74,7 @@ class Tree:
     def __init__(
         self, manager: PortManager, access_for: Callable[[int], Access], access: Access
     ) -> None:
+        self._manager = manager
         self._ports = manager.ports
         self._access_for = access_for
         self._access = access
@@ -87,21 +86,20 @@ class Tree:
 
     def names(self, directory: int) -> list[Entry]:
         """List a directory."""
-        ports = sorted(self._ports.values(), key=lambda port: port.id)
         if directory == BY_NAME:
-            links = {link: port for port in reversed(ports) if (link := link_name(port.name))}
-            return [by_name_link(link, port.id) for link, port in sorted(links.items())]
-        return [*self._fixed(), *self._ptys(), *(self._file(port) for port in ports)]
+            links = ((link_name(name), id) for name, id in self._manager.names())
+            return [by_name_link(link, id) for link, id in sorted((k, v) for k, v in links if k)]
+        return [*self._fixed(), *self._ptys(), *(self._file(id) for id in sorted(self._ports))]
 
     def find(self, directory: int, name: bytes) -> Entry | None:
         """Look a name up in a directory."""
         if directory == BY_NAME:
-            ids = [id for id, port in self._ports.items() if link_name(port.name) == name]
-            return by_name_link(name, min(ids)) if ids else None
+            named = named_by(name)
+            port = self._manager.by_name(named) if named else None
+            return by_name_link(name, port.id) if port else None
         if (id := port_id(name)) is not None:
-            port = self._ports.get(id)
-            return None if port is None else self._file(port)
-        others = [*self._fixed(), *self._ptys()]
+            return self._file(id) if id in self._ports else None
+        others = self._ptys() if is_pty_link(name) else self._fixed()
         return next((entry for entry in others if entry.name == name), None)
 
     def target(self, inode: int) -> bytes | None:
@@ -122,8 +120,9 @@ class Tree:
             return stat.S_IFREG | (self._access.mode & 0o444)
         return stat.S_IFREG | self._access_for(inode - _PORTS).mode
 
-    def attributes(self, inode: int, mode: int) -> pyfuse3.EntryAttributes:
-        """Give all attributes of an inode with this mode."""
+    def attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        """Return all attributes of an inode."""
+        mode = self.mode(inode)
         attributes = pyfuse3.EntryAttributes()
         attributes.st_ino = pyfuse3.InodeT(inode)
         attributes.st_mode = pyfuse3.ModeT(mode)
@@ -139,14 +138,13 @@ class Tree:
         return attributes
 
     def _fixed(self) -> Iterator[Entry]:
-        yield Entry(BY_NAME_DIR, BY_NAME, _DIRECTORY)
-        yield Entry(EVENTS_FILE, EVENTS, self.mode(EVENTS))
+        yield Entry(BY_NAME_DIR, BY_NAME)
+        yield Entry(EVENTS_FILE, EVENTS)
 
     def _ptys(self) -> Iterator[Entry]:
-        for id, port in sorted(self._ports.items()):
+        for port in self._ports.values():
             if port.hvc is not None:
-                yield pty_link(port.hvc, id)
+                yield pty_link(port.hvc, port.id)
 
-    def _file(self, port: Port) -> Entry:
-        inode = port_inode(port.id)
-        return Entry(port_file(port.id), inode, self.mode(inode))
+    def _file(self, id: int) -> Entry:
+        return Entry(port_file(id), port_inode(id))

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.threads import in_thread
+from tests.threads import error_of, in_thread
 from vconfs.events_file import EventsFile
 from vconfs.fs import PortFS
 from vconfs.host.spec import parse_port
@@ -44,6 +44,11 @@ class Reader:
         while (event := await self.next())["event"] != kind:
             pass
         return event
+
+
+def openers(it: Mounted) -> int:
+    filesystem = next(one for one in it.manager.listeners if isinstance(one, PortFS))
+    return len(filesystem._events._readers)
 
 
 @asynccontextmanager
@@ -114,6 +119,17 @@ async def test_the_file_is_hidden_and_cannot_be_written(mounted: OpenMount) -> N
         with pytest.raises(OSError) as refused:
             await in_thread(lambda: os.open(it.path / ".events", os.O_RDWR))
         assert refused.value.errno == errno.EACCES
+
+
+async def test_openers_are_bounded_for_each_may_have_a_backlog(mounted: OpenMount) -> None:
+    async with mounted("port=echo") as it:
+        path = it.path / ".events"
+        files = await in_thread(lambda: [os.open(path, os.O_RDONLY) for _ in range(256)])
+        assert await error_of(lambda: os.open(path, os.O_RDONLY)) == errno.ENFILE
+        await in_thread(lambda: os.close(files.pop()))
+        await it.until(lambda: openers(it) < 256)
+        files.append(await in_thread(lambda: os.open(path, os.O_RDONLY)))
+        await in_thread(lambda: [os.close(file) for file in files])
 
 
 async def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: OpenMount) -> None:

@@ -120,6 +120,9 @@ async def test_the_guest_ends_with_the_ports_of_the_host(
                 await trio.sleep(0.01)
             for id in range(20):
                 await echoed(storm, id)
+        # Messages that cross a removal break no rule.
+        assert host.guest is not None
+        assert (manager.ignored, host.guest.ignored) == (0, 0)
 
 
 async def echoed(storm: Storm, id: int) -> None:

@@ -372,18 +372,22 @@ async def test_no_byte_is_lost_when_a_front_end_leaves(tmp_path: Path) -> None:
         assert await puppet.port.receive() == b"nobody was told"
 
 
-async def test_a_silent_front_end_does_not_keep_others_out(
+async def test_a_front_end_has_its_time_for_all_of_its_hello(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vhost_user_session, "_FIRST_MESSAGE", 0.01)
+    monkeypatch.setattr(vhost_user_session, "_HELLO", 0.05)
     async with (
         open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]),
-        open_front_end(tmp_path / "s") as silent,
-        open_front_end(tmp_path / "s") as front,
+        open_front_end(tmp_path / "s") as slow,
     ):
-        assert await silent.ended()
-        await front.start()
-        assert await name_of(front, 0) == b"port"
+
+        async def go_on() -> None:
+            while True:
+                await slow.ask(slow.codec.set_owner())
+                await trio.sleep(0.001)
+
+        with pytest.raises(OSError, match="Broken pipe"):
+            await go_on()
 
 
 # The standard's dialect

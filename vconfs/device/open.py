@@ -34,10 +34,6 @@ class Joint(Protocol):
     """What joins ports to a device, until that is lost."""
 
     @property
-    def tells_all_ports(self) -> bool:
-        """Whether all ports are known as soon as the device is open; else they come one by one."""
-
-    @property
     def stopped(self) -> trio.Event:
         """Set when nothing more will come."""
 
@@ -53,6 +49,10 @@ class Joint(Protocol):
 
     def dropped_by_host(self) -> Mapping[int, int]:
         """Tell how many bytes a host end in this process has dropped since, by port."""
+
+    @property
+    def tells_all_ports(self) -> bool:
+        """True if all ports are known by now; else they come one by one."""
 
 
 #: Opens a device: the ports to join to it, what its url says after the scheme, and the dialect

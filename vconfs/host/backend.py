@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from vconfs.host.port import HostPort
 from vconfs.link import Link
 from vconfs.link_end import LinkEnd
+from vconfs.log_once import LogOnce
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.events import Buffer
@@ -39,7 +40,9 @@ class Backend(LinkEnd[HostPort]):
         self._end = end
         self._announce_config = announce_config
         self._introduced: set[int] = set()
-        self._logged: set[str] = set()
+        #: Ports that were removed: what the guest sent before it knew that may still come.
+        self._removed: set[int] = set()
+        self._trouble = LogOnce(log)
 
     @property
     def max_ports(self) -> int:
@@ -91,6 +94,7 @@ class Backend(LinkEnd[HostPort]):
     def port_removed(self, id: int, config_changed: bool) -> None:
         """Take a port away; a guest that cannot be told so sees it hung up."""
         self._introduced.discard(id)
+        self._removed.add(id)
         if config_changed and self._end.ports_in_config:
             self._announce_config()
         else:
@@ -131,6 +135,7 @@ class Backend(LinkEnd[HostPort]):
         if id in self._introduced:
             return
         self._introduced.add(id)
+        self._removed.discard(id)
         if port.spec.console:
             post(end.console_port(id))
             if port.size != (0, 0):
@@ -144,7 +149,8 @@ class Backend(LinkEnd[HostPort]):
     def _port(self, event: Any) -> HostPort | None:
         port = self._ports.get(event.id)
         if port is None or event.id not in self._introduced:
-            self._ignore(f"{type(event).__name__} for port {event.id}, which the guest has not")
+            if event.id not in self._removed:
+                self._ignore(f"{type(event).__name__} for port {event.id}, which the guest has not")
             return None
         return port
 
@@ -159,6 +165,8 @@ class Backend(LinkEnd[HostPort]):
 
     def _port_ready(self, event: events.PortReady) -> None:
         port = self._ports.get(event.id)
+        if port is None and event.id in self._removed:
+            return
         if port is None:
             self._ignore(f"PORT_READY for port {event.id}, which is not there")
         elif event.ready:
@@ -168,6 +176,8 @@ class Backend(LinkEnd[HostPort]):
         port = self._ports.get(event.id)
         if port is None:
             self._sender.post(self._end.port_remove(event.id))  # a gap in the ids
+            if event.id < self.max_ports:
+                self._removed.add(event.id)
         else:
             self._tell_name(port)
 
@@ -192,9 +202,7 @@ class Backend(LinkEnd[HostPort]):
 
     def _ignore(self, reason: str) -> None:
         self.ignored += 1
-        if reason not in self._logged and len(self._logged) < 1000:
-            self._logged.add(reason)
-            log.warning("guest: %s", reason)
+        self._trouble.warning(reason, "guest: %s", reason)
 
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]] = {
         events.Data: _data,

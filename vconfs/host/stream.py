@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 
 import trio
 
 from vconfs.backoff import Backoff, Pauses
 from vconfs.host.host import Host, HostError
+from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.errors import StreamError
@@ -37,23 +39,31 @@ async def serve_stream(
 
 
 async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
+    reception = Reception()
     tries = Backoff("no guest", "a guest is there again", Pauses(last=place.pause_max))
-    while True:
+
+    async def serve_one() -> bool:
         try:
-            async with next_guest() as wire:
+            async with AsyncExitStack() as stack:
+                wire = await reception.let_in(lambda: stack.enter_async_context(next_guest()))
                 if wire is None:
-                    return
-                await _serve_guest(host, place, wire, tries.succeeded)
+                    return False
+                await _serve_guest(host, place, wire, reception, tries.succeeded)
         except StreamError as error:
             await tries.failed(str(error))
         except OSError as error:  # no descriptor is left, say
             await tries.failed(error)
+        return True
+
+    await receive_guests(serve_one, GREETED_MAX if place.has_many_peers else 1)
 
 
-async def _serve_guest(host: Host, place: Place, wire: Wire, attached: Callable[[], None]) -> None:
+async def _serve_guest(
+    host: Host, place: Place, wire: Wire, reception: Reception, attached: Callable[[], None]
+) -> None:
     """Serve one guest until it leaves; call `attached` when it has said its hello."""
-    said = _config(host)
-    async with open_link(wire, place, Role.HOST, v8.FEATURES, said) as link:
+    said, turn = _config(host), reception.as_guest()
+    async with open_link(wire, place, Role.HOST, v8.FEATURES, said, turn) as link:
 
         def announce_config() -> None:
             link.send_config(_config(host))

@@ -1,7 +1,7 @@
 """Guests behind vhost-user front-ends: hypervisors, or vconfs mount.
 
 One front-end at a time is served; the next one waits until it has left, or was turned away for
-what it did (see protocol/vhost_user.py).
+what it did (see protocol/vhost_user.py). Before that, several can say their hello at once.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from vconfs.aside import ASIDE
 from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import Door
 from vconfs.host.host import Host, HostError
+from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.host.vhost_user_device import Device
 from vconfs.host.vhost_user_session import Session
+from vconfs.log_once import LogOnce
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.unix_sockets import closing
 
@@ -50,21 +52,26 @@ async def serve_vhost_user(
 
 
 async def _serve_all(device: Device, door: Door) -> None:
-    said = ""
-    while True:
+    reception, trouble = Reception(), LogOnce(log)
+
+    async def accept() -> trio.socket.SocketType:
         await ASIDE.room()
-        with closing(await door.accept()) as sock:
-            reason = await _serve(device, sock)
-        if reason and reason != said:
-            log.warning("front-end turned away: %s", reason)
-        said = reason
+        return await door.accept()
+
+    async def serve_one() -> bool:
+        with closing(await reception.let_in(accept)) as sock:
+            if reason := await _serve(device, sock, reception):
+                trouble.warning(reason, "front-end turned away: %s", reason)
+        return True
+
+    await receive_guests(serve_one, GREETED_MAX)
 
 
-async def _serve(device: Device, sock: trio.socket.SocketType) -> str:
+async def _serve(device: Device, sock: trio.socket.SocketType, reception: Reception) -> str:
     """Serve a front-end until it leaves; return what it was turned away for."""
     try:
         with Session(device, sock) as session:
-            await session.run()
+            await session.run(reception.as_guest())
     except RemoteProtocolError as error:
         return str(error)
     except OSError as error:  # no descriptor is left, say: that is no reason to end

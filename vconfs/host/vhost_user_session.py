@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, ClassVar, Final, Self
 
 import trio
@@ -25,21 +26,27 @@ from vconfs.host.guest_memory import SharedMemory
 from vconfs.host.rings import DeviceLink
 from vconfs.host.vhost_user_channel import FrontendChannel
 from vconfs.host.vhost_user_device import Device
+from vconfs.log_once import LogOnce
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.protocol.vhost_user import Message, Notifier
+from vconfs.protocol.vhost_user import Message, Notifier, Request
 from vconfs.protocol.virtqueue import F_EVENT_IDX, DeviceQueue, Layout
 from vconfs.vhost_user.messages import MessageSocket
 from vconfs.vhost_user.notices import Bell, Notices, check_notifier
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a front-end has for its first message: others may be waiting.
-_FIRST_MESSAGE: Final = 10.0
+#: Seconds that a front-end has for its hello: others may be waiting.
+_HELLO: Final = 10.0
+#: A front-end has said hello when it has sent these, or has gone on to something else.
+_HELLO_NEEDS: Final = frozenset((Request.SET_OWNER, Request.GET_FEATURES))
+_HELLO_MESSAGES: Final = _HELLO_NEEDS | {
+    Request.SET_FEATURES,
+    Request.GET_PROTOCOL_FEATURES,
+    Request.SET_PROTOCOL_FEATURES,
+}
 #: Seconds between looks at rings that nobody tells us of.
 _POLLING: Final = 0.001
-#: So many different messages that were refused are logged.
-_REASONS_MAX: Final = 100
 
 
 @define
@@ -78,7 +85,7 @@ class Session:
         self._features = 0
         self._link: DeviceLink | None = None
         self._backend: Backend | None = None
-        self._logged: set[str] = set()
+        self._trouble = LogOnce(log)
 
     def __enter__(self) -> Self:
         return self
@@ -92,25 +99,36 @@ class Session:
         self._socket.release()
         close_descriptors(self._protocol.release())
 
-    async def run(self) -> None:
-        """Serve the front-end until it leaves; RemoteProtocolError: it broke a rule."""
+    async def run(self, turn: AbstractAsyncContextManager[object] | None = None) -> None:
+        """Serve the front-end until it leaves; RemoteProtocolError: it broke a rule.
+
+        What comes after its hello is done in its `turn`.
+        """
         async with open_background() as self._nursery:
             for task in (self._serve_kicks, self._poll, self._channel.run):
                 self._nursery.start_soon(task)
             try:
-                await self._serve_messages()
+                message = await self._hear_hello()
+                async with turn or nullcontext():
+                    if message is not None:
+                        await self._handle(message)
+                    while (message := await self._socket.receive()) is not None:
+                        await self._handle(message)
             except OSError as error:
                 raise RemoteProtocolError(f"the connection broke: {error.strerror}") from None
 
-    async def _serve_messages(self) -> None:
-        try:
-            with trio.fail_after(_FIRST_MESSAGE):
+    async def _hear_hello(self) -> Message | None:
+        """Answer the front-end's hello; return what it has said too early, if anything."""
+        missing = set(_HELLO_NEEDS)
+        with trio.move_on_after(_HELLO):
+            while missing:
                 message = await self._socket.receive()
-        except trio.TooSlowError:
-            raise RemoteProtocolError(f"no message in {_FIRST_MESSAGE:.0f} seconds") from None
-        while message is not None:
-            await self._handle(message)
-            message = await self._socket.receive()
+                if message is None or message.request not in _HELLO_MESSAGES:
+                    return message
+                await self._handle(message)
+                missing.discard(Request(message.request))
+            return None
+        raise RemoteProtocolError(f"no whole hello in {_HELLO:.0f} seconds")
 
     async def _handle(self, message: Message) -> None:
         handled = self._protocol.receive(message)
@@ -332,9 +350,7 @@ class Session:
 
     def _refused(self, event: vu.Refused) -> None:
         self.refused += 1
-        if event.reason not in self._logged and len(self._logged) < _REASONS_MAX:
-            self._logged.add(event.reason)
-            log.warning("front-end: refused: %s", event.reason)
+        self._trouble.warning(event.reason, "front-end: refused: %s", event.reason)
 
     _HANDLERS: ClassVar[Mapping[type, Callable[[Any, Any], Awaitable[None] | bytes | None]]] = {
         vu.FeaturesSet: _features_set,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from typing import Final
 
 import trio
@@ -55,23 +55,29 @@ _GRACE: Final = 0.5
 
 @asynccontextmanager
 async def open_link(
-    wire: Wire, place: Place, role: Role, features: int, config: bytes = b""
+    wire: Wire,
+    place: Place,
+    role: Role,
+    features: int,
+    config: bytes = b"",
+    turn: AbstractAsyncContextManager[object] | None = None,
 ) -> AsyncIterator[StreamLink]:
     """Meet the other end on `wire`, and carry frames for as long as the block runs.
 
-    The block has to give the link its owner before it waits for anything. StreamError: the peer
-    says no hello, or a wrong one.
+    What comes after the hellos is in its `turn`. The block has to give the link its owner before it
+    waits for anything. StreamError: the peer says no hello, or a wrong one.
     """
     connection = Connection(role, window=place.window, noise_max=place.noise_max)
     hello = await _shake_hands(wire, connection, features, config)
     link = StreamLink(wire, connection, hello, place.window)
-    try:
-        async with open_background() as nursery:
-            nursery.start_soon(link.run)
-            yield link
-    finally:
-        await link.leave(f"the {role.name.lower()} end leaves")
-        link.owner.left()
+    async with turn or nullcontext():
+        try:
+            async with open_background() as nursery:
+                nursery.start_soon(link.run)
+                yield link
+        finally:
+            await link.leave(f"the {role.name.lower()} end leaves")
+            link.owner.left()
 
 
 async def _shake_hands(wire: Wire, connection: Connection, features: int, config: bytes) -> Hello:
@@ -215,18 +221,22 @@ class StreamLink(Link):
                 if isinstance(event, Frame):
                     self._held.append(_Came(len(event.payload), event.watched))
                     return event.payload
-                self._take_in(event)
+                if self._take_in(event):
+                    self.again(queue)  # first the owner looks at what has changed
+                    return None
         except RemoteProtocolError as error:
             self._say_bye(str(error))
             self._lose(str(error))
         return None
 
-    def _take_in(self, event: Event) -> None:
+    def _take_in(self, event: Event) -> bool:
+        """Act on what is no frame; True if that is work for the owner."""
         match event:
             case ConfigChanged():
                 self._config = event.config
                 self._connection.acknowledge(len(event.config))
                 self.owner.config_changed()
+                return True
             case CreditReceived():
                 for _ in range(event.seen):
                     self._awaited.popleft()()
@@ -235,6 +245,7 @@ class StreamLink(Link):
                 self._lose(event.reason)
             case _:
                 raise AssertionError(f"a stream gave {event} behind the hellos")
+        return False
 
     def hold(self, queue: int) -> Callable[[], None] | None:
         """See `Link.hold`: what came is nobody else's, and stays as long as it is looked at."""

@@ -29,6 +29,8 @@ class Place(ABC):
     window: int = DEFAULT_WINDOW
     #: Bytes that may come before the peer's hello.
     noise_max: ClassVar[int] = 0
+    #: True if several peers can come at once.
+    has_many_peers: ClassVar[bool] = False
     #: The most seconds between two tries to meet a guest.
     pause_max: ClassVar[float] = 2.0
 

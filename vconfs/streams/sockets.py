@@ -36,6 +36,7 @@ _SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)  # milliseconds, f
 class SocketPlace(Place):
     """What streams over sockets have in common."""
 
+    has_many_peers = True
     pause_max = 0.05  # anybody can connect, and the next may be a guest
 
     @asynccontextmanager

@@ -1,0 +1,149 @@
+"""A host with thousands of ports: they come in helpings, and names are found at once."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from itertools import pairwise
+
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vconfs.driver import Driver
+from vconfs.fs import PortFS
+from vconfs.link import Link
+from vconfs.names import link_name, named_by
+from vconfs.ports import PortManager
+from vconfs.protocol import v8
+from vconfs.protocol.events import Buffer
+from vconfs.tree import BY_NAME, Tree
+
+COUNT = v8.PORTS_MAX // 4
+
+
+class FakeLink(Link):
+    """A link whose config space the test changes, and on which the test's buffers come."""
+
+    features = v8.FEATURES
+    in_flight = 0
+    config = b""
+
+    def __init__(self) -> None:
+        self.buffers: list[bytes] = []
+
+    def room_for(self, queue: int, header_size: int) -> int:
+        return 1 << 20
+
+    def capacity(self, queue: int, wanted: int | None = None) -> int:
+        return 1 << 20
+
+    def send(
+        self, queue: int, header: bytes, data: Buffer, seen: Callable[[], None] | None = None
+    ) -> None: ...
+
+    def receive(self, queue: int) -> memoryview | None:
+        return memoryview(self.buffers.pop(0)) if self.buffers else None
+
+    def again(self, queue: int) -> None: ...
+    def done(self, queue: int) -> None: ...
+    def withhold(self, queue: int) -> None: ...
+    def release(self, queue: int) -> None: ...
+    def flush(self, queue: int) -> None: ...
+
+    def set_ports(self, count: int) -> None:
+        self.config = v8.CONFIG.pack(80, 25, count)
+        self.owner.config_changed()
+
+
+def open_driver(manager: PortManager) -> tuple[Driver, FakeLink]:
+    link = FakeLink()
+    link.config = v8.CONFIG.pack(80, 25, 1)
+    driver = Driver(manager, link, v8.GuestEnd(link.features))
+    driver.start()
+    return driver, link
+
+
+async def test_ports_come_in_helpings_and_what_is_said_of_them_waits() -> None:
+    manager = PortManager()
+    driver, link = open_driver(manager)
+    link.set_ports(COUNT)
+    seen = [len(manager.ports)]
+    assert not driver.tells_all_ports
+    name = v8.HostEnd(link.features).port_name(COUNT - 1, b"last")
+    assert name is not None
+    link.buffers.append(name.data)
+    driver.received(v8.INPUT)
+    while not driver.tells_all_ports:
+        await trio.lowlevel.checkpoint()
+        seen.append(len(manager.ports))
+    assert seen[-1] == COUNT
+    assert max(after - before for before, after in pairwise(seen)) <= 512
+    assert manager.ports[COUNT - 1].name == b"last"
+    assert manager.ignored == 0
+
+
+async def test_of_many_changes_of_the_config_space_the_last_counts() -> None:
+    manager = PortManager()
+    driver, link = open_driver(manager)
+    for count in (COUNT, 1, 5000, 2, 1000):
+        link.set_ports(count)
+    while not driver.tells_all_ports:
+        await trio.lowlevel.checkpoint()
+    assert sorted(manager.ports) == list(range(1000))
+
+
+async def test_a_driver_that_stops_adds_no_more_ports() -> None:
+    manager = PortManager()
+    driver, link = open_driver(manager)
+    link.set_ports(COUNT)
+    driver.stop("lost")
+    for _ in range(5):
+        await trio.lowlevel.checkpoint()
+    assert len(manager.ports) < 1000
+
+
+def test_names_are_found_at_once_however_many_there_are() -> None:
+    manager = PortManager()
+    manager.listeners.append(PortFS(manager))
+    begun = time.process_time()
+    for id in range(COUNT):
+        manager.rename(manager.add(id), b"name" if id % 2 else b"name%d" % id)
+    for id in range(COUNT):
+        manager.remove(id)
+    assert time.process_time() - begun < 4  # it took 10 s, and four times that for twice as many
+
+
+@given(st.integers(0, 1 << 32))
+def test_names_are_those_of_the_ports(seed: int) -> None:
+    numbers, manager = random.Random(seed), PortManager()
+    filesystem = PortFS(manager)
+    tree: Tree = filesystem._tree
+    names = [b"", b"a", b"b/", b"%", b"..", b"x" * 300]
+    for _ in range(60):
+        port = manager.add(numbers.randrange(8))
+        manager.rename(port, numbers.choice(names))
+        if not numbers.randrange(4):
+            manager.remove(numbers.randrange(8))
+        for name in names[1:]:
+            ids = [id for id, port in manager.ports.items() if port.name == name]
+            found = manager.by_name(name)
+            assert (found.id if found else None) == min(ids, default=None)
+            link = link_name(name)
+            if link is not None:
+                entry = tree.find(BY_NAME, link)
+                assert (tree.target(entry.inode) if entry else None) == (
+                    b"../vcon%d" % min(ids) if ids else None
+                )
+        listed = [entry.name for entry in tree.names(BY_NAME)]
+        links = {link_name(port.name) for port in manager.ports.values()} - {None}
+        assert listed == sorted(links)  # type: ignore[type-var]
+
+
+@given(st.binary(min_size=1, max_size=300))
+def test_a_link_tells_the_name_that_it_is_for(name: bytes) -> None:
+    if (link := link_name(name)) is not None:
+        assert named_by(link) == name
+    if (named := named_by(name)) is not None:
+        assert link_name(named) == name

@@ -1,0 +1,57 @@
+"""Who becomes the guest, of those who come.
+
+There is one guest at a time. While there is none, several can say their hello at once, so that one
+who says nothing keeps nobody waiting: the first to finish is the guest. While there is a guest
+nobody else is let in; those who finished their hello just then are the next, in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+import trio
+
+T = TypeVar("T")
+
+#: The most that say their hello at once.
+GREETED_MAX: Final = 16
+
+
+class Reception:
+    """Lets in those who come, and one at a time be the guest."""
+
+    def __init__(self) -> None:
+        self._door = trio.Lock()  # of the task that waits for the next one to come
+        self._guest = trio.StrictFIFOLock()
+        self._entering = trio.CancelScope()
+
+    async def let_in(self, accept: Callable[[], Awaitable[T]]) -> T:
+        """Wait until there is no guest, then for `accept`; it is called anew after each guest."""
+        async with self._door:
+            while True:
+                async with self._guest:
+                    pass
+                with trio.CancelScope() as self._entering:
+                    return await accept()
+
+    @asynccontextmanager
+    async def as_guest(self) -> AsyncIterator[None]:
+        """Wait for the turn of one who has said hello, who is the guest while the block runs."""
+        async with self._guest:
+            self._entering.cancel()
+            yield
+
+
+async def receive_guests(serve_one: Callable[[], Awaitable[bool]], at_once: int) -> None:
+    """Call `serve_one` again and again, in several tasks, until it returns False."""
+
+    async def serve_on() -> None:
+        while await serve_one():
+            pass
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(at_once):
+            nursery.start_soon(serve_on)
