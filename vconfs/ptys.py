@@ -9,12 +9,11 @@ import struct
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
-import trio
 from attrs import frozen
 
-from vconfs.inotify import Change, watch
+from vconfs.inotify import Change, Changes, watching
 from vconfs.pipe import bytes_to_read
 
 #: Milliseconds in which the kernel moves what waits for space in a terminal to where it is read.
@@ -28,7 +27,7 @@ class RawPty:
     master: int
     path: str  # of the slave
     _group: int  # that the slave had at first
-    _opens: int  # an inotify descriptor
+    _opens: Changes
 
     @property
     def occupied(self) -> bool:
@@ -43,10 +42,11 @@ class RawPty:
 
     async def wait_occupied(self) -> None:
         """Wait until somebody is there; one task may."""
-        while not self.occupied:
-            await trio.lowlevel.wait_readable(self._opens)
-            with suppress(BlockingIOError):
-                os.read(self._opens, 4096)
+        while True:
+            self._opens.happened = False
+            if self.occupied:
+                return
+            await self._opens.wait()
 
     def unread(self) -> int:
         """Tell how many bytes that we wrote programs there could read now, and have not.
@@ -109,10 +109,7 @@ def open_pty() -> Iterator[RawPty]:
             path = os.ttyname(slave)
         finally:
             os.close(slave)
-        opens = watch(path, Change.OPENED)
-        try:
+        with watching(path, Change.OPENED) as opens:
             yield RawPty(master, path, os.stat(path).st_gid, opens)
-        finally:
-            os.close(opens)
     finally:
         os.close(master)

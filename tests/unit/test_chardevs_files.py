@@ -103,6 +103,31 @@ async def test_no_fifo_is_left_where_the_other_cannot_be_made(tmp_path: Path) ->
         path.unlink()
 
 
+async def test_what_was_put_in_the_place_of_a_fifo_stays(tmp_path: Path) -> None:
+    async with serving(f"pipe:{tmp_path}/x"):
+        for name in ("x.in", "x.out"):
+            (tmp_path / "other").write_text(name)
+            (tmp_path / "other").replace(tmp_path / name)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "x.in": "x.in",
+        "x.out": "x.out",
+    }
+
+
+async def test_a_fifo_that_becomes_a_file_as_it_is_opened_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.in"
+
+    def make_file(path: str, mode: int) -> None:
+        Path(path).touch()
+
+    monkeypatch.setattr(os, "mkfifo", make_file)
+    with pytest.raises(ChardevError, match=f"{path} exists and is no fifo"):
+        async with serving(f"pipe:{tmp_path}/x"):
+            pass
+
+
 async def test_fifos_hold_back_both_ways(tmp_path: Path) -> None:
     async with serving(f"pipe:{tmp_path}/x") as port:
         assert stat.S_ISFIFO((tmp_path / "x.in").stat().st_mode)
@@ -251,10 +276,10 @@ async def test_the_reader_of_a_removed_fifo_gets_what_was_in_it(tmp_path: Path) 
 
 
 async def test_fifos_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: object) -> int:
+    def fail(*arguments: object) -> None:
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.host.chardevs.fifos.watch", fail)
+    monkeypatch.setattr("vconfs.host.chardevs.fifos.watching", fail)
     async with serving(f"pipe:{tmp_path}/x") as port:
         await ask(port, tmp_path / "x")
         shutil.move(tmp_path / "x.in", tmp_path / "old")

@@ -17,7 +17,7 @@ from vconfs.backoff import LAST_PAUSE, Backoff
 from vconfs.host.chardev import ChardevError, PortSide
 from vconfs.host.chardevs.join import pass_on, serve_anew
 from vconfs.host.chardevs.paths import cannot
-from vconfs.inotify import Change, watch
+from vconfs.inotify import Change, watching
 from vconfs.pipe import Pipe
 
 _CHANGES: Final = (
@@ -79,6 +79,9 @@ def _opened(path: str) -> Iterator[_Fifo]:
         raise cannot(path, error) from None
     opened = _Fifo(path, descriptor)
     try:
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # it was replaced meanwhile
+            made = False
+            raise ChardevError(f"{path} exists and is no fifo: choose another path")
         yield opened
     finally:
         if made and opened.in_place:
@@ -186,17 +189,13 @@ async def follow(folder: str, ways: Sequence[Way]) -> None:
     """Have those of the ways, all in `folder`, that lead to another fifo open it, as it happens."""
     while True:
         try:
-            changes = watch(folder, _CHANGES)
+            with watching(folder, _CHANGES) as changes:
+                while not _follow_all(ways):  # else the folder may be another one
+                    await changes.wait()
+                    changes.happened = False
         except OSError:  # the folder is gone, or there are no more inotify instances
             await trio.sleep(LAST_PAUSE)
             _follow_all(ways)
-            continue
-        try:
-            while not _follow_all(ways):  # else the folder may be another one
-                await trio.lowlevel.wait_readable(changes)
-                os.read(changes, 1 << 16)
-        finally:
-            os.close(changes)
 
 
 def _follow_all(ways: Sequence[Way]) -> bool:

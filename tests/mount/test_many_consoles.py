@@ -1,0 +1,57 @@
+"""Many consoles, and consoles that come and go: what they take of the machine is bounded."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+
+import pytest
+
+from tests.threads import in_thread
+from vconfs import console
+from vconfs.host.spec import parse_port
+
+from ..unit.chardev_port import descriptors
+from .conftest import OpenMount
+
+#: More than the inotify instances that a user may have.
+COUNT = 150
+
+
+def instances() -> int:
+    return list(descriptors().values()).count("anon_inode:inotify")
+
+
+async def test_all_ptys_share_one_inotify_instance(
+    mounted: OpenMount, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = instances()
+    async with mounted(*["=null,console"] * COUNT) as it:
+        await it.until(lambda: all(port.pty for port in it.manager.ports.values()))
+        assert len(it.manager.ports) == COUNT
+        assert instances() == before + 1
+        for _ in range(20):
+            added = await it.host.add(parse_port("=null,console"))
+            await it.until(lambda id=added.id: id in it.manager.ports and it.port(id).pty)
+            it.host.remove(added.id)
+            await it.until(lambda id=added.id: id not in it.manager.ports)
+        assert instances() == before + 1
+        names = await in_thread(lambda: os.listdir(it.path))
+        assert sum(name.startswith("hvc") for name in names) == COUNT
+    assert caplog.messages == []
+
+
+async def test_that_there_are_no_more_ptys_is_logged_once(
+    mounted: OpenMount, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(console, "open_pty", fail)
+    async with mounted(*["=null,console"] * 40) as it:
+        await it.until(lambda: len(it.manager.ports) == 40)
+        for port in it.manager.ports.values():
+            assert not port.pty
+    warnings = [line for line in caplog.records if line.levelno == logging.WARNING]
+    assert [line.getMessage() for line in warnings] == ["vcon0 has no pty: No space left on device"]
