@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from vconfs.descriptors import with_usual_limit
 from vconfs.pipe import Pipe, bytes_to_read
 
 #: Seconds that a program may go on after SIGTERM.
@@ -109,7 +110,7 @@ def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlev
 async def start_program(command: str) -> Program:
     """Run a shell command with pipes at both ends; OSError."""
     process = await trio.lowlevel.open_process(
-        command,
+        with_usual_limit(command),
         shell=True,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

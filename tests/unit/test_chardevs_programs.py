@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import select
 import signal
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import trio
 import trio.testing
 from inotify_simple import INotify, flags
 
+import vconfs.descriptors
 from vconfs.host.chardevs import programs
 
 from .chardev_port import FakePort, descriptors, serving
@@ -282,3 +284,19 @@ async def test_cancelled_amid_all(command: str) -> None:
     await trio.lowlevel.wait_readable(ended)
     os.close(ended)
     assert descriptors() == before
+
+
+async def test_a_program_has_the_limit_of_descriptors_that_we_were_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    monkeypatch.setattr(vconfs.descriptors, "_usual_limit", None)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
+    try:
+        vconfs.descriptors.allow_all_descriptors()
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
+        async with serving("exec:ulimit -S -n; ulimit -H -n") as port:
+            port.open()
+            await port.until_received(b"500\n%d\n" % hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
