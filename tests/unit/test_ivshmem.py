@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterator
 
 import pytest
 import trio
@@ -81,25 +82,34 @@ async def test_a_server_that_is_none(sent: bytes, reason: str) -> None:
             await doorbells._meet(ours, 1)
 
 
-async def test_a_server_that_leaves_in_the_middle_leaves_nothing_open() -> None:
+@pytest.fixture
+def doorbell() -> Iterator[int]:
+    event = os.eventfd(0)
+    yield event
+    os.close(event)
+
+
+async def test_a_server_that_leaves_in_the_middle_leaves_nothing_open(doorbell: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         ours, theirs = socket.socketpair()
         with ours, theirs:
             for value in (0, 4, -1, 1, 4):
-                socket.send_fds(theirs, [MESSAGE.pack(value)], [0] if value in (-1, 1, 4) else [])
+                socket.send_fds(
+                    theirs, [MESSAGE.pack(value)], [doorbell] if value in (-1, 1, 4) else []
+                )
             theirs.shutdown(socket.SHUT_WR)
             with pytest.raises(DeviceError, match="it has left"):
                 await doorbells._meet(ours, 2)
         assert len(os.listdir("/proc/self/fd")) == before
 
 
-async def test_a_wait_for_doorbells_that_is_cancelled_leaves_nothing_open() -> None:
+async def test_a_wait_for_doorbells_that_is_cancelled_leaves_nothing_open(doorbell: int) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         before = len(os.listdir("/proc/self/fd"))
         for value in (0, 4, -1, 4):
-            socket.send_fds(theirs, [MESSAGE.pack(value)], [0] if value in (-1, 4) else [])
+            socket.send_fds(theirs, [MESSAGE.pack(value)], [doorbell] if value in (-1, 4) else [])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(doorbells._meet, ours, 2)
             await trio.testing.wait_all_tasks_blocked()
