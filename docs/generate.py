@@ -28,7 +28,7 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli.config import config_keys
 from vconfs.cli.manual import commands_below
-from vconfs.device.open import DEVICES, EMBEDDED
+from vconfs.device.open import DEVICES, EMBEDDED, dialects_of
 from vconfs.events_file import EVENTS
 from vconfs.host.listening import LISTENERS
 from vconfs.names import PID_ATTRIBUTE
@@ -129,12 +129,10 @@ def devices() -> str:
     """Tell of every kind of device, and who speaks what there."""
     parts = []
     for scheme, module in _DEVICE_MODULES.items():
-        kind = DEVICES.get(scheme)
-        dialects = tuple(DIALECTS) if kind is None else kind.dialects
-        spoken = " or ".join(map(code, dialects))
+        spoken = " or ".join(map(code, dialects_of(scheme)))
         about = doc(importlib.import_module(module))
         parts.append(f"### {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
-    assert set(_DEVICE_MODULES) == {EMBEDDED, *DEVICES}
+    assert set(_DEVICE_MODULES) == set(DEVICES)
     return "\n".join(parts)
 
 

@@ -10,6 +10,7 @@ from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
 from vconfs.device.vhost_user import open_vhost_user
+from vconfs.driver import drive
 from vconfs.host.host import Host
 from vconfs.host.stream import serve_stream
 from vconfs.host.vhost_user import serve_vhost_user
@@ -23,7 +24,7 @@ async def _open_unix_stream(host: Host, manager: PortManager, folder: Path) -> A
     url = f"unix:{folder}/device"
     async with open_background() as nursery:
         await nursery.start(serve_stream, host, url, None)
-        async with open_stream(manager, url):
+        async with drive(manager, open_stream(url)):
             yield
 
 
@@ -32,13 +33,13 @@ async def _open_vhost_user(host: Host, manager: PortManager, folder: Path) -> As
     path = f"{folder}/device"
     async with open_background() as nursery:
         await nursery.start(serve_vhost_user, host, path, None)
-        async with open_vhost_user(manager, path, None):
+        async with drive(manager, open_vhost_user(path, None)):
             yield
 
 
 #: How the guest end of a test reaches its host end.
 DEVICES: Mapping[str, OpenDevice] = {
-    "embedded": lambda host, manager, folder: open_embedded(host, manager),
+    "embedded": lambda host, manager, folder: drive(manager, open_embedded(host)),
     "stream-unix": _open_unix_stream,
     "vhost-user": _open_vhost_user,
 }

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any, ClassVar, Final
 
 import trio
 
 from vconfs.early import CONSOLE, EarlyLine
-from vconfs.link import Link
+from vconfs.link import Link, OpenDevice
 from vconfs.link_end import LinkEnd
 from vconfs.port import Port
 from vconfs.ports import PortManager
@@ -49,6 +50,7 @@ class Driver(LinkEnd[Port]):
 
     def start(self) -> None:
         """Bring the device up: learn its ports and ask for their names."""
+        self._link.start()
         self._let_console_speak()
         self.config_changed()
         self._sender.post(self._end.device_ready())
@@ -282,3 +284,17 @@ class Driver(LinkEnd[Port]):
         events.PortReady: LinkEnd._unexpected,
         events.DeviceReady: LinkEnd._unexpected,
     }
+
+
+@asynccontextmanager
+async def drive(
+    manager: PortManager, device: AbstractAsyncContextManager[OpenDevice]
+) -> AsyncIterator[Driver]:
+    """Join the ports of `manager` to a device for as long as the block runs."""
+    async with device as (link, end):
+        driver = Driver(manager, link, end)
+        driver.start()
+        try:
+            yield driver
+        finally:
+            driver.stop()

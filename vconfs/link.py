@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import trio
 
+from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
 
 
@@ -47,6 +48,9 @@ class Link(ABC):
     owner: LinkOwner
     #: The most bytes that can be on their way to us in buffers that were handed out already.
     in_flight: int
+
+    def start(self) -> None:  # noqa: B027
+        """Begin, now that the owner is there."""
 
     @property
     def is_spent(self) -> bool:
@@ -149,6 +153,10 @@ class Link(ABC):
     @abstractmethod
     def flush(self, queue: int) -> None:
         """Let the other end see everything sent or given back on `queue`, and notify it."""
+
+
+#: What opening a device gives. The link gets its owner before anything is waited for.
+OpenDevice: TypeAlias = tuple[Link, Guest]
 
 
 def call_soon(call: Callable[[int], None], queue: int) -> None:

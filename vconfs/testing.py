@@ -10,7 +10,7 @@ import trio
 from attrs import frozen
 
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
@@ -64,5 +64,5 @@ async def open_ends(
 ) -> AsyncIterator[Ends]:
     """Run a host end with these ports and a guest end on it, over real rings."""
     manager = PortManager(lambda id: options or PortOptions())
-    async with open_host(specs) as host, open_embedded(host, manager, dialect) as driver:
+    async with open_host(specs) as host, drive(manager, open_embedded(host, dialect)) as driver:
         yield Ends(host, manager, driver)

@@ -11,6 +11,7 @@ from attrs import frozen
 
 from vconfs.background import open_background
 from vconfs.device.stream import open_stream
+from vconfs.driver import drive
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.stream import serve_stream
@@ -93,7 +94,7 @@ async def converse(folder: Path, options: str) -> Talk:
     async with (
         serving(f"unix:{back}{options}") as (host, puppets),
         relay(front, back) as talk,
-        open_stream(manager, f"unix:{front}{options}"),
+        drive(manager, open_stream(f"unix:{front}{options}")),
     ):
         await until(lambda: len([p for p in manager.ports.values() if p.host_connected]) == len(UP))
         openers = {id: Opener(1) for id in UP}
@@ -120,7 +121,7 @@ async def converse(folder: Path, options: str) -> Talk:
 
 async def assert_served(url: str, puppets: list[Listener]) -> None:
     manager = PortManager()
-    async with open_stream(manager, url):
+    async with drive(manager, open_stream(url)):
         await until(lambda: len([p for p in manager.ports.values() if p.host_connected]) == len(UP))
         for id, puppet in enumerate(puppets):
             puppet.came = b""

@@ -12,6 +12,7 @@ import trio
 from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
 from vconfs.device.stream import open_stream
+from vconfs.driver import drive
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
@@ -57,7 +58,7 @@ async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) ->
             async with open_background() as nursery:
                 nursery.start_soon(say, listener, talk.down[:end])
                 with suppress(DeviceError):
-                    async with open_stream(manager, f"unix:{path}") as driver:
+                    async with drive(manager, open_stream(f"unix:{path}")) as driver:
                         await driver.stopped.wait()
                         assert driver.reason
             heard = {id: everything(port) for id, port in manager.ports.items()}
@@ -89,7 +90,7 @@ def everything(port: Port) -> bytes:
 async def assert_comes_back(manager: PortManager, folder: Path) -> None:
     ports: Mapping[int, Port] = manager.ports
     async with serving(f"unix:{folder}/real") as (_, puppets):
-        async with open_stream(manager, f"unix:{folder}/real"):
+        async with drive(manager, open_stream(f"unix:{folder}/real")):
             await until(lambda: all(ports[id].host_connected for id in UP))
             for id, puppet in enumerate(puppets):
                 await puppet.port.send(b"anew")

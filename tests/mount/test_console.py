@@ -18,6 +18,7 @@ import trio.testing
 
 from tests.threads import in_thread
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.host.host import Host
 from vconfs.host.spec import parse_port
 from vconfs.ports import PortManager
@@ -38,7 +39,7 @@ def device(request: pytest.FixtureRequest) -> OpenDevice:
         host: Host, manager: PortManager, folder: Path
     ) -> AbstractAsyncContextManager[object]:
         host.resize(0, *SIZE)
-        return open_embedded(host, manager, request.param)
+        return drive(manager, open_embedded(host, request.param))
 
     return open_sized
 

@@ -8,6 +8,7 @@ import trio
 
 from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.host import HostPortSpec, PortListener, PortStream, open_host
 from vconfs.mounting import Plan, open_mount
 from vconfs.port import PortOptions
@@ -32,7 +33,7 @@ async def test_other_programs_open_its_ports_as_files(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with (
             open_host([HostPortSpec(b"shout", listener)]) as host,
-            open_embedded(host, manager),
+            drive(manager, open_embedded(host)),
             open_mount(Plan(path), manager),
             open_background() as nursery,
         ):

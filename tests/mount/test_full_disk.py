@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
@@ -66,7 +67,7 @@ async def test_writers_wait_for_a_full_disk_and_lose_nothing(
     manager = PortManager(lambda id: PortOptions(throttle="block"))
     async with (
         open_host([parse_port(f"log=file:{log}")]) as host,
-        open_embedded(host, manager, dialect),
+        drive(manager, open_embedded(host, dialect)),
         open_mount(Plan(tmp_path / "mnt"), manager),
         program("python3", "-c", WRITE, str(tmp_path / "mnt" / "vcon0")) as writer,
     ):

@@ -18,6 +18,7 @@ from tests.threads import error_of, in_thread
 from vconfs import fuse
 from vconfs.announcer import Announcer
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.fs import PortFS
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
@@ -192,7 +193,7 @@ async def test_on_the_present_folder_ports_are_announced_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     manager = PortManager()
-    async with open_host([parse_port("first=echo")]) as host, open_embedded(host, manager):
+    async with open_host([parse_port("first=echo")]) as host, drive(manager, open_embedded(host)):
         monkeypatch.chdir(tmp_path)
         async with open_mount(Plan(Path()), manager):
             with INotify() as root, trio.fail_after(10):

@@ -18,6 +18,7 @@ import trio
 
 from tests.threads import error_of, in_thread
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.port import PortOptions
 
 from ..devices import OpenDevice
@@ -33,7 +34,7 @@ def dialect(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def device(dialect: str) -> OpenDevice:
-    return lambda host, manager, folder: open_embedded(host, manager, dialect)
+    return lambda host, manager, folder: drive(manager, open_embedded(host, dialect))
 
 
 #: For tests of what only this dialect does.

@@ -23,7 +23,7 @@ from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
 from vconfs.device.qtest import QtestTransport, open_qtest
 from vconfs.device.rings import RingLink
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import CONTROL_OUT
@@ -52,7 +52,7 @@ async def driven(
 ) -> AsyncIterator[tuple[Changes, Driver, PortManager]]:
     manager = PortManager()
     changes = Changes(manager)
-    async with open_qtest(manager, qemu.url_rest + options) as driver:
+    async with drive(manager, open_qtest(qemu.url_rest + options)) as driver:
         yield changes, driver, manager
 
 
@@ -287,7 +287,7 @@ async def test_a_device_that_is_refused(tmp_path: Path, device: str, message: st
 async def test_a_folder_without_a_machine(tmp_path: Path) -> None:
     for message in ("cannot map .*/ram: No such file", "has only 0 bytes", "cannot connect to"):
         with pytest.raises(DeviceError, match=message):
-            async with open_qtest(PortManager(), str(tmp_path)):
+            async with drive(PortManager(), open_qtest(str(tmp_path))):
                 raise AssertionError
         ram = tmp_path / "ram"
         ram.write_bytes(b"" if not ram.exists() else bytes(2 << 20))
@@ -387,7 +387,7 @@ async def test_early_output_of_a_console_that_is_known(tmp_path: Path) -> None:
         manager = PortManager()
         console = manager.add(0)
         console.become_console()
-        async with await qemu.connect("c0") as host, open_qtest(manager, qemu.url_rest):
+        async with await qemu.connect("c0") as host, drive(manager, open_qtest(qemu.url_rest)):
             assert not console.attached  # nothing was awaited since the driver has started
             assert console.write_nowait(b"early, ") == 7
             await Changes(manager).connected(console)

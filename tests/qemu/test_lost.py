@@ -19,6 +19,7 @@ from tests.threads import in_thread
 from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
 from vconfs.device.qtest_client import QtestClient
+from vconfs.driver import drive
 from vconfs.ports import PortManager
 
 pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
@@ -136,7 +137,7 @@ async def test_the_machine_is_killed_while_its_device_is_set_up(
 
 async def why_lost(folder: Path) -> str:
     try:
-        async with open_qtest(PortManager(), str(folder)) as driver:
+        async with drive(PortManager(), open_qtest(str(folder))) as driver:
             await driver.stopped.wait()
             return driver.reason
     except DeviceError as error:

@@ -17,6 +17,7 @@ from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
 from tests.threads import in_thread
 from vconfs.device.qtest import open_qtest
+from vconfs.driver import drive
 from vconfs.mounting import Plan, open_mount
 from vconfs.ports import PortManager
 
@@ -34,7 +35,7 @@ async def mounted_machine(folder: Path) -> AsyncIterator[tuple[Machine, Changes,
     changes = Changes(manager)
     async with (
         open_machine(folder, port(folder, 1, NAME)) as qemu,
-        open_qtest(manager, str(folder)),
+        drive(manager, open_qtest(str(folder))),
         open_mount(Plan(mountpoint), manager),
     ):
         with trio.fail_after(15):

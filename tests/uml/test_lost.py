@@ -22,6 +22,7 @@ from tests.uml.kernels import Kernel
 from tests.uml.machine import Guest
 from tests.uml.test_driver import opened
 from vconfs.device.vhost_user import open_vhost_user
+from vconfs.driver import drive
 from vconfs.port import Opener
 from vconfs.ports import PortManager
 
@@ -115,7 +116,7 @@ async def test_the_next_host_end(host: HostEnd) -> None:
     manager = PortManager()
     changes = Changes(manager)
     with open_host(host.folder, PORTS) as another:
-        async with open_vhost_user(manager, str(another.device), "virtio1"):
+        async with drive(manager, open_vhost_user(str(another.device), "virtio1")):
             port = await changes.named(1, DATA)
             async with await another.connect(DATA) as client:
                 port.open(Opener(1))

@@ -18,7 +18,7 @@ from tests.unit.test_ends import spec, taken
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio_pci import Common, Register
 from vconfs.testing import Puppet
@@ -62,7 +62,7 @@ async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = 
     puppet, manager = Puppet(), PortManager()
     specs = [spec(b"con", console=True), spec(b"org.example.0", puppet)]
     async with open_console(specs, **({"features": features} if features else {})) as fake:
-        async with open_pci(manager, fake) as driver:
+        async with drive(manager, open_pci(fake)) as driver:
             await trio.testing.wait_all_tasks_blocked()
             assert manager.ports[1].host_connected
             scene = Scene(fake, driver, manager)
@@ -247,7 +247,7 @@ def test_any_capabilities(changes: list[tuple[int, int]]) -> None:
 async def is_driven_or_refused(fake: FakeFunction) -> None:
     """One clear error, or a driver that can be interrupted; in no more than a few seconds."""
     try:
-        async with open_pci(PortManager(), fake) as driver:
+        async with drive(PortManager(), open_pci(fake)) as driver:
             for _ in range(3):
                 fake.isr = 3
                 fake.interrupt()
@@ -262,6 +262,6 @@ async def is_driven_or_refused(fake: FakeFunction) -> None:
 async def test_more_queues_than_there_can_be_memory_for_are_not_even_looked_at() -> None:
     fake = FakeFunction(ports=32766)
     with pytest.raises(DeviceError, match="8 MiB of memory are too few for 65534 queues"):
-        async with open_pci(PortManager(), fake):
+        async with drive(PortManager(), open_pci(fake)):
             raise AssertionError
     assert Common.QUEUE_SELECT not in fake.plain

@@ -15,9 +15,7 @@ from vconfs.cli import main
 from vconfs.device import binding
 from vconfs.device.binding import PciFunction, bound, candidates, parse_address
 from vconfs.device.errors import DeviceError
-from vconfs.device.open import parse_device
-from vconfs.device.vfio import VfioAddress
-from vconfs.ports import PortManager
+from vconfs.device.vfio import VfioAddress, open_bound_vfio
 
 
 @pytest.fixture
@@ -178,16 +176,15 @@ async def test_a_mount_that_binds_gives_the_function_back(
     drivers = []
 
     @asynccontextmanager
-    async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator[None]:
+    async def open_vfio(address: VfioAddress) -> AsyncIterator[object]:
         drivers.append(PciFunction(address.pci, sysfs).driver)
         if fails:
             raise DeviceError("it is of no use")
-        yield
+        yield object()
 
-    monkeypatch.setattr("vconfs.device.open.open_vfio", open_vfio)
-    device = parse_device(f"pci:{CONSOLE}", bind=True)
+    monkeypatch.setattr("vconfs.device.vfio.open_vfio", open_vfio)
     with suppress(DeviceError):
-        async with device.open(PortManager()):
+        async with open_bound_vfio(VfioAddress(CONSOLE)):
             assert not fails
     assert drivers == ["vfio-pci"]
     assert PciFunction(CONSOLE, sysfs).driver == "virtio-pci"

@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.host.chardev import ChardevError
 from vconfs.host.host import HostError, open_host
 from vconfs.host.port import HostPort, HostPortSpec
@@ -332,11 +333,11 @@ async def test_a_new_connection_tells_what_is_open_and_full_already(dialect: str
     puppet = Puppet()
     manager = PortManager(lambda id: PortOptions(limit=100))
     async with open_host([spec(puppet=puppet)]) as host:
-        async with open_embedded(host, manager, dialect):
+        async with drive(manager, open_embedded(host, dialect)):
             manager.ports[0].open(Opener(1))
             await puppet.port.send(bytes(100))
         assert not puppet.port.guest_connected
-        async with open_embedded(host, manager, dialect):
+        async with drive(manager, open_embedded(host, dialect)):
             assert puppet.port.guest_connected
             assert cast(HostPort, puppet.port).guest_throttled == (dialect == "v8")
             assert host.guest is not None
@@ -349,12 +350,12 @@ async def test_a_message_that_its_guest_did_not_finish_is_not_joined_to_the_next
 
     puppet, manager = Packets(), PortManager()
     async with open_host([spec(puppet=puppet)]) as host:
-        async with open_embedded(host, manager) as driver:
+        async with drive(manager, open_embedded(host)) as driver:
             link = driver._link
             link.send(1, v8.HEADER.pack(0, 0, 100) + b"the first half", b"")
             link.flush(1)
         assert puppet.port.counters.dropped == len(b"the first half")
-        async with open_embedded(host, manager):
+        async with drive(manager, open_embedded(host)):
             assert manager.ports[0].write_nowait(b"whole") == 5
             assert await puppet.port.receive_message() == b"whole"
 
@@ -499,7 +500,7 @@ async def test_a_held_port_is_held_for_the_next_guest_too(dialect: str) -> None:
     manager = PortManager(lambda id: PortOptions())
     async with open_host([spec(puppet=puppet)]) as host:
         host.throttle(0, True)
-        async with open_embedded(host, manager, dialect):
+        async with drive(manager, open_embedded(host, dialect)):
             if dialect == "v8":
                 assert manager.ports[0].host_throttled
             else:

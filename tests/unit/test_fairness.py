@@ -13,6 +13,7 @@ import trio.testing
 from attrs import frozen
 
 from vconfs.device.embedded import open_embedded
+from vconfs.driver import drive
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.port import Opener, Port, PortOptions
@@ -23,7 +24,7 @@ from ..devices import DEVICES, OpenDevice
 
 LINKS: Mapping[str, OpenDevice] = {
     **DEVICES,
-    "virtio1": lambda host, manager, folder: open_embedded(host, manager, "virtio1"),
+    "virtio1": lambda host, manager, folder: drive(manager, open_embedded(host, "virtio1")),
 }
 
 #: What may be under way on any of them beside what is counted: rings, sockets, what waits.

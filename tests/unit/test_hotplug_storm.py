@@ -13,6 +13,7 @@ import trio
 from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
+from vconfs.driver import drive
 from vconfs.host import Host, open_host, parse_port
 from vconfs.host.stream import serve_stream
 from vconfs.port import Opener, PortOptions
@@ -25,13 +26,13 @@ OpenLink = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[objec
 async def _stream(host: Host, manager: PortManager, folder: Path) -> AsyncIterator[None]:
     async with open_background() as nursery:
         await nursery.start(serve_stream, host, f"unix:{folder}/device", None)
-        async with open_stream(manager, f"unix:{folder}/device"):
+        async with drive(manager, open_stream(f"unix:{folder}/device")):
             yield
 
 
 LINKS: dict[str, OpenLink] = {
-    "v8": lambda host, manager, folder: open_embedded(host, manager, "v8"),
-    "virtio1": lambda host, manager, folder: open_embedded(host, manager, "virtio1"),
+    "v8": lambda host, manager, folder: drive(manager, open_embedded(host, "v8")),
+    "virtio1": lambda host, manager, folder: drive(manager, open_embedded(host, "virtio1")),
     "stream": _stream,
 }
 

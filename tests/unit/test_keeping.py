@@ -17,7 +17,7 @@ from vconfs.device.embedded import open_embedded
 from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.port import Opener
@@ -44,7 +44,7 @@ class Fleeting:
         specs = [parse_port(port) for port in ports]
         async with (
             open_host(specs) as host,
-            open_embedded(host, manager, self.dialect) as self.driver,
+            drive(manager, open_embedded(host, self.dialect)) as self.driver,
         ):
             yield self.driver
 
@@ -125,7 +125,7 @@ class Slow:
     async def open(self, manager: PortManager) -> AsyncIterator[Driver]:
         async with (
             open_host([]) as host,
-            open_embedded(host, manager, "virtio1") as self.driver,
+            drive(manager, open_embedded(host, "virtio1")) as self.driver,
             open_background() as nursery,
         ):
             nursery.start_soon(self._announce, host)

@@ -13,7 +13,7 @@ from tests.unit.fake_function import FakeFunction
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci, plan_queues
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_MULTIPORT
 from vconfs.protocol.virtio_pci import Common, Status
@@ -21,7 +21,7 @@ from vconfs.protocol.virtio_pci import Common, Status
 
 @asynccontextmanager
 async def driven(fake: FakeFunction) -> AsyncIterator[Driver]:
-    async with open_pci(PortManager(), fake) as driver:
+    async with drive(PortManager(), open_pci(fake)) as driver:
         yield driver
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.test_ends import spec, taken
 from vconfs.device.pci import open_pci
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.port import Port, PortOptions
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_SIZE
@@ -34,7 +34,7 @@ async def driven(
     fake: FakeConsole, manager: PortManager | None = None
 ) -> AsyncIterator[tuple[Driver, PortManager]]:
     manager = manager or PortManager()
-    async with open_pci(manager, fake) as driver:
+    async with drive(manager, open_pci(fake)) as driver:
         yield driver, manager
 
 
@@ -207,7 +207,7 @@ async def test_the_order_of_a_size_is_an_option(rows_first: bool) -> None:
         trio.open_nursery() as nursery,
     ):
         manager = PortManager()
-        async with open_pci(manager, fake, resize_rows_first=rows_first):
+        async with drive(manager, open_pci(fake, resize_rows_first=rows_first)):
             await settled(lambda: 0 in manager.ports)
             fake.host.resize(0, 132, 50)
             await settled(lambda: manager.ports[0].size == ((132, 50) if rows_first else (50, 132)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vconfs.background import open_background
 from vconfs.device.embedded import Doorbell, open_embedded
 from vconfs.device.rings import QueueSpec
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.host.backend import Backend
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
@@ -122,7 +122,7 @@ async def late_ends() -> AsyncIterator[tuple[Pair, LateDoorbell, LateDoorbell]]:
     specs = [spec(b"%d" % i, puppet, host_limit=HOST_LIMIT) for i, puppet in enumerate(puppets)]
     async with (
         open_host(specs) as host,
-        open_embedded(host, manager, specs=SPECS, doorbells=(kicks, calls)) as driver,
+        drive(manager, open_embedded(host, specs=SPECS, doorbells=(kicks, calls))) as driver,
     ):
         for _ in range(8):
             kicks.let()

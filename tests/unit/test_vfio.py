@@ -20,6 +20,7 @@ from tests.unit.test_virtio_pci import REAL
 from vconfs.device import binding, vfio
 from vconfs.device.errors import DeviceError
 from vconfs.device.vfio import VfioAddress, VfioTransport, open_vfio
+from vconfs.driver import drive
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio_pci import Msix, Region
 
@@ -232,7 +233,7 @@ async def refusal(address: str = CONSOLE) -> str:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(DeviceError) as caught:
-        async with open_vfio(PortManager(), VfioAddress(address)):
+        async with drive(PortManager(), open_vfio(VfioAddress(address))):
             raise AssertionError
     assert len(os.listdir("/proc/self/fd")) == before
     return str(caught.value)

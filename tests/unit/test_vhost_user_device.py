@@ -18,7 +18,7 @@ from vconfs.background import open_background
 from vconfs.device import vhost_user_backend
 from vconfs.device.errors import DeviceError
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.ports import PortManager
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Message, Request
@@ -109,7 +109,7 @@ async def joined(
     with trio.fail_after(10):
         async with open_background() as nursery:
             await nursery.start(fake.serve, path)
-            async with open_vhost_user(manager, str(path), dialect) as driver:
+            async with drive(manager, open_vhost_user(str(path), dialect)) as driver:
                 yield driver, manager
 
 
@@ -205,7 +205,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
 
 async def test_nobody_listens(tmp_path: Path) -> None:
     with pytest.raises(DeviceError, match=r"cannot connect to .*/s: No such file or directory"):
-        async with open_vhost_user(PortManager(), f"{tmp_path}/s", None):
+        async with drive(PortManager(), open_vhost_user(f"{tmp_path}/s", None)):
             pass
 
 

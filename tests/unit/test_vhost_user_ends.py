@@ -16,7 +16,7 @@ from vconfs.background import open_background
 from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.host.host import Host, HostError
 from vconfs.host.port import HostPortSpec
 from vconfs.host.vhost_user_address import VhostUserAddress
@@ -53,7 +53,7 @@ async def open_pair(
     """Run both ends, where only the host's dialect was chosen."""
     manager = PortManager()
     async with open_back_end(path, specs, dialect=dialect, options=options) as host:
-        async with open_vhost_user(manager, str(path), None) as driver:
+        async with drive(manager, open_vhost_user(str(path), None)) as driver:
             yield Pair(host, manager, driver)
 
 
@@ -165,7 +165,7 @@ async def test_a_host_that_leaves_is_noticed_after_what_it_said(
         specs = [HostPortSpec(b"p", puppet)]
         async with open_background() as nursery:
             host = await nursery.start(be_host, path, specs, dialect)
-            async with open_vhost_user(manager, str(path), None) as driver:
+            async with drive(manager, open_vhost_user(str(path), None)) as driver:
                 await until(lambda: manager.ports and manager.ports[0].host_connected)
                 await puppet.port.send(b"the last words")
                 host.cancel()
@@ -185,7 +185,7 @@ async def test_what_a_guest_said_last_comes_and_the_next_one_is_served(
     held: list[int] = []
     async with open_back_end(tmp_path / "s", specs, dialect=dialect) as host:
         for _ in range(3):
-            async with open_vhost_user(manager, str(tmp_path / "s"), None):
+            async with drive(manager, open_vhost_user(str(tmp_path / "s"), None)):
                 await until(lambda: manager.ports and manager.ports[0].host_connected)
                 manager.ports[0].write_nowait(b"the last words")
             assert await puppet.port.receive() == b"the last words"

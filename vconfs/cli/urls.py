@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli.arguments import proposals
 from vconfs.device import binding
-from vconfs.device.open import DEVICES, EMBEDDED, parse_device
+from vconfs.device.open import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listening import LISTENERS, parse_listener
 from vconfs.streams.url import PLACES
 
@@ -54,8 +54,8 @@ def _beginnings(schemes: Sequence[str]) -> Iterator[str]:
 
 def _devices() -> list[str]:
     found = [f"pci:{address}" for address in binding.candidates()]
-    others = [scheme for scheme in DEVICES if scheme not in ("kernel", "pci")]
-    return [EMBEDDED, "kernel", *found, *_beginnings(others)]
+    others = [scheme for scheme in KINDS if scheme != "pci"]
+    return [EMBEDDED, KERNEL, *found, *_beginnings(others)]
 
 
 DEVICE_URL = Url(_check_device, _devices)

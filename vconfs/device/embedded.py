@@ -11,10 +11,9 @@ import trio
 from vconfs.background import open_background
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import QueueSpec, RingLink
-from vconfs.driver import Driver
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
-from vconfs.ports import PortManager
+from vconfs.link import OpenDevice
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -66,13 +65,12 @@ class Doorbell:
 @asynccontextmanager
 async def open_embedded(
     host: Host,
-    manager: PortManager,
     dialect: str = "v8",
     *,
     specs: Mapping[int, QueueSpec] | None = None,
     doorbells: tuple[Doorbell, Doorbell] | None = None,
-) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to those of `host`, for as long as the block runs.
+) -> AsyncIterator[OpenDevice]:
+    """Be the guest of `host` for as long as the block runs.
 
     Tests give other shapes of queues, and doorbells (kicks and calls) that they ring themselves.
     """
@@ -98,18 +96,12 @@ async def open_embedded(
     )
     kicks.answer, calls.answer = device_link.kicked, driver_link.interrupt
     backend = host.attach(device_link, host_end, driver_link.config_interrupt)
-    driver = Driver(manager, driver_link, guest_end)
-    manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
     async with open_background() as nursery:
         nursery.start_soon(kicks.run)
         nursery.start_soon(calls.run)
         backend.start()
-        driver_link.start()
-        driver.start()
         try:
-            yield driver
+            yield driver_link, guest_end
         finally:
-            driver.stop()
             host.detach()
-            driver.left()
-            manager.dropped_by_host, host.on_drop = None, lambda id: None
+            driver_link.owner.left()

@@ -10,24 +10,25 @@ from typing import Final, Protocol
 import trio
 from attrs import define, field, frozen
 
-from vconfs.device.binding import PciFunction, bound
 from vconfs.device.embedded import open_embedded
 from vconfs.device.kernel import open_kernel
 from vconfs.device.pci import DIALECT as PCI_DIALECT
 from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
-from vconfs.device.vfio import VfioAddress, open_vfio
+from vconfs.device.vfio import VfioAddress, open_bound_vfio, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path
 from vconfs.draining import DRAIN_TIME
-from vconfs.driver import Driver
+from vconfs.driver import Driver, drive
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
+from vconfs.link import OpenDevice
 from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_place
 
 EMBEDDED: Final = "embedded"
+KERNEL: Final = "kernel"
 
 
 class Joint(Protocol):
@@ -55,9 +56,9 @@ class Joint(Protocol):
         """True if all ports are known by now; else they come one by one."""
 
 
-#: Opens a device: the ports to join to it, what its url says after the scheme, and the dialect
-#: (None: the device's own). ValueError: the url makes no sense; DeviceError: it cannot be had.
-Open = Callable[[PortManager, str, str | None], AbstractAsyncContextManager[Joint]]
+#: Opens a device, by what its url says after the scheme and the dialect, where one is wanted.
+#: ValueError: the url makes no sense; DeviceError: the device cannot be used.
+Open = Callable[[str, str | None], AbstractAsyncContextManager[OpenDevice]]
 
 
 class Device(Protocol):
@@ -127,18 +128,34 @@ class Embedded:
         """See `Device.open`; HostError: a port cannot be had."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
-            open_embedded(host, manager, self.dialect) as driver,
+            drive(manager, open_embedded(host, self.dialect)) as driver,
         ):
             self._host = host
+            manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
             try:
                 yield _Both(host, driver, manager)
             finally:
-                self._host = None
+                self._host = manager.dropped_by_host = None
+                host.on_drop = lambda id: None
 
     def reopen_files(self) -> None:
         """See `Device.reopen_files`."""
         if self._host is not None:
             self._host.reopen_files()
+
+
+@frozen
+class Kernel:
+    """The ports of the kernel's own driver."""
+
+    url: str
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
+        """See `Device.open`."""
+        return open_kernel(manager)
+
+    def reopen_files(self) -> None:
+        """See `Device.reopen_files`: the files are the host's."""
 
 
 @frozen
@@ -153,44 +170,24 @@ class Kind:
     open_bound: Open | None = None
 
 
-@asynccontextmanager
-async def _open_bound_vfio(
-    manager: PortManager, rest: str, dialect: str | None
-) -> AsyncIterator[Joint]:
-    address = VfioAddress.parse(rest)
-    with bound(PciFunction(address.pci)):
-        async with open_vfio(manager, address) as driver:
-            yield driver
-
-
-def _check_nothing(rest: str) -> None:
-    if rest:
-        raise ValueError(f"this device has no address: what is {rest!r}?")
-
-
-#: What can stand before the colon of a DEVICE url.
-DEVICES: Final[Mapping[str, Kind]] = {
-    "kernel": Kind(
-        lambda manager, rest, dialect: open_kernel(manager), _check_nothing, dialects=(PCI_DIALECT,)
-    ),
+#: What can stand before the colon of a DEVICE url, beside `embedded` and `kernel`.
+KINDS: Final[Mapping[str, Kind]] = {
     "pci": Kind(
-        lambda manager, rest, dialect: open_vfio(manager, VfioAddress.parse(rest)),
+        lambda rest, dialect: open_vfio(VfioAddress.parse(rest)),
         VfioAddress.parse,
         dialects=(PCI_DIALECT,),
-        open_bound=_open_bound_vfio,
+        open_bound=lambda rest, dialect: open_bound_vfio(VfioAddress.parse(rest)),
     ),
     "qtest": Kind(
-        lambda manager, rest, dialect: open_qtest(manager, rest),
-        QtestAddress.parse,
-        dialects=(PCI_DIALECT,),
+        lambda rest, dialect: open_qtest(rest), QtestAddress.parse, dialects=(PCI_DIALECT,)
     ),
     "stream": Kind(
-        lambda manager, rest, dialect: open_stream(manager, rest),
-        parse_place,
-        dialects=(STREAM_DIALECT,),
+        lambda rest, dialect: open_stream(rest), parse_place, dialects=(STREAM_DIALECT,)
     ),
     "vhost-user": Kind(open_vhost_user, parse_path),
 }
+#: The schemes of all DEVICE urls.
+DEVICES: Final = (EMBEDDED, KERNEL, *KINDS)
 
 
 @frozen
@@ -204,10 +201,17 @@ class _Remote:
 
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
         """See `Device.open`."""
-        return self._open(manager, self._rest, self.dialect)
+        return drive(manager, self._open(self._rest, self.dialect))
 
     def reopen_files(self) -> None:
-        """Do nothing: the files are the host's."""
+        """See `Device.reopen_files`: the files are the host's."""
+
+
+def dialects_of(scheme: str) -> Sequence[str]:
+    """Return the dialects that devices with such a url speak."""
+    if scheme in KINDS:
+        return KINDS[scheme].dialects
+    return (PCI_DIALECT,) if scheme == KERNEL else tuple(DIALECTS)
 
 
 def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:
@@ -216,14 +220,18 @@ def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) ->
     With `bind`, a PCI function is taken from its driver while it is open, and given back.
     """
     scheme, _, rest = url.partition(":")
-    kind = DEVICES.get(scheme)
-    if kind is None:
-        known = ", ".join([EMBEDDED, *DEVICES])
-        raise ValueError(f"unknown device {url!r}: it is one of {known}")
-    kind.check(rest)
-    if dialect is not None and dialect not in kind.dialects:
-        raise ValueError(f"{scheme}: devices speak {' or '.join(kind.dialects)}, not {dialect}")
-    opener = kind.open_bound if bind else kind.open
-    if opener is None:
+    kind = KINDS.get(scheme)
+    if kind is None and scheme != KERNEL:
+        raise ValueError(f"unknown device {url!r}: it is one of {', '.join(DEVICES)}")
+    dialects = dialects_of(scheme)
+    if kind is None and rest:
+        raise ValueError(f"this device has no address: what is {rest!r}?")
+    if kind is not None:
+        kind.check(rest)
+    if dialect is not None and dialect not in dialects:
+        raise ValueError(f"{scheme}: devices speak {' or '.join(dialects)}, not {dialect}")
+    if bind and (kind is None or kind.open_bound is None):
         raise ValueError(f"{scheme}: devices have no driver to be taken from")
-    return _Remote(url, dialect, opener, rest)
+    if kind is None:
+        return Kernel(url)
+    return _Remote(url, dialect, (kind.open_bound if bind else None) or kind.open, rest)

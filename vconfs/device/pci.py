@@ -17,8 +17,7 @@ from vconfs.background import open_background
 from vconfs.device.errors import DeviceError
 from vconfs.device.pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device.rings import QueueSpec, RingLink
-from vconfs.driver import Driver
-from vconfs.ports import PortManager
+from vconfs.link import OpenDevice
 from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Isr, Status
@@ -154,8 +153,8 @@ class _Running:
 
 @asynccontextmanager
 async def open_pci(
-    manager: PortManager, transport: Transport, *, resize_rows_first: bool = False
-) -> AsyncIterator[Driver]:
+    transport: Transport, *, resize_rows_first: bool = False
+) -> AsyncIterator[OpenDevice]:
     """Drive the console behind `transport` for as long as the block runs.
 
     The device is reset at the end. `resize_rows_first`: it tells sizes in the order that Linux
@@ -173,18 +172,14 @@ async def open_pci(
             device.fail()
             raise DeviceError(str(error)) from None
         end = virtio1.GuestEnd(running.features, resize_rows_first=resize_rows_first)
-        driver = Driver(manager, running.link, end)
         async with open_background() as nursery:
             device.go()
-            running.link.start()
-            driver.start()
             nursery.start_soon(running.serve)
             nursery.start_soon(running.watch)
             try:
-                yield driver
+                yield running.link, end
             finally:
-                driver.stop()
-                driver.left()
+                running.link.owner.left()
     finally:
         with trio.CancelScope(shield=True), suppress(DeviceError):
             await device.reset()

@@ -35,8 +35,7 @@ from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.device.qtest_bus import SLOTS, QtestBus, QtestFunction
 from vconfs.device.qtest_client import QtestClient, connect
-from vconfs.driver import Driver
-from vconfs.ports import PortManager
+from vconfs.link import OpenDevice
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
@@ -131,7 +130,7 @@ class QtestAddress:
 
 
 @asynccontextmanager
-async def open_qtest(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
+async def open_qtest(rest: str) -> AsyncIterator[OpenDevice]:
     """Drive the console of the QEMU process at what `QtestAddress` reads.
 
     Without an address it is the first console on bus 0. ValueError: `rest` makes no sense;
@@ -151,8 +150,8 @@ async def open_qtest(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
             doorbells = address.directory / "ivshmem"
             transport = QtestTransport(bus, slot, address.function, memory, doorbells, stack)
             rows_first = address.resize_rows_first
-            async with open_pci(manager, transport, resize_rows_first=rows_first) as driver:
-                yield driver
+            async with open_pci(transport, resize_rows_first=rows_first) as device:
+                yield device
 
 
 def _map_memory(path: Path) -> memoryview:

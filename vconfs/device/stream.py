@@ -6,8 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from vconfs.device.errors import DeviceError
-from vconfs.driver import Driver
-from vconfs.ports import PortManager
+from vconfs.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.errors import StreamError
@@ -16,8 +15,8 @@ from vconfs.streams.url import parse_place
 
 
 @asynccontextmanager
-async def open_stream(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to the host end that `stream:REST` leads to.
+async def open_stream(rest: str) -> AsyncIterator[OpenDevice]:
+    """Be the guest of the host end that `stream:REST` leads to.
 
     ValueError: `rest` makes no sense; DeviceError: the host end cannot be reached.
     """
@@ -27,11 +26,6 @@ async def open_stream(manager: PortManager, rest: str) -> AsyncIterator[Driver]:
             place.connect() as wire,
             open_link(wire, place, Role.GUEST, v8.FEATURES) as link,
         ):
-            driver = Driver(manager, link, v8.GuestEnd(link.features))
-            driver.start()
-            try:
-                yield driver
-            finally:
-                driver.stop()
+            yield link, v8.GuestEnd(link.features)
     except StreamError as error:
         raise DeviceError(str(error)) from None

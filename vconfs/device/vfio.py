@@ -20,12 +20,11 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.device.binding import VFIO_DRIVER, PciFunction, parse_address
+from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
 from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
-from vconfs.driver import Driver
-from vconfs.ports import PortManager
+from vconfs.link import OpenDevice
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
@@ -245,7 +244,7 @@ class VfioAddress:
 
 
 @asynccontextmanager
-async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator[Driver]:
+async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     """Drive the virtio console at a PCI address, which vfio-pci has.
 
     DeviceError: the device cannot be used.
@@ -254,8 +253,16 @@ async def open_vfio(manager: PortManager, address: VfioAddress) -> AsyncIterator
     with ExitStack() as stack:
         transport = _open_transport(function, stack)
         rows_first = address.resize_rows_first
-        async with open_pci(manager, transport, resize_rows_first=rows_first) as driver:
-            yield driver
+        async with open_pci(transport, resize_rows_first=rows_first) as device:
+            yield device
+
+
+@asynccontextmanager
+async def open_bound_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
+    """Like `open_vfio`, but take the console from its driver meanwhile, and give it back."""
+    with bound(PciFunction(address.pci)):
+        async with open_vfio(address) as device:
+            yield device
 
 
 def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:

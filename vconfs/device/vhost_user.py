@@ -23,9 +23,8 @@ from vconfs.device.errors import DeviceError
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
 from vconfs.device.vhost_user_backend import BackEnd
-from vconfs.driver import Driver
+from vconfs.link import OpenDevice
 from vconfs.paths import socket_path
-from vconfs.ports import PortManager
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
@@ -48,10 +47,8 @@ def parse_path(rest: str) -> str:
 
 
 @asynccontextmanager
-async def open_vhost_user(
-    manager: PortManager, rest: str, dialect: str | None
-) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to the back-end that listens at `rest`.
+async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenDevice]:
+    """Be the front-end of the back-end that listens at `rest`.
 
     ValueError: `rest` makes no sense; DeviceError: the back-end cannot be used.
     """
@@ -67,23 +64,17 @@ async def open_vhost_user(
             stack.callback(back_end.release)
             end = await back_end.negotiate(dialect)
             running = _Running(back_end, stack)
-            driver = Driver(manager, running.link, end)
             await running.set_up(sock.fileno())
         except RemoteProtocolError as error:
             raise DeviceError(str(error)) from None
         try:
             async with open_background() as nursery:
-                running.link.start()
-                driver.start()
                 nursery.start_soon(running.serve_notices)
                 nursery.start_soon(running.serve_channel)
-                try:
-                    yield driver
-                finally:
-                    driver.stop()
+                yield running.link, end
         finally:
             await running.stop()
-            driver.left()
+            running.link.owner.left()
 
 
 class _Running:
