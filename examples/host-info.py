@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import trio
 
-from vconfs.host import HostError, HostPortSpec, PortListener, PortStream, open_host
+from vconfs.host import HostPortSpec, PortListener, PortStream, VconfsError, open_host
 from vconfs.host.listening import Listener, parse_listener
 
 QUESTIONS: dict[bytes, Callable[[], str]] = {
@@ -61,7 +61,7 @@ async def serve(listener: Listener) -> str:
             nursery.start_soon(trio.serve_listeners, answer, [port])
             try:
                 await listener.serve(host)
-            except HostError as error:
+            except VconfsError as error:
                 return str(error)
             finally:
                 nursery.cancel_scope.cancel()

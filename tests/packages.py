@@ -19,7 +19,7 @@ def make_package(folder: Path, code: str, *, name: str = "tiny-bus", kind: str =
 #: A message bus: every line of the guest goes to the topic, a file; what is in it, to the guest.
 BUS = """
     import trio
-    from vconfs.host import Chardev, ChardevError
+    from vconfs.host import Chardev, VconfsError
 
     class Bus(Chardev):
         def __init__(self, topic):
@@ -33,7 +33,7 @@ BUS = """
 
         async def run(self, port, task_status=trio.TASK_STATUS_IGNORED):
             if self.topic == "nowhere":
-                raise ChardevError("bus: there is no topic nowhere: choose another")
+                raise VconfsError("bus: there is no topic nowhere: choose another")
             port.connect()
             task_status.started()
             try:

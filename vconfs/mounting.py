@@ -20,10 +20,10 @@ from vconfs.announcer import Announcer
 from vconfs.background import open_background
 from vconfs.console import Consoles
 from vconfs.descriptors import allow_all_descriptors
-from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import Device, Joint
 from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.errors import VconfsError
 from vconfs.fs import PortFS, StockPortFS
 from vconfs.log_counts import tell_of_repeats
 from vconfs.port import Port, PortOptions
@@ -99,7 +99,7 @@ async def serve_mount(
     """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
     It ends when it is unmounted, when a signal asks for it or, with `once`, when the device is
-    lost; draining.py tells how. A second signal ends it at once. Raises HostError, DeviceError or
+    lost; draining.py tells how. A second signal ends it at once. Raises VconfsError, VconfsError or
     fuse.MountError, and has then left nothing behind.
     """
     keep_freed_memory()
@@ -130,7 +130,7 @@ async def serve_mount(
                         await drain(lambda: ending.owed(readers=not ended.is_set()), plan.drain)
     ending.say_what_was_lost()
     if connection.lost.is_set():
-        raise DeviceError(f"{device.url}: {connection.reason}")
+        raise VconfsError(f"{device.url}: {connection.reason}")
 
 
 @define

@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
 from vconfs.device.stream import open_stream
 from vconfs.driver import drive
+from vconfs.errors import VconfsError
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
@@ -57,7 +57,7 @@ async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) ->
         for end in range(len(talk.down) + 1):
             async with open_background() as nursery:
                 nursery.start_soon(say, listener, talk.down[:end])
-                with suppress(DeviceError):
+                with suppress(VconfsError):
                     async with drive(manager, open_stream(f"unix:{path}")) as driver:
                         await driver.stopped.wait()
                         assert driver.reason

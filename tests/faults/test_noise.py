@@ -15,9 +15,9 @@ import pytest
 import trio
 
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
 from vconfs.device.stream import open_stream
 from vconfs.driver import drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 from vconfs.protocol import v8
 from vconfs.protocol.stream import BYE, CONFIG, CREDIT, HEADER, INPUT, OUTPUT, Connection, Role
@@ -177,7 +177,7 @@ async def test_a_guest_and_hosts_that_send_anything(
             with trio.fail_after(10):
                 async with open_background() as nursery:
                     nursery.start_soon(say, data)
-                    with suppress(DeviceError):
+                    with suppress(VconfsError):
                         async with drive(manager, open_stream(f"unix:{path}")) as driver:
                             await driver.stopped.wait()
             assert not any(port.attached or port.host_connected for port in manager.ports.values())

@@ -17,8 +17,8 @@ import trio
 from attrs import frozen
 
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
-from vconfs.device.errors import DeviceError
 from vconfs.device.kernel import KernelPorts, open_kernel, port_id
+from vconfs.errors import VconfsError
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 
@@ -162,7 +162,7 @@ async def test_a_port_that_cannot_be_waited_for_is_not_left_open(folder: Path) -
 
 
 async def test_a_kernel_without_the_driver(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match="is the module virtio_console loaded"):
+    with pytest.raises(VconfsError, match="is the module virtio_console loaded"):
         async with open_kernel(PortManager(), tmp_path, tmp_path):
             pass
 

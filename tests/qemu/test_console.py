@@ -18,12 +18,12 @@ from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
-from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
 from vconfs.device.qtest import QtestTransport, open_qtest
 from vconfs.device.rings import RingLink
 from vconfs.driver import Driver, drive
+from vconfs.errors import VconfsError
 from vconfs.port import Opener, Port
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import CONTROL_OUT
@@ -93,10 +93,10 @@ async def test_the_address_can_be_given(tmp_path: Path) -> None:
         for options in ("", ",addr=7", ",addr=07.0"):
             async with driven(qemu, options) as (changes, _, _):
                 await changes.named(1, NAME)
-        with pytest.raises(DeviceError, match="1af4:1044 is not a virtio console"):
+        with pytest.raises(VconfsError, match="1af4:1044 is not a virtio console"):
             async with driven(qemu, ",addr=3.0"):
                 raise AssertionError
-        with pytest.raises(DeviceError, match="there is no PCI function"):
+        with pytest.raises(VconfsError, match="there is no PCI function"):
             async with driven(qemu, ",addr=8"):
                 raise AssertionError
 
@@ -279,14 +279,14 @@ def descriptors() -> int:
 )
 async def test_a_device_that_is_refused(tmp_path: Path, device: str, message: str) -> None:
     async with open_machine(tmp_path, (), (device,)) as qemu:
-        with pytest.raises(DeviceError, match=message):
+        with pytest.raises(VconfsError, match=message):
             async with driven(qemu):
                 raise AssertionError
 
 
 async def test_a_folder_without_a_machine(tmp_path: Path) -> None:
     for message in ("cannot map .*/ram: No such file", "has only 0 bytes", "cannot connect to"):
-        with pytest.raises(DeviceError, match=message):
+        with pytest.raises(VconfsError, match=message):
             async with drive(PortManager(), open_qtest(str(tmp_path))):
                 raise AssertionError
         ram = tmp_path / "ram"
@@ -340,7 +340,7 @@ async def test_a_server_with_too_few_doorbells(
         serving_doorbells(tmp_path / "ivshmem", vectors),
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
     ):
-        with pytest.raises(DeviceError, match=message):
+        with pytest.raises(VconfsError, match=message):
             async with driven(qemu):
                 raise AssertionError
 
@@ -558,6 +558,6 @@ async def test_qemu_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("vconfs.device.qtest_client._ANSWER_SECONDS", 0.1)
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         qemu.process.send_signal(signal.SIGSTOP)
-        with pytest.raises(DeviceError, match=r"QEMU has not answered in 0\.1 s"):
+        with pytest.raises(VconfsError, match=r"QEMU has not answered in 0\.1 s"):
             async with driven(qemu):
                 raise AssertionError

@@ -16,10 +16,10 @@ from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
 from tests.threads import in_thread
-from vconfs.device.errors import DeviceError
 from vconfs.device.qtest import open_qtest
 from vconfs.device.qtest_client import QtestClient
 from vconfs.driver import drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 
 pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
@@ -140,7 +140,7 @@ async def why_lost(folder: Path) -> str:
         async with drive(PortManager(), open_qtest(str(folder))) as driver:
             await driver.stopped.wait()
             return driver.reason
-    except DeviceError as error:
+    except VconfsError as error:
         return str(error)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 import trio
 
 from tests.unit.test_virtio_pci import BARS, REAL
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol.virtio_pci import NO_VECTOR, Common, Msix, Register
 
 ISR, CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
@@ -72,7 +72,7 @@ class FakeFunction:
         while not self.raised and not self.gone:
             await self._waiting.park()
         if self.gone:
-            raise DeviceError("the bus is gone")
+            raise VconfsError("the bus is gone")
         raised, self.raised = self.raised, set()
         return {vector for vector in raised if vector is not None}
 

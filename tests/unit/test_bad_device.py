@@ -16,9 +16,9 @@ from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.fake_function import CONFIG, ISR, FakeFunction
 from tests.unit.test_ends import spec, taken
 from tests.unit.test_virtio_pci import REAL
-from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci
 from vconfs.driver import Driver, drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio_pci import Common, Register
 from vconfs.testing import Puppet
@@ -253,7 +253,7 @@ async def is_driven_or_refused(fake: FakeFunction) -> None:
                 fake.interrupt()
                 await trio.testing.wait_all_tasks_blocked()
             assert bool(driver.reason) == driver.stopped.is_set()
-    except DeviceError as error:
+    except VconfsError as error:
         assert str(error)
         assert "\n" not in str(error)
     assert trio.current_time() < 30
@@ -261,7 +261,7 @@ async def is_driven_or_refused(fake: FakeFunction) -> None:
 
 async def test_more_queues_than_there_can_be_memory_for_are_not_even_looked_at() -> None:
     fake = FakeFunction(ports=32766)
-    with pytest.raises(DeviceError, match="8 MiB of memory are too few for 65534 queues"):
+    with pytest.raises(VconfsError, match="8 MiB of memory are too few for 65534 queues"):
         async with drive(PortManager(), open_pci(fake)):
             raise AssertionError
     assert Common.QUEUE_SELECT not in fake.plain

@@ -14,8 +14,8 @@ from tests.unit.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
 from vconfs.cli import main
 from vconfs.device import binding
 from vconfs.device.binding import PciFunction, bound, candidates, parse_address
-from vconfs.device.errors import DeviceError
 from vconfs.device.vfio import VfioAddress, open_bound_vfio
+from vconfs.errors import VconfsError
 
 
 @pytest.fixture
@@ -47,15 +47,15 @@ def test_candidates(sysfs: Path) -> None:
 
 
 def test_a_wrong_address_names_the_right_ones(sysfs: Path) -> None:
-    with pytest.raises(DeviceError, match=r"no PCI function 0000:00:09.0.*consoles: 0000:00:05.0"):
+    with pytest.raises(VconfsError, match=r"no PCI function 0000:00:09.0.*consoles: 0000:00:05.0"):
         PciFunction("0000:00:09.0", sysfs)
 
 
 def test_another_device_is_no_console(sysfs: Path) -> None:
-    with pytest.raises(DeviceError, match=r"06.0 is not a virtio console; .*: 0000:00:05.0"):
+    with pytest.raises(VconfsError, match=r"06.0 is not a virtio console; .*: 0000:00:05.0"):
         PciFunction(OTHER, sysfs).check_console()
     (sysfs / "bus/pci/devices" / CONSOLE / "device").unlink()
-    with pytest.raises(DeviceError, match="virtio consoles: none"):
+    with pytest.raises(VconfsError, match="virtio consoles: none"):
         PciFunction(OTHER, sysfs).check_console()
 
 
@@ -68,13 +68,13 @@ def test_the_group_and_its_neighbours(sysfs: Path) -> None:
         function.check_group()
     give(sysfs, OTHER, "virtio-pci")
     message = r"group of 0000:00:05.0 is not viable: drivers have 0000:00:06.0 \(virtio-pci\)"
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(VconfsError, match=message):
         function.check_group()
 
 
 def test_no_iommu(sysfs: Path) -> None:
     (sysfs / "bus/pci/devices" / CONSOLE / "iommu_group").unlink()
-    with pytest.raises(DeviceError, match="has no IOMMU: boot with intel_iommu=on"):
+    with pytest.raises(VconfsError, match="has no IOMMU: boot with intel_iommu=on"):
         PciFunction(CONSOLE, sysfs).check_group()
 
 
@@ -89,7 +89,7 @@ def test_what_vfio_cannot_use_stays_with_its_driver(sysfs: Path, trouble: str) -
             give(sysfs, OTHER, "virtio-pci")
         case _:
             (path / "device").write_text("0x1041\n")
-    with pytest.raises(DeviceError, match=trouble):
+    with pytest.raises(VconfsError, match=trouble):
         PciFunction(CONSOLE, sysfs).bind()
     assert (path / "driver_override").read_text() == ""
     assert (path / "driver" / "unbind").read_text() == ""
@@ -98,7 +98,7 @@ def test_what_vfio_cannot_use_stays_with_its_driver(sysfs: Path, trouble: str) -
 def test_a_driver_that_does_not_take_it(sysfs: Path) -> None:
     give(sysfs, CONSOLE, "virtio-pci")
     function = PciFunction(CONSOLE, sysfs)
-    with pytest.raises(DeviceError, match=r"vfio-pci does not take 0000:00:05.0"):
+    with pytest.raises(VconfsError, match=r"vfio-pci does not take 0000:00:05.0"):
         function.bind()
     path = sysfs / "bus/pci/devices" / CONSOLE
     assert (path / "driver_override").read_text() == "\n"
@@ -159,7 +159,7 @@ def test_a_file_of_the_kernel_that_refuses(
         write(path, text)
 
     monkeypatch.setattr(binding, "_write", fail_once)
-    with pytest.raises(DeviceError, match=f"cannot bind 0000:00:05.0: {message}"):
+    with pytest.raises(VconfsError, match=f"cannot bind 0000:00:05.0: {message}"):
         PciFunction(CONSOLE, sysfs).bind()
     assert (sysfs / "bus/pci/devices" / CONSOLE / "driver_override").read_text() == "\n"
     assert (sysfs / "bus/pci/drivers_probe").read_text() == CONSOLE
@@ -179,11 +179,11 @@ async def test_a_mount_that_binds_gives_the_function_back(
     async def open_vfio(address: VfioAddress) -> AsyncIterator[object]:
         drivers.append(PciFunction(address.pci, sysfs).driver)
         if fails:
-            raise DeviceError("it is of no use")
+            raise VconfsError("it is of no use")
         yield object()
 
     monkeypatch.setattr("vconfs.device.vfio.open_vfio", open_vfio)
-    with suppress(DeviceError):
+    with suppress(VconfsError):
         async with open_bound_vfio(VfioAddress(CONSOLE)):
             assert not fails
     assert drivers == ["vfio-pci"]

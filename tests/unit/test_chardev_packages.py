@@ -8,14 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.host import (
-    HostError,
-    HostPortSpec,
-    PortSide,
-    open_host,
-    parse_chardev,
-    parse_port,
-)
+from vconfs.host import HostPortSpec, PortSide, VconfsError, open_host, parse_chardev, parse_port
 from vconfs.port import PortOptions
 from vconfs.testing import Puppet, open_ends
 
@@ -112,7 +105,7 @@ async def test_one_that_cannot_start_leaves_the_host_end_as_it_was(
 ) -> None:
     make_package(folder, code)
     async with open_host([parse_port("first=echo")]) as host:
-        with pytest.raises(HostError) as caught:
+        with pytest.raises(VconfsError) as caught:
             await host.add(parse_port(f"x=bus:{topic}"))
         assert str(caught.value) == error
         assert sorted(host.ports) == [0]

@@ -16,8 +16,9 @@ import trio.testing
 from attrs import frozen
 from inotify_simple import INotify, flags
 
+from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
-from vconfs.host.host import HostError, open_host
+from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.port import Opener, Port, PortOptions
 from vconfs.protocol.events import Buffer
@@ -248,7 +249,7 @@ async def test_where_a_socket_cannot_be_made(kind: str, tmp_path: Path) -> None:
             (file, f"{file} exists and is no socket"),
             (tmp_path / "no" / "sock", f"the folder {tmp_path}/no does not exist"),
         ):
-            with pytest.raises(HostError) as caught:
+            with pytest.raises(VconfsError) as caught:
                 async with open_host([parse_port(f"x={kind}:{path}")]):
                     pass
             assert message in str(caught.value)
@@ -262,7 +263,7 @@ async def test_a_tcp_port_in_use(unused_tcp_port: int) -> None:
     where = f"127.0.0.1:{unused_tcp_port}"
     with (
         socket.create_server(("127.0.0.1", unused_tcp_port)),
-        pytest.raises(HostError, match=f"cannot listen on {where}: Address already in use"),
+        pytest.raises(VconfsError, match=f"cannot listen on {where}: Address already in use"),
     ):
         async with open_host([parse_port(f"x=tcp:{where}")]):
             pass
@@ -345,7 +346,7 @@ async def test_file_is_appended_to(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["file", "pipe", "pty"])
 async def test_where_a_file_cannot_be_made(kind: str, tmp_path: Path) -> None:
-    with pytest.raises(HostError) as caught:
+    with pytest.raises(VconfsError) as caught:
         async with open_host([parse_port(f"x={kind}:{tmp_path}/no/file")]):
             pass
     assert f"{tmp_path}/no/file" in str(caught.value)
@@ -371,7 +372,7 @@ async def test_fifos_that_were_there_stay_and_what_is_none_is_refused(tmp_path: 
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["fifo.in"]
     Path(f"{path}.out").write_text("precious")
-    with pytest.raises(HostError, match="exists and is no fifo"):
+    with pytest.raises(VconfsError, match="exists and is no fifo"):
         async with open_host([parse_port(f"x=pipe:{path}")]):
             pass
 
@@ -397,7 +398,7 @@ async def test_a_pty_is_connected_while_somebody_is_at_it(tmp_path: Path) -> Non
 async def test_a_link_that_is_something_else_is_refused(tmp_path: Path) -> None:
     link = tmp_path / "tty"
     link.write_text("precious")
-    with pytest.raises(HostError, match="exists and is no link to a pty"):
+    with pytest.raises(VconfsError, match="exists and is no link to a pty"):
         async with open_host([parse_port(f"x=pty:{link}")]):
             pass
     assert link.read_text() == "precious"

@@ -16,7 +16,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.host.chardev import ChardevError
+from vconfs.errors import VconfsError
 from vconfs.host.chardevs import ptys, stdio
 from vconfs.host.chardevs.paths import cannot
 from vconfs.host.chardevs.ptys import Pty
@@ -76,7 +76,7 @@ async def test_null_and_zero_need_no_task() -> None:
 async def test_a_fifo_as_a_file_is_no_trap(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    with pytest.raises(ChardevError, match="nobody reads it"):
+    with pytest.raises(VconfsError, match="nobody reads it"):
         async with serving(f"file:{path}"):
             pass
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -96,7 +96,7 @@ async def test_no_fifo_is_left_where_the_other_cannot_be_made(tmp_path: Path) ->
     ):
         path = tmp_path / name
         make(path)
-        with pytest.raises(ChardevError, match=f"{path} exists"):
+        with pytest.raises(VconfsError, match=f"{path} exists"):
             async with serving(f"pipe:{tmp_path}/x"):
                 pass
         assert list(tmp_path.iterdir()) == [path]
@@ -123,7 +123,7 @@ async def test_a_fifo_that_becomes_a_file_as_it_is_opened_is_not_used(
         Path(path).touch()
 
     monkeypatch.setattr(os, "mkfifo", make_file)
-    with pytest.raises(ChardevError, match=f"{path} exists and is no fifo"):
+    with pytest.raises(VconfsError, match=f"{path} exists and is no fifo"):
         async with serving(f"pipe:{tmp_path}/x"):
             pass
 
@@ -346,7 +346,7 @@ async def test_what_stands_where_the_link_should_be(tmp_path: Path) -> None:
     }
     before = descriptors()
     for path, message in table.items():
-        with pytest.raises(ChardevError) as caught:
+        with pytest.raises(VconfsError) as caught:
             async with serving(f"pty:{path}"):
                 pass
         assert str(caught.value) == message
@@ -397,7 +397,7 @@ async def test_no_more_ptys(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(ptys, "open_pty", fail)
-    with pytest.raises(ChardevError, match="there is no pty to be had: No space left on device"):
+    with pytest.raises(VconfsError, match="there is no pty to be had: No space left on device"):
         async with serving("pty"):
             pass
 
@@ -436,7 +436,7 @@ async def test_stdio_prints_also_after_the_inputs_end(streams: tuple[int, int]) 
 
 async def test_stdio_for_one_port(streams: tuple[int, int]) -> None:
     async with serving("stdio"):
-        with pytest.raises(ChardevError, match="stdio is joined to something else already"):
+        with pytest.raises(VconfsError, match="stdio is joined to something else already"):
             async with serving("stdio"):
                 pass
     async with serving("stdio") as port:

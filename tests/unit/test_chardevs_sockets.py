@@ -14,7 +14,8 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.host.chardev import ChardevError, parse_chardev
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs import tcp
 from vconfs.host.chardevs.sockets import Unix
 
@@ -150,14 +151,14 @@ async def test_what_says_no_to_a_listener(kind: str, tmp_path: Path) -> None:
         f"{file}": f"{file} exists and is no socket: choose another path, or remove it",
     }
     for path, message in table.items():
-        with pytest.raises(ChardevError) as caught:
+        with pytest.raises(VconfsError) as caught:
             async with serving(f"{kind}:{path}"):
                 pass
         assert str(caught.value) == message
 
 
 async def test_a_path_too_long_that_was_not_parsed(tmp_path: Path) -> None:
-    with pytest.raises(ChardevError, match="too long"):
+    with pytest.raises(VconfsError, match="too long"):
         async with serving(Unix(f"{tmp_path}/" + "x" * 108)):
             pass
 
@@ -373,7 +374,7 @@ async def test_tcp_listens_at_all_addresses_of_a_name(
     ],
 )  # fmt: skip
 async def test_what_tcp_cannot_listen_on(where: str, message: str) -> None:
-    with pytest.raises(ChardevError) as caught:
+    with pytest.raises(VconfsError) as caught:
         async with serving(f"tcp:{where}"):
             pass
     assert str(caught.value) == message
@@ -382,7 +383,7 @@ async def test_what_tcp_cannot_listen_on(where: str, message: str) -> None:
 async def test_a_tcp_port_that_is_taken(unused_tcp_port: int) -> None:
     where = f"127.0.0.1:{unused_tcp_port}"
     async with serving(f"tcp:{where}"):
-        with pytest.raises(ChardevError) as caught:
+        with pytest.raises(VconfsError) as caught:
             async with serving(f"tcp:{where}"):
                 pass
     message = f"cannot listen on {where}: Address already in use: choose another port"

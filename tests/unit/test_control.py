@@ -19,9 +19,9 @@ from attrs import define, field
 from jsonschema import Draft202012Validator
 
 from vconfs.background import open_background
-from vconfs.host.chardev import ChardevError
+from vconfs.errors import VconfsError
 from vconfs.host.control import serve_control
-from vconfs.host.host import Host, HostError, open_host
+from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.port import Opener
 from vconfs.protocol.control import LINE_MAX
@@ -320,7 +320,7 @@ class Slow(Puppet):
     ) -> None:
         await self.go.wait()
         if self.error:
-            raise ChardevError(self.error)
+            raise VconfsError(self.error)
         await super().run(port, task_status)
 
 
@@ -331,7 +331,7 @@ async def test_a_port_that_is_being_added_is_not_there_yet(control: Control, err
 
         async def add() -> None:
             if error:
-                with pytest.raises(HostError, match=error):
+                with pytest.raises(VconfsError, match=error):
                     await host.add(HostPortSpec(b"slow", Slow(go, error)))
             else:
                 assert (await host.add(HostPortSpec(b"slow", Slow(go)))).id == 1
@@ -386,7 +386,7 @@ async def test_what_is_in_the_way_is_left_alone(
     path = tmp_path / "ctl"
     make(path)
     async with open_host([]) as host:
-        with pytest.raises(HostError, match=error):
+        with pytest.raises(VconfsError, match=error):
             async with controlled(host, path):
                 pass
     assert path.exists()
@@ -395,7 +395,7 @@ async def test_what_is_in_the_way_is_left_alone(
 async def test_two_host_ends_do_not_share_one(tmp_path: Path) -> None:
     path = tmp_path / "ctl"
     async with open_host([]) as host, controlled(host, path):
-        with pytest.raises(HostError, match=f"{path} is in use by another program"):
+        with pytest.raises(VconfsError, match=f"{path} is in use by another program"):
             async with controlled(host, path):
                 pass
         async with calling(path) as call:

@@ -12,8 +12,8 @@ import trio.testing
 
 from vconfs.device.embedded import open_embedded
 from vconfs.driver import drive
-from vconfs.host.chardev import ChardevError
-from vconfs.host.host import HostError, open_host
+from vconfs.errors import VconfsError
+from vconfs.host.host import open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.port import Opener, Port, PortOptions
 from vconfs.ports import PortManager
@@ -287,7 +287,7 @@ async def test_settings_change_at_run_time() -> None:
 async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
     class Broken(Puppet):
         async def run(self, port: object, task_status: object = None) -> None:  # type: ignore[override]
-            raise ChardevError("the socket is on fire")
+            raise VconfsError("the socket is on fire")
 
     async with open_ends([spec(b"first")]) as ends:
         for wrong, message in (
@@ -296,11 +296,11 @@ async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
             (spec(bytes(5000)), "a port name has at most 4080 bytes, not 5000"),
             (spec(puppet=Broken()), "the socket is on fire"),
         ):
-            with pytest.raises(HostError, match=message):
+            with pytest.raises(VconfsError, match=message):
                 await ends.host.add(wrong)
-        with pytest.raises(HostError, match="there is no port 7"):
+        with pytest.raises(VconfsError, match="there is no port 7"):
             ends.host.remove(7)
-        with pytest.raises(HostError, match="up to 65535 columns and rows, not 70000 by 1"):
+        with pytest.raises(VconfsError, match="up to 65535 columns and rows, not 70000 by 1"):
             ends.host.resize(0, 70000, 1)
         assert ends.host.size == (0, 0)
         assert sorted(ends.host.ports) == [0]
@@ -308,7 +308,7 @@ async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
 
 
 async def test_a_host_that_cannot_start_raises_its_error_as_it_is() -> None:
-    with pytest.raises(HostError, match="port id 0 is taken by 'a'"):
+    with pytest.raises(VconfsError, match="port id 0 is taken by 'a'"):
         async with open_host([spec(b"a", id=0), spec(b"b", id=0)]):
             pass
 
@@ -531,7 +531,9 @@ async def test_a_hang_up_behind_data_that_is_held_back_waits_for_it() -> None:
 
 async def test_an_id_too_large_for_the_guest_that_is_there_is_refused() -> None:
     async with open_ends([spec()], dialect="virtio1") as ends:
-        with pytest.raises(HostError, match="id 31 is too large for the guest: its ids end at 30"):
+        with pytest.raises(
+            VconfsError, match="id 31 is too large for the guest: its ids end at 30"
+        ):
             await ends.host.add(spec(id=31))
         await ends.host.add(spec(id=30))
         assert sorted(ends.ports) == sorted(ends.host.ports) == [0, 30]

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vconfs.device import doorbells
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.ivshmem import MESSAGE, Peer
 
@@ -78,7 +78,7 @@ async def test_a_server_that_is_none(sent: bytes, reason: str) -> None:
     with ours, theirs:
         theirs.sendall(sent)
         theirs.shutdown(socket.SHUT_WR)
-        with pytest.raises(DeviceError, match=f"server of doorbells: .*{reason}"):
+        with pytest.raises(VconfsError, match=f"server of doorbells: .*{reason}"):
             await doorbells._meet(ours, 1)
 
 
@@ -99,7 +99,7 @@ async def test_a_server_that_leaves_in_the_middle_leaves_nothing_open(doorbell: 
                     theirs, [MESSAGE.pack(value)], [doorbell] if value in (-1, 1, 4) else []
                 )
             theirs.shutdown(socket.SHUT_WR)
-            with pytest.raises(DeviceError, match="it has left"):
+            with pytest.raises(VconfsError, match="it has left"):
                 await doorbells._meet(ours, 2)
         assert len(os.listdir("/proc/self/fd")) == before
 
@@ -122,5 +122,5 @@ async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doorbells, "_SECONDS", 0.01)
     ours, theirs = socket.socketpair()
     with ours, theirs, trio.fail_after(20):
-        with pytest.raises(DeviceError, match=r"has not given 2 doorbells in 0\.01 s"):
+        with pytest.raises(VconfsError, match=r"has not given 2 doorbells in 0\.01 s"):
             await doorbells._meet(ours, 2)

@@ -14,10 +14,10 @@ import trio.testing
 
 from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
-from vconfs.device.errors import DeviceError
 from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
 from vconfs.driver import Driver, drive
+from vconfs.errors import VconfsError
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.port import Opener
@@ -40,7 +40,7 @@ class Fleeting:
         self.opened += 1
         ports = self.times.pop(0) if len(self.times) > 1 else self.times[0]
         if not ports:
-            raise DeviceError("it sleeps")
+            raise VconfsError("it sleeps")
         specs = [parse_port(port) for port in ports]
         async with (
             open_host(specs) as host,
@@ -88,7 +88,7 @@ class Scarce(Fleeting):
         try:
             async with super().open(manager) as driver:
                 yield driver
-        except DeviceError:
+        except VconfsError:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
 
 
@@ -108,7 +108,7 @@ async def test_a_device_without_descriptors_left_is_tried_again(
 
 async def test_a_device_without_descriptors_left_at_first_is_named() -> None:
     connection = Connection(Scarce([]), PortManager())
-    with pytest.raises(DeviceError, match="cannot open scarce:: Too many open files"):
+    with pytest.raises(VconfsError, match="cannot open scarce:: Too many open files"):
         await connection.run()
 
 
@@ -180,7 +180,7 @@ async def test_the_same_failure_is_logged_once(
 
 
 async def test_a_device_that_cannot_be_had_at_first(nursery: trio.Nursery) -> None:
-    with pytest.raises(DeviceError, match="it sleeps"):
+    with pytest.raises(VconfsError, match="it sleeps"):
         await nursery.start(Connection(Fleeting([]), PortManager()).run)
 
 

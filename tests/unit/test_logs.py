@@ -12,10 +12,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import click
 import pytest
 
 from vconfs.cli.logs import log_in_background, open_log, set_log_format
+from vconfs.errors import VconfsError
 from vconfs.log_file import reopen_log_files
 
 log = logging.getLogger("vconfs.test")
@@ -184,5 +184,5 @@ def test_lines_that_a_full_disk_does_not_take_are_counted(
 
 def test_a_fifo_that_nobody_reads_is_no_log(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(click.ClickException, match="fifo: No such device or address"):
+    with pytest.raises(VconfsError, match="fifo: No such device or address"):
         open_log(f"{tmp_path}/fifo")

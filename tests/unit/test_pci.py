@@ -11,9 +11,9 @@ import trio.testing
 
 from tests.unit.fake_function import FakeFunction
 from tests.unit.test_virtio_pci import REAL
-from vconfs.device.errors import DeviceError
 from vconfs.device.pci import open_pci, plan_queues
 from vconfs.driver import Driver, drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_MULTIPORT
 from vconfs.protocol.virtio_pci import Common, Status
@@ -26,7 +26,7 @@ async def driven(fake: FakeFunction) -> AsyncIterator[Driver]:
 
 
 async def refused(fake: FakeFunction, message: str) -> None:
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(VconfsError, match=message):
         async with driven(fake):
             raise AssertionError("the device was taken")
 

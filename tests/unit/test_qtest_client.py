@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
 from vconfs.device.qtest_client import QtestClient
+from vconfs.errors import VconfsError
 
 READ = b"readl 0x10\n"
 
@@ -32,7 +32,7 @@ async def connected() -> AsyncIterator[tuple[QtestClient, trio.SocketStream]]:
 
 
 async def fails(client: QtestClient, message: str) -> None:
-    with pytest.raises(DeviceError, match=message):
+    with pytest.raises(VconfsError, match=message):
         await client.call(READ)
 
 
@@ -82,7 +82,7 @@ async def test_a_peer_that_is_no_qtest(sent: bytes, message: str) -> None:
     async with connected() as (client, peer):
         client.post(READ)
         await peer.send_all(sent)
-        with pytest.raises(DeviceError, match=message):
+        with pytest.raises(VconfsError, match=message):
             await client.wait_interrupt()
         await fails(client, message)
         client.post(READ)  # harmless

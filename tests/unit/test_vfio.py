@@ -18,9 +18,9 @@ import trio.testing
 from tests.unit.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device import binding, vfio
-from vconfs.device.errors import DeviceError
 from vconfs.device.vfio import VfioAddress, VfioTransport, open_vfio
 from vconfs.driver import drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 from vconfs.protocol.virtio_pci import Msix, Region
 
@@ -132,7 +132,7 @@ async def test_vectors(kernel: Kernel, transport: VfioTransport, most: int, expe
 
 async def test_a_device_without_interrupts(kernel: Kernel, transport: VfioTransport) -> None:
     kernel.irqs.clear()
-    with pytest.raises(DeviceError, match="neither MSI-X nor an interrupt line"):
+    with pytest.raises(VconfsError, match="neither MSI-X nor an interrupt line"):
         await transport.enable_vectors(MSIX)
 
 
@@ -176,16 +176,16 @@ async def test_the_line_is_unmasked_after_each_interrupt(
 async def test_the_kernel_wants_the_device_back(kernel: Kernel, transport: VfioTransport) -> None:
     await transport.enable_vectors(MSIX)
     os.eventfd_write(kernel.eventfds[4][0], 1)
-    with pytest.raises(DeviceError, match="wants the device back"):
+    with pytest.raises(VconfsError, match="wants the device back"):
         await transport.wait_interrupt()
 
 
 async def test_a_device_that_is_gone(kernel: Kernel, transport: VfioTransport) -> None:
     del kernel.regions[CONFIG]
-    with pytest.raises(DeviceError, match="the device is gone"):
+    with pytest.raises(VconfsError, match="the device is gone"):
         await transport.read_whole_config()
     transport.post(3, 0, 1, 0)  # harmless
-    with pytest.raises(DeviceError, match="region 4: only 0 bytes"):
+    with pytest.raises(VconfsError, match="region 4: only 0 bytes"):
         await transport.read(4, 1 << 30, 4)
 
 
@@ -232,7 +232,7 @@ def machine(tmp_path: Path, kernel: Kernel, device: int, monkeypatch: pytest.Mon
 async def refusal(address: str = CONSOLE) -> str:
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
-    with pytest.raises(DeviceError) as caught:
+    with pytest.raises(VconfsError) as caught:
         async with drive(PortManager(), open_vfio(VfioAddress(address))):
             raise AssertionError
     assert len(os.listdir("/proc/self/fd")) == before

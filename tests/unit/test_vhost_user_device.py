@@ -16,9 +16,9 @@ from attrs import define, field
 from vconfs.aside import close_descriptors
 from vconfs.background import open_background
 from vconfs.device import vhost_user_backend
-from vconfs.device.errors import DeviceError
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.driver import Driver, drive
+from vconfs.errors import VconfsError
 from vconfs.ports import PortManager
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Message, Request
@@ -195,7 +195,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
 ) -> None:
     monkeypatch.setattr(vhost_user_backend, "_PATIENCE", 0.1)
     before = resources()
-    with pytest.raises(DeviceError, match=reason):
+    with pytest.raises(VconfsError, match=reason):
         async with joined(tmp_path / "s", fake):
             pass
     with trio.fail_after(5):
@@ -204,7 +204,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:
-    with pytest.raises(DeviceError, match=r"cannot connect to .*/s: No such file or directory"):
+    with pytest.raises(VconfsError, match=r"cannot connect to .*/s: No such file or directory"):
         async with drive(PortManager(), open_vhost_user(f"{tmp_path}/s", None)):
             pass
 

@@ -17,7 +17,8 @@ from vconfs.device.keeping import Connection
 from vconfs.device.open import parse_device
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.driver import Driver, drive
-from vconfs.host.host import Host, HostError
+from vconfs.errors import VconfsError
+from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.port import Opener
@@ -213,7 +214,7 @@ async def test_virtio1_is_spoken_with_as_many_ports_as_there_are_to_be(tmp_path:
     async with open_pair(tmp_path / "s", specs, "virtio1", options=",max-ports=3") as pair:
         await until(lambda: len(pair.manager.ports) == 3)
         assert pair.driver._end.queues == 8
-    with pytest.raises(HostError, match=r"port id 2 is too large for 2 ports: see max-ports"):
+    with pytest.raises(VconfsError, match=r"port id 2 is too large for 2 ports: see max-ports"):
         async with open_back_end(tmp_path / "s", specs, dialect="virtio1", options=",max-ports=2"):
             pass
 

@@ -16,6 +16,7 @@ import click
 
 from vconfs.cli.logs import set_log_format
 from vconfs.cli.mount_helper import mount_words
+from vconfs.errors import VconfsError
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +37,6 @@ _COMMANDS = {
     "demo": "vconfs.cli.demo",
     "manual": "vconfs.cli.manual",
 }
-
-
-class Failure(click.ClickException):
-    """A command cannot do what it was asked: one line on stderr, exit code 1."""
 
 
 class _Commands(click.Group):
@@ -96,6 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help_command = f"{error.ctx.command_path} --help" if error.ctx else "vconfs --help"
         message = " ".join(error.format_message().split())
         _fail(f"{message} (see {help_command})", error.exit_code)
+    except VconfsError as error:
+        _fail(str(error), 1)
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
-from vconfs.cli import Failure
 from vconfs.cli.logs import log_in_background
+from vconfs.errors import VconfsError
 
 #: Signals that end who waits for a daemon to be ready, and then the daemon.
 _SHARED: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
@@ -48,7 +48,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
         try:
             os.write(writer, b"+")
         except BrokenPipeError:
-            raise Failure("the caller did not wait: the mount ends again") from None
+            raise VconfsError("the caller did not wait: the mount ends again") from None
         os.close(writer)
 
     serve(detach)

@@ -7,10 +7,8 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli import Failure
 from vconfs.cli.arguments import proposals
 from vconfs.device import binding
-from vconfs.device.errors import DeviceError
 from vconfs.printable import printable
 
 
@@ -46,12 +44,9 @@ def command(address: str | None) -> None:
       vconfs bind
       vconfs bind 0000:00:05.0
     """
-    try:
-        if address is None:
-            for found in binding.candidates():
-                driver = binding.PciFunction(found).driver
-                click.echo(printable(f"{found}  {driver or '-'}"))
-        else:
-            binding.PciFunction(address).bind()
-    except DeviceError as error:
-        raise Failure(str(error)) from None
+    if address is None:
+        for found in binding.candidates():
+            driver = binding.PciFunction(found).driver
+            click.echo(printable(f"{found}  {driver or '-'}"))
+    else:
+        binding.PciFunction(address).bind()

@@ -9,7 +9,7 @@ import stat
 from pathlib import Path
 from typing import IO, Any, Final
 
-from vconfs.cli import Failure
+from vconfs.errors import VconfsError
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 
@@ -22,7 +22,7 @@ _REPLY_MAX: Final = 1 << 26
 def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
     """Ask the host end whose control socket is at `path`, and give the ports that it tells of.
 
-    Raises Failure: there is no such host end, or it refuses.
+    Raises VconfsError: there is no such host end, or it refuses.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_PATIENCE)
@@ -34,20 +34,20 @@ def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
                 sock.sendall(control.encode_request(request))
                 line = replies.readline(_REPLY_MAX)
         except TimeoutError:
-            raise Failure(
+            raise VconfsError(
                 f"{path}: nobody answers: this is no control socket of vconfs, or its host end is"
                 " stopped"
             ) from None
         except OSError as error:
-            raise Failure(f"{path}: {_why(path, error)}") from None
+            raise VconfsError(f"{path}: {_why(path, error)}") from None
     if not line:
-        raise Failure(f"{path}: the host end has ended before it answered")
+        raise VconfsError(f"{path}: the host end has ended before it answered")
     try:
         reply = control.parse_reply(line)
     except RemoteProtocolError:
-        raise Failure(f"{path} is no control socket of vconfs") from None
+        raise VconfsError(f"{path} is no control socket of vconfs") from None
     if isinstance(reply, str):
-        raise Failure(reply)
+        raise VconfsError(reply)
     return reply
 
 
@@ -56,9 +56,9 @@ def _check_greeting(path: Path, replies: IO[bytes]) -> None:
     try:
         version = control.parse_greeting(replies.readline(control.LINE_MAX))
     except RemoteProtocolError:
-        raise Failure(f"{path} is no control socket of vconfs") from None
+        raise VconfsError(f"{path} is no control socket of vconfs") from None
     if version != control.VERSION:
-        raise Failure(
+        raise VconfsError(
             f"{path}: the host end speaks version {version} of the control protocol,"
             f" and we {control.VERSION}: use its own `vconfs ctl`"
         )

@@ -9,10 +9,10 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli import Failure
 from vconfs.cli.arguments import proposals
 from vconfs.cli.control_client import ask
 from vconfs.cli.port_spec import PortSpec
+from vconfs.errors import VconfsError
 from vconfs.protocol.control import (
     Add,
     Cache,
@@ -40,7 +40,7 @@ def _propose_ports(
     assert ctx.parent is not None  # the group's own context knows the socket
     try:
         ports = ask(ctx.parent.params["path"], List())
-    except Failure:
+    except VconfsError:
         return []
     return proposals((port["name"] or str(port["id"]) for port in ports), incomplete)
 

@@ -15,7 +15,7 @@ from typing import NoReturn
 import click
 from attrs import frozen
 
-from vconfs.cli import Failure
+from vconfs.errors import VconfsError
 from vconfs.printable import printable
 
 _LIMIT = 20
@@ -151,7 +151,7 @@ def _show(step: _Step, environment: dict[str, str]) -> None:
         except BaseException as error:  # signals, too
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
-                raise Failure(f"this step did not end within {_LIMIT} s") from None
+                raise VconfsError(f"this step did not end within {_LIMIT} s") from None
             raise
 
 

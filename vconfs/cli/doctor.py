@@ -10,9 +10,9 @@ import json
 import attrs
 import click
 
-from vconfs.cli import Failure
 from vconfs.cli.mount_table import all_mounts, answering
 from vconfs.doctor import Finding, Machine, examine
+from vconfs.errors import VconfsError
 from vconfs.printable import printable
 
 _COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
@@ -37,7 +37,7 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(attrs.asdict(finding)) if as_json else _describe(finding))
     missing = [finding.message for finding in findings if finding.state == "missing"]
     if missing:
-        raise Failure(f"no mount can work here: {'; '.join(missing)}")
+        raise VconfsError(f"no mount can work here: {'; '.join(missing)}")
 
 
 def _describe(finding: Finding) -> str:

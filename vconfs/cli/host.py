@@ -7,14 +7,12 @@ import logging
 import click
 import trio
 
-from vconfs.cli import Failure
 from vconfs.cli.config import config_option
 from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import LISTEN_URL
 from vconfs.draining import DRAIN_TIME
 from vconfs.host.control import control_path
-from vconfs.host.host import HostError
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
@@ -109,7 +107,4 @@ def command(
 
     open_log(log_path)
     survive_hang_ups()
-    try:
-        trio.run(serve_host, Plan(listener, ports, control, drain), ready)
-    except HostError as error:
-        raise Failure(str(error)) from None
+    trio.run(serve_host, Plan(listener, ports, control, drain), ready)

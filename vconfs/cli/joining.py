@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vconfs.cli import Failure
 from vconfs.cli.mount_table import in_time
+from vconfs.errors import VconfsError
 from vconfs.standard_streams import closed_streams
 
 _CHUNK = 1 << 16
@@ -19,9 +19,9 @@ _STDIN, _STDOUT = 0, 1
 
 @contextmanager
 def opened(port: Path, flags: int) -> Iterator[int]:
-    """Open a port's file; Failure says why not, also if what we read there could go nowhere."""
+    """Open a port's file; VconfsError says why not, also if what we read there could go nowhere."""
     if flags != os.O_WRONLY and (closed := closed_streams(_STDOUT)):
-        raise Failure(f"{closed}: what comes from the port would be lost")
+        raise VconfsError(f"{closed}: what comes from the port would be lost")
     try:
         descriptor = in_time(port, lambda: os.open(port, flags))
     except OSError as error:
@@ -29,13 +29,13 @@ def opened(port: Path, flags: int) -> Iterator[int]:
         if error.errno == errno.EBUSY:
             openers = os.getxattr(port, "user.openers").decode(errors="replace")
             reason = f"it is exclusive, and open by {openers}"
-        raise Failure(f"{port}: {reason}") from None
+        raise VconfsError(f"{port}: {reason}") from None
     try:
         yield descriptor
     except BrokenPipeError:
         os._exit(1)  # who reads our output has gone; Python would complain once more at exit
     except OSError as error:
-        raise Failure(f"{port}: {error.strerror}") from None
+        raise VconfsError(f"{port}: {error.strerror}") from None
     finally:
         os.close(descriptor)
 
@@ -65,7 +65,7 @@ def _write_to_stdout(data: memoryview) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise Failure(f"standard output: {error.strerror}") from None
+        raise VconfsError(f"standard output: {error.strerror}") from None
 
 
 def stdin_to_port(port: int) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 
 import click
 
+from vconfs.errors import VconfsError
 from vconfs.log_file import LogFile
 from vconfs.log_once import LineLimit
 from vconfs.printable import printable
@@ -109,17 +110,17 @@ class _SystemLog(logging.Handler):
 def open_log(path: str | None, mountpoint: Path | None = None) -> None:
     """Send what is logged from now on to the file of --log, too, if there is one.
 
-    Raises click.ClickException: it cannot be opened; or it is below `mountpoint`, and to open it
+    Raises VconfsError: it cannot be opened; or it is below `mountpoint`, and to open it
     anew we would have to answer ourselves.
     """
     if path is None:
         return
     if mountpoint is not None and _is_below(path, mountpoint):
-        raise click.ClickException(f"the log {path} is below {mountpoint}: choose another place")
+        raise VconfsError(f"the log {path} is below {mountpoint}: choose another place")
     try:
         handler = LogFile(path)
     except OSError as error:
-        raise click.ClickException(f"cannot open the log {path}: {error.strerror}") from None
+        raise VconfsError(f"cannot open the log {path}: {error.strerror}") from None
     handler.addFilter(_LINE_LIMIT)
     handler.setFormatter(_JsonLines() if _in_json() else _StampedLines())
     logging.getLogger().addHandler(handler)

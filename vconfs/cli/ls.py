@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
 from vconfs.cli.mount_table import in_time
+from vconfs.errors import VconfsError
 from vconfs.names import PID_ATTRIBUTE, port_id
 from vconfs.status import STATUS
 
@@ -27,7 +27,7 @@ _AT_ONCE = 256
 
 
 def read_ports(mountpoint: Path) -> list[dict[str, object]]:
-    """Read the status of every port in a mount; Failure: that is none.
+    """Read the status of every port in a mount; VconfsError: that is none.
 
     Of a port that we may not read there is nothing but "port", its file's name.
     """
@@ -35,8 +35,8 @@ def read_ports(mountpoint: Path) -> list[dict[str, object]]:
         files = in_time(mountpoint, lambda: _list_files(mountpoint))
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise Failure(f"{mountpoint} is not a vconfs mount") from None
-        raise Failure(f"{mountpoint}: {error.strerror}") from None
+            raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
+        raise VconfsError(f"{mountpoint}: {error.strerror}") from None
     ids = sorted(id for name in files if (id := port_id(os.fsencode(name))) is not None)
     paths = [mountpoint / f"vcon{id}" for id in ids]
     ports: list[dict[str, object]] = []

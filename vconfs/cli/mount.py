@@ -11,8 +11,6 @@ import click
 import trio
 from click.shell_completion import CompletionItem
 
-from vconfs import fuse
-from vconfs.cli import Failure
 from vconfs.cli.arguments import Folder, proposals
 from vconfs.cli.background import run_in_background
 from vconfs.cli.config import config_option, read_text
@@ -20,10 +18,8 @@ from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.options import MountOptions, option_beginnings, parse_options
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import DEVICE_URL
-from vconfs.device.errors import DeviceError
 from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio
-from vconfs.host.host import HostError
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
@@ -174,10 +170,7 @@ def command(
 
     def serve(ready: Callable[[], None]) -> None:
         survive_hang_ups()
-        try:
-            trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
-        except (HostError, DeviceError, fuse.MountError) as error:
-            raise Failure(str(error)) from None
+        trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
 
     if foreground:
         serve(lambda: None)

@@ -10,7 +10,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Final, TypeVar
 
-from vconfs.cli import Failure
+from vconfs.errors import VconfsError
 from vconfs.names import PID_ATTRIBUTE
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ def all_mounts() -> list[Path]:
 
 
 def in_time(what: str | Path, call: Callable[[], T]) -> T:
-    """Return what `call` returns; Failure if the mount of `what` lets it wait for long.
+    """Return what `call` returns; VconfsError if the mount of `what` lets it wait for long.
 
     A call into a mount whose daemon is stopped does not return, and cannot be interrupted.
     """
@@ -55,7 +55,7 @@ def in_time(what: str | Path, call: Callable[[], T]) -> T:
     calling.start()
     calling.join(_PATIENCE_WITH_ONE)
     if not outcome:
-        raise Failure(f"{what} does not answer: the daemon of the mount is stopped, or busy")
+        raise VconfsError(f"{what} does not answer: the daemon of the mount is stopped, or busy")
     return outcome[0]()
 
 

@@ -5,25 +5,25 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vconfs.cli import Failure
 from vconfs.cli.mount_table import all_mounts, answering, in_time
+from vconfs.errors import VconfsError
 from vconfs.names import link_name
 
 
 def find_port(argument: str) -> Path:
-    """Find a port's file: by its path, MOUNTPOINT/NAME, or its NAME in any mount. Failure."""
+    """Find a port's file: by its path, MOUNTPOINT/NAME, or its NAME in any mount. VconfsError."""
     path = Path(argument)
     if _exists(path):
         return _checked(path)
     link = link_name(os.fsencode(path.name))
     if link is None or not path.name:
-        raise Failure(f"{argument!r} names no port")
+        raise VconfsError(f"{argument!r} names no port")
     folders = mounts() if path.name == argument else [path.parent]
     found = [port for folder in folders if _exists(port := folder / "by-name" / os.fsdecode(link))]
     if not found:
-        raise Failure(f"there is no port {argument}: vconfs ls MOUNTPOINT shows those that are")
+        raise VconfsError(f"there is no port {argument}: vconfs ls MOUNTPOINT shows those that are")
     if len(found) > 1:
-        raise Failure(f"{argument} is a port of several mounts: name one, like {found[0]}")
+        raise VconfsError(f"{argument} is a port of several mounts: name one, like {found[0]}")
     return _checked(found[0])
 
 
@@ -33,11 +33,11 @@ def mounts() -> list[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """Whether a file is there; Failure: we may not know. Nothing is where a daemon died."""
+    """Whether a file is there; VconfsError: we may not know. Nothing is where a daemon died."""
     try:
         in_time(path, path.stat)
     except PermissionError:
-        raise Failure(f"{path}: Permission denied") from None
+        raise VconfsError(f"{path}: Permission denied") from None
     except OSError:
         return False
     return True
@@ -47,5 +47,5 @@ def _checked(path: Path) -> Path:
     try:
         in_time(path, lambda: os.getxattr(path, "user.id"))
     except OSError:
-        raise Failure(f"{path} is not a port of a vconfs mount") from None
+        raise VconfsError(f"{path} is not a port of a vconfs mount") from None
     return path

@@ -11,9 +11,9 @@ from pathlib import Path
 import click
 
 from vconfs import fuse
-from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount
 from vconfs.cli.mount_table import answering
+from vconfs.errors import VconfsError
 from vconfs.fuse.mount import listed
 from vconfs.names import PID_ATTRIBUTE
 
@@ -44,7 +44,7 @@ def command(force: bool, mountpoint: Path) -> None:
     if not fuse.is_mounted(target):
         target = Path(os.path.realpath(target))  # mount(2) followed the links as well
     if not fuse.is_mounted(target):
-        raise Failure(f"{mountpoint} is not a vconfs mount")
+        raise VconfsError(f"{mountpoint} is not a vconfs mount")
     answers = bool(answering([target]))
     try:
         if answers and _ask_daemon(target, force=force):
@@ -54,7 +54,7 @@ def command(force: bool, mountpoint: Path) -> None:
     try:
         fuse.unmount(target, lazy=True, abort=not answers)
     except OSError as error:
-        raise Failure(f"cannot unmount {mountpoint}: {error.strerror}") from None
+        raise VconfsError(f"cannot unmount {mountpoint}: {error.strerror}") from None
 
 
 def _ask_daemon(target: Path, *, force: bool) -> bool:

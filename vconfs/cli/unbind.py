@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import click
 
-from vconfs.cli import Failure
 from vconfs.cli.bind import PciAddress
 from vconfs.device import binding
-from vconfs.device.errors import DeviceError
 
 
 @click.command("unbind", short_help="Give a virtio console on PCI back to the kernel.")
@@ -19,7 +17,4 @@ def command(address: str) -> None:
     Example:
       vconfs unbind 0000:00:05.0
     """
-    try:
-        binding.PciFunction(address).unbind()
-    except DeviceError as error:
-        raise Failure(str(error)) from None
+    binding.PciFunction(address).unbind()

@@ -16,10 +16,10 @@ import click
 from attrs import frozen
 from click.shell_completion import CompletionItem
 
-from vconfs.cli import Failure
 from vconfs.cli.arguments import Mount, port_names, proposals
 from vconfs.cli.mount_table import in_time
 from vconfs.cli.ports import mounts
+from vconfs.errors import VconfsError
 from vconfs.names import EVENTS_FILE
 from vconfs.printable import printable
 
@@ -120,18 +120,18 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
         if ready and goal is not None and goal.reached(ports):
             return
     if goal is not None:
-        raise Failure(f"{mountpoint} was unmounted before {goal.event}={goal.name}")
+        raise VconfsError(f"{mountpoint} was unmounted before {goal.event}={goal.name}")
 
 
 def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
-    """Give the lines of the mount's events, to its end; Failure, also when it is too late."""
+    """Give the lines of the mount's events, to its end; VconfsError, also when it is too late."""
     try:
         path = mountpoint / os.fsdecode(EVENTS_FILE)
         file = in_time(mountpoint, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
     except FileNotFoundError:
-        raise Failure(f"{mountpoint} is not a vconfs mount") from None
+        raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
     except OSError as error:
-        raise Failure(f"{mountpoint}: {error.strerror}") from None
+        raise VconfsError(f"{mountpoint}: {error.strerror}") from None
     try:
         changes = select.poll()
         changes.register(file, select.POLLIN)
@@ -141,7 +141,7 @@ def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
             yield from (line.decode() for line in lines)
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             if not changes.poll(left) and left is not None:
-                raise Failure("nothing came in time")
+                raise VconfsError("nothing came in time")
             try:
                 data = os.read(file, 1 << 16)
             except BlockingIOError:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol import virtio_pci
 
 SYSFS: Final = Path("/sys")
@@ -34,22 +34,22 @@ def parse_address(text: str) -> str:
 
 
 class PciFunction:
-    """One PCI function in sysfs. DeviceError: there is no such function."""
+    """One PCI function in sysfs. VconfsError: there is no such function."""
 
     def __init__(self, address: str, sysfs: Path | None = None) -> None:
         self.address = address
         self._sysfs = sysfs or SYSFS
         self._path = self._sysfs / "bus/pci/devices" / address
         if not self._path.exists():
-            raise DeviceError(
+            raise VconfsError(
                 f"there is no PCI function {address}; {_list_candidates(self._sysfs)}"
             )
 
     def check_console(self) -> None:
-        """See that the function is a virtio console; DeviceError."""
+        """See that the function is a virtio console; VconfsError."""
         if self.address not in candidates(self._sysfs):
             found = _list_candidates(self._sysfs)
-            raise DeviceError(f"{self.address} is not a virtio console; {found}")
+            raise VconfsError(f"{self.address} is not a virtio console; {found}")
 
     @property
     def driver(self) -> str:
@@ -58,16 +58,16 @@ class PciFunction:
 
     @property
     def group(self) -> str:
-        """The function's IOMMU group. DeviceError: there is no IOMMU for it."""
+        """The function's IOMMU group. VconfsError: there is no IOMMU for it."""
         group = _link_name(self._path / "iommu_group")
         if not group:
-            raise DeviceError(
+            raise VconfsError(
                 f"{self.address} has no IOMMU: boot with intel_iommu=on, or give the machine one"
             )
         return group
 
     def check_group(self) -> None:
-        """See that no other function of the IOMMU group has a driver but VFIO; DeviceError."""
+        """See that no other function of the IOMMU group has a driver but VFIO; VconfsError."""
         devices = self._sysfs / "kernel/iommu_groups" / self.group / "devices"
         others = sorted(path.name for path in devices.iterdir() if path.name != self.address)
         drivers = {other: PciFunction(other, self._sysfs).driver for other in others}
@@ -75,25 +75,25 @@ class PciFunction:
             f"{other} ({driver})" for other, driver in drivers.items() if driver not in _HARMLESS
         ]
         if taken:
-            raise DeviceError(
+            raise VconfsError(
                 f"the IOMMU group of {self.address} is not viable: drivers have {', '.join(taken)}"
             )
 
     def bind(self) -> None:
         """Give the console to VFIO, or leave it as it is.
 
-        DeviceError: it is no virtio console, VFIO could not use it, or does not take it.
+        VconfsError: it is no virtio console, VFIO could not use it, or does not take it.
         """
         self.check_console()
         self.check_group()
         try:
             self._override(VFIO_DRIVER)
             if self.driver != VFIO_DRIVER:
-                raise DeviceError(
+                raise VconfsError(
                     f"{VFIO_DRIVER} does not take {self.address}: is its module loaded?"
                 )
-        except DeviceError:
-            with suppress(DeviceError):
+        except VconfsError:
+            with suppress(VconfsError):
                 self.unbind()
             raise
 
@@ -109,7 +109,7 @@ class PciFunction:
             _write(self._sysfs / "bus/pci/drivers_probe", self.address)
         except OSError as error:
             hint = ": it takes root" if error.errno in (errno.EACCES, errno.EPERM) else ""
-            raise DeviceError(f"cannot bind {self.address}: {error.strerror}{hint}") from None
+            raise VconfsError(f"cannot bind {self.address}: {error.strerror}{hint}") from None
 
 
 @contextmanager

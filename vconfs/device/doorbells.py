@@ -17,10 +17,10 @@ import trio
 from attrs import frozen
 
 from vconfs.aside import close_descriptors, is_eventfd
-from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.qtest_bus import QtestBus, QtestFunction
 from vconfs.device.qtest_client import connect
+from vconfs.errors import VconfsError
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 
@@ -52,7 +52,7 @@ async def open_doorbells(
 ) -> Doorbells | None:
     """Get up to `most` doorbells from the server at `path`; None: the machine cannot ring any.
 
-    They are closed with `stack`. DeviceError: the server, or QEMU, does not do its part.
+    They are closed with `stack`. VconfsError: the server, or QEMU, does not do its part.
     """
     slot = await bus.find(_IVSHMEM)
     if slot is None:
@@ -93,8 +93,8 @@ async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
     return peer
 
 
-def _failed(reason: str) -> DeviceError:
-    return DeviceError(f"the server of doorbells: {reason}")
+def _failed(reason: str) -> VconfsError:
+    return VconfsError(f"the server of doorbells: {reason}")
 
 
 def _receive(sock: socket.socket, peer: ivshmem.Peer) -> None:
@@ -122,4 +122,4 @@ async def _try_all(bus: QtestBus, doorbells: Doorbells) -> None:
                 silent -= await doorbells.events.wait()
             bus.client.check()
         return
-    raise DeviceError(f"QEMU has not rung our doorbells in {_SECONDS:g} s")
+    raise VconfsError(f"QEMU has not rung our doorbells in {_SECONDS:g} s")

@@ -12,8 +12,8 @@ from typing import Final
 import trio
 
 from vconfs.backoff import Backoff
-from vconfs.device.errors import DeviceError
 from vconfs.device.open import Device, Joint
+from vconfs.errors import VconfsError
 from vconfs.port import Port
 from vconfs.ports import PortManager
 
@@ -47,7 +47,7 @@ class Connection:
             try:
                 reason = await self._connect(task_status if not had else trio.TASK_STATUS_IGNORED)
                 had = True
-            except DeviceError as error:
+            except VconfsError as error:
                 if not had:
                     raise
                 reason = str(error)
@@ -63,7 +63,7 @@ class Connection:
             async with self._device.open(self._manager) as joint:
                 await _announced(joint, self._manager)
                 if joint.stopped.is_set():
-                    raise DeviceError(joint.reason)
+                    raise VconfsError(joint.reason)
                 self._manager.remove_detached()
                 self.reason = ""
                 self._tries.succeeded()
@@ -73,7 +73,7 @@ class Connection:
                 self.joint = None
                 return joint.reason
         except OSError as error:  # no descriptor is left, say
-            raise DeviceError(f"cannot open {self._device.url}: {error.strerror}") from error
+            raise VconfsError(f"cannot open {self._device.url}: {error.strerror}") from error
 
 
 class _Changes:

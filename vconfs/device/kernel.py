@@ -31,7 +31,7 @@ import trio
 from attrs import define, field
 
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.port import Port
 from vconfs.ports import PortManager
 from vconfs.protocol.events import Buffer
@@ -266,10 +266,10 @@ async def open_kernel(
 ) -> AsyncIterator[KernelPorts]:
     """Join the ports of `manager` to the kernel's, for as long as the block runs.
 
-    DeviceError: the kernel has no driver for such ports.
+    VconfsError: the kernel has no driver for such ports.
     """
     if not (sysfs / _PORTS).is_dir():
-        raise DeviceError(f"there is no {sysfs / _PORTS}: is the module virtio_console loaded?")
+        raise VconfsError(f"there is no {sysfs / _PORTS}: is the module virtio_console loaded?")
     with _uevents() as uevents:
         async with open_background() as nursery:
             ports = KernelPorts(manager, nursery, sysfs, devices)
@@ -288,7 +288,7 @@ def _uevents() -> socket.socket:
         sock.bind((0, _KERNEL_GROUP))
     except OSError as error:
         sock.close()
-        raise DeviceError(f"cannot hear of the kernel's devices: {error.strerror}") from None
+        raise VconfsError(f"cannot hear of the kernel's devices: {error.strerror}") from None
     return sock
 
 

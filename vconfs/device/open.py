@@ -57,7 +57,7 @@ class Joint(Protocol):
 
 
 #: Opens a device, by what its url says after the scheme and the dialect, where one is wanted.
-#: ValueError: the url makes no sense; DeviceError: the device cannot be used.
+#: ValueError: the url makes no sense; VconfsError: the device cannot be used.
 Open = Callable[[str, str | None], AbstractAsyncContextManager[OpenDevice]]
 
 
@@ -69,7 +69,7 @@ class Device(Protocol):
         """What the user calls it."""
 
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """Join the ports of `manager` to it for as long as the block runs; DeviceError."""
+        """Join the ports of `manager` to it for as long as the block runs; VconfsError."""
 
     def reopen_files(self) -> None:
         """Open the files anew that its ports are joined to, if they are ours."""
@@ -125,7 +125,7 @@ class Embedded:
 
     @asynccontextmanager
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
-        """See `Device.open`; HostError: a port cannot be had."""
+        """See `Device.open`; VconfsError: a port cannot be had."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
             drive(manager, open_embedded(host, self.dialect)) as driver,

@@ -14,9 +14,9 @@ from typing import Final
 import trio
 
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
 from vconfs.device.pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.errors import VconfsError
 from vconfs.link import OpenDevice
 from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
@@ -110,7 +110,7 @@ class _Running:
                     await self._serve_vectors(vectors)
                 else:
                     await self._serve_line()
-        except (DeviceError, RemoteProtocolError) as error:
+        except (VconfsError, RemoteProtocolError) as error:
             self.link.fail(str(error))
 
     async def _serve_line(self) -> None:
@@ -131,17 +131,17 @@ class _Running:
             while True:
                 await trio.sleep(_LOOK_SECONDS)
                 await self._check_status()
-        except DeviceError as error:
+        except VconfsError as error:
             self.link.fail(str(error))
 
     async def _check_status(self) -> None:
         status = await self._device.get(Common.DEVICE_STATUS)
         if status == 0xFF:
-            raise DeviceError("the device is gone")
+            raise VconfsError("the device is gone")
         if status & Status.NEEDS_RESET:
-            raise DeviceError("the device met an error and needs a reset")
+            raise VconfsError("the device met an error and needs a reset")
         if not status & Status.DRIVER_OK:
-            raise DeviceError("somebody else has reset the device")
+            raise VconfsError("somebody else has reset the device")
 
     async def _config_changed(self) -> None:
         await self._check_status()
@@ -158,19 +158,19 @@ async def open_pci(
     """Drive the console behind `transport` for as long as the block runs.
 
     The device is reset at the end. `resize_rows_first`: it tells sizes in the order that Linux
-    reads, not the standard's. DeviceError: it cannot be used.
+    reads, not the standard's. VconfsError: it cannot be used.
     """
     try:
         device = await PciConsole.probe(transport)
         running = _Running(transport, device)
     except RemoteProtocolError as error:
-        raise DeviceError(str(error)) from None
+        raise VconfsError(str(error)) from None
     try:
         try:
             await running.set_up()
         except RemoteProtocolError as error:
             device.fail()
-            raise DeviceError(str(error)) from None
+            raise VconfsError(str(error)) from None
         end = virtio1.GuestEnd(running.features, resize_rows_first=resize_rows_first)
         async with open_background() as nursery:
             device.go()
@@ -181,7 +181,7 @@ async def open_pci(
             finally:
                 running.link.owner.left()
     finally:
-        with trio.CancelScope(shield=True), suppress(DeviceError):
+        with trio.CancelScope(shield=True), suppress(VconfsError):
             await device.reset()
 
 
@@ -204,7 +204,7 @@ def _queue_count(features: int, config: bytes) -> int:
 
 
 def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, QueueSpec]:
-    """Share the memory out among the queues; DeviceError: there is too little of it.
+    """Share the memory out among the queues; VconfsError: there is too little of it.
 
     `sizes` are the most descriptors that each queue may have.
     """
@@ -226,5 +226,5 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
     raise _too_little(memory, len(sizes))
 
 
-def _too_little(memory: int, queues: int) -> DeviceError:
-    return DeviceError(f"{memory >> 20} MiB of memory are too few for {queues} queues")
+def _too_little(memory: int, queues: int) -> VconfsError:
+    return VconfsError(f"{memory >> 20} MiB of memory are too few for {queues} queues")

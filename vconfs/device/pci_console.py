@@ -12,7 +12,7 @@ from typing import Final, Protocol
 
 import trio
 
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -33,7 +33,7 @@ class Transport(Protocol):
     """A way to one PCI function.
 
     All accesses are little-endian numbers and take effect in order. What fails, or takes too
-    long, raises DeviceError.
+    long, raises VconfsError.
     """
 
     #: Memory that the device can reach, and the device's address of its first byte.
@@ -105,7 +105,7 @@ class PciConsole:
             while await self.get(Common.DEVICE_STATUS):
                 await trio.sleep(_RESET_STEP)
             return
-        raise DeviceError(f"the device has not finished a reset in {_RESET_SECONDS:g} s")
+        raise VconfsError(f"the device has not finished a reset in {_RESET_SECONDS:g} s")
 
     async def negotiate(self, wanted: int) -> int:
         """Agree on features, as far as FEATURES_OK."""
@@ -123,7 +123,7 @@ class PciConsole:
         self.set(Common.DEVICE_STATUS, status | Status.FEATURES_OK)
         if not await self.get(Common.DEVICE_STATUS) & Status.FEATURES_OK:
             self.fail()
-            raise DeviceError(
+            raise VconfsError(
                 f"the device refuses the features {features:#x} of its own {offered:#x}"
             )
         return features
@@ -153,7 +153,7 @@ class PciConsole:
             ]
             if await self.get(Common.CONFIG_GENERATION) == before:
                 return b"".join(word.to_bytes(4, "little") for word in words)
-        raise DeviceError("the device's config space does not stand still")
+        raise VconfsError("the device's config space does not stand still")
 
     @property
     def config_size(self) -> int:

@@ -30,11 +30,11 @@ from attrs import frozen
 
 from vconfs.background import open_background
 from vconfs.device.doorbells import open_doorbells
-from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.device.qtest_bus import SLOTS, QtestBus, QtestFunction
 from vconfs.device.qtest_client import QtestClient, connect
+from vconfs.errors import VconfsError
 from vconfs.link import OpenDevice
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
@@ -134,7 +134,7 @@ async def open_qtest(rest: str) -> AsyncIterator[OpenDevice]:
     """Drive the console of the QEMU process at what `QtestAddress` reads.
 
     Without an address it is the first console on bus 0. ValueError: `rest` makes no sense;
-    DeviceError: the device cannot be used.
+    VconfsError: the device cannot be used.
     """
     address = QtestAddress.parse(rest)
     memory = _map_memory(address.directory / "ram")
@@ -146,7 +146,7 @@ async def open_qtest(rest: str) -> AsyncIterator[OpenDevice]:
             if slot is None:
                 slot = await bus.find(virtio_pci.CONSOLE, virtio_pci.CONSOLE_TRANSITIONAL)
             if slot is None:
-                raise DeviceError("there is no virtio console on bus 0")
+                raise VconfsError("there is no virtio console on bus 0")
             doorbells = address.directory / "ivshmem"
             transport = QtestTransport(bus, slot, address.function, memory, doorbells, stack)
             rows_first = address.resize_rows_first
@@ -159,7 +159,7 @@ def _map_memory(path: Path) -> memoryview:
         with path.open("r+b") as file:
             size = min(os.fstat(file.fileno()).st_size, _MEMORY_MAX)
             if size <= _MEMORY_START:
-                raise DeviceError(f"{path} has only {size} bytes")
+                raise VconfsError(f"{path} has only {size} bytes")
             return memoryview(mmap.mmap(file.fileno(), size))[_MEMORY_START:]
     except OSError as error:
-        raise DeviceError(f"cannot map {path}: {error.strerror}") from None
+        raise VconfsError(f"cannot map {path}: {error.strerror}") from None

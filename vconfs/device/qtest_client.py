@@ -11,7 +11,7 @@ from typing import Final
 
 import trio
 
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.unix_sockets import refuse_rights
@@ -23,7 +23,7 @@ _RECEIVE_SIZE: Final = 1 << 16
 
 
 def connect(path: Path, *, rights: bool = False) -> socket.socket:
-    """Connect to a unix socket, without waiting; DeviceError. `rights`: descriptors may come."""
+    """Connect to a unix socket, without waiting; VconfsError. `rights`: descriptors may come."""
     sock = socket.socket(socket.AF_UNIX)
     if not rights:
         refuse_rights(sock)
@@ -32,7 +32,7 @@ def connect(path: Path, *, rights: bool = False) -> socket.socket:
         sock.connect(os.fspath(path))
     except OSError as error:
         sock.close()
-        raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+        raise VconfsError(f"cannot connect to {path}: {error.strerror}") from None
     return sock
 
 
@@ -43,7 +43,7 @@ class _Pending:
 
     def __init__(self) -> None:
         self.event = trio.Event()
-        self.answer: int | DeviceError | None = None
+        self.answer: int | VconfsError | None = None
 
 
 class QtestClient:
@@ -78,7 +78,7 @@ class QtestClient:
             await pending.event.wait()
         if isinstance(pending.answer, int):
             return pending.answer
-        raise pending.answer or DeviceError(f"QEMU has not answered in {_ANSWER_SECONDS:g} s")
+        raise pending.answer or VconfsError(f"QEMU has not answered in {_ANSWER_SECONDS:g} s")
 
     async def wait_interrupt(self) -> None:
         """Wait until a line was raised since the last call."""
@@ -88,13 +88,13 @@ class QtestClient:
         self._interrupt = trio.Event()
 
     def check(self) -> None:
-        """See that QEMU is there; DeviceError."""
+        """See that QEMU is there; VconfsError."""
         if self._lost:
-            raise DeviceError(self._lost)
+            raise VconfsError(self._lost)
 
     def _put(self, command: bytes, pending: _Pending | None) -> None:
         if self._lost:
-            _settle(pending, DeviceError(self._lost))
+            _settle(pending, VconfsError(self._lost))
             return
         self._pending.append(pending)
         self._out += command
@@ -151,19 +151,19 @@ class QtestClient:
         if isinstance(event, qtest.Answer):
             _settle(pending, event.value)
         else:
-            _settle(pending, DeviceError(f"QEMU refuses a command: {event.reason}"))
+            _settle(pending, VconfsError(f"QEMU refuses a command: {event.reason}"))
 
     def _lose(self, reason: str) -> None:
         self._lost = self._lost or reason
         self._out.clear()
         for pending in self._pending:
-            _settle(pending, DeviceError(reason))
+            _settle(pending, VconfsError(reason))
         self._pending.clear()
         self._interrupt.set()
         self.on_lost()
 
 
-def _settle(pending: _Pending | None, answer: int | DeviceError) -> None:
+def _settle(pending: _Pending | None, answer: int | VconfsError) -> None:
     if pending is not None:
         pending.answer = answer
         pending.event.set()

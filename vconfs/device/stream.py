@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from vconfs.device.errors import DeviceError
 from vconfs.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams.errors import StreamError
 from vconfs.streams.link import open_link
 from vconfs.streams.url import parse_place
 
@@ -18,14 +16,11 @@ from vconfs.streams.url import parse_place
 async def open_stream(rest: str) -> AsyncIterator[OpenDevice]:
     """Be the guest of the host end that `stream:REST` leads to.
 
-    ValueError: `rest` makes no sense; DeviceError: the host end cannot be reached.
+    ValueError: `rest` makes no sense; VconfsError: the host end cannot be reached.
     """
     place = parse_place(rest)
-    try:
-        async with (
-            place.connect() as wire,
-            open_link(wire, place, Role.GUEST, v8.FEATURES) as link,
-        ):
-            yield link, v8.GuestEnd(link.features)
-    except StreamError as error:
-        raise DeviceError(str(error)) from None
+    async with (
+        place.connect() as wire,
+        open_link(wire, place, Role.GUEST, v8.FEATURES) as link,
+    ):
+        yield link, v8.GuestEnd(link.features)

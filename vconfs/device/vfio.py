@@ -21,9 +21,9 @@ import trio
 from attrs import frozen
 
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
-from vconfs.device.errors import DeviceError
 from vconfs.device.eventfds import Eventfds
 from vconfs.device.pci import open_pci
+from vconfs.errors import VconfsError
 from vconfs.link import OpenDevice
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
@@ -149,7 +149,7 @@ class VfioTransport:
         if size == 2 and bar in self._windows:
             self._windows[bar][offset >> 1] = value
             return
-        with suppress(DeviceError):  # the next read will tell
+        with suppress(VconfsError):  # the next read will tell
             self._pwrite(bar, offset, value.to_bytes(size, "little"))
 
     def _pread(self, region: int, offset: int, size: int) -> bytes:
@@ -158,9 +158,9 @@ class VfioTransport:
         try:
             data = os.pread(self._device, size, self._regions[region] + offset)
         except (OSError, KeyError) as error:
-            raise DeviceError(f"the device is gone: {error}") from None
+            raise VconfsError(f"the device is gone: {error}") from None
         if len(data) != size:
-            raise DeviceError(f"region {region}: only {len(data)} bytes at {offset:#x}")
+            raise VconfsError(f"region {region}: only {len(data)} bytes at {offset:#x}")
         return data
 
     def _pwrite(self, region: int, offset: int, data: bytes) -> None:
@@ -169,7 +169,7 @@ class VfioTransport:
         try:
             os.pwrite(self._device, data, self._regions[region] + offset)
         except (OSError, KeyError) as error:
-            raise DeviceError(f"the device is gone: {error}") from None
+            raise VconfsError(f"the device is gone: {error}") from None
 
     # --- interrupts -----------------------------------------------------------------------
 
@@ -185,7 +185,7 @@ class VfioTransport:
                 return count
             count //= 2
         if not self._watch(_IRQ_INTX, [_LINE]):
-            raise DeviceError("the device has neither MSI-X nor an interrupt line")
+            raise VconfsError("the device has neither MSI-X nor an interrupt line")
         return 0
 
     def _irq_count(self, index: int) -> int:
@@ -224,7 +224,7 @@ class VfioTransport:
             self._set_irqs(_IRQ_INTX, _IRQ_DATA_NONE | _IRQ_UNMASK, 1)
         vectors = await self._events.wait()
         if _REQUEST in vectors:
-            raise DeviceError("the kernel wants the device back")
+            raise VconfsError("the kernel wants the device back")
         self._line_masked = _LINE in vectors
         return vectors - {_LINE}
 
@@ -247,7 +247,7 @@ class VfioAddress:
 async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     """Drive the virtio console at a PCI address, which vfio-pci has.
 
-    DeviceError: the device cannot be used.
+    VconfsError: the device cannot be used.
     """
     function = PciFunction(address.pci)
     with ExitStack() as stack:
@@ -270,7 +270,7 @@ def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
     group_name = function.group
     if function.driver != VFIO_DRIVER:
         owner = function.driver or "no driver"
-        raise DeviceError(
+        raise VconfsError(
             f"{function.address} belongs to {owner}, not to {VFIO_DRIVER}:"
             f" use --bind, or `vconfs bind {function.address}`"
         )
@@ -281,7 +281,7 @@ def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
         name = bytearray(function.address.encode() + b"\0")
         device = fcntl.ioctl(group, _GROUP_GET_DEVICE_FD, name)
     except OSError as error:
-        raise DeviceError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
+        raise VconfsError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
     stack.callback(os.close, device)
     return VfioTransport(device, _map_memory(container, stack), stack)
 
@@ -291,21 +291,21 @@ def _open(path: Path, stack: ExitStack) -> int:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "")
-        raise DeviceError(f"cannot open {path}: {error.strerror}{hint}") from None
+        raise VconfsError(f"cannot open {path}: {error.strerror}{hint}") from None
     stack.callback(os.close, descriptor)
     return descriptor
 
 
 def _join(container: int, group: int, function: PciFunction) -> None:
     if fcntl.ioctl(container, _GET_API_VERSION) != 0:
-        raise DeviceError("the kernel has another version of VFIO")
+        raise VconfsError("the kernel has another version of VFIO")
     if not fcntl.ioctl(container, _CHECK_EXTENSION, _TYPE1V2):
-        raise DeviceError("the kernel's VFIO has no type1v2 IOMMU")
+        raise VconfsError("the kernel's VFIO has no type1v2 IOMMU")
     status = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
     fcntl.ioctl(group, _GROUP_GET_STATUS, status)
     if not _GROUP_STATUS.unpack(status)[1] & _GROUP_VIABLE:
         function.check_group()
-        raise DeviceError(f"the IOMMU group of {function.address} is not viable")
+        raise VconfsError(f"the IOMMU group of {function.address} is not viable")
     fcntl.ioctl(group, _GROUP_SET_CONTAINER, struct.pack("=i", container))
     fcntl.ioctl(container, _SET_IOMMU, _TYPE1V2)
 
@@ -319,7 +319,7 @@ def _map_memory(container: int, stack: ExitStack) -> memoryview:
         fcntl.ioctl(container, _MAP_DMA, request)
     except OSError as error:
         hint = " (see ulimit -l)" if error.errno == errno.ENOMEM else ""
-        raise DeviceError(
+        raise VconfsError(
             f"cannot give the device {_DMA_SIZE >> 20} MiB of memory: {error.strerror}{hint}"
         ) from None
     stack.callback(memory.madvise, mmap.MADV_DONTNEED)

@@ -19,10 +19,10 @@ import trio
 
 from vconfs.aside import close_descriptors
 from vconfs.background import open_background
-from vconfs.device.errors import DeviceError
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
 from vconfs.device.vhost_user_backend import BackEnd
+from vconfs.errors import VconfsError
 from vconfs.link import OpenDevice
 from vconfs.paths import socket_path
 from vconfs.protocol.errors import RemoteProtocolError
@@ -50,13 +50,13 @@ def parse_path(rest: str) -> str:
 async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenDevice]:
     """Be the front-end of the back-end that listens at `rest`.
 
-    ValueError: `rest` makes no sense; DeviceError: the back-end cannot be used.
+    ValueError: `rest` makes no sense; VconfsError: the back-end cannot be used.
     """
     path = parse_path(rest)
     try:
         sock = await connected_to(path)
     except OSError as error:
-        raise DeviceError(f"cannot connect to {path}: {error.strerror}") from None
+        raise VconfsError(f"cannot connect to {path}: {error.strerror}") from None
     with ExitStack() as stack:
         stack.callback(close_socket, sock)
         try:
@@ -66,7 +66,7 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
             running = _Running(back_end, stack)
             await running.set_up(sock.fileno())
         except RemoteProtocolError as error:
-            raise DeviceError(str(error)) from None
+            raise VconfsError(str(error)) from None
         try:
             async with open_background() as nursery:
                 nursery.start_soon(running.serve_notices)
@@ -161,7 +161,7 @@ class _Running:
                 if isinstance(asked.event, ConfigStale):
                     await self._back_end.read_config()
                     self.link.config_interrupt()
-        except (DeviceError, RemoteProtocolError) as error:
+        except (VconfsError, RemoteProtocolError) as error:
             self.link.fail(str(error))
         except OSError as error:
             self.link.fail(f"the connection broke: {error.strerror}")
@@ -169,7 +169,7 @@ class _Running:
     async def stop(self) -> None:
         """Have all rings left alone, so that the back-end has taken what was sent."""
         with trio.move_on_after(_GRACE, shield=True):
-            with suppress(DeviceError, RemoteProtocolError):
+            with suppress(VconfsError, RemoteProtocolError):
                 for queue in self._specs:
                     await self._back_end.stop_ring(queue)
 

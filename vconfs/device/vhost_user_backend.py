@@ -7,7 +7,7 @@ from typing import Final
 import trio
 
 from vconfs.aside import close_descriptors
-from vconfs.device.errors import DeviceError
+from vconfs.errors import VconfsError
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.dialect import DIALECTS, Guest
 from vconfs.protocol.v8 import CONFIG, F_MULTIPORT, F_SIZE, QUEUES
@@ -26,7 +26,7 @@ _PROTOCOL_FEATURES: Final = (
 class BackEnd:
     """The back-end at the other end of `sock`.
 
-    Only one task may ask at a time. DeviceError and RemoteProtocolError: it is of no more use.
+    Only one task may ask at a time. VconfsError and RemoteProtocolError: it is of no more use.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
@@ -66,7 +66,7 @@ class BackEnd:
         await self.read_config()
         self.queues = _queues_needed(spoken.guest(self.features), self.config)
         if self.queues > (queues or vu.QUEUES_MAX):
-            raise DeviceError(f"the back-end has {queues} queues of the {self.queues} needed")
+            raise VconfsError(f"the back-end has {queues} queues of the {self.queues} needed")
         return spoken.guest(self.features)
 
     async def _queue_count(self) -> int | None:
@@ -99,7 +99,7 @@ class BackEnd:
             await self._tell(self._requests.set_mem_table([region], [fd]))
             return
         if not (await self._ask(self._requests.get_max_mem_slots())).value:
-            raise DeviceError("the back-end has no place for a memory region")
+            raise VconfsError("the back-end has no place for a memory region")
         await self._tell(self._requests.add_mem_reg(region, fd))
 
     async def start_ring(self, index: int, layout: Layout, kick: int, call: int, err: int) -> None:
@@ -137,20 +137,20 @@ class BackEnd:
                 while self._requests.waiting:  # also for answers that nobody waited for
                     reply = self._requests.receive(await self._next_message())
         except trio.TooSlowError:
-            raise DeviceError(
+            raise VconfsError(
                 f"the back-end gave no answer in {_PATIENCE:.0f} seconds: "
                 "it may be serving somebody else"
             ) from None
         except OSError as error:
-            raise DeviceError(f"the connection broke: {error.strerror}") from None
+            raise VconfsError(f"the connection broke: {error.strerror}") from None
         if reply is not None and reply.refused:
-            raise DeviceError(f"the back-end refused {reply.request.name}")
+            raise VconfsError(f"the back-end refused {reply.request.name}")
         return reply
 
     async def _next_message(self) -> Message:
         message = await self._socket.receive()
         if message is None:
-            raise DeviceError("the back-end has left")
+            raise VconfsError("the back-end has left")
         close_descriptors(message.fds)
         return message
 

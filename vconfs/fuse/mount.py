@@ -23,6 +23,8 @@ from typing import Final
 
 from attrs import define
 
+from vconfs.errors import VconfsError
+
 FILESYSTEM: Final = "vconfs"
 _TYPE: Final = f"fuse.{FILESYSTEM}"
 _DEVICE: Final = "/dev/fuse"
@@ -35,11 +37,8 @@ _DEVICE_NUMBER: Final = os.makedev(10, 229)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class MountError(OSError):
-    """Mounting failed; the text is one line that names the thing and the way out."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
+class MountError(VconfsError):
+    """A file system cannot be mounted, or was unmounted too early."""
 
 
 @define
@@ -154,8 +153,6 @@ def _adopt(device: int) -> int:
         os.set_blocking(device, False)
         os.set_inheritable(device, False)
     except OSError as error:
-        if isinstance(error, MountError):
-            raise
         raise MountError(f"/dev/fd/{device}: {error.strerror}: was it inherited?") from None
     return _beyond_standard_streams(device)
 

@@ -18,22 +18,22 @@ which `vconfs.mounting.open_mount` shows as files. One guest at a time is attach
 `vconfs.host.control.serve_control(host, path)` there is a socket for `vconfs ctl` as well.
 """
 
-from vconfs.host.chardev import Chardev, ChardevError, PortSide, parse_chardev
-from vconfs.host.host import Host, HostError, open_host
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import Chardev, PortSide, parse_chardev
+from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.host.port_streams import PortListener, PortStream
 from vconfs.host.spec import parse_port
 
 __all__ = [
     "Chardev",
-    "ChardevError",
     "Host",
-    "HostError",
     "HostPort",
     "HostPortSpec",
     "PortListener",
     "PortSide",
     "PortStream",
+    "VconfsError",
     "open_host",
     "parse_chardev",
     "parse_port",

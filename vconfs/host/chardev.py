@@ -16,14 +16,11 @@ from typing import Final, Protocol, Self
 
 import trio
 
+from vconfs.errors import VconfsError
 from vconfs.protocol.events import Buffer
 
 #: The group of entry points by which kinds are found.
 _GROUP: Final = "vconfs.chardevs"
-
-
-class ChardevError(Exception):
-    """A chardev cannot start; the message is one line that names the thing and the way out."""
 
 
 class Counters(Protocol):
@@ -126,7 +123,7 @@ class Chardev(ABC):
     ) -> None:
         """Serve `port` until cancelled; `started` is called when others can connect.
 
-        Raises ChardevError when it cannot start.
+        Raises VconfsError when it cannot start.
         """
 
 
@@ -172,6 +169,6 @@ def describe_failure(error: BaseException) -> str:
     """Say in one line why a chardev failed."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    if isinstance(error, ChardevError):
+    if isinstance(error, VconfsError):
         return str(error)
     return " ".join(f"its chardev failed: {type(error).__name__}: {error}".split())

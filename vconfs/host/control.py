@@ -9,10 +9,10 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from vconfs.background import open_background
-from vconfs.host.chardev import ChardevError
+from vconfs.errors import VconfsError
 from vconfs.host.chardevs.listeners import Door
 from vconfs.host.chardevs.sockets import listening_at
-from vconfs.host.host import Host, HostError
+from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
 from vconfs.paths import socket_path
@@ -39,18 +39,15 @@ def control_path(path: str) -> str:
 async def serve_control(
     host: Host, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Answer the clients of the control socket at `path`, until cancelled; HostError."""
+    """Answer the clients of the control socket at `path`, until cancelled; VconfsError."""
     clients = trio.Semaphore(_CLIENTS_MAX)
-    try:
-        with listening_at(path, mode=_MODE, backlog=_BACKLOG) as listener, Door([listener]) as door:
-            async with open_background() as nursery:
-                task_status.started()
-                while True:
-                    await clients.acquire()
-                    client = _Client(host, await door.accept())
-                    nursery.start_soon(client.serve, clients.release)
-    except ChardevError as error:
-        raise HostError(str(error)) from None
+    with listening_at(path, mode=_MODE, backlog=_BACKLOG) as listener, Door([listener]) as door:
+        async with open_background() as nursery:
+            task_status.started()
+            while True:
+                await clients.acquire()
+                client = _Client(host, await door.accept())
+                nursery.start_soon(client.serve, clients.release)
 
 
 class _Client:
@@ -92,7 +89,7 @@ class _Client:
         try:
             request = control.parse_request(line)
             ports = await _ACTIONS[type(request)](self._host, request)
-        except (RemoteProtocolError, HostError, ValueError) as error:
+        except (RemoteProtocolError, VconfsError, ValueError) as error:
             return control.encode_error(str(error))
         return control.encode_ports([describe(port) for port in ports])
 

@@ -12,8 +12,9 @@ import trio
 
 from vconfs.background import open_background
 from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.errors import VconfsError
 from vconfs.host.backend import Backend
-from vconfs.host.chardev import ChardevError, describe_failure
+from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link import Link
 from vconfs.protocol.dialect import Host as HostDialect
@@ -24,10 +25,6 @@ log = logging.getLogger(__name__)
 #: Seconds for a client that was hung up to be gone, and from one look whether it is to the next.
 _HANG_UP_TIME: Final = 1.0
 _HANG_UP_LOOK: Final = 0.002
-
-
-class HostError(Exception):
-    """The host end cannot do what it was asked; the message is one line for people."""
 
 
 class Host:
@@ -56,7 +53,7 @@ class Host:
     async def add(self, spec: HostPortSpec) -> HostPort:
         """Add a port and start its chardev; the guest is told at once.
 
-        Raises HostError: the id is taken or too large (also: for the guest that is attached), the
+        Raises VconfsError: the id is taken or too large (also: for the guest that is attached), the
         name cannot be one, or the chardev cannot start.
         """
         id = self._free_id() if spec.id is None else spec.id
@@ -67,8 +64,6 @@ class Host:
         self._starting[id] = port
         try:
             await self._nursery.start(self._serve, port)
-        except ChardevError as error:
-            raise HostError(str(error)) from error
         finally:
             del self._starting[id]
         count = self.port_count
@@ -78,16 +73,18 @@ class Host:
         return port
 
     def find(self, port: int | bytes) -> HostPort:
-        """Give the port with this id or name; HostError: there is none, or there are several."""
+        """Give the port with this id or name; VconfsError: there is none, or there are several."""
         if isinstance(port, int):
             return self._find(port)
         found = [id for id in sorted(self.ports) if port and self.ports[id].name == port]
         name = repr(os.fsdecode(port))
         if not found:
-            raise HostError(f"there is no port {name}")
+            raise VconfsError(f"there is no port {name}")
         if len(found) > 1:
             ids = ", ".join(map(str, found))
-            raise HostError(f"{len(found)} ports have the name {name}: say which by its id, {ids}")
+            raise VconfsError(
+                f"{len(found)} ports have the name {name}: say which by its id, {ids}"
+            )
         return self.ports[found[0]]
 
     def remove(self, id: int) -> None:
@@ -148,7 +145,7 @@ class Host:
         """Change whether the guest keeps unread data, or how many MiB of it."""
         port = self._find(id)
         if limit is not None and not 0 < limit <= LIMIT_MAX:
-            raise HostError(f"a limit is 1 to {LIMIT_MAX} MiB, not {limit}")
+            raise VconfsError(f"a limit is 1 to {LIMIT_MAX} MiB, not {limit}")
         if cache is not None:
             port.cache = cache
         if limit is not None:
@@ -160,7 +157,7 @@ class Host:
         """Change the size of a port's console."""
         port = self._find(id)
         if not (0 <= cols < 1 << 16 and 0 <= rows < 1 << 16):
-            raise HostError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
+            raise VconfsError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
         port.size = (cols, rows)
         if id == 0:
             self.size = port.size
@@ -180,7 +177,7 @@ class Host:
 
         What the client has not taken is dropped, unless the port caches: see
         `disconnect_when_drained`. A file is opened anew, and what waits to be tried again is tried
-        now. Raises HostError if there is no client, or the chardev has none (an echo).
+        now. Raises VconfsError if there is no client, or the chardev has none (an echo).
         """
         self._hang_up(self._find(id))()
 
@@ -207,7 +204,7 @@ class Host:
     def _hang_up(self, port: HostPort) -> Callable[[], None]:
         hang_up = port.reopen or port.hang_up_client
         if hang_up is None:
-            raise HostError(f"port {_describe(port)} has no client that could be hung up")
+            raise VconfsError(f"port {_describe(port)} has no client that could be hung up")
         return hang_up
 
     def reopen_files(self) -> None:
@@ -302,7 +299,7 @@ class Host:
             if port.removed:
                 port.give_up()
         if not started and failed:
-            raise ChardevError(failed)
+            raise VconfsError(failed)
         if not started:
             task_status.started()
 
@@ -312,18 +309,18 @@ class Host:
 
     def _check_id(self, id: int) -> None:
         if other := self.ports.get(id) or self._starting.get(id):
-            raise HostError(f"port id {id} is taken by {_describe(other)}")
+            raise VconfsError(f"port id {id} is taken by {_describe(other)}")
         if not 0 <= id < PORTS_MAX:
-            raise HostError(f"port id {id} cannot be: ids are 0 to {PORTS_MAX - 1}")
+            raise VconfsError(f"port id {id} cannot be: ids are 0 to {PORTS_MAX - 1}")
         if self._backend is not None and id >= self._backend.max_ports:
-            raise HostError(
+            raise VconfsError(
                 f"port id {id} is too large for the guest: its ids end at"
                 f" {self._backend.max_ports - 1}"
             )
 
     def _find(self, id: int) -> HostPort:
         if id not in self.ports:
-            raise HostError(f"there is no port {id}")
+            raise VconfsError(f"there is no port {id}")
         return self.ports[id]
 
 
@@ -337,9 +334,9 @@ def _name(port: HostPort) -> str:
 
 def _check_name(name: bytes) -> None:
     if len(name) > NAME_MAX:
-        raise HostError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
+        raise VconfsError(f"a port name has at most {NAME_MAX} bytes, not {len(name)}")
     if 0 in name:
-        raise HostError("a port name has no NUL in it")
+        raise VconfsError("a port name has no NUL in it")
 
 
 @asynccontextmanager

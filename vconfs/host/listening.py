@@ -21,7 +21,7 @@ class Serve(Protocol):
     """Serves guests, one at a time, until none can come any more.
 
     Its arguments: the host end, what the url says after the scheme, and the dialect (None: the
-    transport's own). `started` is called when guests can come. HostError: it cannot listen.
+    transport's own). `started` is called when guests can come. VconfsError: it cannot listen.
     """
 
     async def __call__(  # noqa: D102
@@ -58,7 +58,7 @@ class Listener:
     async def serve(
         self, host: Host, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve the guests that come there, until none can come any more; HostError."""
+        """Serve the guests that come there, until none can come any more; VconfsError."""
         await self._serve(host, self._rest, self.dialect, task_status)
 
 

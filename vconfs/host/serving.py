@@ -36,7 +36,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
     """Open the ports, listen, call `ready`, and serve one guest after the other.
 
     It ends when a signal asks for it, or when no guest can come any more; draining.py tells how.
-    A second signal ends it at once. Raises HostError, and has then left nothing behind.
+    A second signal ends it at once. Raises VconfsError, and has then left nothing behind.
     """
     keep_freed_memory()
     allow_all_descriptors()

@@ -8,11 +8,11 @@ from contextlib import AsyncExitStack
 import trio
 
 from vconfs.backoff import Backoff, Pauses
-from vconfs.host.host import Host, HostError
+from vconfs.errors import VconfsError
+from vconfs.host.host import Host
 from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams.errors import StreamError
 from vconfs.streams.link import open_link
 from vconfs.streams.place import NextGuest, Place
 from vconfs.streams.url import parse_place
@@ -27,15 +27,12 @@ async def serve_stream(
 ) -> None:
     """Serve the guests that come on `stream:REST`, one after the other, until none can come.
 
-    ValueError: `rest` makes no sense; HostError: nobody can listen there.
+    ValueError: `rest` makes no sense; VconfsError: nobody can listen there.
     """
     place = parse_place(rest)
-    try:
-        async with place.listen() as next_guest:
-            task_status.started()
-            await _serve_all(host, place, next_guest)
-    except StreamError as error:
-        raise HostError(str(error)) from None
+    async with place.listen() as next_guest:
+        task_status.started()
+        await _serve_all(host, place, next_guest)
 
 
 async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
@@ -49,7 +46,7 @@ async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
                 if wire is None:
                     return False
                 await _serve_guest(host, place, wire, reception, tries.succeeded)
-        except StreamError as error:
+        except VconfsError as error:
             await tries.failed(str(error))
         except OSError as error:  # no descriptor is left, say
             await tries.failed(error)

@@ -12,9 +12,8 @@ from typing import Final
 import trio
 
 from vconfs.aside import ASIDE
-from vconfs.host.chardev import ChardevError
 from vconfs.host.chardevs.listeners import Door
-from vconfs.host.host import Host, HostError
+from vconfs.host.host import Host
 from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.host.vhost_user_device import Device
@@ -36,19 +35,16 @@ async def serve_vhost_user(
 ) -> None:
     """Serve the front-ends that come on `vhost-user:REST`, one after the other.
 
-    ValueError: `rest` makes no sense; HostError: nobody can listen there, or the dialect has no
+    ValueError: `rest` makes no sense; VconfsError: nobody can listen there, or the dialect has no
     room for a port.
     """
     address = VhostUserAddress.parse(rest)
     device = Device(host, dialect or DEFAULT_DIALECT, address)
     device.check_ports()
-    try:
-        async with address.unix.listening() as listeners:
-            with Door(listeners) as door:
-                task_status.started()
-                await _serve_all(device, door)
-    except ChardevError as error:
-        raise HostError(str(error)) from None
+    async with address.unix.listening() as listeners:
+        with Door(listeners) as door:
+            task_status.started()
+            await _serve_all(device, door)
 
 
 async def _serve_all(device: Device, door: Door) -> None:

@@ -7,8 +7,9 @@ from typing import Final
 
 from attrs import frozen
 
+from vconfs.errors import VconfsError
 from vconfs.host.backend import Backend
-from vconfs.host.host import Host, HostError
+from vconfs.host.host import Host
 from vconfs.host.vhost_user_address import VhostUserAddress
 from vconfs.link import Link
 from vconfs.protocol import v8, vhost_user, virtio1
@@ -40,10 +41,10 @@ class Device:
     offer: VhostUserAddress
 
     def check_ports(self) -> None:
-        """Make sure that each port has a place in the dialect; HostError."""
+        """Make sure that each port has a place in the dialect; VconfsError."""
         last, max_ports = self.host.port_count - 1, self.offer.max_ports
         if self.dialect == _VIRTIO1 and last >= max_ports:
-            raise HostError(f"port id {last} is too large for {max_ports} ports: see max-ports")
+            raise VconfsError(f"port id {last} is too large for {max_ports} ports: see max-ports")
 
     @property
     def features(self) -> int:

@@ -13,12 +13,12 @@ from typing import ClassVar, Final, Self
 import trio
 from attrs import frozen
 
+from vconfs.errors import VconfsError
 from vconfs.host.chardevs.programs import Exec
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.paths import path_argument
 from vconfs.program import start_program
 from vconfs.standard_streams import closed_streams
-from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
 
@@ -62,7 +62,7 @@ class TtyPlace(Line):
         try:
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise StreamError(f"cannot open {self.path}: {error.strerror}") from None
+            raise VconfsError(f"cannot open {self.path}: {error.strerror}") from None
         try:
             with self._raw(line):
                 yield Wire(line, line)
@@ -83,7 +83,7 @@ class TtyPlace(Line):
         except termios.error as error:
             code, reason = error.args
             why = "it is no terminal" if code == errno.ENOTTY else reason
-            raise StreamError(f"cannot use {self.path}: {why}") from None
+            raise VconfsError(f"cannot use {self.path}: {why}") from None
         try:
             yield
         finally:
@@ -124,7 +124,7 @@ class ExecPlace(Line):
         try:
             program = await start_program(self.command)
         except OSError as error:
-            raise StreamError(f"cannot run {self.command!r}: {error.strerror}") from None
+            raise VconfsError(f"cannot run {self.command!r}: {error.strerror}") from None
         try:
             yield Wire(program.output.descriptor, program.input.descriptor)
         finally:
@@ -151,10 +151,10 @@ class StdioPlace(Place):
     async def connect(self) -> AsyncIterator[Wire]:
         """See `Place.connect`."""
         if Stdio.taken:
-            raise StreamError("standard input and output have ended, or a port has them")
+            raise VconfsError("standard input and output have ended, or a port has them")
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
-            raise StreamError("standard input or output is a terminal: use tty:PATH for it")
+            raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
         Stdio.taken = True  # and stays so: there is no other end to come
         with _taken_over() as (reader, writer):
             yield Wire(reader, writer)
@@ -169,7 +169,7 @@ class StdioPlace(Place):
 
 def _check_open() -> None:
     if closed := closed_streams():
-        raise StreamError(f"stdio cannot be a stream: {closed}")
+        raise VconfsError(f"stdio cannot be a stream: {closed}")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import trio
 from attrs import frozen
 
 from vconfs.background import open_background
+from vconfs.errors import VconfsError
 from vconfs.link import Link, call_soon
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
@@ -37,7 +38,6 @@ from vconfs.protocol.stream import (
     Hello,
     Role,
 )
-from vconfs.streams.errors import StreamError
 from vconfs.streams.outbox import Frame as Outgoing
 from vconfs.streams.outbox import Outbox
 from vconfs.streams.place import Place
@@ -65,7 +65,7 @@ async def open_link(
     """Meet the other end on `wire`, and carry frames for as long as the block runs.
 
     What comes after the hellos is in its `turn`. The block has to give the link its owner before it
-    waits for anything. StreamError: the peer says no hello, or a wrong one.
+    waits for anything. VconfsError: the peer says no hello, or a wrong one.
     """
     connection = Connection(role, window=place.window, noise_max=place.noise_max)
     hello = await _shake_hands(wire, connection, features, config)
@@ -91,13 +91,13 @@ async def _shake_hands(wire: Wire, connection: Connection, features: int, config
                     connection.feed_eof()
             await _say(wire, connection.answer())
     except trio.TooSlowError:
-        raise StreamError(f"the peer said no hello within {HELLO_LIMIT:.0f} seconds") from None
+        raise VconfsError(f"the peer said no hello within {HELLO_LIMIT:.0f} seconds") from None
     except OSError as error:
-        raise StreamError(f"the stream broke: {error.strerror}") from None
+        raise VconfsError(f"the stream broke: {error.strerror}") from None
     except RemoteProtocolError as error:
-        raise StreamError(str(error)) from None
+        raise VconfsError(str(error)) from None
     if isinstance(event, Closed):
-        raise StreamError(event.reason)
+        raise VconfsError(event.reason)
     assert isinstance(event, Hello)
     return event
 

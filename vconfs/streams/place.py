@@ -36,11 +36,11 @@ class Place(ABC):
 
     @abstractmethod
     def connect(self) -> AbstractAsyncContextManager[Wire]:
-        """Reach the host end; StreamError."""
+        """Reach the host end; VconfsError."""
 
     @abstractmethod
     def listen(self) -> AbstractAsyncContextManager[NextGuest]:
-        """Wait for guests; StreamError."""
+        """Wait for guests; VconfsError."""
 
 
 def split_options(rest: str, *names: str) -> tuple[str, dict[str, str]]:

@@ -13,11 +13,10 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.host.chardev import ChardevError
+from vconfs.errors import VconfsError
 from vconfs.host.chardevs.listeners import BACKLOG, Door
 from vconfs.host.chardevs.sockets import Unix
 from vconfs.host.chardevs.tcp import Tcp
-from vconfs.streams.errors import StreamError
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
 from vconfs.unix_sockets import closing, connected_to, read_bytes, takes_rights
@@ -45,19 +44,16 @@ class SocketPlace(Place):
         try:
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
-            raise StreamError(f"cannot connect to {self._where}: {_why(error)}") from None
+            raise VconfsError(f"cannot connect to {self._where}: {_why(error)}") from None
         with closing(sock):
             yield self._wire(sock)
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
         """See `Place.listen`."""
-        try:
-            async with self._listening() as listeners:
-                with Door(listeners) as door:
-                    yield lambda: self._accepted(door)
-        except ChardevError as error:
-            raise StreamError(str(error)) from None
+        async with self._listening() as listeners:
+            with Door(listeners) as door:
+                yield lambda: self._accepted(door)
 
     @asynccontextmanager
     async def _accepted(self, door: Door) -> AsyncIterator[Wire]:
@@ -190,5 +186,5 @@ class VsockPlace(SocketPlace):
                 listener.listen(BACKLOG)
             except OSError as error:
                 why = error.strerror
-                raise StreamError(f"cannot listen on {self._where}: {why}") from None
+                raise VconfsError(f"cannot listen on {self._where}: {why}") from None
             yield [listener]

@@ -14,7 +14,8 @@ import trio
 from attrs import frozen
 
 from vconfs.backoff import LAST_PAUSE, Backoff
-from vconfs.host.chardev import ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.join import pass_on, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.inotify import Change, watching
@@ -69,7 +70,7 @@ def _has_reader(writer: int) -> bool:
 
 @contextmanager
 def _opened(path: str) -> Iterator[_Fifo]:
-    """Open a fifo, and make it for that long if there is none; ChardevError."""
+    """Open a fifo, and make it for that long if there is none; VconfsError."""
     made = _make_fifo(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -81,7 +82,7 @@ def _opened(path: str) -> Iterator[_Fifo]:
     try:
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # it was replaced meanwhile
             made = False
-            raise ChardevError(f"{path} exists and is no fifo: choose another path")
+            raise VconfsError(f"{path} exists and is no fifo: choose another path")
         yield opened
     finally:
         if made and opened.in_place:
@@ -104,7 +105,7 @@ def _make_fifo(path: str) -> bool:
         except OSError:  # a link to nowhere
             raise cannot(path, error) from None
         if not stat.S_ISFIFO(mode):
-            raise ChardevError(f"{path} exists and is no fifo: choose another path") from None
+            raise VconfsError(f"{path} exists and is no fifo: choose another path") from None
         return False
     except OSError as error:
         raise cannot(path, error) from None
@@ -122,7 +123,7 @@ class Way(ABC):
         self._turn = trio.CancelScope()  # of what waits for the fifo
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Copy until cancelled; ChardevError where the fifo cannot be had at first."""
+        """Copy until cancelled; VconfsError where the fifo cannot be had at first."""
         await serve_anew(self._tries, self._serve, task_status.started)
 
     def reopen(self) -> None:

@@ -35,7 +35,7 @@ class File(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Append until cancelled; ChardevError where the file cannot be opened at first."""
+        """Append until cancelled; VconfsError where the file cannot be opened at first."""
         file = AppendedFile(self.path)
         try:
             file.open()

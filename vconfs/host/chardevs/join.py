@@ -12,7 +12,8 @@ from typing import Final
 import trio
 
 from vconfs.backoff import Backoff, Pauses, is_passing
-from vconfs.host.chardev import ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import PortSide
 from vconfs.protocol.events import Buffer
 from vconfs.unix_sockets import receive_bytes, takes_rights
 
@@ -119,14 +120,14 @@ async def serve_anew(
 ) -> None:
     """Call `serve_one` again and again; it calls its argument when it has what it needs.
 
-    The first one calls `ready`, and may raise ChardevError. A later one that raises it is tried
+    The first one calls `ready`, and may raise VconfsError. A later one that raises it is tried
     again, after a pause in the context manager that `pausing` makes.
     """
     await serve_one(ready)
     while True:
         try:
             await serve_one(tries.succeeded)
-        except ChardevError as error:
+        except VconfsError as error:
             with pausing():
                 await tries.failed(str(error))
 

@@ -74,7 +74,7 @@ class Listener(Chardev):
 
     @abstractmethod
     def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        """Listen in a block; ChardevError."""
+        """Listen in a block; VconfsError."""
 
     @abstractmethod
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:

@@ -15,7 +15,8 @@ import trio
 from attrs import define
 
 from vconfs.backoff import Backoff, is_passing
-from vconfs.host.chardev import Chardev, ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.join import Client, can_reopen, pass_on, serve, serve_anew
 from vconfs.host.chardevs.paths import cannot
 from vconfs.pipe import Pipe
@@ -68,7 +69,7 @@ def _opened() -> Iterator[RawPty]:
         try:
             pty = stack.enter_context(open_pty())
         except OSError as error:
-            raise ChardevError(f"there is no pty to be had: {error.strerror}") from None
+            raise VconfsError(f"there is no pty to be had: {error.strerror}") from None
         yield pty
 
 
@@ -135,7 +136,7 @@ def _linked(link: str, target: str) -> Iterator[None]:
             os.unlink(link)
         os.symlink(target, link)
     except FileExistsError:
-        raise ChardevError(f"{link} exists and is no link to a pty: choose another path") from None
+        raise VconfsError(f"{link} exists and is no link to a pty: choose another path") from None
     except OSError as error:
         raise cannot(link, error) from None
     try:

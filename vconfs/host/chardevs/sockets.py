@@ -14,7 +14,8 @@ import trio
 from attrs import frozen
 
 from vconfs.backoff import Backoff
-from vconfs.host.chardev import Chardev, ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.join import Client, SocketClient, can_reopen, serve
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
@@ -74,7 +75,7 @@ def listening_at(
     backlog: int = BACKLOG,
     rights: bool = False,
 ) -> Iterator[socket.socket]:
-    """Listen on a unix socket in a block, for those whom `mode` lets in; ChardevError.
+    """Listen on a unix socket in a block, for those whom `mode` lets in; VconfsError.
 
     `rights`: they may send descriptors.
     """
@@ -111,12 +112,12 @@ def _replace_stale(path: str, kind: int) -> None:
     except OSError:
         return  # nothing there, or bind will say why not
     if not stat.S_ISSOCK(mode):
-        raise ChardevError(f"{path} exists and is no socket: choose another path, or remove it")
+        raise VconfsError(f"{path} exists and is no socket: choose another path, or remove it")
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(path)
     if code in (0, errno.EAGAIN, errno.EPROTOTYPE):
-        raise ChardevError(f"{path} is in use by another program: choose another path")
+        raise VconfsError(f"{path} is in use by another program: choose another path")
     if code == errno.ECONNREFUSED:
         with suppress(OSError):
             os.unlink(path)

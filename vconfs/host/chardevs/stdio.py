@@ -9,7 +9,8 @@ from typing import ClassVar, Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.host.chardev import Chardev, ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.join import CHUNK, Client, serve, wait_hang_up
 from vconfs.protocol.events import Buffer
 from vconfs.standard_streams import closed_streams
@@ -40,9 +41,9 @@ class Stdio(Chardev):
     ) -> None:
         """Copy until cancelled, or until nobody is there."""
         if Stdio.taken:
-            raise ChardevError("stdio is joined to something else already: one port can have it")
+            raise VconfsError("stdio is joined to something else already: one port can have it")
         if closed := closed_streams():
-            raise ChardevError(f"stdio cannot be joined to a port: {closed}")
+            raise VconfsError(f"stdio cannot be joined to a port: {closed}")
         Stdio.taken = True
         try:
             task_status.started()

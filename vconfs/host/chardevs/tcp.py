@@ -26,7 +26,8 @@ import trio
 from attrs import frozen
 
 from vconfs.backoff import Pauses
-from vconfs.host.chardev import ChardevError, PortSide
+from vconfs.errors import VconfsError
+from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.join import Client, SocketClient, wait_hang_up
 from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
 
@@ -82,12 +83,12 @@ class Tcp(Listener):
                 listeners.append(listener)
         return listeners
 
-    def _cannot(self, error: OSError | UnicodeError) -> ChardevError:
+    def _cannot(self, error: OSError | UnicodeError) -> VconfsError:
         where = f"[{self.host}]" if ":" in self.host else self.host
         what, way_out = "this is no host name", ""
         if isinstance(error, OSError):
             what, way_out = error.strerror or str(error), _WAYS_OUT.get(error.errno or 0, "")
-        return ChardevError(f"cannot listen on {where}:{self.service}: {what}{way_out}")
+        return VconfsError(f"cannot listen on {where}:{self.service}: {what}{way_out}")
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
         return _TcpClient(sock, door)
