@@ -30,7 +30,7 @@ from tests.guest.guest import (
     open_guest,
 )
 from tests.remote.client import Remote
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}
 REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "5"))

@@ -28,16 +28,16 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli.config import config_keys
 from vconfs.cli.manual import commands_below
-from vconfs.device.open import DEVICES, EMBEDDED, dialects_of
-from vconfs.events_file import EVENTS
+from vconfs.files.events_file import EVENTS
+from vconfs.files.names import PID_ATTRIBUTE
+from vconfs.files.status import MEANINGS, STATUS
+from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
 from vconfs.host.listening import LISTENERS
-from vconfs.names import PID_ATTRIBUTE
-from vconfs.option_values import OPTION_MEANINGS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
 from vconfs.protocol._vhost_user_backend import _RULES
 from vconfs.protocol.control import REQUESTS
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.status import MEANINGS, STATUS
+from vconfs.syntax.values import OPTION_MEANINGS
 
 _HERE: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -45,7 +45,7 @@ _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.
 _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
     "pci": "vconfs.device.vfio",
-    "kernel": "vconfs.device.kernel",
+    "kernel": "vconfs.guest.kernel",
     "qtest": "vconfs.device.qtest",
     "stream": "vconfs.device.stream",
     "vhost-user": "vconfs.device.vhost_user",

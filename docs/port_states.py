@@ -10,7 +10,7 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.port import Opener, Port
+from vconfs.guest.port import Opener, Port
 from vconfs.protocol.events import Buffer
 
 _DATA: Final = memoryview(b"data")

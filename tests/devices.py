@@ -6,15 +6,15 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
-from vconfs.host.stream import serve_stream
-from vconfs.host.vhost_user import serve_vhost_user
-from vconfs.ports import PortManager
+from vconfs.host.stream_guests import serve_stream
+from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.system.tasks import open_background
 
 OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
 

@@ -2,7 +2,7 @@
 
 import signal
 
-from vconfs.standard_streams import open_missing_streams
+from vconfs.system.standard_streams import open_missing_streams
 
 
 def main() -> None:

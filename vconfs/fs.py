@@ -18,16 +18,16 @@ from attrs import define
 from pyfuse3 import FUSEError
 
 from vconfs import fuse
-from vconfs.announcer import Announcer
-from vconfs.events_file import EventsFile, EventsReader
-from vconfs.names import PID_ATTRIBUTE, link_name, port_file
-from vconfs.opens import IdleOpens
-from vconfs.port import Opener, Port
-from vconfs.ports import PortManager
-from vconfs.processes import process_of
+from vconfs.files.announcer import Announcer
+from vconfs.files.events_file import EventsFile, EventsReader
+from vconfs.files.names import PID_ATTRIBUTE, link_name, port_file
+from vconfs.files.status import status_names, status_value
+from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
+from vconfs.guest.idle_opens import IdleOpens
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
-from vconfs.status import status_names, status_value
-from vconfs.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
+from vconfs.system.processes import process_of
 
 
 @define(eq=False)

@@ -15,23 +15,23 @@ import trio
 from attrs import define, field, frozen
 
 from vconfs import fuse
-from vconfs.allocator import keep_freed_memory
-from vconfs.announcer import Announcer
-from vconfs.background import open_background
-from vconfs.console import Consoles
-from vconfs.descriptors import allow_all_descriptors
-from vconfs.device.keeping import Connection
-from vconfs.device.open import Device, Joint
-from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.errors import VconfsError
+from vconfs.files.announcer import Announcer
+from vconfs.files.consoles import Consoles
+from vconfs.files.rules import Rule, Settings, settings_for
+from vconfs.files.tree import Access
 from vconfs.fs import PortFS, StockPortFS
-from vconfs.log_counts import tell_of_repeats
-from vconfs.port import Port, PortOptions
-from vconfs.ports import PortManager
-from vconfs.rules import Rule, Settings, settings_for
-from vconfs.service import feed_watchdog, tell_ready
-from vconfs.signals import ENDING, answering_signals
-from vconfs.tree import Access
+from vconfs.guest.connection import Connection
+from vconfs.guest.devices import Device, Joint
+from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.ports import PortManager
+from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.system.allocator import keep_freed_memory
+from vconfs.system.descriptors import allow_all_descriptors
+from vconfs.system.log_counts import tell_of_repeats
+from vconfs.system.signals import ENDING, answering_signals
+from vconfs.system.systemd import feed_watchdog, tell_ready
+from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 

@@ -10,12 +10,12 @@ import trio
 from attrs import frozen
 
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import Driver, drive
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.port import Port, PortOptions
-from vconfs.ports import PortManager
 
 
 class Puppet(Chardev):

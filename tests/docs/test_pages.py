@@ -12,7 +12,7 @@ import click
 import pytest
 
 from vconfs.cli import vconfs
-from vconfs.device.open import EMBEDDED, parse_device
+from vconfs.guest.devices import EMBEDDED, parse_device
 from vconfs.host.listening import parse_listener
 
 from .markdown import blocks, same, steps

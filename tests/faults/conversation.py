@@ -9,14 +9,14 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from vconfs.background import open_background
 from vconfs.device.stream import open_stream
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Opener
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.stream import serve_stream
-from vconfs.port import Opener
-from vconfs.ports import PortManager
+from vconfs.host.stream_guests import serve_stream
+from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 
 from .programs import until

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 from attrs import define, field, frozen
 
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 _READY = b"vconfs: listening on"
 #: As many descriptors as a program may have where nobody has changed that.

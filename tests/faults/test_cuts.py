@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.stream import open_stream
-from vconfs.driver import drive
 from vconfs.errors import VconfsError
-from vconfs.port import Port
-from vconfs.ports import PortManager
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Port
+from vconfs.guest.ports import PortManager
+from vconfs.system.tasks import open_background
 
 from .conversation import DOWN, UP, Talk, assert_served, converse, serving
 from .programs import until

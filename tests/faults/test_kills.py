@@ -12,7 +12,7 @@ import trio
 from attrs import field, frozen
 
 from tests.threads import in_thread
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 from .conftest import LIMIT, LONG
 from .programs import Both, Program, until

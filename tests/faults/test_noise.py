@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.stream import open_stream
-from vconfs.driver import drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.protocol import v8
 from vconfs.protocol.stream import BYE, CONFIG, CREDIT, HEADER, INPUT, OUTPUT, Connection, Role
+from vconfs.system.tasks import open_background
 
 from .conftest import LIMIT, LONG
 from .conversation import Talk, assert_served, converse, serving

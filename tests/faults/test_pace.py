@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 from .conftest import DEVICES, LONG
 from .programs import Both, Program, open_both

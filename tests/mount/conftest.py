@@ -18,14 +18,14 @@ import pytest
 import trio
 from attrs import frozen
 
+from vconfs.files.rules import parse_rules
+from vconfs.files.tree import Access
 from vconfs.fs import PortFS
+from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
-from vconfs.port import Port, PortOptions
-from vconfs.ports import PortManager
-from vconfs.rules import parse_rules
-from vconfs.tree import Access
 
 from ..devices import DEVICES, OpenDevice
 

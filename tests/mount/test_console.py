@@ -18,10 +18,10 @@ import trio.testing
 
 from tests.threads import in_thread
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
 from vconfs.host.spec import parse_port
-from vconfs.ports import PortManager
 from vconfs.protocol.dialect import DIALECTS
 
 from ..devices import OpenDevice

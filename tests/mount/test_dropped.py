@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.threads import in_thread
-from vconfs.events_file import EventsFile
-from vconfs.port import Opener, Port
-from vconfs.ports import PortManager
+from vconfs.files.events_file import EventsFile
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
 
 from .conftest import OpenMount
 from .test_events_file import events_of

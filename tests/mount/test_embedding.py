@@ -6,13 +6,13 @@ from pathlib import Path
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.port import PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host import HostPortSpec, PortListener, PortStream, open_host
 from vconfs.mounting import Plan, open_mount
-from vconfs.port import PortOptions
-from vconfs.ports import PortManager
+from vconfs.system.tasks import open_background
 
 CONVERSE = """
     for word in one two; do

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from tests.threads import error_of, in_thread
-from vconfs.events_file import EventsFile
+from vconfs.files.events_file import EventsFile
 from vconfs.fs import PortFS
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
 from vconfs.host.spec import parse_port
-from vconfs.port import Opener, Port
-from vconfs.ports import PortManager
 
 from .conftest import Mounted, OpenMount, program
 

@@ -14,12 +14,12 @@ import pytest
 import trio
 
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.port import PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
-from vconfs.port import PortOptions
-from vconfs.ports import PortManager
 
 from .conftest import OpenMount, program
 

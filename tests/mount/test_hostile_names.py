@@ -10,8 +10,8 @@ from pathlib import Path
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.host.control import serve_control
+from vconfs.system.tasks import open_background
 
 from .conftest import OpenMount, program
 

@@ -17,10 +17,10 @@ import trio
 from attrs import frozen
 
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
-from vconfs.device.kernel import KernelPorts, open_kernel, port_id
 from vconfs.errors import VconfsError
-from vconfs.port import Opener, Port
-from vconfs.ports import PortManager
+from vconfs.guest.kernel import KernelPorts, open_kernel, port_id
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
 
 from .test_commands import folder, vconfs
 

@@ -16,15 +16,15 @@ from inotify_simple import INotify, flags
 
 from tests.threads import error_of, in_thread
 from vconfs import fuse
-from vconfs.announcer import Announcer
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
+from vconfs.files.announcer import Announcer
+from vconfs.files.tree import Access
 from vconfs.fs import PortFS
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
-from vconfs.ports import PortManager
-from vconfs.tree import Access
 
 from .conftest import Mounted, OpenMount, program
 

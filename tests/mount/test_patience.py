@@ -18,8 +18,8 @@ import trio
 
 from tests.threads import error_of, in_thread
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
-from vconfs.port import PortOptions
+from vconfs.guest.driver import drive
+from vconfs.guest.port import PortOptions
 
 from ..devices import OpenDevice
 from .conftest import Mounted, OpenMount, program

@@ -116,7 +116,9 @@ async def test_opening_and_closing_drops_nothing_and_starts_nothing(
 ) -> None:
     if command.startswith("rsync") and not shutil.which("rsync"):
         pytest.skip("this machine has no rsync")
-    monkeypatch.setattr("vconfs.opens.IDLE_SECONDS", 3600)  # however slow this machine is
+    monkeypatch.setattr(
+        "vconfs.guest.idle_opens.IDLE_SECONDS", 3600
+    )  # however slow this machine is
     started = tmp_path / "started"
     exec_ = f"program=exec:touch {started}; cat"
     async with mounted(f"port=unix:{tmp_path}/sock", exec_) as it:

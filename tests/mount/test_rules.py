@@ -9,7 +9,7 @@ from pathlib import Path
 import trio
 
 from tests.threads import in_thread
-from vconfs.port import PortOptions
+from vconfs.guest.port import PortOptions
 
 from .conftest import OpenMount
 

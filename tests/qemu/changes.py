@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import trio
 
-from vconfs.port import Port
-from vconfs.ports import PortManager
+from vconfs.guest.port import Port
+from vconfs.guest.ports import PortManager
 
 
 class Changes:

@@ -11,8 +11,8 @@ from pathlib import Path
 import trio
 
 from tests.qemu.listener import listener
-from vconfs.background import open_background
 from vconfs.protocol.ivshmem import MESSAGE
+from vconfs.system.tasks import open_background
 
 
 class DoorbellServer:

@@ -18,14 +18,14 @@ from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
-from vconfs.device.keeping import Connection
-from vconfs.device.open import parse_device
 from vconfs.device.qtest import QtestTransport, open_qtest
 from vconfs.device.rings import RingLink
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
-from vconfs.port import Opener, Port
-from vconfs.ports import PortManager
+from vconfs.guest.connection import Connection
+from vconfs.guest.devices import parse_device
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import CONTROL_OUT
 
 pytestmark = [

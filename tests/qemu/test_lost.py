@@ -18,9 +18,9 @@ from tests.qemu.machine import chardev, open_machine, port
 from tests.threads import in_thread
 from vconfs.device.qtest import open_qtest
 from vconfs.device.qtest_client import QtestClient
-from vconfs.driver import drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 
 pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
 

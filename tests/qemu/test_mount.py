@@ -17,9 +17,9 @@ from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
 from tests.threads import in_thread
 from vconfs.device.qtest import open_qtest
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.mounting import Plan, open_mount
-from vconfs.ports import PortManager
 
 pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 #: Seconds that one call may take.
 PATIENCE = 60.0

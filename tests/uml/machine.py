@@ -19,7 +19,7 @@ import trio
 
 from tests.remote.client import Remote, open_remote
 from tests.uml.kernels import Kernel
-from vconfs.background import open_background
+from vconfs.system.tasks import open_background
 
 ROOT = Path(__file__).parents[2]
 #: Seconds that it may take to boot, and to power off; on an idle machine it is one.

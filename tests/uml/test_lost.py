@@ -22,9 +22,9 @@ from tests.uml.kernels import Kernel
 from tests.uml.machine import Guest
 from tests.uml.test_driver import opened
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import drive
-from vconfs.port import Opener
-from vconfs.ports import PortManager
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Opener
+from vconfs.guest.ports import PortManager
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,9 +11,9 @@ import trio
 from attrs import define, field
 from trio.lowlevel import ParkingLot
 
-from vconfs.background import open_background
 from vconfs.host.chardev import Chardev, parse_chardev
 from vconfs.protocol.events import Buffer
+from vconfs.system.tasks import open_background
 
 
 @define

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user import serve_vhost_user
+from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply
 from vconfs.protocol.virtqueue import DriverQueue, Layout
-from vconfs.vhost_user.messages import MessageSocket
+from vconfs.system.tasks import open_background
 
 SIZE = 1 << 20
 GUEST, USER = 0x1000_0000, 0x7F00_0000_0000

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 
 from vconfs import announcer
-from vconfs.announcer import Announcer
+from vconfs.files.announcer import Announcer
 
 
 async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory(

@@ -8,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.backoff import Backoff, Pauses
+from vconfs.system.backoff import Backoff, Pauses
 
 
 @pytest.fixture

@@ -17,9 +17,9 @@ from tests.unit.fake_function import CONFIG, ISR, FakeFunction
 from tests.unit.test_ends import spec, taken
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device.pci import open_pci
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio_pci import Common, Register
 from vconfs.testing import Puppet
 

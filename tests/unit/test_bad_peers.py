@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from vconfs.link import Link
+from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.testing import Ends, open_ends
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.bytequeue import MARK_COST, ByteQueue
+from vconfs.link.byte_queue import MARK_COST, ByteQueue
 
 
 def drain(queue: ByteQueue, size: int) -> bytes:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from vconfs.guest.port import PortOptions
 from vconfs.host import HostPortSpec, PortSide, VconfsError, open_host, parse_chardev, parse_port
-from vconfs.port import PortOptions
 from vconfs.testing import Puppet, open_ends
 
 from ..packages import BUS, make_package

@@ -17,10 +17,10 @@ from attrs import frozen
 from inotify_simple import INotify, flags
 
 from vconfs.errors import VconfsError
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
-from vconfs.port import Opener, Port, PortOptions
 from vconfs.protocol.events import Buffer
 from vconfs.testing import Ends, open_ends
 

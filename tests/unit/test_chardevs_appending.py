@@ -14,9 +14,9 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.chardevs.appending import AppendedFile
 from vconfs.host.spec import parse_port
-from vconfs.port import Opener, PortOptions
 from vconfs.testing import open_ends
 
 from .chardev_port import FakePort, descriptors, serving, until
@@ -63,7 +63,7 @@ def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
 @pytest.fixture
 def no_tries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have no pause end by itself."""
-    monkeypatch.setattr("vconfs.backoff.Pauses.next", lambda self: 1000.0)
+    monkeypatch.setattr("vconfs.system.backoff.Pauses.next", lambda self: 1000.0)
 
 
 def holds(path: Path, data: bytes) -> Callable[[], bool]:

@@ -18,7 +18,7 @@ import trio.testing
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardevs import ptys, stdio
-from vconfs.host.chardevs.paths import cannot
+from vconfs.host.chardevs.leftovers import cannot
 from vconfs.host.chardevs.ptys import Pty
 from vconfs.protocol.events import Buffer
 

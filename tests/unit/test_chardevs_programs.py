@@ -16,7 +16,7 @@ import trio
 import trio.testing
 from inotify_simple import INotify, flags
 
-import vconfs.descriptors
+import vconfs.system.descriptors
 from vconfs.host.chardevs import programs
 
 from .chardev_port import FakePort, descriptors, serving
@@ -256,7 +256,7 @@ async def test_no_descriptor_to_watch_a_program_with(
             return open_pidfd(pid)
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.program.os.pidfd_open", fail)
+    monkeypatch.setattr("vconfs.system.programs.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
         while len(children) < 2:  # it is tried again
@@ -290,10 +290,10 @@ async def test_a_program_has_the_limit_of_descriptors_that_we_were_given(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    monkeypatch.setattr(vconfs.descriptors, "_usual_limit", None)
+    monkeypatch.setattr(vconfs.system.descriptors, "_usual_limit", None)
     resource.setrlimit(resource.RLIMIT_NOFILE, (500, hard))
     try:
-        vconfs.descriptors.allow_all_descriptors()
+        vconfs.system.descriptors.allow_all_descriptors()
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (hard, hard)
         async with serving("exec:ulimit -S -n; ulimit -H -n") as port:
             port.open()

@@ -263,7 +263,7 @@ async def test_connect_to_a_socket_that_comes_later(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr("vconfs.backoff.Pauses.next", lambda self: 1000.0)
+    monkeypatch.setattr("vconfs.system.backoff.Pauses.next", lambda self: 1000.0)
     path = f"{tmp_path}/s"
     async with serving(f"connect:{path}") as port:
         await trio.testing.wait_all_tasks_blocked()
@@ -304,7 +304,7 @@ async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
     how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
     async with serving(f"{kind}:{where}") as port:
         monkeypatch.setattr("trio._socket._SocketType.send", send_later)
-        monkeypatch.setattr("vconfs.host.chardevs.join.select.epoll", epoll_later)
+        monkeypatch.setattr("vconfs.host.chardevs.client.select.epoll", epoll_later)
         client = await (tcp_client(unused_tcp_port) if kind == "tcp" else connected(where, how))
         with client:
             await port.until_connected()

@@ -18,13 +18,13 @@ import trio.testing
 from attrs import define, field
 from jsonschema import Draft202012Validator
 
-from vconfs.background import open_background
 from vconfs.errors import VconfsError
+from vconfs.guest.port import Opener
 from vconfs.host.control import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.port import Opener
 from vconfs.protocol.control import LINE_MAX
+from vconfs.system.tasks import open_background
 from vconfs.testing import Ends, Puppet, open_ends
 
 VALIDATOR = Draft202012Validator(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from vconfs.device.open import parse_device
 from vconfs.device.qtest import QtestAddress
 from vconfs.device.vfio import VfioAddress
+from vconfs.guest.devices import parse_device
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.draining import drain, say_what_was_lost
+from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.port import HostPort
-from vconfs.port import Opener, PortOptions
+from vconfs.link.draining import drain, say_what_was_lost
 from vconfs.streams.outbox import Frame, Outbox
 from vconfs.testing import Puppet, open_ends
 

@@ -11,12 +11,12 @@ import trio
 import trio.testing
 
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
 from vconfs.errors import VconfsError
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Opener, Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.port import Opener, Port, PortOptions
-from vconfs.ports import PortManager
 from vconfs.protocol import v8
 from vconfs.protocol.events import Buffer
 from vconfs.testing import Ends, Puppet, open_ends

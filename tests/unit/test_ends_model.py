@@ -11,8 +11,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.port import HostPort
-from vconfs.port import Opener, PortOptions
 from vconfs.testing import Ends, Puppet, open_ends
 
 from .test_ends import spec

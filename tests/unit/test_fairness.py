@@ -13,11 +13,11 @@ import trio.testing
 from attrs import frozen
 
 from vconfs.device.embedded import open_embedded
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Opener, Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.port import Opener, Port, PortOptions
-from vconfs.ports import PortManager
 from vconfs.testing import Puppet
 
 from ..devices import DEVICES, OpenDevice

@@ -12,8 +12,8 @@ import pytest
 import trio
 
 from vconfs.host import guest_memory
-from vconfs.host.guest_memory import SharedMemory
-from vconfs.host.vhost_user_address import VhostUserAddress
+from vconfs.host.vhost_user.address import VhostUserAddress
+from vconfs.host.vhost_user.memory import SharedMemory
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import Region
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
-from vconfs.driver import drive
+from vconfs.guest.driver import drive
+from vconfs.guest.port import Opener, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host import Host, open_host, parse_port
-from vconfs.host.stream import serve_stream
-from vconfs.port import Opener, PortOptions
-from vconfs.ports import PortManager
+from vconfs.host.stream_guests import serve_stream
+from vconfs.system.tasks import open_background
 
 OpenLink = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
 

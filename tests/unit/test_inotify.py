@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from vconfs import inotify
-from vconfs.inotify import Change, Changes, watching
+from vconfs.system.inotify import Change, Changes, watching
 
 from .chardev_port import descriptors
 

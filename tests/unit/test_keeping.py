@@ -12,16 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.background import open_background
 from vconfs.device.embedded import open_embedded
-from vconfs.device.keeping import Connection
-from vconfs.device.open import parse_device
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
+from vconfs.guest.connection import Connection
+from vconfs.guest.devices import parse_device
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Opener
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
-from vconfs.port import Opener
-from vconfs.ports import PortManager
+from vconfs.system.tasks import open_background
 
 
 class Fleeting:

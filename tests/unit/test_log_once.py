@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.log_counts import tell_of_repeats
-from vconfs.log_once import LineLimit, LogOnce
+from vconfs.system.log_counts import tell_of_repeats
+from vconfs.system.log_once import LineLimit, LogOnce
 
 log = logging.getLogger("vconfs.test")
 

@@ -16,7 +16,7 @@ import pytest
 
 from vconfs.cli.logs import log_in_background, open_log, set_log_format
 from vconfs.errors import VconfsError
-from vconfs.log_file import reopen_log_files
+from vconfs.system.log_file import reopen_log_files
 
 log = logging.getLogger("vconfs.test")
 

@@ -17,7 +17,7 @@ from vconfs.cli.config import config_keys
 from vconfs.cli.manual import command as write_manual
 from vconfs.cli.manual import manual_pages
 from vconfs.cli.roff import escape, paragraph
-from vconfs.option_values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
+from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
 PAGES = sorted(manual_pages())
 

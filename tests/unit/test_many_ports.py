@@ -11,14 +11,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.driver import Driver
+from vconfs.files.names import link_name, named_by
+from vconfs.files.tree import BY_NAME, Tree
 from vconfs.fs import PortFS
-from vconfs.link import Link
-from vconfs.names import link_name, named_by
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver
+from vconfs.guest.ports import PortManager
+from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.events import Buffer
-from vconfs.tree import BY_NAME, Tree
 
 COUNT = v8.PORTS_MAX // 4
 

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
-
-from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.vhost_user import notices
-from vconfs.vhost_user.notices import Bell, check_notifier
+
+from vconfs.link.notifications import Bell, check_notifier
+from vconfs.protocol.errors import RemoteProtocolError
 
 #: The most that the counter of an eventfd can be.
 FULL = (1 << 64) - 2

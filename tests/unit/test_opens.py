@@ -8,8 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.opens import IDLE_SECONDS, IdleOpens
-from vconfs.port import Opener, Port
+from vconfs.guest.idle_opens import IDLE_SECONDS, IdleOpens
+from vconfs.guest.port import Opener, Port
 
 from .test_port import FakeLine, make_port
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from vconfs.cli.options import parse_options
-from vconfs.patience import parse_patience
-from vconfs.port import PortOptions
+from vconfs.guest.patience import parse_patience
+from vconfs.guest.port import PortOptions
 
 
 @pytest.mark.parametrize(

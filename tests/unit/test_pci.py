@@ -12,9 +12,9 @@ import trio.testing
 from tests.unit.fake_function import FakeFunction
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device.pci import open_pci, plan_queues
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_MULTIPORT
 from vconfs.protocol.virtio_pci import Common, Status
 

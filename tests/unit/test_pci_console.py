@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.test_ends import spec, taken
 from vconfs.device.pci import open_pci
-from vconfs.driver import Driver, drive
-from vconfs.port import Port, PortOptions
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_SIZE
 from vconfs.protocol.virtio_pci import Common
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC

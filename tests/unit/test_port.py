@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.port import Opener, Port, PortOptions
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.protocol.events import Buffer
 
 IN = select.POLLIN | select.POLLRDNORM

@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from vconfs.port import Opener, Port, PortOptions
+from vconfs.guest.port import Opener, Port, PortOptions
 
 from .test_port import FakeLine, taken
 

@@ -9,9 +9,9 @@ import trio
 import trio.testing
 from attrs import define
 
-from vconfs.background import open_background
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.host import HostPortSpec, PortListener, PortStream
-from vconfs.port import Opener, Port, PortOptions
+from vconfs.system.tasks import open_background
 from vconfs.testing import Ends, open_ends
 
 

@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.background import open_background
 from vconfs.device.qtest_client import QtestClient
 from vconfs.errors import VconfsError
+from vconfs.system.tasks import open_background
 
 READ = b"readl 0x10\n"
 

@@ -6,9 +6,9 @@ import os
 
 import pytest
 
-from vconfs.port import PortOptions
-from vconfs.rules import RulesError, Settings, parse_rules, settings_for
-from vconfs.tree import Access
+from vconfs.files.rules import RulesError, Settings, parse_rules, settings_for
+from vconfs.files.tree import Access
+from vconfs.guest.port import PortOptions
 
 DEFAULT = Settings(PortOptions(limit=100), Access(mode=0o600, uid=1, gid=2))
 

@@ -9,9 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.link import Link
+from vconfs.link.link import Link
+from vconfs.link.sender import Sender
 from vconfs.protocol.events import Buffer, Message
-from vconfs.sender import Sender
 
 
 class FakeEnd:

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.service import feed_watchdog, tell_ready
+from vconfs.system.systemd import feed_watchdog, tell_ready
 
 
 @pytest.fixture

@@ -10,10 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.device.open import Embedded
+from vconfs.guest.devices import Embedded
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
-from vconfs.ports import PortManager
-from vconfs.signals import ENDING, answering_signals, log_tasks
+from vconfs.system.signals import ENDING, answering_signals, log_tasks
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ async def test_tasks_are_told_with_the_place_where_they_wait(
         log_tasks()
     assert caplog.messages[0] == "SIGUSR1: the tasks are"
     (line,) = (line for line in caplog.messages if "_answer" in line)
-    assert ". vconfs.signals._answer, in _answer at vconfs/signals.py:" in line
+    assert ". vconfs.system.signals._answer, in _answer at vconfs/system/signals.py:" in line
 
 
 async def test_thousands_of_tasks_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,13 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.driver import Driver
-from vconfs.link import Link
-from vconfs.port import Port
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver
+from vconfs.guest.port import Port
+from vconfs.guest.ports import PortManager
+from vconfs.link.link import Link
+from vconfs.link.sender import Sender
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
-from vconfs.sender import Sender
 from vconfs.streams.link import open_link
 from vconfs.streams.sockets import UnixPlace
 from vconfs.streams.wire import Wire

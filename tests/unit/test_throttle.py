@@ -13,20 +13,20 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vconfs.background import open_background
 from vconfs.device.embedded import Doorbell, open_embedded
 from vconfs.device.rings import QueueSpec
-from vconfs.driver import Driver, drive
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Opener, Port, PortOptions
+from vconfs.guest.ports import PortManager
 from vconfs.host.backend import Backend
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
-from vconfs.port import Opener, Port, PortOptions
-from vconfs.ports import PortManager
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.link import open_link
 from vconfs.streams.sockets import UnixPlace
 from vconfs.streams.wire import Wire
+from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 
 from .test_ends import spec

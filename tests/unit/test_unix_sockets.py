@@ -14,14 +14,14 @@ import pytest
 import trio
 
 from vconfs import unix_sockets
-from vconfs.aside import is_eventfd, is_memory, is_pipe, is_unix_socket
-from vconfs.background import open_background
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.control import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.stream import serve_stream
-from vconfs.unix_sockets import close_socket, refuse_rights, takes_rights
+from vconfs.host.stream_guests import serve_stream
+from vconfs.system.aside import is_eventfd, is_memory, is_pipe, is_unix_socket
+from vconfs.system.tasks import open_background
+from vconfs.system.unix_sockets import close_socket, refuse_rights, takes_rights
 
 from ..faults.hostile import lingering_socket
 

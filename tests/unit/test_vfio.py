@@ -19,9 +19,9 @@ from tests.unit.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
 from tests.unit.test_virtio_pci import REAL
 from vconfs.device import binding, vfio
 from vconfs.device.vfio import VfioAddress, VfioTransport, open_vfio
-from vconfs.driver import drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import drive
+from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio_pci import Msix, Region
 
 REGION = 1 << 16  # region N of the device begins here in the file, times N

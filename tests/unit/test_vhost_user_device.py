@@ -13,16 +13,16 @@ import pytest
 import trio
 from attrs import define, field
 
-from vconfs.aside import close_descriptors
-from vconfs.background import open_background
 from vconfs.device import vhost_user_backend
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
-from vconfs.ports import PortManager
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.ports import PortManager
+from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Message, Request
-from vconfs.vhost_user.messages import MessageSocket
+from vconfs.system.aside import close_descriptors
+from vconfs.system.tasks import open_background
 
 from .test_vhost_user_ends import resources, until
 

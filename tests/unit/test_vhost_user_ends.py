@@ -12,17 +12,17 @@ import pytest
 import trio
 from attrs import frozen
 
-from vconfs.background import open_background
-from vconfs.device.keeping import Connection
-from vconfs.device.open import parse_device
 from vconfs.device.vhost_user import open_vhost_user
-from vconfs.driver import Driver, drive
 from vconfs.errors import VconfsError
+from vconfs.guest.connection import Connection
+from vconfs.guest.devices import parse_device
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.port import Opener
+from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user_address import VhostUserAddress
-from vconfs.port import Opener
-from vconfs.ports import PortManager
+from vconfs.host.vhost_user.address import VhostUserAddress
+from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 
 from .front_end import open_back_end

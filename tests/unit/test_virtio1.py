@@ -13,7 +13,7 @@ from itertools import permutations
 import pytest
 import trio
 
-from vconfs.port import Opener, PortOptions
+from vconfs.guest.port import Opener, PortOptions
 from vconfs.protocol import events, virtio1
 from vconfs.protocol.errors import LocalProtocolError
 from vconfs.protocol.events import Event, Message

@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vconfs.cli.ports import mounts
-from vconfs.names import port_id
+from vconfs.files.names import port_id
 
 
 def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:

@@ -9,7 +9,7 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli.arguments import proposals
 from vconfs.device import binding
-from vconfs.printable import printable
+from vconfs.syntax.printable import printable
 
 
 class PciAddress(click.ParamType[str]):

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import click
 
-from vconfs.toml_lines import place_of
+from vconfs.syntax.toml import place_of
 
 
 def config_keys(command: click.Command) -> Mapping[str, click.Option]:

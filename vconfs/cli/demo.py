@@ -16,7 +16,7 @@ import click
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.printable import printable
+from vconfs.syntax.printable import printable
 
 _LIMIT = 20
 

@@ -10,10 +10,10 @@ import json
 import attrs
 import click
 
+from vconfs.cli.checks import Finding, Machine, examine
 from vconfs.cli.mount_table import all_mounts, answering
-from vconfs.doctor import Finding, Machine, examine
 from vconfs.errors import VconfsError
-from vconfs.printable import printable
+from vconfs.syntax.printable import printable
 
 _COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
 

@@ -11,14 +11,14 @@ from vconfs.cli.config import config_option
 from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import LISTEN_URL
-from vconfs.draining import DRAIN_TIME
 from vconfs.host.control import control_path
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
-from vconfs.option_values import seconds
+from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.signals import survive_hang_ups
+from vconfs.syntax.values import seconds
+from vconfs.system.signals import survive_hang_ups
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vconfs.cli.mount_table import in_time
 from vconfs.errors import VconfsError
-from vconfs.standard_streams import closed_streams
+from vconfs.system.standard_streams import closed_streams
 
 _CHUNK = 1 << 16
 _STDIN, _STDOUT = 0, 1

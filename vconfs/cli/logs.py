@@ -22,9 +22,9 @@ from typing import Final
 import click
 
 from vconfs.errors import VconfsError
-from vconfs.log_file import LogFile
-from vconfs.log_once import LineLimit
-from vconfs.printable import printable
+from vconfs.syntax.printable import printable
+from vconfs.system.log_file import LogFile
+from vconfs.system.log_once import LineLimit
 
 log = logging.getLogger(__name__)
 

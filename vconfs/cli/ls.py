@@ -15,8 +15,8 @@ import click
 from vconfs.cli.arguments import Mount
 from vconfs.cli.mount_table import in_time
 from vconfs.errors import VconfsError
-from vconfs.names import PID_ATTRIBUTE, port_id
-from vconfs.status import STATUS
+from vconfs.files.names import PID_ATTRIBUTE, port_id
+from vconfs.files.status import STATUS
 
 #: Attributes that are yes or no, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}

@@ -16,7 +16,7 @@ import click
 from vconfs.cli import host, mount, vconfs
 from vconfs.cli.config import config_keys
 from vconfs.cli.roff import escape, head, literal, paragraph, see_also, table
-from vconfs.option_values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
+from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
 #: What no command's help says.
 _EXIT_STATUS = (

@@ -18,14 +18,14 @@ from vconfs.cli.logs import log_format_option, log_option, open_log
 from vconfs.cli.options import MountOptions, option_beginnings, parse_options
 from vconfs.cli.port_spec import PortSpec
 from vconfs.cli.urls import DEVICE_URL
-from vconfs.device.open import EMBEDDED, Device, Embedded, parse_device
+from vconfs.files.rules import Rule, parse_rules
+from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.rules import Rule, parse_rules
-from vconfs.signals import survive_hang_ups
+from vconfs.system.signals import survive_hang_ups
 
 #: The ports of the embedded device when none is asked for.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")

@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Final, TypeVar
 
 from vconfs.errors import VconfsError
-from vconfs.names import PID_ATTRIBUTE
+from vconfs.files.names import PID_ATTRIBUTE
 
 T = TypeVar("T")
 

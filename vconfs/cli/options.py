@@ -8,11 +8,11 @@ from typing import Any
 
 from attrs import define, evolve, field
 
-from vconfs.draining import DRAIN_TIME
-from vconfs.option_values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
-from vconfs.patience import PATIENCE_EXAMPLES
-from vconfs.port import PortOptions
-from vconfs.tree import Access
+from vconfs.files.tree import Access
+from vconfs.guest.patience import PATIENCE_EXAMPLES
+from vconfs.guest.port import PortOptions
+from vconfs.link.draining import DRAIN_TIME
+from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
 
 #: Options that mount(8) and fstab add, and that mean nothing here.
 _FOR_OTHERS = re.compile(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vconfs.cli.mount_table import all_mounts, answering, in_time
 from vconfs.errors import VconfsError
-from vconfs.names import link_name
+from vconfs.files.names import link_name
 
 
 def find_port(argument: str) -> Path:

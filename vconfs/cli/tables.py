@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from vconfs.printable import printable
+from vconfs.syntax.printable import printable
 
 
 def make_table(texts: Sequence[str], numbers: Sequence[str], more: Sequence[str] = ()) -> Table:

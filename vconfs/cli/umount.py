@@ -14,8 +14,8 @@ from vconfs import fuse
 from vconfs.cli.arguments import Mount
 from vconfs.cli.mount_table import answering
 from vconfs.errors import VconfsError
+from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.fuse.mount import listed
-from vconfs.names import PID_ATTRIBUTE
 
 #: Seconds that the daemon may take to end when it has unmounted, or does not wait for data.
 _PATIENCE = 5.0

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli.arguments import proposals
 from vconfs.device import binding
-from vconfs.device.open import EMBEDDED, KERNEL, KINDS, parse_device
+from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listening import LISTENERS, parse_listener
 from vconfs.streams.url import PLACES
 

@@ -20,8 +20,8 @@ from vconfs.cli.arguments import Mount, port_names, proposals
 from vconfs.cli.mount_table import in_time
 from vconfs.cli.ports import mounts
 from vconfs.errors import VconfsError
-from vconfs.names import EVENTS_FILE
-from vconfs.printable import printable
+from vconfs.files.names import EVENTS_FILE
+from vconfs.syntax.printable import printable
 
 #: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {

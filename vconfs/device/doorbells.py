@@ -16,13 +16,13 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.aside import close_descriptors, is_eventfd
-from vconfs.device.eventfds import Eventfds
+from vconfs.device.interrupts import Eventfds
 from vconfs.device.qtest_bus import QtestBus, QtestFunction
 from vconfs.device.qtest_client import connect
 from vconfs.errors import VconfsError
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.system.aside import close_descriptors, is_eventfd
 
 #: The device id of ivshmem; its registers are in BAR 0.
 _IVSHMEM: Final = 0x1110

@@ -8,14 +8,14 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import QueueSpec, RingLink
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
-from vconfs.link import OpenDevice
+from vconfs.link.link import OpenDevice
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
+from vconfs.system.tasks import open_background
 
 #: So many notifications are answered at once; then other tasks have their turn.
 _TURN = 64

@@ -13,15 +13,15 @@ from typing import Final
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.device.pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device.rings import QueueSpec, RingLink
 from vconfs.errors import VconfsError
-from vconfs.link import OpenDevice
+from vconfs.link.link import OpenDevice
 from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Isr, Status
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC, SIZE_MAX
+from vconfs.system.tasks import open_background
 
 DIALECT: Final = "virtio1"
 _MAX_PORTS_AT: Final = 4

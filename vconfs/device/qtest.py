@@ -28,17 +28,17 @@ from typing import Final
 
 from attrs import frozen
 
-from vconfs.background import open_background
 from vconfs.device.doorbells import open_doorbells
-from vconfs.device.eventfds import Eventfds
+from vconfs.device.interrupts import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.device.qtest_bus import SLOTS, QtestBus, QtestFunction
 from vconfs.device.qtest_client import QtestClient, connect
 from vconfs.errors import VconfsError
-from vconfs.link import OpenDevice
+from vconfs.link.link import OpenDevice
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
-from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
+from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
+from vconfs.system.tasks import open_background
 
 #: The first MiB holds what old PCs have there.
 _MEMORY_START: Final = 1 << 20

@@ -14,7 +14,7 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.unix_sockets import refuse_rights
+from vconfs.system.unix_sockets import refuse_rights
 
 #: How long QEMU may take to answer, and how many bytes of commands may wait for it.
 _ANSWER_SECONDS: Final = 5.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from vconfs.link import OpenDevice
+from vconfs.link.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.link import open_link

@@ -21,13 +21,13 @@ import trio
 from attrs import frozen
 
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
-from vconfs.device.eventfds import Eventfds
+from vconfs.device.interrupts import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.errors import VconfsError
-from vconfs.link import OpenDevice
+from vconfs.link.link import OpenDevice
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
-from vconfs.url_options import RESIZE_OPTION, resize_rows_first, split_options
+from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
 
 _VFIO: Final = Path("/dev/vfio")
 

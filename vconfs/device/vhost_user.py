@@ -17,20 +17,20 @@ from typing import Final
 
 import trio
 
-from vconfs.aside import close_descriptors
-from vconfs.background import open_background
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
 from vconfs.device.vhost_user_backend import BackEnd
 from vconfs.errors import VconfsError
-from vconfs.link import OpenDevice
-from vconfs.paths import socket_path
+from vconfs.link.link import OpenDevice
+from vconfs.link.notifications import Bell, Notices
+from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
-from vconfs.unix_sockets import close_socket, connected_to, refuse_rights
-from vconfs.vhost_user.messages import MessageSocket
-from vconfs.vhost_user.notices import Bell, Notices
+from vconfs.syntax.paths import socket_path
+from vconfs.system.aside import close_descriptors
+from vconfs.system.tasks import open_background
+from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
 
 #: Where our memory is, in both kinds of address.
 _BASE: Final = 1 << 32

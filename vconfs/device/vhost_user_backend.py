@@ -6,15 +6,15 @@ from typing import Final
 
 import trio
 
-from vconfs.aside import close_descriptors
 from vconfs.errors import VconfsError
+from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.dialect import DIALECTS, Guest
 from vconfs.protocol.v8 import CONFIG, F_MULTIPORT, F_SIZE, QUEUES
 from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply
 from vconfs.protocol.virtio_pci import F_VERSION_1
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
-from vconfs.vhost_user.messages import MessageSocket
+from vconfs.system.aside import close_descriptors
 
 #: Seconds that a back-end has for an answer; it may be serving another front-end meanwhile.
 _PATIENCE: Final = 10.0

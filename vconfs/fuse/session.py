@@ -36,8 +36,8 @@ from vconfs.fuse.handlers import HANDLERS, Request
 from vconfs.fuse.mount import MountError
 from vconfs.fuse.operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
 from vconfs.fuse.wire import MalformedRequest, Opcode
-from vconfs.log_once import LogOnce
 from vconfs.protocol.events import Buffer
+from vconfs.system.log_once import LogOnce
 
 log = logging.getLogger(__name__)
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from vconfs.host.port import HostPort
-from vconfs.link import Link
-from vconfs.link_end import LinkEnd
-from vconfs.log_once import LogOnce
+from vconfs.link.end import LinkEnd
+from vconfs.link.link import Link
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.events import Buffer
+from vconfs.system.log_once import LogOnce
 
 log = logging.getLogger(__name__)
 

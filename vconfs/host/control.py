@@ -8,17 +8,17 @@ from typing import Any, Final, TypeAlias
 
 import trio
 
-from vconfs.background import open_background
 from vconfs.errors import VconfsError
-from vconfs.host.chardevs.listeners import Door
+from vconfs.host.chardevs.listener import Door
 from vconfs.host.chardevs.sockets import listening_at
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
-from vconfs.paths import socket_path
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.unix_sockets import closing, receive_bytes
+from vconfs.syntax.paths import socket_path
+from vconfs.system.tasks import open_background
+from vconfs.system.unix_sockets import closing, receive_bytes
 
 #: So many clients are served at a time, and so many more can wait.
 _CLIENTS_MAX: Final = 64

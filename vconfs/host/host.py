@@ -10,15 +10,15 @@ from typing import Final
 
 import trio
 
-from vconfs.background import open_background
-from vconfs.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.errors import VconfsError
 from vconfs.host.backend import Backend
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.link import Link
+from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.link.link import Link
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
+from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 

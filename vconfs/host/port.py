@@ -21,13 +21,13 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.bytequeue import MARK_COST, ByteQueue
-from vconfs.draining import DRAIN_TIME
 from vconfs.host.chardev import Chardev
 from vconfs.host.messages import UNDER_WAY, MessageQueue
-from vconfs.log_once import LogOnce
+from vconfs.link.byte_queue import MARK_COST, ByteQueue
+from vconfs.link.draining import DRAIN_TIME
+from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
-from vconfs.throttle import Throttle
+from vconfs.system.log_once import LogOnce
 
 log = logging.getLogger(__name__)
 _trouble = LogOnce(log)

@@ -14,8 +14,8 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from vconfs.effort import BUFFER, PART, Effort
-from vconfs.link import Link, call_soon
+from vconfs.link.effort import BUFFER, PART, Effort
+from vconfs.link.link import Link, call_soon
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Chain, DeviceQueue

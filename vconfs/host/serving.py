@@ -7,17 +7,17 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import trio
 from attrs import frozen
 
-from vconfs.allocator import keep_freed_memory
-from vconfs.background import open_background
-from vconfs.descriptors import allow_all_descriptors
-from vconfs.draining import DRAIN_TIME
 from vconfs.host.control import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.listening import Listener
 from vconfs.host.port import HostPortSpec
-from vconfs.log_counts import tell_of_repeats
-from vconfs.service import feed_watchdog, tell_ready
-from vconfs.signals import ENDING, answering_signals
+from vconfs.link.draining import DRAIN_TIME
+from vconfs.system.allocator import keep_freed_memory
+from vconfs.system.descriptors import allow_all_descriptors
+from vconfs.system.log_counts import tell_of_repeats
+from vconfs.system.signals import ENDING, answering_signals
+from vconfs.system.systemd import feed_watchdog, tell_ready
+from vconfs.system.tasks import open_background
 
 
 @frozen

@@ -16,11 +16,11 @@ from attrs import frozen
 from vconfs.errors import VconfsError
 from vconfs.host.chardevs.programs import Exec
 from vconfs.host.chardevs.stdio import Stdio
-from vconfs.paths import path_argument
-from vconfs.program import start_program
-from vconfs.standard_streams import closed_streams
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
+from vconfs.syntax.paths import path_argument
+from vconfs.system.programs import start_program
+from vconfs.system.standard_streams import closed_streams
 
 #: A terminal line drops what its reader has no time for; its buffers hold at least this much.
 _TTY_WINDOW: Final = 2048

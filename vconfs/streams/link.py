@@ -18,9 +18,8 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.background import open_background
 from vconfs.errors import VconfsError
-from vconfs.link import Link, call_soon
+from vconfs.link.link import Link, call_soon
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -42,6 +41,7 @@ from vconfs.streams.outbox import Frame as Outgoing
 from vconfs.streams.outbox import Outbox
 from vconfs.streams.place import Place
 from vconfs.streams.wire import Wire
+from vconfs.system.tasks import open_background
 
 #: Seconds that a peer has for its hello.
 HELLO_LIMIT: Final = 10.0

@@ -14,12 +14,12 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.host.chardevs.listeners import BACKLOG, Door
+from vconfs.host.chardevs.listener import BACKLOG, Door
 from vconfs.host.chardevs.sockets import Unix
 from vconfs.host.chardevs.tcp import Tcp
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
-from vconfs.unix_sockets import closing, connected_to, read_bytes, takes_rights
+from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
 #: What a unix socket is asked to hold: a write of 1 MiB goes out at once.

@@ -18,10 +18,10 @@ from typing import Final
 import trio
 from attrs import define, field
 
-from vconfs.backoff import Backoff
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.join import pass_on
-from vconfs.host.chardevs.paths import cannot
+from vconfs.host.chardevs.client import pass_on
+from vconfs.host.chardevs.leftovers import cannot
+from vconfs.system.backoff import Backoff
 
 #: Write up to this much at a time: a thread does it, and has to be worth it.
 _PIECE: Final = 1 << 20

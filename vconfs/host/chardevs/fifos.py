@@ -13,13 +13,13 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.backoff import LAST_PAUSE, Backoff
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.join import pass_on, serve_anew
-from vconfs.host.chardevs.paths import cannot
-from vconfs.inotify import Change, watching
-from vconfs.pipe import Pipe
+from vconfs.host.chardevs.client import pass_on, serve_anew
+from vconfs.host.chardevs.leftovers import cannot
+from vconfs.system.backoff import LAST_PAUSE, Backoff
+from vconfs.system.inotify import Change, watching
+from vconfs.system.pipes import Pipe
 
 _CHANGES: Final = (
     Change.CREATED

@@ -8,13 +8,13 @@ from typing import Self
 import trio
 from attrs import frozen
 
-from vconfs.background import open_background
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.appending import AppendedFile, Appending
+from vconfs.host.chardevs.client import can_reopen
 from vconfs.host.chardevs.fifos import Incoming, Outgoing, follow
-from vconfs.host.chardevs.join import can_reopen
-from vconfs.host.chardevs.paths import cannot
-from vconfs.paths import path_argument
+from vconfs.host.chardevs.leftovers import cannot
+from vconfs.syntax.paths import path_argument
+from vconfs.system.tasks import open_background
 
 
 @frozen

@@ -11,12 +11,12 @@ from typing import Final
 import trio
 
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.join import Client, wait_hang_up
+from vconfs.host.chardevs.client import Client, wait_hang_up
 from vconfs.host.messages import MESSAGE_MAX
-from vconfs.log_once import LogOnce
-from vconfs.pipe import bytes_to_read
 from vconfs.protocol.events import Buffer
-from vconfs.unix_sockets import receive_packet
+from vconfs.system.log_once import LogOnce
+from vconfs.system.pipes import bytes_to_read
+from vconfs.system.unix_sockets import receive_packet
 
 log = logging.getLogger(__name__)
 

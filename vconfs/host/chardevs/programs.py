@@ -10,12 +10,12 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.backoff import Backoff, is_passing
-from vconfs.draining import drain
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import can_reopen
-from vconfs.pipe import Pipe
-from vconfs.program import Program, start_program
+from vconfs.host.chardevs.client import can_reopen
+from vconfs.link.draining import drain
+from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.pipes import Pipe
+from vconfs.system.programs import Program, start_program
 
 log = logging.getLogger(__name__)
 

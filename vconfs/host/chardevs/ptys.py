@@ -14,14 +14,14 @@ from typing import Self
 import trio
 from attrs import define
 
-from vconfs.backoff import Backoff, is_passing
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import Client, can_reopen, pass_on, serve, serve_anew
-from vconfs.host.chardevs.paths import cannot
-from vconfs.pipe import Pipe
+from vconfs.host.chardevs.client import Client, can_reopen, pass_on, serve, serve_anew
+from vconfs.host.chardevs.leftovers import cannot
 from vconfs.protocol.events import Buffer
-from vconfs.ptys import RawPty, open_pty
+from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.pipes import Pipe
+from vconfs.system.ptys import RawPty, open_pty
 
 
 @define

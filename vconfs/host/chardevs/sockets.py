@@ -13,15 +13,15 @@ from typing import Self
 import trio
 from attrs import frozen
 
-from vconfs.backoff import Backoff
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import Client, SocketClient, can_reopen, serve
-from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
+from vconfs.host.chardevs.client import Client, SocketClient, can_reopen, serve
+from vconfs.host.chardevs.leftovers import cannot
+from vconfs.host.chardevs.listener import BACKLOG, Door, Listener
 from vconfs.host.chardevs.packets import PacketClient
-from vconfs.host.chardevs.paths import cannot
-from vconfs.paths import socket_path
-from vconfs.unix_sockets import closing, connected_to, refuse_rights
+from vconfs.syntax.paths import socket_path
+from vconfs.system.backoff import Backoff
+from vconfs.system.unix_sockets import closing, connected_to, refuse_rights
 
 
 @frozen

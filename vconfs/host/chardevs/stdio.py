@@ -11,9 +11,9 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.join import CHUNK, Client, serve, wait_hang_up
+from vconfs.host.chardevs.client import CHUNK, Client, serve, wait_hang_up
 from vconfs.protocol.events import Buffer
-from vconfs.standard_streams import closed_streams
+from vconfs.system.standard_streams import closed_streams
 
 _STDIN: Final = 0
 _STDOUT: Final = 1

@@ -25,11 +25,11 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.backoff import Pauses
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.join import Client, SocketClient, wait_hang_up
-from vconfs.host.chardevs.listeners import BACKLOG, Door, Listener
+from vconfs.host.chardevs.client import Client, SocketClient, wait_hang_up
+from vconfs.host.chardevs.listener import BACKLOG, Door, Listener
+from vconfs.system.backoff import Pauses
 
 #: Seconds from one look at the peer's end to the next.
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5

@@ -1,0 +1,1 @@
+"""What a mount shows beside the bytes: names, attributes, rules, events, consoles."""

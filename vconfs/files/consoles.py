@@ -1,0 +1,240 @@
+"""Consoles: ptys on console ports, and beside other ports that are to have one.
+
+Every console port of the guest end has a pty, on which agetty, screen or stty work as on the
+kernel's /dev/hvc0, and a number, by which the mount shows it: `hvc0 -> /dev/pts/7`. Numbers are
+given in the order in which consoles appear, the lowest free one first. A port that is no console
+may be given a pty as well (`-o tty=NAME`); it has no number, only the attribute user.pty.
+
+The pty is one more opener of its port, as long as both live: the host sees the port open at once,
+and nothing that is unread is dropped when another opener closes it. It has these rules:
+
+- It takes data only while somebody has its slave open. Until then the data waits in the port, up
+  to the port's limit, and then the host is throttled, that port alone. So when nobody is at the
+  pty, whoever reads the port's own file gets everything.
+- While both are read, reads are answered in the order in which they were asked, as for any two
+  readers of a port: nothing is lost or doubled, but each gets a part. Use one of them.
+- What is written to the slave goes to the host like any write. When the host throttles the port,
+  it stays in the pty, and who writes there waits; there is no ENOSPC on a terminal.
+- A hang-up of the host is not shown: like the kernel's console, the pty goes on with the next
+  connection. Removing the port hangs the terminal up.
+- Who may use the port's file may use the pty: they have the same owner and mode.
+- With `-o exclusive` the pty is the port's one opener: opening the file is refused with EBUSY.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack
+from itertools import count
+
+import trio
+from attrs import define, field, frozen
+from trio.lowlevel import ParkingLot
+
+from vconfs.files.announcer import Announcer
+from vconfs.files.tree import Access, pty_link
+from vconfs.guest.port import Opener, Port
+from vconfs.system.log_once import LogOnce
+from vconfs.system.pipes import Pipe
+from vconfs.system.processes import process_of
+from vconfs.system.ptys import RawPty, open_pty
+from vconfs.system.tasks import open_background
+
+log = logging.getLogger(__name__)
+
+#: Bytes on their way from the port to the pty at most; the others wait in the port.
+_CHUNK = 4096
+_PORT_GONE = (errno.ENODEV, errno.ENXIO)
+
+
+@frozen(eq=False)
+class _PtyOpener(Opener):
+    """The pty as an opener of its port."""
+
+    console: _Console = field(kw_only=True)
+
+    @property
+    def reads(self) -> bool:
+        """See `Opener`: it takes data while somebody has its slave open."""
+        return self.console.pty.occupied
+
+    def owed(self) -> int:
+        """See `Opener`: what is on its way in either direction, and what nobody there has read."""
+        console = self.console
+        return len(console.to_pty) + len(console.from_pty) + console.pty.unread()
+
+
+@define(eq=False)
+class _Console:
+    """A pty beside one port, and the copying between the two."""
+
+    port: Port
+    pty: RawPty
+    closing: ExitStack
+    scope: trio.CancelScope = field(factory=trio.CancelScope)
+    _changed: ParkingLot = field(factory=ParkingLot)
+    _size: tuple[int, int] = (0, 0)
+    #: Taken from the port, not yet by the pty; and the other way.
+    to_pty: memoryview = field(factory=lambda: memoryview(b""))
+    from_pty: memoryview = field(factory=lambda: memoryview(b""))
+
+    def port_changed(self) -> None:
+        """The port's state or size may be another."""
+        self._changed.unpark_all()
+        if self.port.size != self._size:
+            self._size = self.port.size
+            self.pty.resize(*self._size)
+
+    async def run(self) -> None:
+        """Copy until cancelled, or until the port is gone."""
+        opener = _PtyOpener(*process_of(os.getpid()), console=self)
+        with self.closing, self.scope:
+            try:
+                await self._open(opener)
+                while True:
+                    await self.pty.wait_occupied()
+                    async with open_background() as nursery:
+                        nursery.start_soon(self._to_pty)
+                        await self._from_pty()
+            except* OSError as errors:
+                for error in errors.exceptions:  # ENODEV, ENXIO: the port is gone
+                    if isinstance(error, OSError) and error.errno not in _PORT_GONE:
+                        log.warning("vcon%d: its pty failed: %s", self.port.id, error.strerror)
+            finally:
+                in_hand = len(self.to_pty) + len(self.from_pty)
+                self.port.counters.dropped += in_hand + self.pty.take_unread()
+                self.port.close(opener)
+
+    async def _open(self, opener: Opener) -> None:
+        while True:
+            try:
+                return self.port.open(opener)
+            except OSError as error:
+                if error.errno != errno.EBUSY:
+                    raise
+                await self._changed.park()  # exclusive, and somebody else is there
+
+    async def _to_pty(self) -> None:
+        port, master = self.port, Pipe(self.pty.master)
+        while True:
+            while self.to_pty:
+                await master.writable()
+                self.to_pty = self.to_pty[master.send_nowait(self.to_pty) :]
+            await master.writable()  # until then the data is left in the port
+            self.to_pty = memoryview(b"".join(await port.read(_CHUNK)))
+            if not self.to_pty:  # a hang-up, which a terminal is not told of
+                while not (port.host_connected or port.queued or port.removed):
+                    await self._changed.park()
+
+    async def _from_pty(self) -> None:
+        """Copy what is written to the slave, until the last one there closes it."""
+        master = Pipe(self.pty.master)
+        while True:
+            while self.from_pty:
+                self.from_pty = self.from_pty[await self._send(self.from_pty) :]
+            while self.port.ending:  # nothing more is accepted
+                await self._changed.park()
+            try:
+                self.from_pty = memoryview(await master.receive())
+            except OSError as error:
+                if error.errno == errno.EIO:
+                    return
+                raise
+
+    async def _send(self, data: memoryview) -> int:
+        try:
+            return await self.port.write(data, accepted=True)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.ENOTCONN):
+                raise
+        await self._changed.park()
+        return 0
+
+
+class Consoles:
+    """Gives ports their ptys; a listener of the manager.
+
+    `wanted` says whether a port is to have a pty; it is asked again whenever the port changes.
+    `access_for` says who may use it; that is asked again when the port has another name.
+    The ptys are served by tasks of `nursery`, and end with it.
+    """
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        announcer: Announcer,
+        wanted: Callable[[Port], bool],
+        access_for: Callable[[Port], Access],
+    ) -> None:
+        self._nursery = nursery
+        self._announcer = announcer
+        self._wanted = wanted
+        self._access_for = access_for
+        self._trouble = LogOnce(log)
+        self._consoles: dict[Port, _Console | None] = {}  # None: there was no pty to be had
+
+    def port_added(self, port: Port) -> None:
+        """Give it a pty if it is to have one."""
+        self.port_changed(port)
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        """Let those use its pty who may by its new name; a change follows."""
+        if console := self._consoles.get(port):
+            self._give_away(console)
+
+    def port_changed(self, port: Port) -> None:
+        """Begin or end a pty, and tell the one that is there."""
+        if self._wanted(port) != (port in self._consoles):
+            if port in self._consoles:
+                self._end(port)
+            elif not port.removed:
+                self._begin(port)
+        if console := self._consoles.get(port):
+            self._number(port)
+            console.port_changed()
+
+    def port_removed(self, port: Port) -> None:
+        """Hang the terminal up."""
+        self._end(port)
+
+    def _begin(self, port: Port) -> None:
+        closing = ExitStack()
+        self._consoles[port] = None
+        try:
+            pty = closing.enter_context(open_pty())
+        except OSError as error:
+            kind = "none", error.errno
+            self._trouble.warning(kind, "vcon%d has no pty: %s", port.id, error.strerror)
+            return
+        console = self._consoles[port] = _Console(port, pty, closing)
+        self._give_away(console)
+        port.pty = pty.path
+        self._nursery.start_soon(console.run)
+
+    def _give_away(self, console: _Console) -> None:
+        access = self._access_for(console.port)
+        try:
+            console.pty.give_to(access.uid, access.gid, access.mode)
+        except OSError as error:
+            kind, id = ("owner", error.errno), console.port.id
+            self._trouble.warning(kind, "vcon%d: its pty stays ours: %s", id, error.strerror)
+
+    def _end(self, port: Port) -> None:
+        console = self._consoles.pop(port, None)
+        if console is None:
+            return
+        console.scope.cancel()
+        number, port.hvc, port.pty = port.hvc, None, ""
+        if number is not None:
+            link = pty_link(number, port.id)
+            self._announcer.removed(False, link.name, link.inode)
+
+    def _number(self, port: Port) -> None:
+        """Give a console the lowest free number; a port may become one later than it came."""
+        if port.console and port.hvc is None:
+            taken = {other.hvc for other in self._consoles}
+            port.hvc = next(number for number in count() if number not in taken)
+            self._announcer.created(False, b"hvc%d" % port.hvc, link=True)

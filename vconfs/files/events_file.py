@@ -1,0 +1,278 @@
+"""What happens to the ports, as a file of lines: MOUNTPOINT/.events.
+
+Each opener first gets a line per port that is there ("present"), then "ready", and from then on
+a line per event. A line is one JSON object:
+
+    {"time": 1760000000.5, "event": "connect", "port": "vcon1", "id": 1, "name": "org.example",
+     "host": true, "open": false, "throttled": false, "guest_throttled": false, "console": false}
+
+The flags are the port's state after the event; "time" is in seconds since 1970. The events:
+
+    add remove               the port came or went
+    name                     it has another name, told as "name"
+    connect disconnect       the host opened its side, or hung up
+    open close               the first program opened the port, or the last one closed it, also
+                             one that did nothing with it
+    throttle unthrottle      the host wants no more data, or wants it again
+    full drained             we asked the host to stop sending, or to go on
+    console                  the port turned out to be a console
+    dropped                  "count" bytes were lost by rule, "by" the "guest" or the "host" end
+                             (the host's are only known if it is in the same process); at once,
+                             then once in a second, and the rest with the next other event
+    present ready            how it was when the file was opened
+    lost                     this opener reads too slowly: "count" events are missing here
+
+Reads wait for a line, unless with O_NONBLOCK, and poll tells of one. The end of the mount is the
+end of the file. Up to 256 openers at a time are served; a further open fails with ENFILE.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+import trio
+from attrs import define, evolve, field, frozen
+from trio.lowlevel import ParkingLot
+
+from vconfs.files.names import port_file
+from vconfs.guest.port import Opener, Port
+from vconfs.guest.ports import PortManager
+from vconfs.protocol.events import Buffer
+
+#: Bytes of lines that wait for one opener; when there are more, events are left out and counted.
+_BACKLOG: Final = 1 << 18
+#: Seconds between two events about dropped bytes of a port to which nothing else happens.
+_LOSSES_PAUSE: Final = 1.0
+#: Openers at a time: each may come to have a backlog.
+_READERS_MAX: Final = 256
+
+_READABLE: Final = select.POLLIN | select.POLLRDNORM
+
+
+@frozen
+class _State:
+    """What events tell of a port: a change of each flag is an event."""
+
+    host: bool
+    open: bool
+    throttled: bool
+    guest_throttled: bool
+    console: bool
+
+
+#: Flag -> the event when it becomes true, and when it becomes false.
+EVENTS: Final = {
+    "host": ("connect", "disconnect"),
+    "open": ("open", "close"),
+    "throttled": ("throttle", "unthrottle"),
+    "guest_throttled": ("full", "drained"),
+    "console": ("console", "console"),
+}
+
+
+@define
+class _Losses:
+    """How many dropped bytes of a port were told of, by end, and when (on the monotonic clock)."""
+
+    guest: int
+    host: int
+    time: float = -math.inf
+
+
+def _losses(port: Port) -> _Losses:
+    return _Losses(port.counters.dropped, port.dropped_by_host() or 0)
+
+
+def _state(port: Port) -> _State:
+    return _State(
+        host=port.host_connected,
+        open=bool(port.openers),
+        throttled=port.host_throttled,
+        guest_throttled=port.guest_throttled,
+        console=port.console,
+    )
+
+
+def _line(event: str, **more: object) -> bytes:
+    fields = {"time": round(time.time(), 6), "event": event, **more}
+    return json.dumps(fields).encode() + b"\n"
+
+
+def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
+    name = port.name.decode(errors="backslashreplace")
+    flags = {flag: getattr(state, flag) for flag in EVENTS}
+    return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags, **more)
+
+
+@define(eq=False)
+class EventsReader:
+    """One opener of the file: like a `Port`, as far as the file system uses one."""
+
+    on_change: Callable[[EventsReader], None]
+    _readers: dict[Opener, EventsReader]
+    #: Set when the mount ends: after what is left comes end of file.
+    ended: bool = False
+    _lines: deque[bytes] = field(init=False, factory=deque)
+    _size: int = field(init=False, default=0)
+    _lost: int = field(init=False, default=0)
+    _readable: ParkingLot = field(init=False, factory=ParkingLot)
+
+    def put(self, line: bytes) -> None:
+        """Queue a line, after one for those that were lost before it; or count it as lost."""
+        lines = [_line("lost", count=self._lost), line] if self._lost else [line]
+        if self._size + sum(map(len, lines)) > _BACKLOG:
+            self._lost += 1
+            return
+        self._lost = 0
+        self._lines += lines
+        self._size += sum(map(len, lines))
+        self.wake()
+
+    def wake(self) -> None:
+        """Let whoever waits look again."""
+        self._readable.unpark_all()
+        self.on_change(self)
+
+    def answer_poll(self, opener: Opener | None = None) -> int:
+        """Return the poll(2) mask."""
+        mask = _READABLE if self._lines or self.ended else 0
+        return mask | (select.POLLHUP if self.ended else 0)
+
+    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Take up to `size` bytes; none: the mount ends. trio.WouldBlock."""
+        taken: list[Buffer] = []
+        while size and self._lines:
+            line = self._lines.popleft()
+            if len(line) > size:
+                self._lines.appendleft(line[size:])
+                line = line[:size]
+            taken.append(line)
+            size -= len(line)
+            self._size -= len(line)
+        if self._lost and not self._lines:
+            lost, self._lost = self._lost, 0
+            self.put(_line("lost", count=lost))
+        if not taken and not self.ended:
+            raise trio.WouldBlock
+        return taken
+
+    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `read_nowait`, but wait for a line."""
+        while True:
+            try:
+                return self.read_nowait(size)
+            except trio.WouldBlock:
+                await self._readable.park()
+
+    def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> NoReturn:
+        """Refuse: the file is for reading."""
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    async def write(self, data: Buffer) -> NoReturn:
+        """Refuse: the file is for reading."""
+        self.write_nowait(data)
+
+    def close(self, opener: Opener) -> None:
+        """Forget the opener."""
+        self._readers.pop(opener, None)
+
+
+class EventsFile:
+    """The file; a listener of the manager."""
+
+    def __init__(self, manager: PortManager) -> None:
+        self._manager = manager
+        self._readers: dict[Opener, EventsReader] = {}
+        self._states = {port: _state(port) for port in manager.ports.values()}
+        #: Also of ports that were removed and are still open: what is unread will be dropped.
+        self._losses = {port: _losses(port) for port in manager.ports.values()}
+
+    def open(
+        self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
+    ) -> EventsReader:
+        """Open the file; EACCES unless for reading only, ENFILE if too many have it open."""
+        if flags & os.O_ACCMODE != os.O_RDONLY:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if len(self._readers) >= _READERS_MAX:
+            raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
+        reader = EventsReader(on_change, self._readers)
+        for id in sorted(self._manager.ports):
+            port = self._manager.ports[id]
+            reader.put(_port_line("present", port, _state(port)))
+        reader.put(_line("ready"))
+        self._readers[opener] = reader
+        return reader
+
+    def shut(self) -> None:
+        """End the file for everybody, because the mount ends."""
+        for reader in list(self._readers.values()):
+            reader.ended = True
+            reader.wake()
+
+    # --- listening to the manager ---------------------------------------------------------
+
+    def port_added(self, port: Port) -> None:
+        """Tell of it."""
+        state = self._states[port] = _state(port)
+        self._losses[port] = _losses(port)
+        self._tell("add", port, state)
+
+    def port_removed(self, port: Port) -> None:
+        """Tell of it; that it was closed or hung up goes without saying."""
+        state = self._states.pop(port, None)
+        if state is not None:
+            self._tell("remove", port, evolve(state, host=False))
+        if not port.openers:
+            self._losses.pop(port, None)
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        """Tell of it."""
+        self._tell("name", port, self._states.get(port) or _state(port))
+
+    def port_changed(self, port: Port) -> None:
+        """Tell what is different, if it is something of which events tell."""
+        old = self._states.get(port)
+        new = _state(port)
+        self._tell_losses(port, at_once=old != new)
+        if old is None or old == new or port.removed:
+            return
+        self._states[port] = new
+        for flag, (begins, ends) in EVENTS.items():
+            if getattr(new, flag) != getattr(old, flag):
+                self._tell(begins if getattr(new, flag) else ends, port, new)
+
+    def _tell_losses(self, port: Port, *, at_once: bool) -> None:
+        """Tell of the bytes that were dropped since the last time, unless that was just now.
+
+        There may be a loss with each piece of a long stream.
+        """
+        told = self._losses.get(port)
+        if told is None:
+            return
+        new = _losses(port)
+        if (new.guest, new.host) != (told.guest, told.host):
+            new.time = time.monotonic()
+            if at_once or new.time - told.time >= _LOSSES_PAUSE:
+                self._losses[port] = new
+                for by, count in (
+                    ("guest", new.guest - told.guest),
+                    ("host", new.host - told.host),
+                ):
+                    if count > 0:
+                        self._tell("dropped", port, _state(port), count=count, by=by)
+        if port.removed and not port.openers:
+            del self._losses[port]
+
+    def _tell(self, event: str, port: Port, state: _State, **more: object) -> None:
+        if self._readers:
+            line = _port_line(event, port, state, **more)
+            for reader in list(self._readers.values()):
+                reader.put(line)

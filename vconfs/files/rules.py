@@ -1,0 +1,143 @@
+"""Rules: options for some ports of a mount, by their names or ids, from a TOML file.
+
+    [[port]]
+    name = "org.example.*"      # a pattern, as in a shell; or id = 3; or both
+    mode = "0660"
+    gid = "clipboard"
+    limit = "4M"
+
+    [[port]]
+    id = 0
+    tty = false
+
+Every table that a port matches is applied, in the order of the file, over the options of the
+mount: a later one wins. A port that has no name yet is matched as soon as it gets one.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Final
+
+from attrs import evolve, field, frozen
+
+from vconfs.files.tree import Access
+from vconfs.guest.port import PortOptions
+from vconfs.syntax.toml import place_in_array, place_of
+from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
+
+#: Options that are true or false in the file.
+_FLAGS: Final = ("exclusive", "cache", "wait", "tty")
+#: Options that may be a number.
+_NUMBERS: Final = ("limit", "uid", "gid")
+_KEYS: Final = ("name", "id", "tty", *PORT_OPTIONS, *ACCESS_OPTIONS)
+_ID_MAX: Final = (1 << 32) - 1
+
+
+class RulesError(ValueError):
+    """A file of rules is wrong; the message names the file, the line if known, and the key."""
+
+
+@frozen
+class Settings:
+    """All that can be set for one port."""
+
+    port: PortOptions = field(factory=PortOptions)
+    access: Access = field(factory=Access)
+    tty: bool | None = None  # whether it has a pty; None: if it is a console
+
+
+@frozen
+class Rule:
+    """One table: which ports it is for, and what it sets."""
+
+    name: str | None
+    id: int | None
+    port: Mapping[str, Any]
+    access: Mapping[str, Any]
+    tty: bool | None
+
+    def matches(self, id: int, name: bytes) -> bool:
+        """Whether the rule is for this port."""
+        if self.id is not None and self.id != id:
+            return False
+        return self.name is None or fnmatchcase(os.fsdecode(name), self.name)
+
+    def apply(self, to: Settings) -> Settings:
+        """Set what the rule sets."""
+        return Settings(
+            evolve(to.port, **self.port),
+            evolve(to.access, **self.access),
+            to.tty if self.tty is None else self.tty,
+        )
+
+
+def settings_for(rules: Sequence[Rule], id: int, name: bytes, default: Settings) -> Settings:
+    """Tell what is set for a port."""
+    settings = default
+    for rule in rules:
+        if rule.matches(id, name):
+            settings = rule.apply(settings)
+    return settings
+
+
+def parse_rules(text: str, file: str) -> list[Rule]:
+    """Read the text of a file of rules; RulesError."""
+    try:
+        config = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RulesError(f"{file}: {error}") from None
+    for key in config:
+        if key != "port":
+            where = place_of(key, text, file)
+            raise RulesError(f"{where}: {key}: unknown key: there are only [[port]] tables")
+    tables = config.get("port", [])
+    if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        where = place_of("port", text, file)
+        raise RulesError(f"{where}: port: write it [[port]], with two brackets")
+    return [_parse_table(table, index, text, file) for index, table in enumerate(tables)]
+
+
+def _parse_table(table: Mapping[str, object], index: int, text: str, file: str) -> Rule:
+    key = ""
+    values: dict[str, Any] = {}
+    try:
+        for key, value in table.items():
+            values[key] = _parse_value(key, value)
+        key = ""
+        if "name" not in table and "id" not in table:
+            raise ValueError("a table needs a name or an id")
+    except ValueError as error:
+        where = place_in_array(key, "port", index, text, file)
+        raise RulesError(f"{where}: {key + ': ' if key else ''}{error}") from None
+    return Rule(
+        values.get("name"),
+        values.get("id"),
+        {key: value for key, value in values.items() if key in PORT_OPTIONS},
+        {key: value for key, value in values.items() if key in ACCESS_OPTIONS},
+        values.get("tty"),
+    )
+
+
+def _parse_value(key: str, value: object) -> object:
+    if key not in _KEYS:
+        raise ValueError(f"unknown key: the keys are {', '.join(_KEYS)}")
+    if key == "id":
+        if type(value) is not int or not 0 <= value <= _ID_MAX:
+            raise ValueError(f"id is a number, not {value!r}")
+        return value
+    if key in _FLAGS:
+        if not isinstance(value, bool):
+            raise ValueError(f"{key} is true or false, not {value!r}")
+        return value
+    if key in _NUMBERS and type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{key} is a text in quotes, not {value!r}")
+    if key == "name":
+        return value
+    parse = PORT_OPTIONS.get(key) or ACCESS_OPTIONS[key]
+    return parse(key, value)

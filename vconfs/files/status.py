@@ -1,0 +1,86 @@
+"""A port's status as text: what its extended attributes say, and `vconfs ls` shows.
+
+The names without "user." in front are the keys of `vconfs ls --json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:  # commands that only look at a mount start sooner without trio
+    from vconfs.guest.port import Port
+
+#: The most openers that are named.
+_OPENERS_MAX: Final = 16
+
+
+def _flag(value: bool) -> bytes:
+    return b"1" if value else b"0"
+
+
+def _number(value: int) -> bytes:
+    return b"%d" % value
+
+
+def _openers(port: Port) -> bytes:
+    first = islice(port.openers, _OPENERS_MAX)
+    named = b", ".join((b"%d %s" % (opener.pid, opener.command)).rstrip() for opener in first)
+    more = len(port.openers) - _OPENERS_MAX
+    return named + b" and %d more" % more if more > 0 else named
+
+
+def _dropped_by_host(port: Port) -> bytes | None:
+    count = port.dropped_by_host()
+    return None if count is None else _number(count)
+
+
+#: Attribute -> its value; None: the port has no such attribute now.
+STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
+    b"name": lambda port: port.name or None,
+    b"user.name": lambda port: port.name or None,
+    b"user.id": lambda port: _number(port.id),
+    b"user.console": lambda port: _flag(port.console),
+    b"user.host": lambda port: _flag(port.host_connected),
+    b"user.openers": _openers,
+    b"user.throttled": lambda port: _flag(port.host_throttled),
+    b"user.guest_throttled": lambda port: _flag(port.guest_throttled),
+    b"user.queued": lambda port: _number(port.queued),
+    b"user.limit": lambda port: _number(port.limit),
+    b"user.cache": lambda port: _flag(port.cache),
+    b"user.bytes_in": lambda port: _number(port.counters.bytes_in),
+    b"user.bytes_out": lambda port: _number(port.counters.bytes_out),
+    b"user.dropped": lambda port: _number(port.counters.dropped),
+    b"user.host_dropped": _dropped_by_host,
+    b"user.pty": lambda port: port.pty.encode() or None,
+}
+
+MEANINGS: Mapping[bytes, str] = {
+    b"name": "the port's name; a port without one has no such attribute",
+    b"user.name": "the same, for `getfattr -d`, which shows only `user.*`",
+    b"user.id": "its number",
+    b"user.console": "1 if the host says that it is a console",
+    b"user.host": "1 while a host is connected",
+    b"user.openers": "who has it open: number and command of each process, of the first 16 only",
+    b"user.throttled": "1 while the host wants no more data",
+    b"user.guest_throttled": "1 while the host is asked to send no more",
+    b"user.queued": "bytes that came and nobody has read yet",
+    b"user.limit": "bytes of that kind at which the host is asked to stop",
+    b"user.cache": "1 if what is unread outlives the last close",
+    b"user.bytes_in": "bytes that came from the host",
+    b"user.bytes_out": "bytes that were sent to the host",
+    b"user.dropped": "bytes that were dropped at this end, by [rules](dropped.md)",
+    b"user.host_dropped": "the same of the host end, if that is in the same process (embedded)",
+    b"user.pty": "path of the pty beside the port, if it has one",
+}
+
+
+def status_value(port: Port, name: bytes) -> bytes | None:
+    """Return one attribute of a port; None if it has no such one."""
+    return STATUS[name](port) if name in STATUS else None
+
+
+def status_names(port: Port) -> list[bytes]:
+    """Return the names of the attributes that the port has now."""
+    return [name for name, value in STATUS.items() if value(port) is not None]

@@ -1,0 +1,150 @@
+"""The names in a mount: directories, files of ports, links; with their inodes and attributes.
+
+    /            vcon0 vcon1 …   one file for each port
+                 hvc0 …          symlinks to the ptys of console ports
+                 by-name/        symlinks by the ports' names: NAME -> ../vconN
+                 .events         what happens to the ports, line by line; see `events_file`
+
+Inodes are numbers made of the ports' ids, so that a port that comes back has the one it had.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, NamedTuple
+
+import pyfuse3
+from attrs import field, frozen
+
+from vconfs.files.names import EVENTS_FILE, is_pty_link, link_name, named_by, port_file, port_id
+from vconfs.guest.port import Port
+from vconfs.guest.ports import PortManager
+
+ROOT: Final = pyfuse3.ROOT_INODE
+BY_NAME: Final = pyfuse3.InodeT(2)
+EVENTS: Final = pyfuse3.InodeT(3)
+#: Inodes of ports, of links by name and of links to ptys: this plus the port's id.
+_PORTS: Final = 1 << 33
+_LINKS: Final = 1 << 34
+_PTYS: Final = 1 << 35
+
+BY_NAME_DIR: Final = b"by-name"
+
+_SYMLINK: Final = stat.S_IFLNK | 0o777
+_DIRECTORY: Final = stat.S_IFDIR | 0o755
+
+
+@frozen
+class Access:
+    """Who may use the files: permission bits and owner."""
+
+    mode: int = 0o600
+    uid: int = field(factory=os.getuid)
+    gid: int = field(factory=os.getgid)
+
+
+class Entry(NamedTuple):
+    """One name in a directory."""
+
+    name: bytes
+    inode: int
+
+
+def port_inode(id: int) -> int:
+    """Give the inode of a port's file."""
+    return _PORTS + id
+
+
+def by_name_link(name: bytes, id: int = 0) -> Entry:
+    """Describe the link of that name to a port's file."""
+    return Entry(name, _LINKS + id)
+
+
+def pty_link(number: int, id: int) -> Entry:
+    """Describe the link `hvcN` to a port's pty."""
+    return Entry(b"hvc%d" % number, _PTYS + id)
+
+
+class Tree:
+    """What is where in the mount of a manager's ports, as it is now."""
+
+    def __init__(
+        self, manager: PortManager, access_for: Callable[[int], Access], access: Access
+    ) -> None:
+        self._manager = manager
+        self._ports = manager.ports
+        self._access_for = access_for
+        self._access = access
+        self._started = time.time_ns()
+
+    def port_of(self, inode: int) -> Port | None:
+        """Give the port whose file this inode is."""
+        return self._ports.get(inode - _PORTS)
+
+    def names(self, directory: int) -> list[Entry]:
+        """List a directory."""
+        if directory == BY_NAME:
+            links = ((link_name(name), id) for name, id in self._manager.names())
+            return [by_name_link(link, id) for link, id in sorted((k, v) for k, v in links if k)]
+        return [*self._fixed(), *self._ptys(), *(self._file(id) for id in sorted(self._ports))]
+
+    def find(self, directory: int, name: bytes) -> Entry | None:
+        """Look a name up in a directory."""
+        if directory == BY_NAME:
+            named = named_by(name)
+            port = self._manager.by_name(named) if named else None
+            return by_name_link(name, port.id) if port else None
+        if (id := port_id(name)) is not None:
+            return self._file(id) if id in self._ports else None
+        others = self._ptys() if is_pty_link(name) else self._fixed()
+        return next((entry for entry in others if entry.name == name), None)
+
+    def target(self, inode: int) -> bytes | None:
+        """Give what a symlink points to; None: there is no such link."""
+        if inode >= _PTYS:
+            port = self._ports.get(inode - _PTYS)
+            return None if port is None or port.hvc is None else port.pty.encode()
+        port = self._ports.get(inode - _LINKS)
+        return None if port is None else b"../" + port_file(port.id)
+
+    def mode(self, inode: int) -> int:
+        """Give type and permissions of an inode, also of a port that is gone but still open."""
+        if inode in (ROOT, BY_NAME):
+            return _DIRECTORY
+        if inode >= _LINKS:
+            return _SYMLINK
+        if inode == EVENTS:
+            return stat.S_IFREG | (self._access.mode & 0o444)
+        return stat.S_IFREG | self._access_for(inode - _PORTS).mode
+
+    def attributes(self, inode: int) -> pyfuse3.EntryAttributes:
+        """Return all attributes of an inode."""
+        mode = self.mode(inode)
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = pyfuse3.InodeT(inode)
+        attributes.st_mode = pyfuse3.ModeT(mode)
+        is_port = _PORTS <= inode < _LINKS
+        access = self._access_for(inode - _PORTS) if is_port else self._access
+        if stat.S_ISDIR(mode):
+            access = Access()  # ours: who announces ports there is us
+        attributes.st_uid, attributes.st_gid = access.uid, access.gid
+        attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
+        attributes.st_blksize = 1 << 16
+        attributes.st_atime_ns = attributes.st_mtime_ns = attributes.st_ctime_ns = self._started
+        attributes.entry_timeout = attributes.attr_timeout = 0
+        return attributes
+
+    def _fixed(self) -> Iterator[Entry]:
+        yield Entry(BY_NAME_DIR, BY_NAME)
+        yield Entry(EVENTS_FILE, EVENTS)
+
+    def _ptys(self) -> Iterator[Entry]:
+        for port in self._ports.values():
+            if port.hvc is not None:
+                yield pty_link(port.hvc, port.id)
+
+    def _file(self, id: int) -> Entry:
+        return Entry(port_file(id), port_inode(id))

@@ -1,0 +1,237 @@
+"""DEVICE urls: which device the guest end has, and how it is reached."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Final, Protocol
+
+import trio
+from attrs import define, field, frozen
+
+from vconfs.device.embedded import open_embedded
+from vconfs.device.pci import DIALECT as PCI_DIALECT
+from vconfs.device.qtest import QtestAddress, open_qtest
+from vconfs.device.stream import open_stream
+from vconfs.device.vfio import VfioAddress, open_bound_vfio, open_vfio
+from vconfs.device.vhost_user import open_vhost_user, parse_path
+from vconfs.guest.driver import Driver, drive
+from vconfs.guest.kernel import open_kernel
+from vconfs.guest.ports import PortManager
+from vconfs.host.host import Host, open_host
+from vconfs.host.port import HostPortSpec
+from vconfs.link.draining import DRAIN_TIME
+from vconfs.link.link import OpenDevice
+from vconfs.protocol.dialect import DIALECTS
+from vconfs.streams.url import DIALECT as STREAM_DIALECT
+from vconfs.streams.url import parse_place
+
+EMBEDDED: Final = "embedded"
+KERNEL: Final = "kernel"
+
+
+class Joint(Protocol):
+    """What joins ports to a device, until that is lost."""
+
+    @property
+    def stopped(self) -> trio.Event:
+        """Set when nothing more will come."""
+
+    @property
+    def reason(self) -> str:
+        """Why nothing more will come."""
+
+    def begin_ending(self) -> None:
+        """Have nothing more accepted from either side: see draining.py."""
+
+    def owed(self) -> Mapping[int, int]:
+        """Look at how many bytes each port owes to the device, and a host end in this process."""
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """Tell how many bytes a host end in this process has dropped since, by port."""
+
+    @property
+    def tells_all_ports(self) -> bool:
+        """True if all ports are known by now; else they come one by one."""
+
+
+#: Opens a device, by what its url says after the scheme and the dialect, where one is wanted.
+#: ValueError: the url makes no sense; VconfsError: the device cannot be used.
+Open = Callable[[str, str | None], AbstractAsyncContextManager[OpenDevice]]
+
+
+class Device(Protocol):
+    """A device that the guest end can open, and open again when it was lost."""
+
+    @property
+    def url(self) -> str:
+        """What the user calls it."""
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
+        """Join the ports of `manager` to it for as long as the block runs; VconfsError."""
+
+    def reopen_files(self) -> None:
+        """Open the files anew that its ports are joined to, if they are ours."""
+
+
+@frozen
+class _Both:
+    """Both ends in this process."""
+
+    host: Host
+    driver: Driver
+    manager: PortManager
+
+    @property
+    def tells_all_ports(self) -> bool:
+        """See `Joint`."""
+        return self.driver.tells_all_ports
+
+    @property
+    def stopped(self) -> trio.Event:
+        """See `Joint`."""
+        return self.driver.stopped
+
+    @property
+    def reason(self) -> str:
+        """See `Joint`."""
+        return self.driver.reason
+
+    def begin_ending(self) -> None:
+        """See `Joint`: between both ends data goes on."""
+        self.manager.begin_ending(hold=False)
+        self.host.begin_ending(hold=False)
+
+    def owed(self) -> Mapping[int, int]:
+        """See `Joint`."""
+        return Counter(self.driver.untaken()) + Counter(self.host.owed())
+
+    def dropped_by_host(self) -> Mapping[int, int]:
+        """See `Joint`."""
+        return dict(self.host.lost())
+
+
+@define
+class Embedded:
+    """A host end of our own, in this process, with these ports."""
+
+    host_ports: Sequence[HostPortSpec]
+    dialect: str = "v8"
+    #: Seconds without progress after which an ending gives a port up.
+    patience: float = DRAIN_TIME
+    url: str = EMBEDDED
+    _host: Host | None = field(init=False, default=None)
+
+    @asynccontextmanager
+    async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
+        """See `Device.open`; VconfsError: a port cannot be had."""
+        async with (
+            open_host(self.host_ports, patience=self.patience) as host,
+            drive(manager, open_embedded(host, self.dialect)) as driver,
+        ):
+            self._host = host
+            manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
+            try:
+                yield _Both(host, driver, manager)
+            finally:
+                self._host = manager.dropped_by_host = None
+                host.on_drop = lambda id: None
+
+    def reopen_files(self) -> None:
+        """See `Device.reopen_files`."""
+        if self._host is not None:
+            self._host.reopen_files()
+
+
+@frozen
+class Kernel:
+    """The ports of the kernel's own driver."""
+
+    url: str
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
+        """See `Device.open`."""
+        return open_kernel(manager)
+
+    def reopen_files(self) -> None:
+        """See `Device.reopen_files`: the files are the host's."""
+
+
+@frozen
+class Kind:
+    """What a scheme of DEVICE urls stands for."""
+
+    open: Open
+    #: Reads what stands after the scheme; ValueError: it makes no sense.
+    check: Callable[[str], object]
+    dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
+    #: Opens the device after taking it from the driver that has it.
+    open_bound: Open | None = None
+
+
+#: What can stand before the colon of a DEVICE url, beside `embedded` and `kernel`.
+KINDS: Final[Mapping[str, Kind]] = {
+    "pci": Kind(
+        lambda rest, dialect: open_vfio(VfioAddress.parse(rest)),
+        VfioAddress.parse,
+        dialects=(PCI_DIALECT,),
+        open_bound=lambda rest, dialect: open_bound_vfio(VfioAddress.parse(rest)),
+    ),
+    "qtest": Kind(
+        lambda rest, dialect: open_qtest(rest), QtestAddress.parse, dialects=(PCI_DIALECT,)
+    ),
+    "stream": Kind(
+        lambda rest, dialect: open_stream(rest), parse_place, dialects=(STREAM_DIALECT,)
+    ),
+    "vhost-user": Kind(open_vhost_user, parse_path),
+}
+#: The schemes of all DEVICE urls.
+DEVICES: Final = (EMBEDDED, KERNEL, *KINDS)
+
+
+@frozen
+class _Remote:
+    """A device at a url."""
+
+    url: str
+    dialect: str | None
+    _open: Open
+    _rest: str
+
+    def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
+        """See `Device.open`."""
+        return drive(manager, self._open(self._rest, self.dialect))
+
+    def reopen_files(self) -> None:
+        """See `Device.reopen_files`: the files are the host's."""
+
+
+def dialects_of(scheme: str) -> Sequence[str]:
+    """Return the dialects that devices with such a url speak."""
+    if scheme in KINDS:
+        return KINDS[scheme].dialects
+    return (PCI_DIALECT,) if scheme == KERNEL else tuple(DIALECTS)
+
+
+def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:
+    """Read a DEVICE url other than `embedded`; ValueError says what is wrong with it.
+
+    With `bind`, a PCI function is taken from its driver while it is open, and given back.
+    """
+    scheme, _, rest = url.partition(":")
+    kind = KINDS.get(scheme)
+    if kind is None and scheme != KERNEL:
+        raise ValueError(f"unknown device {url!r}: it is one of {', '.join(DEVICES)}")
+    dialects = dialects_of(scheme)
+    if kind is None and rest:
+        raise ValueError(f"this device has no address: what is {rest!r}?")
+    if kind is not None:
+        kind.check(rest)
+    if dialect is not None and dialect not in dialects:
+        raise ValueError(f"{scheme}: devices speak {' or '.join(dialects)}, not {dialect}")
+    if bind and (kind is None or kind.open_bound is None):
+        raise ValueError(f"{scheme}: devices have no driver to be taken from")
+    if kind is None:
+        return Kernel(url)
+    return _Remote(url, dialect, (kind.open_bound if bind else None) or kind.open, rest)

@@ -1,0 +1,648 @@
+"""A port of the guest end: what a program that has it open can do with it.
+
+Theory of operation
+-------------------
+A `Port` is a queue of bytes that came from the host, and a way to send to it. It outlives the
+connection to its device: while there is none, the port looks hung up.
+
+Each call comes twice, as in trio: `read_nowait` and `write_nowait` do it at once or raise
+trio.WouldBlock, `read` and `write` wait. Readers take turns, first come, first served, and so do
+writers; whoever waits holds the turn, and one who is cancelled passes it on. A reader takes its
+bytes only when it has been woken and has its turn, and nothing is awaited after that: a cancelled
+reader has taken nothing.
+
+A hang-up is a place in the stream of bytes. What the host sent before it can be read; then comes
+one end of file; what a later connection sends comes after that. So a hang-up leaves a mark in the
+queue when there is something that it has to be told apart from.
+
+An opener has seen a hang-up when it has read that end of file, or when its poll gave POLLHUP with
+nothing before it (`answer_poll`). For an opener that polled, the next connection then starts clean.
+The mark stays for the other openers until one of them reads it, because what one program polls
+says nothing about what another one knows. It goes, for all openers, with the first read that gives
+the end of file or what comes after it: like each byte, an end of file is given to one reader.
+
+A port is used once any opener has read, written or polled. The last close drops unread data only
+of a port that was used. A program's open is quiet: the host is told of it when the port is used, or
+after a short time (see opens.py; there is no clock here).
+
+Errors are OSError with the errno that the caller of read(2) or write(2) gets.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import select
+from collections.abc import Callable
+from typing import NoReturn, Protocol
+
+import trio
+from attrs import define, field, frozen
+from trio.lowlevel import ParkingLot
+
+from vconfs.guest.patience import DEFAULT_PATIENCE, WaitLimit, parse_patience
+from vconfs.link.byte_queue import MARK_COST, ByteQueue
+from vconfs.link.throttle import Throttle
+from vconfs.protocol.events import Buffer
+from vconfs.system.log_once import LogOnce
+
+log = logging.getLogger(__name__)
+_trouble = LogOnce(log)
+
+_READABLE = select.POLLIN | select.POLLRDNORM
+_WRITABLE = select.POLLOUT | select.POLLWRNORM
+
+#: Unread bytes per port where neither the options nor the host name a limit.
+DEFAULT_LIMIT = 1 << 20
+#: The highest limit that a host can set where the options name none.
+DEFAULT_CEILING = 16 << 20
+
+
+@frozen
+class PortOptions:
+    """How the ports of a mount behave; see "What a file does" in README.md."""
+
+    exclusive: bool = False  # a second open is refused with EBUSY
+    wait: bool = False  # a read with no host waits for one instead of reporting end of file
+    cache: bool = False  # unread data survives a close, whatever the host says
+    #: Seconds that a write waits while the host throttles the port, or its device is away. It can
+    #: be given like the option: "enospc" is 0, "block" is infinity, "500ms" is 0.5.
+    throttle: float = field(default=DEFAULT_PATIENCE, converter=parse_patience)
+    #: Unread bytes per port, and the most that the host can set; None: see `Port.limit`.
+    limit: int | None = None
+
+
+@frozen(eq=False)
+class Opener:
+    """One open file of a port, and which process opened it."""
+
+    pid: int
+    command: bytes = b""  # what it was called then, fit to be shown
+    can_read: bool = True
+
+    @property
+    def reads(self) -> bool:
+        """True if this one may read what is queued in the port."""
+        return self.can_read
+
+    def owed(self) -> int:
+        """Return how many bytes this one has taken and not passed on (a pty beside the port)."""
+        return 0
+
+
+class Line(Protocol):
+    """The port's way to its host: the part of a connected device that ports use."""
+
+    #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
+    throttles: bool
+
+    #: Whether `open_port` can raise OSError: it is then called at the open, which fails with it.
+    can_refuse: bool
+
+    @property
+    def in_flight(self) -> int:
+        """Bytes that may still come when the host has seen that it is to stop."""
+
+    def has_room(self, id: int) -> bool: ...  # noqa: D102
+    def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
+    def send_later(self, id: int, data: Buffer) -> int: ...  # noqa: D102
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
+    def nudge(self, id: int) -> None: ...  # noqa: D102
+    def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
+    def refill(self, port: Port) -> None: ...  # noqa: D102
+
+
+@define
+class Counters:
+    """What went through a port, and what was lost by rule."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped: int = 0  # bytes that were unread at the last close, or beyond the limit
+    ignored: int = 0  # messages that the host may not send
+    resets: int = 0  # times that the host went on sending after it was told to stop
+
+
+@define(eq=False, slots=True)
+class Port:
+    """One port of the device."""
+
+    id: int
+    options: PortOptions = field(factory=PortOptions)
+    on_change: Callable[[Port], None] = field(default=lambda port: None)
+
+    name: bytes = b""
+    console: bool = False
+    size: tuple[int, int] = (0, 0)  # of a console: columns and rows, 0 where unknown
+    hvc: int | None = None  # of a console: its number
+    pty: str = ""  # path of the pty beside the port, if it has one
+    host_connected: bool = False
+    host_throttled: bool = False
+    removed: bool = False
+    host_cache: bool = False
+    host_limit: int = 0
+    #: In the order in which they came.
+    openers: dict[Opener, None] = field(factory=dict)
+    counters: Counters = field(factory=Counters)
+    #: How many bytes the host has dropped; None if it is not in this process.
+    dropped_by_host: Callable[[], int | None] = field(default=lambda: None)
+
+    _line: Line | None = field(init=False, default=None)
+    #: Of a console: where its output goes while its device is up and the port is not there.
+    _early: Line | None = field(init=False, default=None)
+    _queue: ByteQueue = field(init=False, factory=ByteQueue)
+    #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
+    _delivered: bool = field(init=False, default=False)
+    #: Whether the host was told that the port is open, or will be when the device is there.
+    _told: bool = field(init=False, default=False)
+    #: Whether any opener has read, written or polled since the first open.
+    _used: bool = field(init=False, default=False)
+    #: Openers to which a poll has shown the hang-up at the head of the queue.
+    _seen: set[Opener] = field(init=False, factory=set)
+    #: The host overran its limit and is not heard until it opens the port anew.
+    _was_reset: bool = field(init=False, default=False)
+    _throttle: Throttle = field(init=False, factory=Throttle)
+    #: The mount is ending: nobody may wait any more.
+    _shut: bool = field(init=False, default=False)
+    #: The mount is about to end: nothing more is accepted, with `_holding` from the host neither.
+    ending: bool = field(init=False, default=False)
+    _holding: bool = field(init=False, default=False)
+    _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
+    _write_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
+    _readable: ParkingLot = field(init=False, factory=ParkingLot)
+    _writable: ParkingLot = field(init=False, factory=ParkingLot)
+    _write_limit: WaitLimit = field(init=False, factory=WaitLimit)
+
+    # --- status ---------------------------------------------------------------------------
+
+    @property
+    def queued(self) -> int:
+        """Bytes that came from the host and were not read yet."""
+        return self._queue.size
+
+    @property
+    def guest_throttled(self) -> bool:
+        """True if the host was asked to stop sending."""
+        return self._throttle.on
+
+    @property
+    def limit(self) -> int:
+        """Unread bytes at which the host is asked to stop.
+
+        The host can set it up to a ceiling: the limit of the options or, without one, 16 MiB. While
+        the host has not set it, it is the limit of the options or, without one, 1 MiB.
+        """
+        ceiling = self.options.limit or DEFAULT_CEILING
+        return min(self.host_limit or self.options.limit or DEFAULT_LIMIT, ceiling)
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether there is space for more from the host (asked where rings throttle)."""
+        return self.space > 0 and not self._holding
+
+    @property
+    def space(self) -> int:
+        """Bytes that may still come until the host is asked to stop."""
+        return self.limit - self._queue.cost
+
+    @property
+    def cache(self) -> bool:
+        """Whether unread data survives a close."""
+        return self.host_cache or self.options.cache
+
+    def poll(self, opener: Opener | None = None) -> int:
+        """Return the poll(2) mask of the port as it is now, for `opener` or for any other."""
+        if self.removed:
+            return select.POLLHUP | select.POLLERR | (_READABLE if self._queue.size else 0)
+        mask = 0
+        line = self._line
+        if self._queue.size or (self._queue.at_mark and not self._is_over(opener)):
+            mask |= _READABLE
+        if not self.host_connected:
+            mask |= select.POLLHUP
+        line = line or self._early
+        if line is None:
+            return mask
+        if not line.throttles and not self.host_connected:
+            return mask | _READABLE  # the standard's driver reports end of file as readable
+        if not self.host_throttled and not self.ending:
+            mask |= _WRITABLE if line.has_room(self.id) else 0
+        return mask
+
+    @property
+    def attached(self) -> bool:
+        """Whether the port's device is connected."""
+        return self._line is not None
+
+    # --- open and close -------------------------------------------------------------------
+
+    def open(self, opener: Opener, *, quiet: bool = False) -> None:
+        """Add an opener, and tell the host of the first. EBUSY, ENXIO, or what the device says.
+
+        With `quiet`, the host is told later: when the port is used, or by `tell_open`.
+        """
+        if self.removed:
+            _fail(errno.ENXIO)
+        if self.openers and self.options.exclusive:
+            _fail(errno.EBUSY)
+        is_first = not self.openers
+        self.openers[opener] = None
+        if not quiet or (self._line is not None and self._line.can_refuse):
+            try:
+                self.tell_open()
+            except OSError:
+                del self.openers[opener]
+                self._told = False
+                raise
+        if is_first:
+            self.on_change(self)
+
+    def tell_open(self) -> None:
+        """Tell the host that the port is open, if it is and the host was not told before."""
+        if self.openers and not self._told:
+            self._told = True
+            if self._line is not None:
+                self._line.open_port(self.id, True)
+
+    def close(self, opener: Opener) -> None:
+        """Take an opener away; the last close is told, and drops what is unread of a used port."""
+        self.openers.pop(opener, None)
+        self._seen.discard(opener)
+        if self.openers:
+            return
+        self._queue.give_back()
+        if self._used:
+            self._delivered = False
+            if not self.cache:
+                self.counters.dropped += self._queue.clear()
+            elif self._queue.at_mark:
+                self._pass_mark()  # a hang-up that concerns no later opener
+        told, self._told, self._used = self._told, False, False
+        if told and self._line is not None:
+            self._line.open_port(self.id, False)
+        self._after_read()
+        self.on_change(self)
+
+    def _use(self) -> None:
+        """An opener reads, writes or polls: the open has effects from now on."""
+        if not self._used and self.openers:
+            self._used = True
+            self.tell_open()
+
+    # --- polling --------------------------------------------------------------------------
+
+    def answer_poll(self, opener: Opener) -> int:
+        """Return the mask that `opener` polls for, and note that it was shown a hang-up."""
+        self._use()
+        mask = self.poll(opener)
+        shows_hang_up = not self.host_connected and self._queue.at_mark and not self._queue.size
+        if shows_hang_up and not self._read_turn.locked():  # or a reader is about to be given it
+            self._seen.add(opener)
+        return mask
+
+    def _is_over(self, opener: Opener | None) -> bool:
+        """True if `opener` has seen the hang-up at the head, and a new connection came after it."""
+        return opener in self._seen and (self.host_connected or self._queue.size > 0)
+
+    def _pass_mark(self) -> None:
+        self._queue.take_mark()
+        self._seen.clear()
+        self._delivered = False
+
+    # --- reading --------------------------------------------------------------------------
+
+    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock.
+
+        The pieces may lie in the device's memory, and are good until the next call.
+        """
+        self._use()
+        if self._read_turn.locked():
+            raise trio.WouldBlock
+        return self._take(size, opener)
+
+    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `read_nowait`, but wait for a turn and then for data, a hang-up or a removal."""
+        self._use()
+        async with self._read_turn:
+            while True:
+                try:
+                    return self._take(size, opener)
+                except trio.WouldBlock:
+                    await self._readable.park()
+
+    def _take(self, size: int, opener: Opener | None) -> list[Buffer]:
+        queue = self._queue
+        queue.give_back()
+        if queue.at_mark:
+            if not self._is_over(opener):
+                self._pass_mark()
+                self._after_read()
+                return []
+            if queue.size:
+                self._pass_mark()
+        if queue.size and not queue.at_mark:
+            pieces = queue.take(size)
+            if self.host_connected and not queue.marks:
+                self._delivered = True
+            self._after_read()
+            return pieces
+        if self.removed:
+            _fail(errno.ENODEV)
+        if self.host_connected or (self.options.wait and not self._shut):
+            raise trio.WouldBlock
+        return []
+
+    def _after_read(self) -> None:
+        line = self._line
+        if line is None:
+            return
+        if self._throttle.on and not self._holding and self._queue.cost <= self.limit // 2:
+            self._throttle.ask(line, self.id, False)
+            self.on_change(self)
+        line.refill(self)
+
+    # --- writing --------------------------------------------------------------------------
+
+    def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
+        """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock.
+
+        With `nonblock`, for one who will not `write` then, some of it may wait for its turn, and
+        a host that has throttled the port is ENOSPC unless writes wait for ever.
+        """
+        self._use()
+        line = self._check_writable(nonblock=nonblock)
+        if line is None or self._write_turn.locked():
+            raise trio.WouldBlock
+        try:
+            sent = line.send_nowait(self.id, data)
+        except trio.WouldBlock:
+            if not nonblock:
+                raise
+            sent = line.send_later(self.id, data)
+        self.counters.bytes_out += sent
+        return sent
+
+    async def write(self, data: Buffer, *, accepted: bool = False) -> int:
+        """Like `write_nowait`, but wait for a turn, and then until the host takes something.
+
+        With `accepted`, also when the mount ends: the data was taken from its writer before.
+        ENOSPC, ENOTCONN: the host took nothing for as long as the option `throttle` says.
+        """
+        self._use()
+        while True:
+            with self._write_limit.applied(math.inf if accepted else self._patience):
+                async with self._write_turn:
+                    return await self._send(data, accepted)
+            patience = self._patience
+            if patience < math.inf:  # else the host has gone on at this very moment
+                self._write_limit.gave_up(patience)
+                self._refuse()
+
+    async def _send(self, data: Buffer, accepted: bool) -> int:
+        while True:
+            line = self._check_writable(accepted=accepted)
+            if line is None:
+                await self._writable.park()
+                continue
+            sent = await line.send(self.id, data, lambda: self._may_send(accepted))
+            if sent:
+                self.counters.bytes_out += sent
+                return sent
+
+    def _may_send(self, accepted: bool) -> bool:
+        if self.ending and not accepted:
+            return False
+        line = self._way_out
+        if self.removed or line is None or self.host_throttled:
+            return False
+        return line.throttles or self.host_connected
+
+    @property
+    def _way_out(self) -> Line | None:
+        """What takes the port's output, if anything does."""
+        return self._line or self._early
+
+    @property
+    def _is_refused(self) -> bool:
+        """True if the host has throttled the port, or its device is away."""
+        line = self._way_out
+        return line is None or (line.throttles and self.host_throttled)
+
+    @property
+    def _patience(self) -> float:
+        """Seconds that a write may wait from now on."""
+        return self.options.throttle if self._is_refused else math.inf
+
+    def _check_writable(self, *, nonblock: bool = False, accepted: bool = False) -> Line | None:
+        """Return the line to write to, or None if the caller has to wait."""
+        if self.removed:
+            self._refuse()
+        if self.ending and not accepted:
+            _fail(errno.ENOTCONN)
+        if self._is_refused:
+            gives_up = not self.options.throttle or (nonblock and self._patience < math.inf)
+            if self._shut or (gives_up and not accepted):
+                self._refuse()
+            return None
+        line = self._way_out
+        return line if line is not None and (line.throttles or self.host_connected) else None
+
+    def _refuse(self) -> NoReturn:
+        """Raise the error of a write that the host does not take."""
+        if self.removed:
+            _fail(errno.ENODEV)
+        _fail(errno.ENOTCONN if self._way_out is None else errno.ENOSPC)
+
+    # --- what the host does ---------------------------------------------------------------
+
+    def attach(self, line: Line, introduce: Callable[[], None] = lambda: None) -> None:
+        """The port's device is connected, anew or for the first time.
+
+        `introduce` makes the port known to its host, who then listens to it.
+        """
+        self._line, self._early = line, None
+        self.host_throttled = self._was_reset = False
+        self._throttle.forget()
+        self._write_limit.restart(self._patience)
+        introduce()
+        self._told = self._told or (line.can_refuse and bool(self.openers))
+        if self._told:
+            line.open_port(self.id, True)
+        self._check_limit()
+        self._changed()
+
+    def speak_early(self, line: Line) -> None:
+        """Take output by `line` until the port is there: its device is up (a console's only)."""
+        self._early = line
+        self._write_limit.restart(self._patience)
+        self._changed()
+
+    def detach(self) -> None:
+        """The port's device is gone; the port stays, hung up."""
+        self.host_throttled = False
+        self._throttle.forget()
+        self._queue.own()
+        self.set_connected(False)
+        self._let_go()
+
+    def set_connected(self, connected: bool) -> None:
+        """The host opened its side, or hung up."""
+        if connected:
+            self._was_reset = False
+        if connected == self.host_connected:
+            return
+        self.host_connected = connected
+        if not connected:
+            if self._queue.size or self._delivered or self._read_turn.locked():
+                if self._queue.put_mark():
+                    self._throttle.came(MARK_COST)
+                if self._queue.marks == 1:
+                    self._seen.clear()  # the mark that comes first stands for this hang-up
+            self._delivered = False
+        elif self._queue.at_mark and not self._used:
+            self._pass_mark()  # no opener has read what came before it, or waits for more
+            self._after_read()
+        self._changed()
+
+    def become_console(self) -> None:
+        """The host says that this port is a console."""
+        self.console = True
+        self.on_change(self)
+
+    def resize(self, cols: int, rows: int) -> None:
+        """The host tells the size of the console on this port."""
+        self.size = (cols, rows)
+        self.on_change(self)
+
+    def set_options(self, options: PortOptions) -> None:
+        """Behave otherwise from now on; who waits looks whether that changes anything."""
+        if options != self.options:
+            self.options = options
+            self._write_limit.restart(self._patience)
+            self._check_limit()
+            self._changed()
+
+    def set_throttled(self, throttled: bool) -> None:
+        """The host wants no more data, or wants it again."""
+        if throttled != self.host_throttled:
+            self.host_throttled = throttled
+            self._write_limit.restart(self._patience)
+        self._changed()
+
+    def set_limit(self, limit: int) -> None:
+        """The host names how many unread bytes we may hold, up to our ceiling; 0: our default."""
+        self.host_limit = limit
+        self._check_limit()
+        self.on_change(self)
+
+    def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
+        """The host sent `data`: `put`, and then `fed`."""
+        self.put(data, lender)
+        self.fed()
+
+    def fed(self) -> None:
+        """Tell whoever waits what was `put`; once for many buffers, for that is what costs."""
+        self._changed()
+
+    def put(self, data: Buffer, lender: Callable[[], None] | None = None) -> None:
+        """Queue what the host sent: a copy or, with a `lender`, lent (see `ByteQueue`)."""
+        size = len(data)
+        if self._was_reset:
+            self.counters.dropped += size
+            if lender is not None:
+                lender()
+            return
+        if not self.host_connected and self._line is not None and self._line.throttles:
+            self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
+        self.counters.bytes_in += size
+        if lender is None:
+            self._queue.put(data)
+        else:
+            self._queue.lend(memoryview(data), lender)
+        throttle, line = self._throttle, self._line
+        throttle.came(size)
+        if line is not None and line.throttles and self._queue.cost >= self.limit:
+            if not throttle.on:
+                throttle.ask(line, self.id, True)
+            elif throttle.is_ignored(line):
+                self._reset()
+
+    def room_came(self) -> None:
+        """There are buffers to send again, and poll had said that there were none."""
+        self.on_change(self)
+
+    def remove(self) -> None:
+        """The host took the port away; whoever has it open learns it."""
+        self.removed = True
+        self.host_connected = False
+        self._let_go()
+
+    # --- the end of the mount: see draining.py --------------------------------------------
+
+    def begin_ending(self, *, hold: bool) -> None:
+        """Refuse writers from now on; with `hold`, have the host send nothing more."""
+        self.ending, self._holding = True, hold
+        line = self._line
+        if hold and line is not None and line.throttles and not self._throttle.on:
+            self._throttle.ask(line, self.id, True)
+        self._changed()
+
+    def owed(self) -> int:
+        """Tell how many bytes are owed to those who have the port open to read."""
+        reads = any(opener.reads for opener in self.openers)
+        in_hand = sum(opener.owed() for opener in self.openers)
+        return (self._queue.size if reads else 0) + in_hand
+
+    def shut(self) -> None:
+        """Hang up for good, because the mount ends: nobody waits here any more."""
+        self._shut = True
+        self.detach()
+
+    def give_up(self) -> None:
+        """Drop what nobody has read, for the mount has ended."""
+        self.counters.dropped += self._queue.clear()
+
+    def _reset(self) -> None:
+        _trouble.warning(self.id, "vcon%d: the host ignores THROTTLE, the port is reset", self.id)
+        self.counters.resets += 1
+        self.counters.dropped += self._queue.clear()
+        self._was_reset = True
+        self._delivered = True  # whoever reads must see that the stream is broken here
+        self.set_connected(False)
+        self._after_read()
+
+    def _check_limit(self) -> None:
+        """Ask the host to stop, or to go on, after a change of the limit or the line."""
+        line = self._line
+        if line is None:
+            return
+        if line.throttles and not self._throttle.on and self._queue.cost >= self.limit:
+            self._throttle.ask(line, self.id, True)
+        else:
+            self._after_read()
+
+    def _let_go(self) -> None:
+        was_there = self._way_out is not None
+        line, self._line, self._early = self._line, None, None
+        if was_there:
+            self._write_limit.restart(self._patience)
+        if line is not None:
+            line.nudge(self.id)
+        self._changed()
+
+    def _changed(self) -> None:
+        if self._readable:
+            self._readable.unpark_all()
+        if self._writable:
+            self._writable.unpark_all()
+        if self._line is not None and self._write_turn.locked():
+            self._line.nudge(self.id)
+        self.on_change(self)
+
+
+def _fail(code: int) -> NoReturn:
+    raise OSError(code, os.strerror(code))

@@ -1,0 +1,80 @@
+"""Guests at the other end of byte streams (v8 only)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+import trio
+
+from vconfs.errors import VconfsError
+from vconfs.host.host import Host
+from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
+from vconfs.protocol import v8
+from vconfs.protocol.stream import Role
+from vconfs.streams.link import open_link
+from vconfs.streams.place import NextGuest, Place
+from vconfs.streams.url import parse_place
+from vconfs.streams.wire import Wire
+from vconfs.system.backoff import Backoff, Pauses
+
+
+async def serve_stream(
+    host: Host,
+    rest: str,
+    dialect: str | None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the guests that come on `stream:REST`, one after the other, until none can come.
+
+    ValueError: `rest` makes no sense; VconfsError: nobody can listen there.
+    """
+    place = parse_place(rest)
+    async with place.listen() as next_guest:
+        task_status.started()
+        await _serve_all(host, place, next_guest)
+
+
+async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
+    reception = Reception()
+    tries = Backoff("no guest", "a guest is there again", Pauses(last=place.pause_max))
+
+    async def serve_one() -> bool:
+        try:
+            async with AsyncExitStack() as stack:
+                wire = await reception.let_in(lambda: stack.enter_async_context(next_guest()))
+                if wire is None:
+                    return False
+                await _serve_guest(host, place, wire, reception, tries.succeeded)
+        except VconfsError as error:
+            await tries.failed(str(error))
+        except OSError as error:  # no descriptor is left, say
+            await tries.failed(error)
+        return True
+
+    await receive_guests(serve_one, GREETED_MAX if place.has_many_peers else 1)
+
+
+async def _serve_guest(
+    host: Host, place: Place, wire: Wire, reception: Reception, attached: Callable[[], None]
+) -> None:
+    """Serve one guest until it leaves; call `attached` when it has said its hello."""
+    said, turn = _config(host), reception.as_guest()
+    async with open_link(wire, place, Role.HOST, v8.FEATURES, said, turn) as link:
+
+        def announce_config() -> None:
+            link.send_config(_config(host))
+
+        attached()
+        backend = host.attach(link, v8.HostEnd(link.features), announce_config)
+        try:
+            backend.start()
+            if _config(host) != said:  # since the hello
+                announce_config()
+            await backend.stopped.wait()
+        finally:
+            host.detach()
+
+
+def _config(host: Host) -> bytes:
+    return v8.CONFIG.pack(*host.size, host.port_count)

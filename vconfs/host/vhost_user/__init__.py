@@ -1,0 +1,1 @@
+"""Guests behind vhost-user front-ends."""

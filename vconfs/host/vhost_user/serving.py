@@ -1,0 +1,75 @@
+"""Guests behind vhost-user front-ends: hypervisors, or vconfs mount.
+
+One front-end at a time is served; the next one waits until it has left, or was turned away for
+what it did (see protocol/vhost_user.py). Before that, several can say their hello at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Final
+
+import trio
+
+from vconfs.host.chardevs.listener import Door
+from vconfs.host.host import Host
+from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
+from vconfs.host.vhost_user.address import VhostUserAddress
+from vconfs.host.vhost_user.device import Device
+from vconfs.host.vhost_user.session import Session
+from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.system.aside import ASIDE
+from vconfs.system.log_once import LogOnce
+from vconfs.system.unix_sockets import closing
+
+log = logging.getLogger(__name__)
+
+DEFAULT_DIALECT: Final = "v8"
+
+
+async def serve_vhost_user(
+    host: Host,
+    rest: str,
+    dialect: str | None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve the front-ends that come on `vhost-user:REST`, one after the other.
+
+    ValueError: `rest` makes no sense; VconfsError: nobody can listen there, or the dialect has no
+    room for a port.
+    """
+    address = VhostUserAddress.parse(rest)
+    device = Device(host, dialect or DEFAULT_DIALECT, address)
+    device.check_ports()
+    async with address.unix.listening() as listeners:
+        with Door(listeners) as door:
+            task_status.started()
+            await _serve_all(device, door)
+
+
+async def _serve_all(device: Device, door: Door) -> None:
+    reception, trouble = Reception(), LogOnce(log)
+
+    async def accept() -> trio.socket.SocketType:
+        await ASIDE.room()
+        return await door.accept()
+
+    async def serve_one() -> bool:
+        with closing(await reception.let_in(accept)) as sock:
+            if reason := await _serve(device, sock, reception):
+                trouble.warning(reason, "front-end turned away: %s", reason)
+        return True
+
+    await receive_guests(serve_one, GREETED_MAX)
+
+
+async def _serve(device: Device, sock: trio.socket.SocketType, reception: Reception) -> str:
+    """Serve a front-end until it leaves; return what it was turned away for."""
+    try:
+        with Session(device, sock) as session:
+            await session.run(reception.as_guest())
+    except RemoteProtocolError as error:
+        return str(error)
+    except OSError as error:  # no descriptor is left, say: that is no reason to end
+        return f"we cannot serve it: {error.strerror}"
+    return ""

@@ -1,0 +1,255 @@
+"""What the two ends of a link have in common: the guest's driver and the host's back-end.
+
+Each stands between its ports and the link. What comes in it hands to its dialect, and does what
+the resulting event asks for; what its ports send it frames by the dialect and sends.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+
+import trio
+
+from vconfs.link.draining import say_what_was_lost
+from vconfs.link.link import Link
+from vconfs.link.sender import Sender
+from vconfs.protocol.dialect import End
+from vconfs.protocol.events import Buffer, Data, Event
+
+log = logging.getLogger(__name__)
+
+#: So many buffers are handled at once, for a peer that never pauses must not starve the others. It
+#: is more than our own rings hold: all that was sent before a hang-up is taken with it.
+_TURN: Final = 1024
+
+
+class PortCounters(Protocol):
+    """What an end counts of one of its ports."""
+
+    dropped: int
+
+
+class EndPort(Protocol):
+    """What an end needs to know of one of its ports."""
+
+    @property
+    def counters(self) -> PortCounters: ...  # noqa: D102
+
+    @property
+    def id(self) -> int: ...  # noqa: D102
+
+    @property
+    def wants_data(self) -> bool:
+        """Whether there is space for more (asked where rings throttle)."""
+
+
+P = TypeVar("P", bound=EndPort)
+
+
+class LinkEnd(ABC, Generic[P]):
+    """Joins ports to one link, until that is lost."""
+
+    #: What to call the other side in the log.
+    peer: ClassVar[str]
+    #: And its ports: what stands before the number.
+    port_word: ClassVar[str]
+    #: What to do for each class of event.
+    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
+
+    def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
+        self.throttles = end.throttles
+        #: Why the link was lost; empty: it was not, or was let go by `stop`.
+        self.reason = ""
+        #: Set when nothing more will come.
+        self.stopped = trio.Event()
+        self._link = link
+        self._dialect = end
+        self._ports = ports
+        #: How many requests to stop sending the other side has not seen yet.
+        self._unseen = 0
+        #: Ports whose hang-up has overtaken data that they are too full for (virtio1).
+        self._hanging_up: set[int] = set()
+        self._sender = Sender(link, end)
+        link.owner = self
+
+    @property
+    def in_flight(self) -> int:
+        """See `Link.in_flight`."""
+        return self._link.in_flight
+
+    def stop(self, reason: str = "") -> None:
+        """Let the other side go; the ports stay, hung up."""
+        if self.stopped.is_set():
+            return
+        if not self.throttles:  # what is in the rings for our ports was accepted by the peer
+            for id in [id for id in self._ports if self._has_queue(id)]:
+                self._take_last(id)
+        self.reason = reason
+        self.stopped.set()
+        self._drop(self._sender.close())
+        self._detach_ports()
+
+    def left(self) -> None:
+        """See `LinkOwner.left`."""
+        untaken = self._link.untaken()
+        self._drop(untaken)
+        if self.reason:
+            lost = [(f"{self.port_word}{id}", size) for id, size in untaken.items()]
+            say_what_was_lost(log, f"{self.peer} lost", lost)
+
+    def untaken(self) -> Mapping[int, int]:
+        """Tell of each port how many bytes it has sent that the other side has not taken.
+
+        As far as that can be known, and only of ports that have any.
+        """
+        return self._sender.untaken()
+
+    def _drop(self, untaken: Mapping[int, int]) -> None:
+        """Count as dropped what the other side has not taken, and now never will."""
+        for id, size in untaken.items():
+            if (port := self._ports.get(id)) is not None:
+                port.counters.dropped += size
+
+    @abstractmethod
+    def _detach_ports(self) -> None:
+        """Tell the ports that there is no other side any more."""
+
+    @abstractmethod
+    def _set_connected(self, port: P, connected: bool) -> None:
+        """Tell a port that the other side opened it, or closed it."""
+
+    # --- what the link tells --------------------------------------------------------------
+
+    def received(self, queue: int) -> None:
+        """Handle every buffer that came on `queue`, as far as their ports want them now."""
+        if self.stopped.is_set():
+            return
+        port = self._port_of(queue)
+        if port is None or port.wants_data:
+            self._take(queue, port)
+        if port is not None and port.id in self._hanging_up and not self._has_more(port):
+            self._hanging_up.discard(port.id)
+            self._set_connected(port, False)
+
+    def _take(self, queue: int, port: P | None) -> None:
+        """Handle buffers until there are none, or `port` wants no more, or others have a turn."""
+        link, receive, handlers = self._link, self._dialect.receive, self.handlers
+        for _ in range(_TURN):
+            if (buffer := link.receive(queue)) is None:
+                break
+            event = receive(queue, buffer)
+            handlers[type(event)](self, event)
+            if self._unseen and isinstance(event, Data):
+                link.withhold(queue)
+            else:
+                link.done(queue)
+            if port is not None and not port.wants_data:
+                break
+        else:
+            link.again(queue)
+        link.flush(queue)
+        self._taken()
+
+    def _taken(self) -> None:
+        """All buffers that came at once have been handled."""
+
+    @abstractmethod
+    def room(self, queue: int) -> None:
+        """Use the room that has come on `queue`."""
+
+    @abstractmethod
+    def config_changed(self) -> None:
+        """Look at the config space again."""
+
+    def lost(self, reason: str) -> None:
+        """Let the other side go, for it left or broke a rule."""
+        log.warning("%s lost: %s", self.peer, reason)
+        self.stop(reason)
+
+    # --- what the ports ask for -----------------------------------------------------------
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        """See `Sender.send_nowait`."""
+        return self._sender.send_nowait(id, data)
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """See `Sender.send`."""
+        return await self._sender.send(id, data, wanted)
+
+    def nudge(self, id: int) -> None:
+        """See `Sender.nudge`."""
+        self._sender.nudge(id)
+
+    def open_port(self, id: int, opened: bool) -> None:
+        """Tell the other side that the port was opened here, or closed."""
+        self._sender.post(self._dialect.port_open(id, opened), behind=id)
+
+    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+        """Ask the other side to stop sending to the port, or to go on.
+
+        `seen` is called when it has seen that it is to stop. Until then its data buffers are not
+        given back; control messages pass, so that two ends that wait for each other go on.
+        """
+        message = self._dialect.throttle(id, on)
+        if message is None or not on:
+            self._sender.post(message)
+            return
+        self._unseen += 1
+
+        def seen_by_peer() -> None:
+            self._unseen -= 1
+            seen()
+            if not self._unseen:
+                self._link.release(self._dialect.receive_queue(id))
+
+        self._sender.post(message, seen=seen_by_peer)
+
+    def refill(self, port: P) -> None:
+        """The port has space again: fetch what its own queue holds (virtio1)."""
+        if not self.throttles:
+            self.received(self._dialect.receive_queue(port.id))
+
+    # --- where each port has its own queue (virtio1) --------------------------------------
+
+    def _port_of(self, queue: int) -> P | None:
+        """The port that `queue` is for, whose being full holds it back; None: there is none."""
+        id = None if self.throttles else self._dialect.port_of(queue)
+        return None if id is None else self._ports.get(id)
+
+    def _opened_by_peer(self, port: P, opened: bool) -> None:
+        """The peer opened or closed its side, but what it sent before comes first."""
+        if port.id in self._hanging_up:  # there is a new connection: the old one ends here
+            self._hanging_up.discard(port.id)
+            self._set_connected(port, False)
+        if not opened and self._is_behind(port):
+            self._hanging_up.add(port.id)
+        else:
+            self._set_connected(port, opened)
+
+    def _has_queue(self, id: int) -> bool:
+        return self._dialect.receive_queue(id) < self._dialect.queues
+
+    def _take_last(self, id: int) -> None:
+        """Fetch all that was sent to a port that goes, however full it is: at most a turn's work.
+
+        Nothing may be left there for the next port with this id.
+        """
+        self._hanging_up.discard(id)
+        if not self.throttles:
+            self._take(self._dialect.receive_queue(id), None)
+
+    def _is_behind(self, port: P) -> bool:
+        """Fetch what was sent before a hang-up; True if that was not all, as far as we know."""
+        if self.throttles:
+            return False
+        self.received(self._dialect.receive_queue(port.id))
+        return self._has_more(port)
+
+    def _has_more(self, port: P) -> bool:
+        return not port.wants_data or self._link.is_spent
+
+    def _unexpected(self, event: Event) -> None:
+        raise AssertionError(f"this end of a dialect gave {event}")

@@ -1,0 +1,342 @@
+"""Who may send next on a link.
+
+Control messages go first, in order. Data waits its turn: who finds no room joins the end of the
+queue, and when room comes each in the queue gets one helping of it, in order. Whoever comes lets
+those go first who wait already. So ports that share a queue share it evenly, be they quick or
+slow to ask, and one that may not send at all (a throttled one) is skipped and holds up nobody.
+Who does not wait at all can leave a little data, which then has its turn.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from typing import Protocol
+
+import trio
+from attrs import define, field, frozen
+
+from vconfs.link.link import Link
+from vconfs.protocol.events import Buffer, Message
+
+#: Control messages that cannot go yet are kept up to this many bytes of memory.
+_BACKLOG_MAX = 32 << 20
+#: What one of them takes beside its bytes: an object, and a place in a queue.
+_MESSAGE_COST = 64
+#: Who does not wait may leave so many bytes for a port.
+_LEFT_MAX = 4096
+
+
+class SendingEnd(Protocol):
+    """What a sender needs of a dialect."""
+
+    header_size: int
+
+    def data_queue(self, id: int) -> int: ...  # noqa: D102
+    def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
+
+
+@frozen
+class _Posted:
+    """A control message that waits for room, and whom to tell that the peer has seen it."""
+
+    data: bytes
+    seen: Callable[[], None] | None
+
+
+class _Turn(ABC):
+    """A port's place in the queue."""
+
+    id: int
+
+    @abstractmethod
+    def give(self, room: int) -> Buffer:
+        """Give what to send, now that there is room for so many bytes; nothing: it has had it."""
+
+    @abstractmethod
+    def sent(self, size: int) -> bool:
+        """Learn how much of that went; whether it wants another turn."""
+
+
+@define(eq=False)
+class _Waiter(_Turn):
+    """A task that waits to send for a port."""
+
+    id: int
+    data: Buffer
+    wanted: Callable[[], bool]
+    task: trio.lowlevel.Task
+    went: int = 0
+
+    def give(self, room: int) -> Buffer:
+        return self.data if self.wanted() else b""
+
+    def sent(self, size: int) -> bool:
+        self.went = size
+        trio.lowlevel.reschedule(self.task)
+        return False
+
+
+@define(eq=False)
+class _Source(_Turn):
+    """A port that has something to send whenever it is asked."""
+
+    id: int
+    ask: Callable[[int], Buffer]
+
+    def give(self, room: int) -> Buffer:
+        return self.ask(room)
+
+    def sent(self, size: int) -> bool:
+        return size > 0
+
+
+@define(eq=False)
+class _Left(_Turn):
+    """Data that was left here, by one who does not wait, and the messages that follow it."""
+
+    id: int
+    data: bytes
+    messages: list[Message] = field(factory=list)
+
+    def give(self, room: int) -> Buffer:
+        return self.data
+
+    def sent(self, size: int) -> bool:
+        self.data = self.data[size:]
+        return bool(self.data)
+
+
+class Sender:
+    """Sends the control messages and the data of all ports of one link."""
+
+    def __init__(self, link: Link, end: SendingEnd) -> None:
+        self._link = link
+        self._end = end
+        self._closed = False
+        self._backlog: dict[int, deque[_Posted]] = defaultdict(deque)
+        self._backlog_size = 0
+        self._turns: dict[int, deque[_Turn]] = defaultdict(deque)
+        self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
+        self._left: dict[int, _Left] = {}  # by port, what is left in a queue
+
+    def post(
+        self,
+        message: Message | None,
+        behind: int | None = None,
+        seen: Callable[[], None] | None = None,
+    ) -> None:
+        """Send a control message, now or as soon as there is room; None: nothing to send.
+
+        `behind`: not before the data that was left for this port. `seen`: see `Link.send`.
+        """
+        if message is None or self._closed:
+            return
+        self._backlog_size += _cost(message.data)
+        if behind is not None and (left := self._left.get(behind)):
+            left.messages.append(message)
+        else:
+            self._post_now(message, seen)
+        if self._backlog_size > _BACKLOG_MAX:
+            self._link.owner.lost("the peer takes no control messages")
+
+    def has_room(self, id: int) -> bool:
+        """Whether `send_nowait` for this port would take something."""
+        queue = self._end.data_queue(id)
+        return not self._turns.get(queue) and self._room(queue) > 0
+
+    def send_nowait(self, id: int, data: Buffer) -> int:
+        """Send as much of `data` as there is room for; trio.WouldBlock: none is left for us."""
+        queue = self._end.data_queue(id)
+        if self._turns.get(queue):
+            self._take_turns(queue)
+        room = self._room(queue)
+        if not room or id in self._left:
+            raise trio.WouldBlock
+        return self._put(queue, id, data, room)
+
+    def can_leave(self, id: int) -> bool:
+        """Whether `leave` for this port would take something."""
+        turns = self._turns.get(self._end.data_queue(id), ())
+        return not self._closed and all(turn.id != id for turn in turns)
+
+    def leave(self, id: int, data: Buffer) -> int:
+        """Take some of `data`, to send it at the port's next turn; trio.WouldBlock.
+
+        This is for one who cannot wait: among others who do he would never find room.
+        """
+        if not self.can_leave(id):
+            raise trio.WouldBlock
+        left = self._left[id] = _Left(id, bytes(memoryview(data)[:_LEFT_MAX]))
+        taken = len(left.data)
+        self._turns[self._end.data_queue(id)].append(left)
+        return taken
+
+    def forget(self, id: int) -> int:
+        """Drop what was left for a port that is gone: the next one with this id is another.
+
+        Returns the number of bytes.
+        """
+        dropped = 0
+        if left := self._left.pop(id, None):
+            self._backlog_size -= sum(_cost(message.data) for message in left.messages)
+            dropped = len(left.data)
+            left.data = b""
+            left.messages.clear()
+        return dropped
+
+    def untaken(self) -> Counter[int]:
+        """Tell of each port how many bytes were taken here and not by the peer, as far as known."""
+        return self._data_left() + Counter(self._link.untaken())
+
+    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """Like `send_nowait`, but wait for a turn and for room first.
+
+        Gives 0 when the link goes away, or when `wanted` does not hold any more; it is asked
+        again after each `nudge`.
+        """
+        await trio.lowlevel.checkpoint()
+        if self._closed or not wanted():
+            return 0
+        try:
+            return self.send_nowait(id, data)
+        except trio.WouldBlock:
+            pass
+        if self._closed:
+            return 0
+        turns = self._turns[self._end.data_queue(id)]
+        turn = _Waiter(id, data, wanted, trio.lowlevel.current_task())
+        turns.append(turn)
+
+        def abort(raise_cancel: object) -> trio.lowlevel.Abort:
+            if turn not in turns:  # it is being served at this moment
+                return trio.lowlevel.Abort.FAILED
+            turns.remove(turn)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)
+        return turn.went
+
+    def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
+        """At each turn of this port send what `give` gives, until that is nothing.
+
+        It is called with the number of bytes that there is room for.
+        """
+        if self._closed:
+            return
+        queue = self._end.data_queue(id)
+        if give not in self._offering:
+            self._offering.add(give)
+            self._turns[queue].append(_Source(id, give))
+        self._take_turns(queue)
+
+    def nudge(self, id: int) -> None:
+        """Let whoever waits to send for this port look whether it is still wanted."""
+        turns = self._turns.get(self._end.data_queue(id))
+        if not turns:
+            return
+        for turn in [turn for turn in turns if turn.id == id]:
+            if isinstance(turn, _Waiter) and not turn.wanted():
+                turns.remove(turn)
+                turn.sent(0)
+
+    def room(self, queue: int) -> None:
+        """Use the room that has come on `queue`."""
+        self._send_backlog(queue)
+        self._take_turns(queue)
+
+    def close(self) -> Counter[int]:
+        """Send nothing any more; whoever waits gives up. Returns how much was left, by port."""
+        self._closed = True
+        left = self._data_left()
+        self._backlog.clear()
+        for turns in self._turns.values():
+            for turn in turns:
+                if isinstance(turn, _Waiter):
+                    turn.sent(0)
+            turns.clear()
+        self._left.clear()
+        return left
+
+    def _data_left(self) -> Counter[int]:
+        return Counter({id: len(left.data) for id, left in self._left.items() if left.data})
+
+    def _room(self, queue: int) -> int:
+        """How many bytes of data can be sent now, by whoever's turn it is."""
+        if self._closed or self._backlog.get(queue):
+            return 0
+        return self._link.room_for(queue, self._end.header_size)
+
+    def _take_turns(self, queue: int) -> None:
+        """Give a helping to each in the queue, in order, for as long as there is room."""
+        turns = self._turns.get(queue)
+        if not turns:
+            return
+        for _ in range(len(turns)):
+            if not turns:  # served meanwhile: the peer may answer at once, with more room
+                return
+            if isinstance(turns[0], _Source):
+                self._link.want_room(queue)  # before the peer can make some
+            room = self._room(queue)
+            if not room or not turns:
+                return
+            self._serve(queue, turns.popleft(), room)
+
+    def _serve(self, queue: int, turn: _Turn, room: int) -> None:
+        data = turn.give(room)
+        size = self._put(queue, turn.id, data, room) if len(data) else 0
+        again = turn.sent(size) and not self._closed
+        if isinstance(turn, _Left):
+            self._served_left(queue, turn, again)
+        elif again:
+            self._turns[queue].append(turn)
+        elif isinstance(turn, _Source):
+            self._offering.discard(turn.ask)
+
+    def _served_left(self, queue: int, left: _Left, again: bool) -> None:
+        if again:
+            self._turns[queue].appendleft(left)  # nothing of its port may pass the rest
+        elif self._left.get(left.id) is left:
+            del self._left[left.id]
+            for message in left.messages:
+                self._post_now(message)
+
+    def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:
+        link, end = self._link, self._end
+        header_size = end.header_size
+        size = min(len(data), room)
+        view = memoryview(data)
+        header = end.data_header(id, size)
+        sent = 0
+        while sent < size:
+            step = min(link.capacity(queue) - header_size, size - sent)
+            link.send(queue, header, view[sent : sent + step], id=id)
+            sent += step
+            if sent < size:
+                header = end.data_header(id, 0)
+        link.flush(queue)
+        return size
+
+    def _post_now(self, message: Message, seen: Callable[[], None] | None = None) -> None:
+        if not self._closed:  # by what was sent before it
+            self._backlog[message.queue].append(_Posted(message.data, seen))
+            self._send_backlog(message.queue)
+
+    def _send_backlog(self, queue: int) -> None:
+        backlog = self._backlog[queue]
+        sent = False
+        while backlog and (capacity := self._link.capacity(queue, len(backlog[0].data))) > 0:
+            posted = backlog.popleft()
+            self._backlog_size -= _cost(posted.data)
+            if len(posted.data) > capacity:
+                self._link.owner.lost(f"the peer's buffers of {capacity} bytes are too small")
+                return
+            self._link.send(queue, posted.data, b"", posted.seen)
+            sent = True
+        if sent:
+            self._link.flush(queue)
+
+
+def _cost(message: bytes) -> int:
+    return len(message) + _MESSAGE_COST

@@ -1,0 +1,99 @@
+"""How the values of options are written, on the command line and in a file of rules.
+
+Every parser takes the option's key and the text, and raises ValueError with what is wrong.
+"""
+
+from __future__ import annotations
+
+import grp
+import pwd
+import re
+from collections.abc import Callable, Mapping
+
+from vconfs.guest.patience import parse_patience
+
+_LIMIT_MAX = 1 << 30
+
+
+def _flag(key: str, value: str) -> bool:
+    if value not in ("", "0", "1"):
+        raise ValueError(f"{key} takes no value, not {value!r}")
+    return value != "0"
+
+
+def _throttle(key: str, value: str) -> float:
+    return parse_patience(value)
+
+
+def _size(key: str, value: str) -> int:
+    match = re.fullmatch("([0-9]{1,10})([kKmM]?)", value)
+    size = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
+    if not 0 < size <= _LIMIT_MAX:
+        raise ValueError(f"{key} is a number of bytes up to 1 GiB, like 65536 or 4M, not {value!r}")
+    return size
+
+
+def seconds(key: str, value: str) -> float:
+    """Read a time like 5s, 500ms, 2m or 0; a number alone is seconds."""
+    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|)", value)
+    if match is None:
+        raise ValueError(f"{key} is a time like 5s, 500ms or 2m, not {value!r}")
+    return float(match[1]) * {"ms": 0.001, "": 1, "s": 1, "m": 60}[match[2]]
+
+
+def _mode(key: str, value: str) -> int:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError(f"mode is three octal digits, like 0660, not {value!r}")
+    return int(value, 8)
+
+
+def _user(key: str, value: str) -> int:
+    return _id(key, value, lambda name: pwd.getpwnam(name).pw_uid)
+
+
+def _group(key: str, value: str) -> int:
+    return _id(key, value, lambda name: grp.getgrnam(name).gr_gid)
+
+
+def _id(key: str, value: str, look_up: Callable[[str], int]) -> int:
+    if re.fullmatch("[0-9]{1,9}", value):
+        return int(value)
+    try:
+        return look_up(value)
+    except KeyError:
+        raise ValueError(f"{key} is a number or a name that is known here, not {value!r}") from None
+
+
+#: Fields of PortOptions.
+PORT_OPTIONS: Mapping[str, Callable[[str, str], object]] = {
+    "exclusive": _flag,
+    "wait": _flag,
+    "cache": _flag,
+    "throttle": _throttle,
+    "limit": _size,
+}
+#: Fields of Access.
+ACCESS_OPTIONS: Mapping[str, Callable[[str, str], int]] = {
+    "mode": _mode,
+    "uid": _user,
+    "gid": _group,
+}
+
+#: What each option of a port's file means, and those of a mount's besides.
+OPTION_MEANINGS: Mapping[str, str] = {
+    "mode": "permission bits of the file, like 0660",
+    "uid": "who owns the file, by number or name",
+    "gid": "the file's group, by number or name",
+    "exclusive": "a second open fails with EBUSY",
+    "wait": "while no host is connected, reading waits for one instead of being at end of file",
+    "cache": "data that nobody has read outlives the last close",
+    "throttle": "how long a write waits while the host throttles the port (then ENOSPC), or while "
+    "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, counted anew "
+    "whenever the host goes on; enospc: it does not wait; block: for ever",
+    "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M;"
+    " the host can set less, never more. Without it 1M, and the host can set up to 16M",
+    "drain": "seconds that the end of the mount waits for those who take nothing of what is still"
+    " theirs, like 5s (that is the default), 500ms or 2m; 0 waits for nothing",
+    "tty": "the port has a pty, where programs find a terminal",
+    "allow_other": "other users may use the mount, as far as the modes of the files let them",
+}

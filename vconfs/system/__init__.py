@@ -1,0 +1,1 @@
+"""The operating system, without a word of ports: sockets, ptys, programs, signals, logs."""

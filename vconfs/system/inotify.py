@@ -1,0 +1,152 @@
+"""Watching files and folders by inotify.
+
+A user may have few inotify instances (128 as a rule), so that one serves all that an event loop
+watches. Of the tasks that wait, one reads for all: it wakes those whose files have changed, and
+hands the reading on when it leaves.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import IntFlag
+from typing import Final
+
+import trio
+from attrs import define, field
+
+_MASK_ADD: Final = 0x2000_0000  # sys/inotify.h: to what is watched for already
+_EVENT: Final = struct.Struct("iIII")  # which watch, what, cookie, and the length of a name
+_READ_SIZE: Final = 1 << 14
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Change(IntFlag):
+    """What can be watched for (sys/inotify.h)."""
+
+    OPENED = 0x20
+    MOVED_FROM = 0x40
+    MOVED_TO = 0x80
+    CREATED = 0x100
+    DELETED = 0x200
+    DELETED_SELF = 0x400
+    MOVED_SELF = 0x800
+
+
+@define(eq=False)
+class Changes:
+    """What is known of one file or folder; one task may wait."""
+
+    _inotify: _Inotify
+    _wanted: Change
+    happened: bool = False  # since the owner has set it to False
+    _woken: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+
+    async def wait(self) -> None:
+        """Wait until there was a change, also one before this call."""
+        inotify = self._inotify
+        inotify.waiting[self] = None
+        try:
+            while not self.happened:
+                if inotify.is_read:
+                    await self._woken.park()
+                else:
+                    await inotify.read()
+        finally:
+            del inotify.waiting[self]
+            inotify.hand_on()
+
+    def wake(self) -> None:
+        """Let the task that waits look again."""
+        self._woken.unpark_all()
+
+    def take(self, what: int) -> None:
+        """Take note of a change, if it is one of those that are wanted."""
+        if what & self._wanted:
+            self.happened = True
+            self.wake()
+
+
+class _Inotify:
+    """One inotify instance; OSError when there are no more."""
+
+    def __init__(self) -> None:
+        self.is_read = False
+        self.waiting: dict[Changes, None] = {}
+        #: By the number of the watch: a file that is watched twice has one.
+        self.watched: dict[int, list[Changes]] = {}
+        # Not by inotify_simple, whose first use runs ldconfig: we may not wait for another program.
+        self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+    def add(self, path: str, changes: Change) -> int:
+        mask = int(changes) | _MASK_ADD
+        return _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask))
+
+    def remove(self, number: int, changes: Changes) -> None:
+        self.watched[number].remove(changes)
+        if not self.watched[number]:
+            del self.watched[number]
+            _libc.inotify_rm_watch(self._descriptor, number)
+
+    async def read(self) -> None:
+        """Wait for events, and tell those whom they are for."""
+        self.is_read = True
+        try:
+            await trio.lowlevel.wait_readable(self._descriptor)
+        finally:
+            self.is_read = False
+        data = b""
+        with suppress(BlockingIOError):
+            data = os.read(self._descriptor, _READ_SIZE)
+        while data:
+            number, what, _, size = _EVENT.unpack_from(data)
+            data = data[_EVENT.size + size :]
+            self._tell(number, what)
+
+    def _tell(self, number: int, what: int) -> None:
+        if number < 0:  # some events were lost: anything may have happened
+            concerned, what = [one for some in self.watched.values() for one in some], ~0
+        else:
+            concerned = self.watched.get(number, [])
+        for changes in concerned:
+            changes.take(what)
+
+    def hand_on(self) -> None:
+        """Have another of those who wait read."""
+        if not self.is_read and self.waiting:
+            next(iter(self.waiting)).wake()
+
+
+_shared: trio.lowlevel.RunVar[_Inotify | None] = trio.lowlevel.RunVar("vconfs.system.inotify", None)
+
+
+@contextmanager
+def watching(path: str, wanted: Change) -> Iterator[Changes]:
+    """Watch a file or folder in a block; OSError."""
+    inotify = _shared.get() or _Inotify()
+    _shared.set(inotify)
+    try:
+        number = inotify.add(path, wanted)
+        changes = Changes(inotify, wanted)
+        inotify.watched.setdefault(number, []).append(changes)
+        try:
+            yield changes
+        finally:
+            inotify.remove(number, changes)
+    finally:
+        if not inotify.watched:
+            _shared.set(None)
+            inotify.close()
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result

@@ -1,0 +1,127 @@
+"""Running a shell command: its input and output, and its end."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+from contextlib import suppress
+from typing import Final
+
+import trio
+
+from vconfs.system.descriptors import with_usual_limit
+from vconfs.system.pipes import Pipe, bytes_to_read
+
+#: Seconds that a program may go on after SIGTERM.
+_PATIENCE: Final = 1.0
+#: Exit codes of a shell that could not run its command.
+_SHELL_CODES: Final = {126: "could not be run (126)", 127: "was not found (127)"}
+
+
+class Program:
+    """A running program, which leads a session of its own.
+
+    It is reaped by `end` alone: until then its number stays its own, and its group's.
+    """
+
+    def __init__(self, process: trio.Process) -> None:
+        self._process = process
+        self._stdin, self._stdout = _streams(process)
+        self._forced = False
+        self.news = select.epoll()  # readable when it has written something, or has ended
+        self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
+        self.input = Pipe(self._stdin.fileno())
+        #: The other end of its input, once ours is closed: it tells what was not read.
+        self._unread: int | None = None
+        self._input_closed = False
+        self.output = Pipe(self._stdout.fileno())
+        try:
+            self.news.register(self.output.descriptor, select.EPOLLIN)
+            self.news.register(self.descriptor, select.EPOLLIN)
+        except OSError:  # too many are watched
+            os.close(self.descriptor)
+            raise
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended."""
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLIN)
+        return bool(poll.poll(0))
+
+    @property
+    def failure(self) -> str:
+        """How it failed, once it has been seen out; "" if it did not, or was forced to end."""
+        code = self._process.returncode
+        if not code or self._forced:
+            return ""
+        if code < 0:
+            return f"was ended by signal {-code}"
+        return _SHELL_CODES.get(code, f"ended with exit code {code}")
+
+    def unread(self) -> int:
+        """Tell how many bytes of its input it has not read."""
+        if not self._input_closed:
+            return self.input.unread()
+        return bytes_to_read(self._unread) if self._unread is not None else 0
+
+    async def close_input(self) -> None:
+        """Let it see the end of its input."""
+        if not self._input_closed:
+            stdin = f"/proc/self/fd/{self._stdin.fileno()}"
+            with suppress(OSError):  # no descriptor is left: then it is not known
+                self._unread = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._input_closed = True
+            await self._stdin.aclose()
+
+    def force(self, number: int) -> None:
+        """Signal it, and what it started."""
+        self._forced = True
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+
+    async def end(self) -> int:
+        """See it out, gently first if it still runs, and tell how much it has not read."""
+        await self.close_input()
+        await self._stdout.aclose()
+        if not self.has_ended:
+            self.force(signal.SIGTERM)
+            with trio.move_on_after(_PATIENCE):
+                await trio.lowlevel.wait_readable(self.descriptor)
+        if self._forced:
+            self.force(signal.SIGKILL)
+        await self._process.wait()
+        self.news.close()
+        os.close(self.descriptor)
+        unread = self.unread()
+        if self._unread is not None:
+            os.close(self._unread)
+        return unread
+
+
+def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlevel.FdStream]:
+    stdin, stdout = process.stdin, process.stdout
+    assert isinstance(stdin, trio.lowlevel.FdStream) and isinstance(stdout, trio.lowlevel.FdStream)
+    return stdin, stdout
+
+
+async def start_program(command: str) -> Program:
+    """Run a shell command with pipes at both ends; OSError."""
+    process = await trio.lowlevel.open_process(
+        with_usual_limit(command),
+        shell=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        return Program(process)
+    except OSError:  # no descriptor is left
+        os.killpg(process.pid, signal.SIGKILL)
+        with trio.CancelScope(shield=True):
+            for stream in _streams(process):
+                await stream.aclose()
+            await process.wait()
+        raise

@@ -1,0 +1,132 @@
+"""Unix sockets: reaching who listens on one, and taking no descriptors of a peer's.
+
+A peer can send descriptors (SCM_RIGHTS) on any unix socket, wanted or not. Those that nobody takes
+are closed by the kernel, but in our name: where one is a socket that lingers, we wait. So either
+the kernel refuses them for us (SO_PASSRIGHTS, Linux 6.16), or we take them and close them aside.
+"""
+
+from __future__ import annotations
+
+import array
+import fcntl
+import socket
+import termios
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Final, TypeVar
+
+import trio
+
+from vconfs.system.aside import close_descriptors
+
+S = TypeVar("S", socket.socket, trio.socket.SocketType)
+
+_SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h; Python has no name for it
+_INT: Final = array.array("i").itemsize
+#: As many descriptors as Linux lets a message have.
+_RIGHTS_SPACE: Final = socket.CMSG_SPACE(253 * _INT)
+
+
+async def connected_to(path: str, *, rights: bool = False) -> trio.socket.SocketType:
+    """Connect to a unix socket; OSError: nobody listens there, or nobody accepts.
+
+    `rights`: descriptors may come.
+    """
+    sock = trio.socket.socket(socket.AF_UNIX)
+    try:
+        if not rights:
+            refuse_rights(sock)
+        await sock.connect(path)
+        sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def refuse_rights(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Have peers refused who send descriptors, also on what a listening socket accepts."""
+    with suppress(OSError):  # the kernel is older
+        sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
+
+
+def takes_rights(sock: socket.socket | trio.socket.SocketType) -> bool:
+    """True if a peer can send descriptors on a socket."""
+    if sock.family != socket.AF_UNIX:
+        return False
+    try:
+        return bool(sock.getsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS))
+    except OSError:  # the kernel is older
+        return True
+
+
+async def receive_bytes(sock: trio.socket.SocketType, size: int) -> bytes:
+    """Receive bytes, and close the descriptors that come with them; OSError."""
+    data, ancillary, _, _ = await sock.recvmsg(size, _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
+    close_descriptors(descriptors_in(ancillary))
+    return data
+
+
+async def receive_packet(sock: trio.socket.SocketType, buffer: bytearray) -> int:
+    """Like `receive_bytes`, into a buffer; return how many bytes the packet had."""
+    flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_TRUNC
+    size, ancillary, _, _ = await sock.recvmsg_into([buffer], _RIGHTS_SPACE, flags)
+    close_descriptors(descriptors_in(ancillary))
+    return size
+
+
+def read_bytes(fd: int, size: int) -> bytes:
+    """Like `receive_bytes`, what is there already; BlockingIOError: nothing is."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
+    try:
+        flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+        data, ancillary, _, _ = sock.recvmsg(size, _RIGHTS_SPACE, flags)
+    finally:
+        sock.detach()
+    close_descriptors(descriptors_in(ancillary))
+    return data
+
+
+def descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> array.array[int]:
+    """Return the descriptors that came with a message."""
+    fds = array.array("i")
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+            fds.frombytes(data[: len(data) // _INT * _INT])
+    return fds
+
+
+def close_socket(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Close a socket without waiting, though descriptors may have come that nobody has taken."""
+    if sock.fileno() >= 0 and takes_rights(sock):
+        close_unread(sock)
+    else:
+        sock.close()
+
+
+def close_unread(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Close a unix socket on which descriptors may have come, aside if there is anything unread."""
+    with suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)  # from now on nothing comes
+    if _has_unread(sock):
+        trio.lowlevel.notify_closing(sock)
+        close_descriptors([sock.detach()])
+    else:
+        sock.close()
+
+
+def _has_unread(sock: socket.socket | trio.socket.SocketType) -> bool:
+    try:
+        waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(_INT))
+    except OSError:
+        return True  # it listens: who was not accepted yet may have sent something
+    return bool(any(waiting))
+
+
+@contextmanager
+def closing(sock: S) -> Iterator[S]:
+    """Use a socket in a block, and close it in the end by `close_socket`."""
+    try:
+        yield sock
+    finally:
+        close_socket(sock)

@@ -1,1 +1,0 @@
-"""What both ends of vhost-user need: messages that carry descriptors, and notifications."""
