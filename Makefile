@@ -23,6 +23,7 @@ lint: $(READY)
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports --no-cache
 
 # Writes anew what the pages of docs/ take from the code.
 docs: $(READY)

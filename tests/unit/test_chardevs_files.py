@@ -18,9 +18,9 @@ import trio.testing
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardevs import ptys, stdio
-from vconfs.host.chardevs.leftovers import cannot
 from vconfs.host.chardevs.ptys import Pty
 from vconfs.protocol.events import Buffer
+from vconfs.system.path_errors import cannot
 
 from .chardev_port import FakePort, descriptors, serving, until
 

@@ -7,8 +7,8 @@ import math
 import pytest
 
 from vconfs.cli.options import parse_options
-from vconfs.guest.patience import parse_patience
 from vconfs.guest.port import PortOptions
+from vconfs.syntax.patience import parse_patience
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ from typing import Any
 from attrs import define, evolve, field
 
 from vconfs.files.tree import Access
-from vconfs.guest.patience import PATIENCE_EXAMPLES
 from vconfs.guest.port import PortOptions
 from vconfs.link.draining import DRAIN_TIME
+from vconfs.syntax.patience import PATIENCE_EXAMPLES
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
 
 #: Options that mount(8) and fstab add, and that mean nothing here.

@@ -9,35 +9,30 @@ from __future__ import annotations
 import errno
 import struct
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyfuse3
 from attrs import frozen
 from pyfuse3 import FUSEError
 
 from vconfs.fuse import wire
-from vconfs.fuse.operations import ReaddirToken, RequestContext, SetattrFields
+from vconfs.fuse.operations import PollHandle, ReaddirToken, RequestContext, SetattrFields
 from vconfs.fuse.wire import MalformedRequest, Opcode, SetattrValid
-
-if TYPE_CHECKING:
-    from vconfs.fuse.session import Session
 
 
 @frozen
 class Request:
     """One request, other than a read or a write."""
 
-    session: Session
+    #: The file system: typed loosely, for contexts and tokens are ours.
+    operations: Any
+    #: Makes what notifies the kernel about a file that is polled.
+    poll_handle: Callable[[int], PollHandle]
     opcode: int
     unique: int
     node: int
     context: RequestContext
     body: bytes
-
-    @property
-    def operations(self) -> Any:
-        """The file system: typed loosely, for contexts and tokens are ours."""
-        return self.session.operations
 
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
         """Unpack the head of the body; MalformedRequest: it is too short."""
@@ -296,7 +291,7 @@ async def _fsync(request: Request) -> bytes:
 @_answers(Opcode.POLL, name="poll")
 async def _poll(request: Request) -> bytes:
     fh, kh, flags, _ = request.unpack(wire.POLL_IN)
-    handle = request.session.poll_handle(kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
+    handle = request.poll_handle(kh) if flags & wire.POLL_SCHEDULE_NOTIFY else None
     mask = await request.operations.poll(request.node, fh, handle, request.context)
     return wire.POLL_OUT.pack(mask, 0)
 

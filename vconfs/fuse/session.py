@@ -243,7 +243,15 @@ class Session:
             return self._trouble.warning("short", "the kernel sent a request of %d bytes", size)
         _, opcode, unique, node, uid, gid, pid, _, _ = wire.IN_HEADER.unpack_from(self._buffer)
         body = bytes(self._view[wire.IN_HEADER.size : size])
-        request = Request(self, opcode, unique, node, RequestContext(uid, gid, pid), body)
+        request = Request(
+            self.operations,
+            self.poll_handle,
+            opcode,
+            unique,
+            node,
+            RequestContext(uid, gid, pid),
+            body,
+        )
         try:
             if opcode in _TRANSFERS:  # the loop takes all but those of a wrong length
                 return self._malformed(unique, opcode)

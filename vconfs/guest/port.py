@@ -42,10 +42,11 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.guest.patience import DEFAULT_PATIENCE, WaitLimit, parse_patience
+from vconfs.guest.patience import WaitLimit
 from vconfs.link.byte_queue import MARK_COST, ByteQueue
 from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
+from vconfs.syntax.patience import DEFAULT_PATIENCE, parse_patience
 from vconfs.system.log_once import LogOnce
 
 log = logging.getLogger(__name__)

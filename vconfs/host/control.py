@@ -9,14 +9,13 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from vconfs.errors import VconfsError
-from vconfs.host.chardevs.listener import Door
-from vconfs.host.chardevs.sockets import listening_at
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.syntax.paths import socket_path
+from vconfs.system.listening import Door, listening_at
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import closing, receive_bytes
 

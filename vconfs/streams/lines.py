@@ -14,13 +14,12 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.host.chardevs.programs import Exec
-from vconfs.host.chardevs.stdio import Stdio
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
+from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
 from vconfs.system.programs import start_program
-from vconfs.system.standard_streams import closed_streams
+from vconfs.system.standard_streams import claim, closed_streams
 
 #: A terminal line drops what its reader has no time for; its buffers hold at least this much.
 _TTY_WINDOW: Final = 2048
@@ -116,7 +115,7 @@ class ExecPlace(Line):
     def parse(cls, rest: str) -> Self:
         """Read COMMAND[,window=N]; ValueError."""
         rest, options = split_options(rest, "window")
-        return cls(command=Exec.parse(rest).command, window=window_option(options))
+        return cls(command=command_argument(rest), window=window_option(options))
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
@@ -150,12 +149,11 @@ class StdioPlace(Place):
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
         """See `Place.connect`."""
-        if Stdio.taken:
-            raise VconfsError("standard input and output have ended, or a port has them")
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
-        Stdio.taken = True  # and stays so: there is no other end to come
+        if trouble := claim():  # which is never released: there is no other end to come
+            raise VconfsError(f"stdio cannot be a stream: {trouble}")
         with _taken_over() as (reader, writer):
             yield Wire(reader, writer)
 

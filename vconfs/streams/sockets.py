@@ -14,11 +14,11 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.host.chardevs.listener import BACKLOG, Door
-from vconfs.host.chardevs.sockets import Unix
-from vconfs.host.chardevs.tcp import Tcp
 from vconfs.streams.place import NextGuest, Place, split_options, window_option
 from vconfs.streams.wire import Wire
+from vconfs.syntax.addresses import bracketed, tcp_address
+from vconfs.syntax.paths import socket_path
+from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
@@ -87,13 +87,13 @@ def _why(error: OSError | UnicodeError) -> str:
 class UnixPlace(SocketPlace):
     """A unix socket."""
 
-    unix: Unix
+    path: str
 
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Read PATH[,window=N]; ValueError."""
         path, options = split_options(rest, "window")
-        return cls(Unix.parse(path), window=window_option(options))
+        return cls(socket_path("unix", path), window=window_option(options))
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
@@ -101,37 +101,39 @@ class UnixPlace(SocketPlace):
 
     @property
     def _where(self) -> str:
-        return self.unix.path
+        return self.path
 
     async def _connected(self) -> trio.socket.SocketType:
-        return await connected_to(self.unix.path)
+        return await connected_to(self.path)
 
-    def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        return self.unix.listening()
+    @asynccontextmanager
+    async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+        with listening_at(self.path) as listener:
+            yield [listener]
 
 
 @frozen
 class TcpPlace(SocketPlace):
     """A TCP port, whose peer is probed: a silent network is no connection."""
 
-    tcp: Tcp
+    host: str
+    service: int
 
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Read HOST:PORT[,window=N], an IPv6 address in brackets; ValueError."""
         address, options = split_options(rest, "window")
-        return cls(Tcp.parse(address), window=window_option(options))
+        return cls(*tcp_address(address), window=window_option(options))
 
     @property
     def _where(self) -> str:
-        host = self.tcp.host
-        return f"[{host}]:{self.tcp.service}" if ":" in host else f"{host}:{self.tcp.service}"
+        return f"{bracketed(self.host)}:{self.service}"
 
     async def _connected(self) -> trio.socket.SocketType:
-        return (await trio.open_tcp_stream(self.tcp.host, self.tcp.service)).socket
+        return (await trio.open_tcp_stream(self.host, self.service)).socket
 
     def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        return self.tcp.listening()
+        return listening_on(self.host, self.service)
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -10,7 +10,7 @@ import pwd
 import re
 from collections.abc import Callable, Mapping
 
-from vconfs.guest.patience import parse_patience
+from vconfs.syntax.patience import parse_patience
 
 _LIMIT_MAX = 1 << 30
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from typing import Final
 
 _NAMES: Final = ("input", "output", "error")
 #: The numbers that were closed when we started.
 _closed: Final[set[int]] = set()
+#: Held while input and output carry a port or a stream: there is one pair in a process.
+_claim: Final = threading.Lock()
 
 
 def open_missing_streams() -> None:
@@ -48,3 +51,15 @@ def closed_streams(*numbers: int) -> str:
     if not found:
         return ""
     return f"standard {' and '.join(found)} {'is' if len(found) == 1 else 'are'} closed"
+
+
+def claim() -> str:
+    """Take standard input and output for one user; return why not, or "" if they are free."""
+    if closed := closed_streams():
+        return closed
+    return "" if _claim.acquire(blocking=False) else "standard input and output are in use already"
+
+
+def release() -> None:
+    """Let another user have standard input and output."""
+    _claim.release()

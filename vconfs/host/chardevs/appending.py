@@ -20,8 +20,8 @@ from attrs import define, field
 
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.client import pass_on
-from vconfs.host.chardevs.leftovers import cannot
 from vconfs.system.backoff import Backoff
+from vconfs.system.path_errors import cannot
 
 #: Write up to this much at a time: a thread does it, and has to be worth it.
 _PIECE: Final = 1 << 20

@@ -12,8 +12,8 @@ from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.appending import AppendedFile, Appending
 from vconfs.host.chardevs.client import can_reopen
 from vconfs.host.chardevs.fifos import Incoming, Outgoing, follow
-from vconfs.host.chardevs.leftovers import cannot
 from vconfs.syntax.paths import path_argument
+from vconfs.system.path_errors import cannot
 from vconfs.system.tasks import open_background
 
 

@@ -13,6 +13,7 @@ from attrs import frozen
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.client import can_reopen
 from vconfs.link.draining import drain
+from vconfs.syntax.commands import command_argument
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.pipes import Pipe
 from vconfs.system.programs import Program, start_program
@@ -43,11 +44,7 @@ class Exec(Chardev):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the command, as for sh -c."""
-        if not argument.strip():
-            raise ValueError("exec needs a command: exec:COMMAND")
-        if "\0" in argument:
-            raise ValueError(f"exec: a command has no NUL in it: {argument!r}")
-        return cls(argument)
+        return cls(command_argument(argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

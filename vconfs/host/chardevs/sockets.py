@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
-import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Self
 
 import trio
 from attrs import frozen
 
-from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.client import Client, SocketClient, can_reopen, serve
-from vconfs.host.chardevs.leftovers import cannot
-from vconfs.host.chardevs.listener import BACKLOG, Door, Listener
+from vconfs.host.chardevs.listener import Listener
 from vconfs.host.chardevs.packets import PacketClient
 from vconfs.syntax.paths import socket_path
 from vconfs.system.backoff import Backoff
-from vconfs.system.unix_sockets import closing, connected_to, refuse_rights
+from vconfs.system.listening import Door, listening_at
+from vconfs.system.path_errors import cannot
+from vconfs.system.unix_sockets import closing, connected_to
 
 
 @frozen
@@ -64,63 +61,6 @@ class Seqpacket(Unix):
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
         return PacketClient(sock, port)
-
-
-@contextmanager
-def listening_at(
-    path: str,
-    kind: int = socket.SOCK_STREAM,
-    *,
-    mode: int | None = None,
-    backlog: int = BACKLOG,
-    rights: bool = False,
-) -> Iterator[socket.socket]:
-    """Listen on a unix socket in a block, for those whom `mode` lets in; VconfsError.
-
-    `rights`: they may send descriptors.
-    """
-    with closing(socket.socket(socket.AF_UNIX, kind)) as listener:
-        if not rights:
-            refuse_rights(listener)
-        if mode is not None:
-            os.fchmod(listener.fileno(), mode)  # that of the path, from the moment that it is there
-        with _bound(listener, path):
-            listener.listen(backlog)
-            yield listener
-
-
-@contextmanager
-def _bound(listener: socket.socket, path: str) -> Iterator[None]:
-    """Bind, replacing a socket that nobody listens on any more; remove ours at the end."""
-    _replace_stale(path, listener.type)
-    try:
-        listener.bind(path)
-        ours = os.lstat(path)
-    except OSError as error:
-        raise cannot(path, error) from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            if os.path.samestat(os.lstat(path), ours):  # else it was replaced meanwhile
-                os.unlink(path)
-
-
-def _replace_stale(path: str, kind: int) -> None:
-    try:
-        mode = os.stat(path).st_mode
-    except OSError:
-        return  # nothing there, or bind will say why not
-    if not stat.S_ISSOCK(mode):
-        raise VconfsError(f"{path} exists and is no socket: choose another path, or remove it")
-    with socket.socket(socket.AF_UNIX, kind) as probe:
-        probe.setblocking(False)
-        code = probe.connect_ex(path)
-    if code in (0, errno.EAGAIN, errno.EPROTOTYPE):
-        raise VconfsError(f"{path} is in use by another program: choose another path")
-    if code == errno.ECONNREFUSED:
-        with suppress(OSError):
-            os.unlink(path)
 
 
 @frozen

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import ClassVar, Final, Self
+from typing import Final, Self
 
 import trio
 from attrs import frozen
@@ -13,7 +13,7 @@ from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs.client import CHUNK, Client, serve, wait_hang_up
 from vconfs.protocol.events import Buffer
-from vconfs.system.standard_streams import closed_streams
+from vconfs.system.standard_streams import claim, release
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
@@ -26,9 +26,6 @@ class Stdio(Chardev):
     After the input's end the output goes on, until nobody reads it any more.
     """
 
-    #: Whether a port, or a stream to the other end, has them.
-    taken: ClassVar[bool] = False
-
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take no argument."""
@@ -40,16 +37,13 @@ class Stdio(Chardev):
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Copy until cancelled, or until nobody is there."""
-        if Stdio.taken:
-            raise VconfsError("stdio is joined to something else already: one port can have it")
-        if closed := closed_streams():
-            raise VconfsError(f"stdio cannot be joined to a port: {closed}")
-        Stdio.taken = True
+        if trouble := claim():
+            raise VconfsError(f"stdio cannot be joined to a port: {trouble}")
         try:
             task_status.started()
             await serve(port, _Standard())
         finally:
-            Stdio.taken = False
+            release()
 
 
 class _Standard(Client):

@@ -12,34 +12,29 @@ told of the first one, and the next client is to have its turn. So after the FIN
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import socket
 import struct
 import termios
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Self
 
 import trio
 from attrs import frozen
 
-from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs.client import Client, SocketClient, wait_hang_up
-from vconfs.host.chardevs.listener import BACKLOG, Door, Listener
+from vconfs.host.chardevs.listener import Listener
+from vconfs.syntax.addresses import tcp_address
 from vconfs.system.backoff import Pauses
+from vconfs.system.listening import Door, listening_on
 
 #: Seconds from one look at the peer's end to the next.
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
 #: Seconds of silence before a probe, and between probes.
 _PROBE: Final = 1
-_WAYS_OUT: Final = {
-    errno.EADDRINUSE: ": choose another port",
-    errno.EACCES: ": choose a port above 1023",
-    errno.EADDRNOTAVAIL: ": choose an address of this machine",
-}
 
 
 @frozen
@@ -52,58 +47,14 @@ class Tcp(Listener):
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take HOST:PORT; an IPv6 address stands in brackets, and no host is localhost."""
-        host, colon, service = argument.rpartition(":")
-        if not colon or "\0" in host or not _is_port(service):
-            raise ValueError(f"tcp needs a host and a port: tcp:HOST:PORT, not {argument!r}")
-        return cls(host.removeprefix("[").removesuffix("]") or "localhost", int(service))
+        return cls(*tcp_address(argument))
 
-    @asynccontextmanager
-    async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
+    def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
         """See `Listener.listening`."""
-        with ExitStack() as stack:
-            try:
-                listeners = await self._listen(stack)
-            except (OSError, UnicodeError) as error:
-                raise self._cannot(error) from None
-            yield listeners
-
-    async def _listen(self, stack: ExitStack) -> list[socket.socket]:
-        found = await trio.socket.getaddrinfo(self.host, self.service, type=socket.SOCK_STREAM)
-        listeners: list[socket.socket] = []
-        for last, (family, kind, protocol, _, address) in enumerate(found, 1 - len(found)):
-            try:
-                listener = stack.enter_context(socket.socket(family, kind, protocol))
-                _listen_at(listener, address)
-            except OSError as error:
-                # A name may have IPv6 addresses where there is no IPv6.
-                absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-                if not absent or (last == 0 and not listeners):
-                    raise
-            else:
-                listeners.append(listener)
-        return listeners
-
-    def _cannot(self, error: OSError | UnicodeError) -> VconfsError:
-        where = f"[{self.host}]" if ":" in self.host else self.host
-        what, way_out = "this is no host name", ""
-        if isinstance(error, OSError):
-            what, way_out = error.strerror or str(error), _WAYS_OUT.get(error.errno or 0, "")
-        return VconfsError(f"cannot listen on {where}:{self.service}: {what}{way_out}")
+        return listening_on(self.host, self.service)
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
         return _TcpClient(sock, door)
-
-
-def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and len(text) <= 5 and 0 < int(text) <= 65535
-
-
-def _listen_at(listener: socket.socket, address: tuple[object, ...]) -> None:
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if listener.family == socket.AF_INET6:
-        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    listener.bind(address)
-    listener.listen(BACKLOG)
 
 
 class _TcpClient(SocketClient):

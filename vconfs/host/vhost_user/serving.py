@@ -11,7 +11,6 @@ from typing import Final
 
 import trio
 
-from vconfs.host.chardevs.listener import Door
 from vconfs.host.host import Host
 from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.vhost_user.address import VhostUserAddress
@@ -19,6 +18,7 @@ from vconfs.host.vhost_user.device import Device
 from vconfs.host.vhost_user.session import Session
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import ASIDE
+from vconfs.system.listening import Door
 from vconfs.system.log_once import LogOnce
 from vconfs.system.unix_sockets import closing
 

@@ -1,0 +1,12 @@
+"""Shell commands in what a user writes: exec:COMMAND."""
+
+from __future__ import annotations
+
+
+def command_argument(argument: str) -> str:
+    """Return the command that ARGUMENT is, as for sh -c. Raise ValueError if it cannot be one."""
+    if not argument.strip():
+        raise ValueError("exec needs a command: exec:COMMAND")
+    if "\0" in argument:
+        raise ValueError(f"exec: a command has no NUL in it: {argument!r}")
+    return argument

@@ -1,0 +1,172 @@
+"""Listening sockets: unix and TCP, and letting in those who come."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from typing import Final, Self
+
+import trio
+
+from vconfs.errors import VconfsError
+from vconfs.syntax.addresses import bracketed
+from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.path_errors import cannot
+from vconfs.system.unix_sockets import closing, refuse_rights
+
+#: How many clients may wait while one is served.
+BACKLOG: Final = 4
+_WAYS_OUT: Final = {
+    errno.EADDRINUSE: ": choose another port",
+    errno.EACCES: ": choose a port above 1023",
+    errno.EADDRNOTAVAIL: ": choose an address of this machine",
+}
+
+
+class Door:
+    """Listening sockets, as one."""
+
+    def __init__(self, listeners: Sequence[socket.socket]) -> None:
+        self._listeners = listeners
+        self._waiting = select.epoll()
+        for listener in listeners:
+            listener.setblocking(False)
+            self._waiting.register(listener.fileno(), select.EPOLLIN)
+        self._tries = Backoff("clients have to wait", "clients are let in again")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._waiting.close()
+
+    def fileno(self) -> int:
+        """Give a descriptor that is readable while a client waits."""
+        return self._waiting.fileno()
+
+    async def accept(self) -> trio.socket.SocketType:
+        """Wait for a client and let it in."""
+        while True:
+            await trio.lowlevel.wait_readable(self)
+            for listener in self._listeners:
+                try:
+                    client = trio.socket.from_stdlib_socket(listener.accept()[0])
+                except BlockingIOError:  # it has come to another listener, or has left again
+                    continue
+                except OSError as error:
+                    if is_passing(error):
+                        await self._tries.failed(error)
+                else:
+                    self._tries.succeeded()
+                    return client
+
+
+# --- unix sockets -------------------------------------------------------------------------
+
+
+@contextmanager
+def listening_at(
+    path: str,
+    kind: int = socket.SOCK_STREAM,
+    *,
+    mode: int | None = None,
+    backlog: int = BACKLOG,
+    rights: bool = False,
+) -> Iterator[socket.socket]:
+    """Listen on a unix socket in a block, for those whom `mode` lets in; VconfsError.
+
+    `rights`: they may send descriptors.
+    """
+    with closing(socket.socket(socket.AF_UNIX, kind)) as listener:
+        if not rights:
+            refuse_rights(listener)
+        if mode is not None:
+            os.fchmod(listener.fileno(), mode)  # that of the path, from the moment that it is there
+        with _bound(listener, path):
+            listener.listen(backlog)
+            yield listener
+
+
+@contextmanager
+def _bound(listener: socket.socket, path: str) -> Iterator[None]:
+    """Bind, replacing a socket that nobody listens on any more; remove ours at the end."""
+    _replace_stale(path, listener.type)
+    try:
+        listener.bind(path)
+        ours = os.lstat(path)
+    except OSError as error:
+        raise cannot(path, error) from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if os.path.samestat(os.lstat(path), ours):  # else it was replaced meanwhile
+                os.unlink(path)
+
+
+def _replace_stale(path: str, kind: int) -> None:
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return  # nothing there, or bind will say why not
+    if not stat.S_ISSOCK(mode):
+        raise VconfsError(f"{path} exists and is no socket: choose another path, or remove it")
+    with socket.socket(socket.AF_UNIX, kind) as probe:
+        probe.setblocking(False)
+        code = probe.connect_ex(path)
+    if code in (0, errno.EAGAIN, errno.EPROTOTYPE):
+        raise VconfsError(f"{path} is in use by another program: choose another path")
+    if code == errno.ECONNREFUSED:
+        with suppress(OSError):
+            os.unlink(path)
+
+
+# --- TCP ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def listening_on(host: str, service: int) -> AsyncIterator[Sequence[socket.socket]]:
+    """Listen on a TCP port in a block, at all addresses that the host's name has; VconfsError."""
+    with ExitStack() as stack:
+        try:
+            listeners = await _listen(host, service, stack)
+        except (OSError, UnicodeError) as error:
+            raise _cannot_listen(host, service, error) from None
+        yield listeners
+
+
+async def _listen(host: str, service: int, stack: ExitStack) -> list[socket.socket]:
+    found = await trio.socket.getaddrinfo(host, service, type=socket.SOCK_STREAM)
+    listeners: list[socket.socket] = []
+    for last, (family, kind, protocol, _, address) in enumerate(found, 1 - len(found)):
+        try:
+            listener = stack.enter_context(socket.socket(family, kind, protocol))
+            _listen_at(listener, address)
+        except OSError as error:
+            # A name may have IPv6 addresses where there is no IPv6.
+            absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
+            if not absent or (last == 0 and not listeners):
+                raise
+        else:
+            listeners.append(listener)
+    return listeners
+
+
+def _listen_at(listener: socket.socket, address: tuple[object, ...]) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    listener.bind(address)
+    listener.listen(BACKLOG)
+
+
+def _cannot_listen(host: str, service: int, error: OSError | UnicodeError) -> VconfsError:
+    what, way_out = "this is no host name", ""
+    if isinstance(error, OSError):
+        what, way_out = error.strerror or str(error), _WAYS_OUT.get(error.errno or 0, "")
+    return VconfsError(f"cannot listen on {bracketed(host)}:{service}: {what}{way_out}")
