@@ -9,7 +9,7 @@ import os
 import pytest
 
 from tests.threads import in_thread
-from vconfs import console
+from vconfs.files import consoles
 from vconfs.host.spec import parse_port
 
 from ..unit.chardev_port import descriptors
@@ -48,7 +48,7 @@ async def test_that_there_are_no_more_ptys_is_logged_once(
     def fail() -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(console, "open_pty", fail)
+    monkeypatch.setattr(consoles, "open_pty", fail)
     async with mounted(*["=null,console"] * 40) as it:
         await it.until(lambda: len(it.manager.ports) == 40)
         for port in it.manager.ports.values():

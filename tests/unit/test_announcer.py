@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs import announcer
+from vconfs.files import announcer
 from vconfs.files.announcer import Announcer
 
 

@@ -436,7 +436,7 @@ async def test_stdio_prints_also_after_the_inputs_end(streams: tuple[int, int]) 
 
 async def test_stdio_for_one_port(streams: tuple[int, int]) -> None:
     async with serving("stdio"):
-        with pytest.raises(VconfsError, match="stdio is joined to something else already"):
+        with pytest.raises(VconfsError, match="standard input and output are in use already"):
             async with serving("stdio"):
                 pass
     async with serving("stdio") as port:

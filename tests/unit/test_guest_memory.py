@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.host import guest_memory
+from vconfs.host.vhost_user import memory as guest_memory
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.host.vhost_user.memory import SharedMemory
 from vconfs.protocol.errors import RemoteProtocolError

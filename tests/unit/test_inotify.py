@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs import inotify
+from vconfs.system import inotify
 from vconfs.system.inotify import Change, Changes, watching
 
 from .chardev_port import descriptors

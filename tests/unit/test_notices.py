@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
-from vconfs.vhost_user import notices
 
+from vconfs.link import notifications
 from vconfs.link.notifications import Bell, check_notifier
 from vconfs.protocol.errors import RemoteProtocolError
 
@@ -92,7 +92,7 @@ def test_where_eventfds_cannot_be_raised_there_is_no_bell(monkeypatch: pytest.Mo
     def no_raiser() -> None:
         raise OSError(errno.EAGAIN, "io_setup: no more")
 
-    monkeypatch.setattr(notices, "raiser", no_raiser)
+    monkeypatch.setattr(notifications, "raiser", no_raiser)
     with full_eventfd() as fd, pytest.raises(OSError, match="io_setup: no more"):
         Bell(fd)
 

@@ -11,9 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.host import vhost_user_session
 from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
+from vconfs.host.vhost_user import session as vhost_user_session
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.vhost_user import Region

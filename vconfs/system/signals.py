@@ -21,6 +21,7 @@ from typing import Final
 
 import trio
 
+import vconfs
 from vconfs.system.log_file import reopen_log_files
 from vconfs.system.tasks import open_background
 
@@ -41,7 +42,7 @@ ENDING: Final = tuple(sorted(signal.valid_signals() - _LEFT_ALONE - {*_ANSWERED}
 
 #: The most lines about tasks that a signal writes to the log.
 _LINES_MAX: Final = 1000
-_PACKAGE: Final = Path(__file__).parent
+_PACKAGE: Final = Path(vconfs.__file__).parent
 
 
 def survive_hang_ups() -> None:
