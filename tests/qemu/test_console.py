@@ -24,7 +24,7 @@ from vconfs.errors import VconfsError
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import parse_device
 from vconfs.guest.driver import Driver, drive
-from vconfs.guest.port import Opener, Port
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import CONTROL_OUT
 
@@ -522,6 +522,7 @@ async def test_qemu_is_killed_while_data_flows(tmp_path: Path, moment: int) -> N
         guest = await changes.named(1, NAME)
         host = await qemu.connect("c1")
         await changes.connected(guest)
+        guest.set_options(PortOptions(throttle="enospc"))
         guest.open(Opener(1))
         with trio.fail_after(10):
             async with host, trio.open_nursery() as nursery:
