@@ -89,6 +89,7 @@ class Pair:
         if self.puppets[id].queued:
             data = await self.puppets[id].receive(size)
             assert data == coded(self.received[id], len(data))
+            self.puppets[id].delivered(len(data))
             self.received[id] += len(data)
 
     def check(self) -> None:
@@ -262,6 +263,30 @@ async def test_no_order_of_looking_loses_a_byte_or_stops_both_ends(
             await trio.testing.wait_all_tasks_blocked()
             pair.check()
         await pair.drain(lambda: look(pair))
+
+
+@settings(max_examples=40, deadline=None)
+@given(steps=STEPS)
+async def test_an_end_in_the_middle_accounts_for_every_byte(
+    steps: list[tuple[str, int, int]],
+) -> None:
+    """Accepted is delivered, still queued, or counted as dropped, by port."""
+    async with late_ends() as (pair, kicks, calls):
+        for what, id, size in steps:
+            if what in ("kick", "call"):
+                (kicks if what == "kick" else calls).let()
+            elif what == "receive":
+                await pair.receive(id, size)
+            else:
+                getattr(pair, what)(id, size)
+            await trio.testing.wait_all_tasks_blocked()
+        ports = list(zip(pair.guest, pair.puppets, strict=True))
+    for id, (guest, host) in enumerate(ports):
+        accepted = pair.written[id] + pair.sent[id]
+        delivered = pair.read[id] + pair.received[id]
+        kept = guest.queued + host.queued
+        dropped = guest.counters.dropped + host.counters.dropped
+        assert accepted == delivered + kept + dropped
 
 
 # --- over a stream ------------------------------------------------------------------------

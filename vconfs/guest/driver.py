@@ -57,6 +57,11 @@ class Driver(LinkEnd[Port]):
         for queue in range(0, self._end.queues, 2):
             self.received(queue)
 
+    def take_rest(self) -> None:
+        """Take what the device has sent and we have not looked at yet, before it is let go."""
+        for queue in range(0, self._end.queues, 2):
+            self.received(queue)
+
     def _let_console_speak(self) -> None:
         """Take output of a console that is known from before, until its port comes."""
         port = self._manager.ports.get(CONSOLE)
@@ -297,4 +302,5 @@ async def drive(
         try:
             yield driver
         finally:
+            driver.take_rest()
             driver.stop()
