@@ -131,7 +131,7 @@ async def test_a_host_that_comes_back_with_other_ports(both: Both) -> None:
     await host.kill()
     host = await both.host("a=echo", "B=echo")
     await until(lambda: files(both) == [".events", "by-name", "vcon0", "vcon1"])
-    assert sorted(os.listdir(both.mountpoint / "by-name")) == ["B", "a"]
+    await until(lambda: sorted(os.listdir(both.mountpoint / "by-name")) == ["B", "a"])
     assert await error_of(lambda: os.read(gone, 1)) == errno.ENODEV
     assert await error_of(lambda: os.write(gone, b"x")) == errno.ENODEV
     os.close(gone)
