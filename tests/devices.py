@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
 from vconfs.device.vhost_user import open_vhost_user
+from vconfs.guest.devices import join_embedded
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
@@ -39,7 +39,7 @@ async def _open_vhost_user(host: Host, manager: PortManager, folder: Path) -> As
 
 #: How the guest end of a test reaches its host end.
 DEVICES: Mapping[str, OpenDevice] = {
-    "embedded": lambda host, manager, folder: drive(manager, open_embedded(host)),
+    "embedded": lambda host, manager, folder: join_embedded(host, manager),
     "stream-unix": _open_unix_stream,
     "vhost-user": _open_vhost_user,
 }

@@ -9,8 +9,8 @@ from typing import Self
 import trio
 from attrs import frozen
 
-from vconfs.device.embedded import open_embedded
-from vconfs.guest.driver import Driver, drive
+from vconfs.guest.devices import join_embedded
+from vconfs.guest.driver import Driver
 from vconfs.guest.port import Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.host.chardev import Chardev, PortSide
@@ -64,5 +64,5 @@ async def open_ends(
 ) -> AsyncIterator[Ends]:
     """Run a host end with these ports and a guest end on it, over real rings."""
     manager = PortManager(lambda id: options or PortOptions())
-    async with open_host(specs) as host, drive(manager, open_embedded(host, dialect)) as driver:
+    async with open_host(specs) as host, join_embedded(host, manager, dialect) as driver:
         yield Ends(host, manager, driver)

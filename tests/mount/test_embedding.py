@@ -6,8 +6,7 @@ from pathlib import Path
 
 import trio
 
-from vconfs.device.embedded import open_embedded
-from vconfs.guest.driver import drive
+from vconfs.guest.devices import join_embedded
 from vconfs.guest.port import PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.host import HostPortSpec, PortListener, PortStream, open_host
@@ -33,7 +32,7 @@ async def test_other_programs_open_its_ports_as_files(tmp_path: Path) -> None:
     with trio.fail_after(20):
         async with (
             open_host([HostPortSpec(b"shout", listener)]) as host,
-            drive(manager, open_embedded(host)),
+            join_embedded(host, manager),
             open_mount(Plan(path), manager),
             open_background() as nursery,
         ):

@@ -333,7 +333,7 @@ async def test_every_change_wakes_whoever_polls(
             await it.until(lambda: poll_handles(it))
             change(it)
             if what == "throttle":  # it takes POLLOUT away, and wakes nobody
-                await it.until(lambda: poll_handles(it))
+                await it.until(lambda: it.port().host_throttled and poll_handles(it))
                 assert await polled(fd) == 0
                 it.port().feed(b"x")
             await it.until(lambda: woken)

@@ -112,6 +112,22 @@ class _Both:
         return dict(self.host.lost())
 
 
+@asynccontextmanager
+async def join_embedded(
+    host: Host, manager: PortManager, dialect: str = "v8"
+) -> AsyncIterator[Driver]:
+    """Join the ports of `manager` to a host end in this process, for as long as the block runs.
+
+    The ports then also tell how many bytes the host end has dropped.
+    """
+    manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
+    try:
+        async with drive(manager, open_embedded(host, dialect)) as driver:
+            yield driver
+    finally:
+        manager.dropped_by_host, host.on_drop = None, lambda id: None
+
+
 @define
 class Embedded:
     """A host end of our own, in this process, with these ports."""
@@ -128,15 +144,13 @@ class Embedded:
         """See `Device.open`; VconfsError: a port cannot be had."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
-            drive(manager, open_embedded(host, self.dialect)) as driver,
+            join_embedded(host, manager, self.dialect) as driver,
         ):
             self._host = host
-            manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
             try:
                 yield _Both(host, driver, manager)
             finally:
-                self._host = manager.dropped_by_host = None
-                host.on_drop = lambda id: None
+                self._host = None
 
     def reopen_files(self) -> None:
         """See `Device.reopen_files`."""

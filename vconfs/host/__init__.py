@@ -13,8 +13,8 @@ time that the guest opens the port, or a class of your own. Ports are added, cha
 the methods of `Host` at any time.
 
 Guests come where `vconfs.host.listening.parse_listener(url).serve(host)` waits for them, or are in
-the same process: `vconfs.guest.driver.drive(manager, open_embedded(host))` joins the ports of
-`manager`, which `vconfs.mounting.open_mount` shows as files. One guest at a time is attached. With
+the same process: `vconfs.guest.devices.join_embedded(host, manager)` joins the ports of `manager`
+to it, which `vconfs.mounting.open_mount` shows as files. One guest at a time is attached. With
 `vconfs.host.control.serve_control(host, path)` there is a socket for `vconfs ctl` as well.
 """
 
