@@ -373,6 +373,7 @@ def test_what_is_for_the_pty_beside_a_port_is_read_there_or_counted(
     with mount_of(folder, *words) as process:
         with socket.socket(socket.AF_UNIX) as client, ExitStack() as opened:
             if somebody:
+                until((folder / "hvc0").exists)
                 slave = os.open(folder / "hvc0", os.O_RDONLY | os.O_NOCTTY)
                 opened.callback(os.close, slave)
             client.connect(str(tmp_path / "far" / "s"))

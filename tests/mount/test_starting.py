@@ -123,9 +123,8 @@ def test_commands_about_nothing_mounted(tmp_path: Path, closed: tuple[int, ...])
     assert run(closed, "nonsense")[0] == 2
 
 
-@closed_ways
-def test_the_tour(closed: tuple[int, ...]) -> None:
-    assert run(closed, "demo") == (0, "")
+def test_the_tour() -> None:
+    assert run((0, 1, 2), "demo") == (0, "")
 
 
 @pytest.mark.parametrize(
