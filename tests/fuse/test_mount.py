@@ -17,6 +17,7 @@ import trio
 
 from tests import needs
 from vconfs import fuse
+from vconfs.errors import VconfsError
 from vconfs.fuse.mount import listed
 
 from .conftest import Serve, heard, program
@@ -175,7 +176,7 @@ def test_a_line_of_mountinfo_is_ours_by_place_and_type() -> None:
 def refusal(path: Path, **options: bool) -> str:
     with pytest.raises(fuse.MountError) as caught:
         fuse.mount(path, **options)
-    assert isinstance(caught.value, OSError)
+    assert isinstance(caught.value, VconfsError)
     text = str(caught.value)
     assert "\n" not in text
     return text

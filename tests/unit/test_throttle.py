@@ -364,7 +364,7 @@ async def test_two_ends_of_a_stream_that_ask_each_other_to_stop_go_on(window: in
 
 
 @pytest.mark.parametrize("window", [1024, 4096])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(steps=STEPS)
 async def test_no_order_of_reading_a_stream_loses_a_byte_or_stops_both_ends(
     window: int, steps: list[tuple[str, int, int]]
