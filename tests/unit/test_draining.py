@@ -15,7 +15,7 @@ import trio.testing
 from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.port import HostPort
 from vconfs.link.draining import drain, say_what_was_lost
-from vconfs.streams.outbox import Frame, Outbox
+from vconfs.streams.outbox import Outbox, OutgoingFrame
 from vconfs.testing import Puppet, open_ends
 
 from .test_ends import spec
@@ -94,9 +94,9 @@ def test_one_line_names_the_ports_and_the_bytes(caplog: pytest.LogCaptureFixture
 
 def test_an_outbox_knows_whose_data_has_not_gone_whole() -> None:
     outbox = Outbox()
-    outbox.put(Frame(b"head", b"x" * 10, 1))
-    outbox.put(Frame(b"head", b"message", 1, urgent=True))
-    outbox.put(Frame(b"head", b"y" * 20_000, 2))
+    outbox.put(OutgoingFrame(b"head", b"x" * 10, 1))
+    outbox.put(OutgoingFrame(b"head", b"message", 1, urgent=True))
+    outbox.put(OutgoingFrame(b"head", b"y" * 20_000, 2))
     assert outbox.data == {1: 10, 2: 20_000}
     outbox.remove(13)
     assert outbox.data == {1: 10, 2: 20_000}

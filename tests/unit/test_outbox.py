@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.streams.outbox import Frame, Outbox
+from vconfs.streams.outbox import Outbox, OutgoingFrame
 
 
 def drained(outbox: Outbox, step: int = 1 << 20) -> bytes:
@@ -19,19 +19,19 @@ def drained(outbox: Outbox, step: int = 1 << 20) -> bytes:
     return out
 
 
-def filled(*frames: Frame) -> Outbox:
+def filled(*frames: OutgoingFrame) -> Outbox:
     outbox = Outbox()
     for frame in frames:
         outbox.put(frame)
     return outbox
 
 
-def data(port: int, letters: bytes) -> Frame:
-    return Frame(letters[:1], letters[1:], port)
+def data(port: int, letters: bytes) -> OutgoingFrame:
+    return OutgoingFrame(letters[:1], letters[1:], port)
 
 
-def control(port: int, letters: bytes) -> Frame:
-    return Frame(letters, port=port, urgent=True)
+def control(port: int, letters: bytes) -> OutgoingFrame:
+    return OutgoingFrame(letters, port=port, urgent=True)
 
 
 def test_control_goes_before_the_data_of_others() -> None:
@@ -45,7 +45,7 @@ def test_a_hang_up_goes_behind_its_own_data_and_what_follows_it_behind_it() -> N
 
 
 def test_what_belongs_to_no_port_goes_first_or_in_order() -> None:
-    frames = [data(1, b"one."), Frame(b"config."), Frame(b"credit.", urgent=True)]
+    frames = [data(1, b"one."), OutgoingFrame(b"config."), OutgoingFrame(b"credit.", urgent=True)]
     assert drained(filled(*frames)) == b"credit.one.config."
 
 
@@ -69,7 +69,7 @@ def test_a_port_all_of_whose_data_is_under_way_can_be_hung_up_next() -> None:
 
 
 frames = st.builds(
-    Frame,
+    OutgoingFrame,
     st.binary(min_size=1, max_size=3),
     st.binary(max_size=5),
     st.none() | st.integers(0, 3),
@@ -79,12 +79,12 @@ frames = st.builds(
 
 @given(st.lists(frames | st.integers(1, 12), max_size=40), st.integers(1, 9))
 def test_no_frame_is_torn_lost_or_overtaken_by_one_of_its_port(
-    steps: list[Frame | int], size: int
+    steps: list[OutgoingFrame | int], size: int
 ) -> None:
-    outbox, out, put = Outbox(), b"", list[Frame]()
+    outbox, out, put = Outbox(), b"", list[OutgoingFrame]()
     for step in steps:
-        if isinstance(step, Frame):
-            tagged = Frame(bytes([len(put)]) + step.head, step.data, step.port, step.urgent)
+        if isinstance(step, OutgoingFrame):
+            tagged = OutgoingFrame(bytes([len(put)]) + step.head, step.data, step.port, step.urgent)
             outbox.put(tagged)
             put.append(tagged)
         else:

@@ -237,12 +237,12 @@ def test_half_of_the_received_buffers_can_be_kept() -> None:
         kept.append(ends.link.hold(0))
         ends.link.done(0)
     ends.link.flush(0)
-    assert [lender is not None for lender in kept] == [True] * 4 + [False] * 4
+    assert [give_back is not None for give_back in kept] == [True] * 4 + [False] * 4
     assert lendable(ends) == 4
     ends.kicks.clear()
-    for lender in kept[:4]:
-        assert lender is not None
-        lender()
+    for give_back in kept[:4]:
+        assert give_back is not None
+        give_back()
     assert lendable(ends) == 4
     assert ends.kicks
 
@@ -252,10 +252,10 @@ def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
     ends.link.start()
     ends.use(0)
     first = ends.link.receive(0)
-    lender = ends.link.hold(0)
+    give_back = ends.link.hold(0)
     ends.link.done(0)
     assert first is not None
-    assert lender is not None
+    assert give_back is not None
     first[:3] = b"old"
     for _ in range(100):
         ends.use(0)

@@ -180,7 +180,7 @@ async def test_a_peer_that_takes_no_control_messages_is_lost_before_memory_is(
 ) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    sender.leave(1, b"data")
+    sender.deposit(1, b"data")
     for _ in range(10_000):
         sender.post(Message(1, bytes(4000)), behind=behind)
         if link.reasons:
@@ -330,20 +330,20 @@ async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.
         link.sent.clear()
         with pytest.raises(trio.WouldBlock):
             sender.send_nowait(200, b"hello")
-        assert sender.leave(200, b"hello") == 5
-        assert not sender.can_leave(200)
+        assert sender.deposit(200, b"hello") == 5
+        assert not sender.can_deposit(200)
         while not link.sent or link.sent[-1][0] != 200:
             await make_room(link, sender)
         assert len(link.sent) == 21
-        assert sender.can_leave(200)
+        assert sender.can_deposit(200)
 
 
 async def test_nothing_of_its_port_passes_what_was_left() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    assert sender.leave(1, b"first of 3 buffers left") == 23
+    assert sender.deposit(1, b"first of 3 buffers left") == 23
     with pytest.raises(trio.WouldBlock):
-        sender.leave(1, b"more")
+        sender.deposit(1, b"more")
     sender.post(Message(1, b"close"), behind=1)
     sender.post(Message(1, b"open"), behind=1)
     async with trio.open_nursery() as nursery:
@@ -370,16 +370,16 @@ async def test_nothing_of_its_port_passes_what_was_left() -> None:
 
 async def test_who_does_not_wait_can_leave_little_and_only_while_there_is_a_link() -> None:
     sender = Sender(FakeLink(free=0), FakeEnd())
-    assert sender.leave(1, bytes(1 << 20)) == 4096
+    assert sender.deposit(1, bytes(1 << 20)) == 4096
     sender.close()
     with pytest.raises(trio.WouldBlock):
-        sender.leave(2, b"late")
+        sender.deposit(2, b"late")
 
 
 async def test_what_was_left_for_a_port_that_is_gone_does_not_reach_the_next_one() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    assert sender.leave(1, b"old") == 3
+    assert sender.deposit(1, b"old") == 3
     sender.post(Message(1, b"close"), behind=1)
     sender.forget(1)
     link.free[1] = 5

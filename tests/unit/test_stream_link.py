@@ -20,7 +20,7 @@ from vconfs.link.sender import Sender
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
 from vconfs.streams.link import open_link
-from vconfs.streams.sockets import UnixPlace
+from vconfs.streams.sockets import UnixAddress
 from vconfs.streams.wire import Wire
 
 PIECE = 100_000
@@ -72,8 +72,8 @@ async def linked() -> AsyncIterator[tuple[Link, LatePeer]]:
     with ours, theirs:
         peer = LatePeer(theirs)
         await peer.say_hello()
-        wire, place = Wire(ours.fileno(), ours.fileno()), UnixPlace.parse("/unused")
-        async with open_link(wire, place, Role.GUEST, v8.FEATURES) as link:
+        wire, address = Wire(ours.fileno(), ours.fileno()), UnixAddress.parse("/unused")
+        async with open_link(wire, address, Role.GUEST, v8.FEATURES) as link:
             yield link, peer
             theirs.close()
 

@@ -24,7 +24,7 @@ from vconfs.host.port import HostPort
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.link import open_link
-from vconfs.streams.sockets import UnixPlace
+from vconfs.streams.sockets import UnixAddress
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
@@ -318,7 +318,7 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
     puppets = [Puppet(), Puppet()]
     manager = PortManager(lambda id: PortOptions(limit=GUEST_LIMIT))
     specs = [spec(b"%d" % i, puppet, host_limit=HOST_LIMIT) for i, puppet in enumerate(puppets)]
-    place = UnixPlace.parse(f"/unused,window={window}")
+    address = UnixAddress.parse(f"/unused,window={window}")
     ours, theirs = socket.socketpair()
     with ours, theirs:
         wires = LateWire(ours), LateWire(theirs)
@@ -326,7 +326,7 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
         backends: list[Backend] = []
 
         async def serve() -> None:
-            async with open_link(wires[0], place, Role.HOST, v8.FEATURES, config) as link:
+            async with open_link(wires[0], address, Role.HOST, v8.FEATURES, config) as link:
                 backend = host.attach(link, v8.HostEnd(link.features), lambda: None)
                 backends.append(backend)
                 backend.start()
@@ -334,7 +334,7 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
 
         async with open_host(specs) as host, open_background() as nursery:
             nursery.start_soon(serve)
-            async with open_link(wires[1], place, Role.GUEST, v8.FEATURES) as link:
+            async with open_link(wires[1], address, Role.GUEST, v8.FEATURES) as link:
                 driver = Driver(manager, link, v8.GuestEnd(link.features))
                 driver.start()
                 with trio.fail_after(5):

@@ -13,7 +13,7 @@ from vconfs.cli.arguments import proposals
 from vconfs.device import binding
 from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listening import LISTENERS, parse_listener
-from vconfs.streams.url import PLACES
+from vconfs.streams.url import ADDRESSES
 
 
 @frozen
@@ -47,7 +47,7 @@ def _check_device(url: str) -> None:
 def _beginnings(schemes: Sequence[str]) -> Iterator[str]:
     for scheme in schemes:
         if scheme == "stream":
-            yield from (f"stream:{place}" + ":" * (place != "stdio") for place in PLACES)
+            yield from (f"stream:{name}" + ":" * (name != "stdio") for name in ADDRESSES)
         else:
             yield f"{scheme}:"
 

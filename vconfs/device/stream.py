@@ -9,7 +9,7 @@ from vconfs.link.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.link import open_link
-from vconfs.streams.url import parse_place
+from vconfs.streams.url import parse_stream_address
 
 
 @asynccontextmanager
@@ -18,9 +18,9 @@ async def open_stream(rest: str) -> AsyncIterator[OpenDevice]:
 
     ValueError: `rest` makes no sense; VconfsError: the host end cannot be reached.
     """
-    place = parse_place(rest)
+    address = parse_stream_address(rest)
     async with (
-        place.connect() as wire,
-        open_link(wire, place, Role.GUEST, v8.FEATURES) as link,
+        address.connect() as wire,
+        open_link(wire, address, Role.GUEST, v8.FEATURES) as link,
     ):
         yield link, v8.GuestEnd(link.features)

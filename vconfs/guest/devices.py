@@ -25,7 +25,7 @@ from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.link import OpenDevice
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
-from vconfs.streams.url import parse_place
+from vconfs.streams.url import parse_stream_address
 
 EMBEDDED: Final = "embedded"
 KERNEL: Final = "kernel"
@@ -196,7 +196,7 @@ KINDS: Final[Mapping[str, Kind]] = {
         lambda rest, dialect: open_qtest(rest), QtestAddress.parse, dialects=(PCI_DIALECT,)
     ),
     "stream": Kind(
-        lambda rest, dialect: open_stream(rest), parse_place, dialects=(STREAM_DIALECT,)
+        lambda rest, dialect: open_stream(rest), parse_stream_address, dialects=(STREAM_DIALECT,)
     ),
     "vhost-user": Kind(open_vhost_user, parse_path),
 }

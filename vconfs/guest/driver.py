@@ -164,7 +164,7 @@ class Driver(LinkEnd[Port]):
 
     def has_room(self, id: int) -> bool:
         """Whether a write of this port would take something; if not, it is told when it would."""
-        room = self._sender.has_room(id) or (self.throttles and self._sender.can_leave(id))
+        room = self._sender.has_room(id) or (self.throttles and self._sender.can_deposit(id))
         if not room:
             self._without_room.add(id)
             self._link.want_room(self._end.data_queue(id))
@@ -183,10 +183,10 @@ class Driver(LinkEnd[Port]):
         return sent
 
     def send_later(self, id: int, data: Buffer) -> int:
-        """See `Sender.leave`; where a port has a queue of its own, there is nobody to pass."""
+        """See `Sender.deposit`; where a port has a queue of its own, there is nobody to pass."""
         if not self.throttles:
             raise trio.WouldBlock
-        return self._sender.leave(id, data)
+        return self._sender.deposit(id, data)
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """See `Sender.send`; the others who found the queue taken are told that it is free."""
@@ -208,10 +208,10 @@ class Driver(LinkEnd[Port]):
             self._put(port, event.data)
 
     def _put(self, port: Port, data: memoryview) -> None:
-        lender = None
+        give_back = None
         if len(data) >= _WORTH_HOLDING:
-            lender = self._link.hold(self._end.receive_queue(port.id))
-        port.put(data, lender)
+            give_back = self._link.hold(self._end.receive_queue(port.id))
+        port.put(data, give_back)
         self._fed[port] = None
 
     def _taken(self) -> None:

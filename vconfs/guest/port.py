@@ -540,30 +540,30 @@ class Port:
         self._check_limit()
         self.on_change(self)
 
-    def feed(self, data: memoryview, lender: Callable[[], None] | None = None) -> None:
+    def feed(self, data: memoryview, give_back: Callable[[], None] | None = None) -> None:
         """The host sent `data`: `put`, and then `fed`."""
-        self.put(data, lender)
+        self.put(data, give_back)
         self.fed()
 
     def fed(self) -> None:
         """Tell whoever waits what was `put`; once for many buffers, for that is what costs."""
         self._changed()
 
-    def put(self, data: Buffer, lender: Callable[[], None] | None = None) -> None:
-        """Queue what the host sent: a copy or, with a `lender`, lent (see `ByteQueue`)."""
+    def put(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
+        """Queue what the host sent: a copy or, with a `give_back`, lent (see `ByteQueue`)."""
         size = len(data)
         if self._was_reset:
             self.counters.dropped += size
-            if lender is not None:
-                lender()
+            if give_back is not None:
+                give_back()
             return
         if not self.host_connected and self._line is not None and self._line.throttles:
             self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
         self.counters.bytes_in += size
-        if lender is None:
+        if give_back is None:
             self._queue.put(data)
         else:
-            self._queue.lend(memoryview(data), lender)
+            self._queue.lend(memoryview(data), give_back)
         throttle, line = self._throttle, self._line
         throttle.came(size)
         if line is not None and line.throttles and self._queue.cost >= self.limit:

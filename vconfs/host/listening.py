@@ -14,7 +14,7 @@ from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.host.vhost_user.serving import serve_vhost_user
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
-from vconfs.streams.url import parse_place
+from vconfs.streams.url import parse_stream_address
 
 
 class Serve(Protocol):
@@ -41,7 +41,7 @@ class Kind:
 
 #: What can stand before the colon of a LISTEN url.
 LISTENERS: Final[Mapping[str, Kind]] = {
-    "stream": Kind(serve_stream, parse_place, dialects=(STREAM_DIALECT,)),
+    "stream": Kind(serve_stream, parse_stream_address, dialects=(STREAM_DIALECT,)),
     "vhost-user": Kind(serve_vhost_user, VhostUserAddress.parse),
 }
 

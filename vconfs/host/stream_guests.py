@@ -12,9 +12,9 @@ from vconfs.host.host import Host
 from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
+from vconfs.streams.address import NextGuest, StreamAddress
 from vconfs.streams.link import open_link
-from vconfs.streams.place import NextGuest, Place
-from vconfs.streams.url import parse_place
+from vconfs.streams.url import parse_stream_address
 from vconfs.streams.wire import Wire
 from vconfs.system.backoff import Backoff, Pauses
 
@@ -29,15 +29,15 @@ async def serve_stream(
 
     ValueError: `rest` makes no sense; VconfsError: nobody can listen there.
     """
-    place = parse_place(rest)
-    async with place.listen() as next_guest:
+    address = parse_stream_address(rest)
+    async with address.listen() as next_guest:
         task_status.started()
-        await _serve_all(host, place, next_guest)
+        await _serve_all(host, address, next_guest)
 
 
-async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
+async def _serve_all(host: Host, address: StreamAddress, next_guest: NextGuest) -> None:
     reception = Reception()
-    tries = Backoff("no guest", "a guest is there again", Pauses(last=place.pause_max))
+    tries = Backoff("no guest", "a guest is there again", Pauses(last=address.pause_max))
 
     async def serve_one() -> bool:
         try:
@@ -45,22 +45,26 @@ async def _serve_all(host: Host, place: Place, next_guest: NextGuest) -> None:
                 wire = await reception.let_in(lambda: stack.enter_async_context(next_guest()))
                 if wire is None:
                     return False
-                await _serve_guest(host, place, wire, reception, tries.succeeded)
+                await _serve_guest(host, address, wire, reception, tries.succeeded)
         except VconfsError as error:
             await tries.failed(str(error))
         except OSError as error:  # no descriptor is left, say
             await tries.failed(error)
         return True
 
-    await receive_guests(serve_one, GREETED_MAX if place.has_many_peers else 1)
+    await receive_guests(serve_one, GREETED_MAX if address.has_many_peers else 1)
 
 
 async def _serve_guest(
-    host: Host, place: Place, wire: Wire, reception: Reception, attached: Callable[[], None]
+    host: Host,
+    address: StreamAddress,
+    wire: Wire,
+    reception: Reception,
+    attached: Callable[[], None],
 ) -> None:
     """Serve one guest until it leaves; call `attached` when it has said its hello."""
     said, turn = _config(host), reception.as_guest()
-    async with open_link(wire, place, Role.HOST, v8.FEATURES, said, turn) as link:
+    async with open_link(wire, address, Role.HOST, v8.FEATURES, said, turn) as link:
 
         def announce_config() -> None:
             link.send_config(_config(host))

@@ -25,12 +25,12 @@ class ByteQueue:
     calls `give_back` first, and has used by then what it took before.
     """
 
-    __slots__ = ("_chunks", "_lenders", "_offset", "_spent", "marks", "size")
+    __slots__ = ("_chunks", "_lent", "_offset", "_spent", "marks", "size")
 
     def __init__(self) -> None:
-        #: None: a mark; a memoryview: lent, and its lender is in `_lenders`, in the same order.
+        #: None: a mark; a memoryview: lent, and its lender is in `_lent`, in the same order.
         self._chunks: deque[bytes | bytearray | memoryview | None] = deque()
-        self._lenders: deque[Callable[[], None]] = deque()
+        self._lent: deque[Callable[[], None]] = deque()
         self._spent: list[Callable[[], None]] = []  # of chunks that are taken
         self._offset = 0  # bytes of the first chunk that are taken already
         self.size = 0
@@ -48,11 +48,11 @@ class ByteQueue:
         else:
             self._chunks.append(bytearray(data) if size < _CHUNK // 2 else bytes(data))
 
-    def lend(self, data: memoryview, lender: Callable[[], None]) -> None:
+    def lend(self, data: memoryview, give_back: Callable[[], None]) -> None:
         """Append `data` itself; `lender` is called when it is of no more use here."""
         self.size += len(data)
         self._chunks.append(data)
-        self._lenders.append(lender)
+        self._lent.append(give_back)
 
     def put_back(self, data: Buffer) -> None:
         """Put a copy of what was taken back at the head."""
@@ -69,16 +69,16 @@ class ByteQueue:
         """Tell the lenders of what has been taken."""
         if self._spent:
             spent, self._spent = self._spent, []
-            for lender in spent:
-                lender()
+            for give_back in spent:
+                give_back()
 
     def own(self) -> None:
         """Copy what is still lent, for the lenders go."""
         for index, chunk in enumerate(self._chunks):
             if isinstance(chunk, memoryview):
                 self._chunks[index] = bytes(chunk)
-        self._spent += self._lenders
-        self._lenders.clear()
+        self._spent += self._lent
+        self._lent.clear()
         self.give_back()
 
     def take(self, size: int) -> list[Buffer]:
@@ -91,7 +91,7 @@ class ByteQueue:
                 self._chunks.popleft()
                 self._offset = 0
                 if isinstance(chunk, memoryview):
-                    self._spent.append(self._lenders.popleft())
+                    self._spent.append(self._lent.popleft())
             else:
                 rest = size
                 piece = memoryview(chunk)[self._offset : self._offset + rest]
@@ -140,7 +140,7 @@ class ByteQueue:
         dropped = self.size
         self._chunks.clear()
         self._offset = self.size = self.marks = 0
-        self._spent += self._lenders
-        self._lenders.clear()
+        self._spent += self._lent
+        self._lent.clear()
         self.give_back()
         return dropped

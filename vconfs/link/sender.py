@@ -25,7 +25,7 @@ _BACKLOG_MAX = 32 << 20
 #: What one of them takes beside its bytes: an object, and a place in a queue.
 _MESSAGE_COST = 64
 #: Who does not wait may leave so many bytes for a port.
-_LEFT_MAX = 4096
+_DEPOSIT_MAX = 4096
 
 
 class SendingEnd(Protocol):
@@ -93,7 +93,7 @@ class _Source(_Turn):
 
 
 @define(eq=False)
-class _Left(_Turn):
+class _Deposit(_Turn):
     """Data that was left here, by one who does not wait, and the messages that follow it."""
 
     id: int
@@ -119,7 +119,7 @@ class Sender:
         self._backlog_size = 0
         self._turns: dict[int, deque[_Turn]] = defaultdict(deque)
         self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
-        self._left: dict[int, _Left] = {}  # by port, what is left in a queue
+        self._deposits: dict[int, _Deposit] = {}  # by port, what is left in a queue
 
     def post(
         self,
@@ -134,8 +134,8 @@ class Sender:
         if message is None or self._closed:
             return
         self._backlog_size += _cost(message.data)
-        if behind is not None and (left := self._left.get(behind)):
-            left.messages.append(message)
+        if behind is not None and (deposit := self._deposits.get(behind)):
+            deposit.messages.append(message)
         else:
             self._post_now(message, seen)
         if self._backlog_size > _BACKLOG_MAX:
@@ -152,25 +152,25 @@ class Sender:
         if self._turns.get(queue):
             self._take_turns(queue)
         room = self._room(queue)
-        if not room or id in self._left:
+        if not room or id in self._deposits:
             raise trio.WouldBlock
         return self._put(queue, id, data, room)
 
-    def can_leave(self, id: int) -> bool:
-        """Whether `leave` for this port would take something."""
+    def can_deposit(self, id: int) -> bool:
+        """Whether `deposit` for this port would take something."""
         turns = self._turns.get(self._end.data_queue(id), ())
         return not self._closed and all(turn.id != id for turn in turns)
 
-    def leave(self, id: int, data: Buffer) -> int:
+    def deposit(self, id: int, data: Buffer) -> int:
         """Take some of `data`, to send it at the port's next turn; trio.WouldBlock.
 
         This is for one who cannot wait: among others who do he would never find room.
         """
-        if not self.can_leave(id):
+        if not self.can_deposit(id):
             raise trio.WouldBlock
-        left = self._left[id] = _Left(id, bytes(memoryview(data)[:_LEFT_MAX]))
-        taken = len(left.data)
-        self._turns[self._end.data_queue(id)].append(left)
+        deposit = self._deposits[id] = _Deposit(id, bytes(memoryview(data)[:_DEPOSIT_MAX]))
+        taken = len(deposit.data)
+        self._turns[self._end.data_queue(id)].append(deposit)
         return taken
 
     def forget(self, id: int) -> int:
@@ -179,16 +179,16 @@ class Sender:
         Returns the number of bytes.
         """
         dropped = 0
-        if left := self._left.pop(id, None):
-            self._backlog_size -= sum(_cost(message.data) for message in left.messages)
-            dropped = len(left.data)
-            left.data = b""
-            left.messages.clear()
+        if deposit := self._deposits.pop(id, None):
+            self._backlog_size -= sum(_cost(message.data) for message in deposit.messages)
+            dropped = len(deposit.data)
+            deposit.data = b""
+            deposit.messages.clear()
         return dropped
 
     def untaken(self) -> Counter[int]:
         """Tell of each port how many bytes were taken here and not by the peer, as far as known."""
-        return self._data_left() + Counter(self._link.untaken())
+        return self._deposited() + Counter(self._link.untaken())
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
@@ -249,18 +249,20 @@ class Sender:
     def close(self) -> Counter[int]:
         """Send nothing any more; whoever waits gives up. Returns how much was left, by port."""
         self._closed = True
-        left = self._data_left()
+        left = self._deposited()
         self._backlog.clear()
         for turns in self._turns.values():
             for turn in turns:
                 if isinstance(turn, _Waiter):
                     turn.sent(0)
             turns.clear()
-        self._left.clear()
+        self._deposits.clear()
         return left
 
-    def _data_left(self) -> Counter[int]:
-        return Counter({id: len(left.data) for id, left in self._left.items() if left.data})
+    def _deposited(self) -> Counter[int]:
+        return Counter(
+            {id: len(deposit.data) for id, deposit in self._deposits.items() if deposit.data}
+        )
 
     def _room(self, queue: int) -> int:
         """How many bytes of data can be sent now, by whoever's turn it is."""
@@ -287,19 +289,19 @@ class Sender:
         data = turn.give(room)
         size = self._put(queue, turn.id, data, room) if len(data) else 0
         again = turn.sent(size) and not self._closed
-        if isinstance(turn, _Left):
-            self._served_left(queue, turn, again)
+        if isinstance(turn, _Deposit):
+            self._served_deposit(queue, turn, again)
         elif again:
             self._turns[queue].append(turn)
         elif isinstance(turn, _Source):
             self._offering.discard(turn.ask)
 
-    def _served_left(self, queue: int, left: _Left, again: bool) -> None:
+    def _served_deposit(self, queue: int, deposit: _Deposit, again: bool) -> None:
         if again:
-            self._turns[queue].appendleft(left)  # nothing of its port may pass the rest
-        elif self._left.get(left.id) is left:
-            del self._left[left.id]
-            for message in left.messages:
+            self._turns[queue].appendleft(deposit)  # nothing of its port may pass the rest
+        elif self._deposits.get(deposit.id) is deposit:
+            del self._deposits[deposit.id]
+            for message in deposit.messages:
                 self._post_now(message)
 
     def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:

@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.streams.place import NextGuest, Place, split_options, window_option
+from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
@@ -28,17 +28,17 @@ _TTY_NOISE: Final = 1 << 20
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
-class Line(Place):
+class Line(StreamAddress):
     """What has no clients that come and go: to wait for a guest is to open it."""
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `Place.listen`."""
+        """See `StreamAddress.listen`."""
         yield self.connect
 
 
 @frozen(kw_only=True)
-class TtyPlace(Line):
+class TtyAddress(Line):
     """A terminal line, in raw mode at its own speed or another."""
 
     path: str
@@ -57,7 +57,7 @@ class TtyPlace(Line):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `Place.connect`."""
+        """See `StreamAddress.connect`."""
         try:
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -106,7 +106,7 @@ def _is_speed(name: str) -> bool:
 
 
 @frozen(kw_only=True)
-class ExecPlace(Line):
+class ExecAddress(Line):
     """The standard input and output of a shell command."""
 
     command: str
@@ -119,7 +119,7 @@ class ExecPlace(Line):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `Place.connect`."""
+        """See `StreamAddress.connect`."""
         try:
             program = await start_program(self.command)
         except OSError as error:
@@ -132,7 +132,7 @@ class ExecPlace(Line):
 
 
 @frozen(kw_only=True)
-class StdioPlace(Place):
+class StdioAddress(StreamAddress):
     """Our own standard input and output, which then are for the protocol alone.
 
     What else is written to standard output goes to standard error.
@@ -148,7 +148,7 @@ class StdioPlace(Place):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `Place.connect`."""
+        """See `StreamAddress.connect`."""
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
@@ -159,7 +159,7 @@ class StdioPlace(Place):
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `Place.listen`."""
+        """See `StreamAddress.listen`."""
         _check_open()
         guests = [self.connect]
         yield lambda: guests.pop()() if guests else nullcontext()

@@ -37,9 +37,8 @@ from vconfs.protocol.stream import (
     Hello,
     Role,
 )
-from vconfs.streams.outbox import Frame as Outgoing
-from vconfs.streams.outbox import Outbox
-from vconfs.streams.place import Place
+from vconfs.streams.address import StreamAddress
+from vconfs.streams.outbox import Outbox, OutgoingFrame
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 
@@ -56,7 +55,7 @@ _GRACE: Final = 0.5
 @asynccontextmanager
 async def open_link(
     wire: Wire,
-    place: Place,
+    address: StreamAddress,
     role: Role,
     features: int,
     config: bytes = b"",
@@ -67,16 +66,16 @@ async def open_link(
     What comes after the hellos is in its `turn`. The block has to give the link its owner before it
     waits for anything. VconfsError: the peer says no hello, or a wrong one.
     """
-    connection = Connection(role, window=place.window, noise_max=place.noise_max)
+    connection = Connection(role, window=address.window, noise_max=address.noise_max)
     hello = await _shake_hands(wire, connection, features, config)
-    link = StreamLink(wire, connection, hello, place.window)
+    link = StreamLink(wire, connection, hello, address.window)
     async with turn or nullcontext():
         try:
             async with open_background() as nursery:
                 nursery.start_soon(link.run)
                 yield link
         finally:
-            await link.leave(f"the {role.name.lower()} end leaves")
+            await link.say_goodbye(f"the {role.name.lower()} end leaves")
             link.owner.left()
 
 
@@ -143,7 +142,7 @@ class StreamLink(Link):
         if hello.window:
             self._payload = min(self._payload, half - RESERVE)
             self._reserve = min(_RESERVE, half - self._payload)
-        self._fresh: list[Outgoing] = []  # sent since the last flush
+        self._fresh: list[OutgoingFrame] = []  # sent since the last flush
         self._outbox = Outbox()
         self._sent = trio.Event()  # and more waits, or somebody wants to send more
         self._room_wanted = False
@@ -185,7 +184,7 @@ class StreamLink(Link):
         if seen is not None:
             self._awaited.append(seen)
         port, urgent = v8.addressee(header)
-        self._fresh.append(Outgoing(head + header, data, port, urgent))
+        self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
 
     def untaken(self) -> Mapping[int, int]:
         """See `Link.untaken`: what waits for the stream. What that has taken nobody can know."""
@@ -286,7 +285,7 @@ class StreamLink(Link):
             except OSError as error:
                 self._lose(f"the stream broke: {error.strerror}")
 
-    async def leave(self, reason: str) -> None:
+    async def say_goodbye(self, reason: str) -> None:
         """Tell the peer why we leave, and give it a moment to take everything that was sent.
 
         To be called when `run` has ended.
@@ -323,7 +322,7 @@ class StreamLink(Link):
 
     def _send_config(self) -> None:
         if self._config_due is not None and self._has_room(_RESERVE, 0):
-            self._fresh.append(Outgoing(self._connection.config(self._config_due)))
+            self._fresh.append(OutgoingFrame(self._connection.config(self._config_due)))
             self._config_due = None
             self.flush(INPUT)
 
@@ -333,11 +332,11 @@ class StreamLink(Link):
     def _send_credit(self) -> None:
         """Send the credit that is due, unless an earlier one still waits for the stream."""
         if not self._outbox.has_urgent and (credit := self._connection.credit()):
-            self._fresh.append(Outgoing(credit, urgent=True))
+            self._fresh.append(OutgoingFrame(credit, urgent=True))
 
     def _say_bye(self, reason: str) -> None:
         if not self._dead and (bye := self._connection.bye(reason)):
-            self._fresh.append(Outgoing(bye))
+            self._fresh.append(OutgoingFrame(bye))
             self.flush(self._receives)
 
     def _write(self, pieces: Sequence[Buffer]) -> int:

@@ -23,7 +23,7 @@ _LARGE: Final = 1 << 14
 
 
 @frozen
-class Frame:
+class OutgoingFrame:
     """A frame: its bytes in two parts, whose it is (None: no port's), and whether it is urgent."""
 
     head: bytes
@@ -65,7 +65,7 @@ class Outbox:
         """True if an urgent frame waits of which the stream has taken nothing."""
         return bool(self._urgent)
 
-    def put(self, frame: Frame, sent: int = 0) -> None:
+    def put(self, frame: OutgoingFrame, sent: int = 0) -> None:
         """Add a frame, and copy what may change; of the first one `sent` bytes may have gone."""
         waiting = _Waiting(_kept(frame), frame.port, 0 if frame.urgent else len(frame.data))
         self.size += frame.size
@@ -125,7 +125,7 @@ class Outbox:
         return frame
 
 
-def _kept(frame: Frame) -> list[Buffer]:
+def _kept(frame: OutgoingFrame) -> list[Buffer]:
     """Give a frame's bytes in pieces that nobody changes: large ones are no copies if need be."""
     data = frame.data
     if len(data) >= _LARGE and isinstance(getattr(data, "obj", data), bytes):

@@ -14,7 +14,7 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.streams.place import NextGuest, Place, split_options, window_option
+from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
@@ -32,7 +32,7 @@ _UNSENT_MAX: Final = 1 << 17
 _SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)  # milliseconds, for data unanswered
 
 
-class SocketPlace(Place):
+class SocketAddress(StreamAddress):
     """What streams over sockets have in common."""
 
     has_many_peers = True
@@ -40,7 +40,7 @@ class SocketPlace(Place):
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `Place.connect`."""
+        """See `StreamAddress.connect`."""
         try:
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
@@ -50,7 +50,7 @@ class SocketPlace(Place):
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `Place.listen`."""
+        """See `StreamAddress.listen`."""
         async with self._listening() as listeners:
             with Door(listeners) as door:
                 yield lambda: self._accepted(door)
@@ -84,7 +84,7 @@ def _why(error: OSError | UnicodeError) -> str:
 
 
 @frozen
-class UnixPlace(SocketPlace):
+class UnixAddress(SocketAddress):
     """A unix socket."""
 
     path: str
@@ -113,7 +113,7 @@ class UnixPlace(SocketPlace):
 
 
 @frozen
-class TcpPlace(SocketPlace):
+class TcpAddress(SocketAddress):
     """A TCP port, whose peer is probed: a silent network is no connection."""
 
     host: str
@@ -150,7 +150,7 @@ class TcpPlace(SocketPlace):
 
 
 @frozen
-class VsockPlace(SocketPlace):
+class VsockAddress(SocketAddress):
     """A port between a virtual machine and its host. To listen, any CID is written -1."""
 
     cid: int

@@ -22,7 +22,7 @@ NextGuest = Callable[[], AbstractAsyncContextManager[Wire | None]]
 
 
 @frozen(kw_only=True)
-class Place(ABC):
+class StreamAddress(ABC):
     """Where a stream leads, seen from both ends: the guest connects, the host listens."""
 
     #: Bytes that the peer may have under way to us.
