@@ -1,8 +1,8 @@
-"""What goes wrong, for the user."""
+"""The error that is shown to the user."""
 
 
 class VconfsError(Exception):
-    """One line for the user: what cannot be done, why and, where there is one, the way out.
+    """One line for the user: what failed, why and, if there is one, the way out.
 
-    Commands print it and exit with 1.
+    Commands print it and exit with status 1.
     """

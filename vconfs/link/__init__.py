@@ -1,1 +1,1 @@
-"""What both ends of a link share: the interface, the end that uses it, turns, queues of bytes."""
+"""Code that both ends of a link share: its interface, the end that uses it, turns, byte queues."""

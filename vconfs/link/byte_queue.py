@@ -1,4 +1,4 @@
-"""Bytes that wait for a reader, with the places where one connection ended marked."""
+"""Bytes that wait for a reader, with a mark where each connection ended."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from collections.abc import Callable
 from vconfs.protocol.events import Buffer
 
 #: Small pieces are gathered into chunks of this size, so that a flood of one-byte buffers
-#: costs about as much memory as it has bytes.
+#: uses about as much memory as it has bytes.
 _CHUNK = 1 << 16
-#: What a mark costs beside the bytes around it: a place in the queue, and a chunk that it ends.
-#: This is less than the messages that make one take on their way.
+#: The memory that a mark uses: an entry in the queue, and the overhead of the chunk that it ends.
+#: This is less than the size of the messages that cause a mark.
 MARK_COST = 56
 
 
 class ByteQueue:
     """A first-in-first-out queue of bytes and hang-up marks.
 
-    `take` never goes past a mark: what was sent before a hang-up and what comes after it stay
-    apart, and the reader is shown the end of file that lies between.
+    `take` never goes past a mark: data sent before a hang-up and data sent after it stay apart,
+    and the reader sees the end of file between them.
 
-    A large buffer can be in the queue without a copy of it: `lend`. Whoever takes from the queue
-    calls `give_back` first, and has used by then what it took before.
+    `lend` puts a large buffer in the queue without copying it. A caller of `take` first calls
+    `give_back`, when it no longer uses the pieces that it took before.
     """
 
     __slots__ = ("_chunks", "_lent", "_offset", "_spent", "marks", "size")
 
     def __init__(self) -> None:
-        #: None: a mark; a memoryview: lent, and its lender is in `_lent`, in the same order.
+        #: None is a mark. A memoryview is lent: `_lent` has the calls that give each of them back,
+        #: in the same order.
         self._chunks: deque[bytes | bytearray | memoryview | None] = deque()
         self._lent: deque[Callable[[], None]] = deque()
-        self._spent: list[Callable[[], None]] = []  # of chunks that are taken
-        self._offset = 0  # bytes of the first chunk that are taken already
+        self._spent: list[Callable[[], None]] = []  # the same for chunks that have been taken
+        self._offset = 0  # how many bytes of the first chunk have been taken
         self.size = 0
         self.marks = 0
 
@@ -49,13 +50,13 @@ class ByteQueue:
             self._chunks.append(bytearray(data) if size < _CHUNK // 2 else bytes(data))
 
     def lend(self, data: memoryview, give_back: Callable[[], None]) -> None:
-        """Append `data` itself; `lender` is called when it is of no more use here."""
+        """Append `data` without a copy; `give_back` is called when the queue no longer needs it."""
         self.size += len(data)
         self._chunks.append(data)
         self._lent.append(give_back)
 
     def put_back(self, data: Buffer) -> None:
-        """Put a copy of what was taken back at the head."""
+        """Put a copy of data that was taken back at the head of the queue."""
         if not len(data):
             return
         if self._offset:
@@ -66,14 +67,14 @@ class ByteQueue:
         self.size += len(data)
 
     def give_back(self) -> None:
-        """Tell the lenders of what has been taken."""
+        """Give back the lent buffers that have been taken."""
         if self._spent:
             spent, self._spent = self._spent, []
             for give_back in spent:
                 give_back()
 
     def own(self) -> None:
-        """Copy what is still lent, for the lenders go."""
+        """Copy what is still lent and give the buffers back: their owner goes away."""
         for index, chunk in enumerate(self._chunks):
             if isinstance(chunk, memoryview):
                 self._chunks[index] = bytes(chunk)
@@ -82,7 +83,7 @@ class ByteQueue:
         self.give_back()
 
     def take(self, size: int) -> list[Buffer]:
-        """Remove up to `size` bytes, not past a mark, and give them in pieces."""
+        """Remove up to `size` bytes, not past a mark, and return them in pieces."""
         pieces: list[Buffer] = []
         while size and self._chunks and (chunk := self._chunks[0]) is not None:
             rest = len(chunk) - self._offset
@@ -95,7 +96,7 @@ class ByteQueue:
             else:
                 rest = size
                 piece = memoryview(chunk)[self._offset : self._offset + rest]
-                # A copy: a bytearray that somebody has a view of could not grow any more.
+                # A copy, because a bytearray cannot grow while there is a view of it.
                 pieces.append(bytes(piece) if isinstance(chunk, bytearray) else piece)
                 self._offset += rest
             size -= rest
@@ -104,26 +105,26 @@ class ByteQueue:
 
     @property
     def cost(self) -> int:
-        """What the queue holds, as it counts towards a limit: its bytes, and all marks but one.
+        """The size of the queue as it counts towards a limit: its bytes, and all marks but one.
 
-        One mark is always free, so that an end of file alone never fills a queue.
+        The first mark is free, so that an end of file alone never fills a queue.
         """
         return self.size + MARK_COST * (self.marks - 1) if self.marks > 1 else self.size
 
     @property
     def at_mark(self) -> bool:
-        """True if the next thing in the queue is a mark."""
+        """True if the next entry in the queue is a mark."""
         return bool(self._chunks) and self._chunks[0] is None
 
     def put_mark(self, *, always: bool = False) -> bool:
-        """Append a mark, unless the last thing in the queue is one; `always`: even then.
+        """Append a mark. If the last entry is one already, do so only if `always` is true.
 
-        Return True if there is a mark more.
+        Return True if a mark was appended.
         """
         last = self._chunks[-1] if self._chunks else None
         if always or last is not None or not self._chunks:
             if isinstance(last, bytearray):
-                self._chunks[-1] = bytes(last)  # it grows no more, and takes less memory so
+                self._chunks[-1] = bytes(last)  # it no longer grows, and bytes use less memory
             self._chunks.append(None)
             self.marks += 1
             return True
@@ -136,7 +137,7 @@ class ByteQueue:
         self.marks -= 1
 
     def clear(self) -> int:
-        """Drop everything; tell how many bytes that were."""
+        """Drop everything, and return how many bytes that was."""
         dropped = self.size
         self._chunks.clear()
         self._offset = self.size = self.marks = 0

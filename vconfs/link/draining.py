@@ -1,42 +1,43 @@
-"""How an ending lets out what was accepted.
+"""Delivering what was accepted before a mount, a host end or a port ends.
 
 Theory of operation
 -------------------
 A byte is *accepted* when the call that brought it has succeeded: the write(2) of a guest's program,
 or our read from a client of the host end. From then on it is owed to the other side, until it is
-there or is counted as dropped. At any time, of each port and each direction:
+delivered or counted as dropped. At any time, for each port and each direction:
 
     accepted = delivered + dropped + owed
 
-It is *delivered* when an end of ours is no longer needed to bring it there:
+A byte is *delivered* when it arrives even if our process ends now:
 
 - to a reader of the port's file, when a read has returned it;
-- to the pty beside a port, when a program has read it there: its kernel loses the rest with us;
-- to a unix socket, when the kernel has taken it, which keeps it for its reader when we close;
-- to a TCP socket, when the peer's kernel has acknowledged it: a close can cost it what it has not;
-- to a pty, a fifo or a program's input, when it has been read: what we close loses the rest
-  (a fifo keeps it for a reader that has it open, and then that is no loss);
+- to the pty beside a port, when a program has read it: the kernel drops the rest when we close;
+- to a unix socket, when the kernel has taken it: the kernel keeps it for the reader when we close;
+- to a TCP socket, when the peer's kernel has acknowledged it: a close can lose the rest;
+- to a pty, a fifo or a program's input, when it has been read: a close loses the rest
+  (except that a fifo keeps it for a reader that has the fifo open);
 - to a file, when write(2) has taken it.
 
-An ending (an unmount, SIGTERM or SIGINT, `vconfs ctl remove` and `disconnect`) goes like this:
+An ending (an unmount, SIGTERM or SIGINT, `vconfs ctl remove` and `disconnect`) has four steps:
 
-1. Nothing more is accepted. Writers of a mount that ends get ENOTCONN, and its host is throttled;
-   the guest of a host end that ends is throttled. The far side of a port is listened to only for as
-   long as it is owed something itself: a program that answers what it reads would else not read on.
-2. `drain` waits until nothing is owed. Everything else goes on meanwhile: the mount is served,
-   readers read, clients take. It gives up a port that has not come closer to its end for the time
-   that the user allows (`-o drain=TIME` of a mount, `--drain TIME` of a host end), and ends when
-   there is nothing left to wait for. What nobody is there to take is not waited for: data for a
-   port with no client, or for a file with no reader.
-3. Ports hang up: readers get end of file, clients theirs. What is still owed is counted as dropped,
-   where it is found: in a queue, in a ring that the peer has not read, in the kernel.
-4. One line says how many bytes of which ports were dropped since 1.
+1. Nothing more is accepted. If a mount ends, its writers get ENOTCONN and its host is throttled; if
+   a host end ends, its guest is throttled. We go on reading from the far side of a port only while
+   we owe it data: a program that answers what it reads would otherwise stop reading.
+2. `drain` waits until nothing is owed. Everything else continues meanwhile: the mount is served,
+   readers read, clients take data. `drain` gives up a port that has made no progress for the time
+   that the user allows (`-o drain=TIME` of a mount, `--drain TIME` of a host end), and returns when
+   there is nothing left to wait for. It does not wait for data without a receiver: data for a port
+   with no client, or for a file with no reader.
+3. Ports hang up: readers and clients get end of file. What is still owed is counted as dropped,
+   wherever it is: in a queue, in a ring that the peer has not read, in the kernel.
+4. One log line says how many bytes of which ports were dropped since step 1.
 
-A second signal, and `vconfs umount -f`, skip the rest of 2.
+A second signal, and `vconfs umount -f`, skip the rest of step 2.
 
-A connection to a guest or a host that is lost has no such time. What is queued stays for the next
-one where there can be one: at the host end for the chardev, at the guest end for readers. What had
-been sent on the connection and the peer had not taken is counted as dropped, and the log says so.
+A connection to a guest or a host that is lost is not drained. Queued data stays for the next
+connection where there can be one: at the host end for the chardev, at the guest end for readers.
+Data that was sent on the connection and that the peer had not taken is counted as dropped and
+logged.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ from typing import Final, TypeVar
 
 import trio
 
-#: Seconds without progress after which an ending gives a port up.
+#: Seconds without progress after which a port is given up.
 DRAIN_TIME: Final = 5.0
-#: Seconds from one look at what is owed to the next: no kernel tells when somebody has read.
+#: Seconds between two looks at what is owed: the kernel does not report when a reader has read.
 _FIRST_PAUSE: Final = 0.002
 _LAST_PAUSE: Final = 0.02
-#: So many ports are named in one line.
+#: The most ports that are named in one log line.
 _NAMED_MAX: Final = 20
 
 P = TypeVar("P")
@@ -61,13 +62,13 @@ P = TypeVar("P")
 async def drain(owed: Callable[[], Mapping[P, int]], patience: float) -> bool:
     """Wait until no port owes anything, or each that does has made no progress for `patience`.
 
-    False: some still owe something. Progress is a port that owes less than ever before, so that
-    this ends whatever else comes in.
+    Return False if some ports still owe something. A port makes progress when it owes less than
+    ever before, so this returns even if new data keeps coming.
     """
     least: dict[P, tuple[int, float]] = {}
     pause = _FIRST_PAUSE
-    settled = 0  # how often nothing was owed, one look after the other
-    while settled < 2:  # twice: bytes can be on their way between two places
+    settled = 0  # how many times in a row nothing was owed
+    while settled < 2:  # twice: bytes can be on their way from one queue to the next
         now = trio.current_time()
         waiting = False
         sizes = owed()

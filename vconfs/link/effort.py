@@ -8,18 +8,18 @@ from typing import Final
 
 import trio
 
-#: The work of a turn, in bytes that are copied: some 10 ms. It is more than the rings of our own
-#: guest end hold for a port, so that what was sent before a hang-up is taken with it.
+#: The most work in one turn, in copied bytes: about 10 ms. This is more than the rings of our own
+#: guest end hold for a port, so that data sent before a hang-up is taken in the same turn.
 _TURN: Final = 16 << 20
-#: After so much work it is noted that the next turn begins at nothing again.
+#: After this much work, the reset at the next turn is scheduled.
 _NOTED: Final = _TURN // 32
-#: What handling a buffer costs, and each part that it consists of.
+#: The cost of handling a buffer, and of each part that it consists of.
 BUFFER: Final = 16 << 10
 PART: Final = 4 << 10
 
 
 class Effort:
-    """Adds up the work of a turn; `go_on` is called in the next one, if it was too much for one."""
+    """The sum of one turn's work; `go_on` is called in the next turn if there was too much."""
 
     def __init__(self, go_on: Callable[[], None]) -> None:
         self._go_on = go_on
@@ -28,7 +28,7 @@ class Effort:
 
     @property
     def is_spent(self) -> bool:
-        """True if what remains has to wait for the next turn."""
+        """True if the rest of the work has to wait for the next turn."""
         return self._spent >= _TURN
 
     def spend(self, size: int) -> None:

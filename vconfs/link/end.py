@@ -1,7 +1,7 @@
-"""What the two ends of a link have in common: the guest's driver and the host's back-end.
+"""The base of both ends of a link: the guest's driver and the host's back-end.
 
-Each stands between its ports and the link. What comes in it hands to its dialect, and does what
-the resulting event asks for; what its ports send it frames by the dialect and sends.
+An end connects its ports to the link. It passes received buffers to its dialect and acts on the
+resulting events; it frames the data of its ports by the dialect and sends it.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from vconfs.protocol.events import Buffer, Data, Event
 
 log = logging.getLogger(__name__)
 
-#: So many buffers are handled at once, for a peer that never pauses must not starve the others. It
-#: is more than our own rings hold: all that was sent before a hang-up is taken with it.
+#: The most buffers handled in one turn, so that a peer that never pauses does not starve the
+#: others. This is more than our own rings hold: data sent before a hang-up is taken with it.
 _TURN: Final = 1024
 
 
 class PortCounters(Protocol):
-    """What an end counts of one of its ports."""
+    """The counters of a port that an end updates."""
 
     dropped: int
 
 
 class EndPort(Protocol):
-    """What an end needs to know of one of its ports."""
+    """The part of a port that an end needs."""
 
     @property
     def counters(self) -> PortCounters: ...  # noqa: D102
@@ -43,34 +43,34 @@ class EndPort(Protocol):
 
     @property
     def wants_data(self) -> bool:
-        """Whether there is space for more (asked where rings throttle)."""
+        """True if there is space for more data (used where full rings throttle the peer)."""
 
 
 P = TypeVar("P", bound=EndPort)
 
 
 class LinkEnd(ABC, Generic[P]):
-    """Joins ports to one link, until that is lost."""
+    """One end of a link, which connects ports to it until the link is lost."""
 
-    #: What to call the other side in the log.
+    #: The name of the other side in the log.
     peer: ClassVar[str]
-    #: And its ports: what stands before the number.
+    #: The word before a port's number in the log.
     port_word: ClassVar[str]
-    #: What to do for each class of event.
+    #: The handler of each class of event.
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
 
     def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
         self.throttles = end.throttles
-        #: Why the link was lost; empty: it was not, or was let go by `stop`.
+        #: Why the link was lost. Empty if it was not lost, or was ended by `stop`.
         self.reason = ""
         #: Set when nothing more will come.
         self.stopped = trio.Event()
         self._link = link
         self._dialect = end
         self._ports = ports
-        #: How many requests to stop sending the other side has not seen yet.
+        #: The number of requests to stop sending that the other side has not seen yet.
         self._unseen = 0
-        #: Ports whose hang-up has overtaken data that they are too full for (virtio1).
+        #: Ports whose hang-up came before data for which they have no space yet (virtio1).
         self._hanging_up: set[int] = set()
         self._sender = Sender(link, end)
         link.owner = self
@@ -81,10 +81,10 @@ class LinkEnd(ABC, Generic[P]):
         return self._link.in_flight
 
     def stop(self, reason: str = "") -> None:
-        """Let the other side go; the ports stay, hung up."""
+        """End the connection to the other side; the ports stay, hung up."""
         if self.stopped.is_set():
             return
-        if not self.throttles:  # what is in the rings for our ports was accepted by the peer
+        if not self.throttles:  # the peer has accepted the data that is in the rings for our ports
             for id in [id for id in self._ports if self._has_queue(id)]:
                 self._take_last(id)
         self.reason = reason
@@ -101,30 +101,30 @@ class LinkEnd(ABC, Generic[P]):
             say_what_was_lost(log, f"{self.peer} lost", lost)
 
     def untaken(self) -> Mapping[int, int]:
-        """Tell of each port how many bytes it has sent that the other side has not taken.
+        """Return, by port, how many bytes it has sent that the other side has not taken.
 
-        As far as that can be known, and only of ports that have any.
+        Only what can be known is counted, and only ports with such bytes are included.
         """
         return self._sender.untaken()
 
     def _drop(self, untaken: Mapping[int, int]) -> None:
-        """Count as dropped what the other side has not taken, and now never will."""
+        """Count bytes that the other side has not taken, and never will, as dropped."""
         for id, size in untaken.items():
             if (port := self._ports.get(id)) is not None:
                 port.counters.dropped += size
 
     @abstractmethod
     def _detach_ports(self) -> None:
-        """Tell the ports that there is no other side any more."""
+        """Tell the ports that they have no other side any more."""
 
     @abstractmethod
     def _set_connected(self, port: P, connected: bool) -> None:
-        """Tell a port that the other side opened it, or closed it."""
+        """Tell a port that the other side opened or closed it."""
 
-    # --- what the link tells --------------------------------------------------------------
+    # --- calls by the link ----------------------------------------------------------------
 
     def received(self, queue: int) -> None:
-        """Handle every buffer that came on `queue`, as far as their ports want them now."""
+        """Handle the buffers that came on `queue`, as long as its port wants data."""
         if self.stopped.is_set():
             return
         port = self._port_of(queue)
@@ -135,7 +135,7 @@ class LinkEnd(ABC, Generic[P]):
             self._set_connected(port, False)
 
     def _take(self, queue: int, port: P | None) -> None:
-        """Handle buffers until there are none, or `port` wants no more, or others have a turn."""
+        """Handle buffers until there are none, `port` wants no more, or the turn is over."""
         link, receive, handlers = self._link, self._dialect.receive, self.handlers
         for _ in range(_TURN):
             if (buffer := link.receive(queue)) is None:
@@ -154,7 +154,7 @@ class LinkEnd(ABC, Generic[P]):
         self._taken()
 
     def _taken(self) -> None:
-        """All buffers that came at once have been handled."""
+        """Called when all buffers that came together have been handled."""
 
     @abstractmethod
     def room(self, queue: int) -> None:
@@ -162,14 +162,14 @@ class LinkEnd(ABC, Generic[P]):
 
     @abstractmethod
     def config_changed(self) -> None:
-        """Look at the config space again."""
+        """Read the config space again."""
 
     def lost(self, reason: str) -> None:
-        """Let the other side go, for it left or broke a rule."""
+        """End the connection because the other side left or broke a rule."""
         log.warning("%s lost: %s", self.peer, reason)
         self.stop(reason)
 
-    # --- what the ports ask for -----------------------------------------------------------
+    # --- calls by the ports ---------------------------------------------------------------
 
     def send_nowait(self, id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`."""
@@ -184,14 +184,15 @@ class LinkEnd(ABC, Generic[P]):
         self._sender.nudge(id)
 
     def open_port(self, id: int, opened: bool) -> None:
-        """Tell the other side that the port was opened here, or closed."""
+        """Tell the other side that the port was opened or closed here."""
         self._sender.post(self._dialect.port_open(id, opened), behind=id)
 
     def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
-        """Ask the other side to stop sending to the port, or to go on.
+        """Ask the other side to stop sending to the port, or to resume.
 
-        `seen` is called when it has seen that it is to stop. Until then its data buffers are not
-        given back; control messages pass, so that two ends that wait for each other go on.
+        `seen` is called when the other side has seen the request to stop. Until then its data
+        buffers are not given back. Those of control messages are, so that two ends that throttle
+        each other do not block.
         """
         message = self._dialect.throttle(id, on)
         if message is None or not on:
@@ -208,20 +209,20 @@ class LinkEnd(ABC, Generic[P]):
         self._sender.post(message, seen=seen_by_peer)
 
     def refill(self, port: P) -> None:
-        """The port has space again: fetch what its own queue holds (virtio1)."""
+        """Fetch what the port's own queue holds: the port has space again (virtio1)."""
         if not self.throttles:
             self.received(self._dialect.receive_queue(port.id))
 
     # --- where each port has its own queue (virtio1) --------------------------------------
 
     def _port_of(self, queue: int) -> P | None:
-        """The port that `queue` is for, whose being full holds it back; None: there is none."""
+        """Return the port that has `queue` to itself, and holds it back when full, or None."""
         id = None if self.throttles else self._dialect.port_of(queue)
         return None if id is None else self._ports.get(id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:
-        """The peer opened or closed its side, but what it sent before comes first."""
-        if port.id in self._hanging_up:  # there is a new connection: the old one ends here
+        """Tell the port that the peer opened or closed its side, after the data sent before."""
+        if port.id in self._hanging_up:  # a new connection: the old one ends here
             self._hanging_up.discard(port.id)
             self._set_connected(port, False)
         if not opened and self._is_behind(port):
@@ -233,16 +234,16 @@ class LinkEnd(ABC, Generic[P]):
         return self._dialect.receive_queue(id) < self._dialect.queues
 
     def _take_last(self, id: int) -> None:
-        """Fetch all that was sent to a port that goes, however full it is: at most a turn's work.
+        """Fetch all data sent to a port that goes, however full it is: at most a turn's work.
 
-        Nothing may be left there for the next port with this id.
+        Otherwise the next port with this id would receive it.
         """
         self._hanging_up.discard(id)
         if not self.throttles:
             self._take(self._dialect.receive_queue(id), None)
 
     def _is_behind(self, port: P) -> bool:
-        """Fetch what was sent before a hang-up; True if that was not all, as far as we know."""
+        """Fetch data sent before a hang-up. Return True if there may be more."""
         if self.throttles:
             return False
         self.received(self._dialect.receive_queue(port.id))

@@ -1,9 +1,9 @@
-"""What lies between the two ends: buffers of numbered queues, carried in order both ways.
+"""The interface between an end and its transport: numbered queues of buffers in both directions.
 
-A link is all that an end knows of the way to the other one, be it virtqueues in shared memory or
-a byte stream. The same interface serves the guest end and the host end. Nothing here waits: the
-link tells its owner when buffers have come (`received`) or can go (`room`), and the owner then
-takes or sends as much as it likes.
+Each queue keeps its order. A link hides from an end what carries the buffers: virtqueues in shared
+memory, or a byte stream. The guest end and the host end use the same interface. No call waits: the
+link tells its owner when buffers have come (`received`) or can be sent (`room`), and the owner then
+takes or sends as many as it wants.
 """
 
 from __future__ import annotations
@@ -19,70 +19,73 @@ from vconfs.protocol.events import Buffer
 
 
 class LinkOwner(Protocol):
-    """The end that uses a link; called by it, and free to call it back."""
+    """The end that uses a link. The link calls it, and it may call the link from these methods."""
 
     def received(self, queue: int) -> None:
-        """Buffers have come on `queue`: see `Link.receive`."""
+        """Called when buffers have come on `queue`: see `Link.receive`."""
 
     def room(self, queue: int) -> None:
-        """Buffers can be sent on `queue` again."""
+        """Called when buffers can be sent on `queue` again."""
 
     def config_changed(self) -> None:
-        """The config space may have changed (never called on the host end)."""
+        """Called when the config space may have changed (never on the host end)."""
 
     def lost(self, reason: str) -> None:
-        """The link is gone for good: the peer left, or broke a rule."""
+        """Called when the link is lost for good: the peer left, or broke a rule."""
 
     def left(self) -> None:
-        """The link is left for good, and what is `untaken` on it does not get there any more."""
+        """Called when we have left the link for good: `untaken` bytes will not arrive any more."""
 
 
 class Link(ABC):
-    """One way to the other end, for one connection's lifetime.
+    """A transport to the other end, for the lifetime of one connection.
 
-    `features` are the negotiated feature bits. After the owner was told `lost`, nothing comes
-    and nothing can be sent, but calling is still harmless.
+    `features` are the negotiated feature bits. After a call of the owner's `lost`, nothing comes
+    and nothing can be sent, but every method can still be called.
     """
 
     features: int
     owner: LinkOwner
-    #: The most bytes that can be on their way to us in buffers that were handed out already.
+    #: The most bytes that can be on their way to us in buffers that the peer already has.
     in_flight: int
 
     def start(self) -> None:  # noqa: B027
-        """Begin, now that the owner is there."""
+        """Begin to carry buffers. Called once `owner` is set."""
 
     @property
     def is_spent(self) -> bool:
-        """True if what has come is more than one turn of the event loop is for.
+        """True if more has come than fits in one turn of the event loop.
 
-        Nothing more is given in this turn; the owner is told again in the next one.
+        `receive` then returns nothing more in this turn, and the owner's `received` is called again
+        in the next one.
         """
         return False
 
     @property
     @abstractmethod
     def config(self) -> bytes:
-        """The device's config space as it is now."""
+        """The current contents of the device's config space."""
 
     def write_config(self, offset: int, data: Buffer) -> None:  # noqa: B027
-        """Write to the device's config space (guest end, where the device lets it)."""
+        """Write to the device's config space (guest end, if the device allows it)."""
 
     @abstractmethod
     def room_for(self, queue: int, header_size: int) -> int:
-        """How many bytes of data fit now into the free buffers of `queue`, headers apart."""
+        """Return how many bytes of data, not counting headers, fit now in `queue`'s free buffers."""
 
     @abstractmethod
     def capacity(self, queue: int, wanted: int | None = None) -> int:
-        """Return how many bytes, header included, the next buffer of `queue` holds, or 0.
+        """Return the size of the next buffer of `queue`, header included, or 0 if there is none.
 
-        On a link without buffers there is one if `wanted` bytes can go; by default, the largest.
+        A link without buffers has one if `wanted` bytes can be sent (by default, the most that a
+        buffer can have).
         """
 
     def want_room(self, queue: int) -> bool:
-        """Ask to be told `room` when the next buffer can be sent; True: it can already.
+        """Request a call of the owner's `room` when the next buffer can be sent.
 
-        Whoever is told by `room_for` or `capacity` that there is none need not ask.
+        Return True if it can be sent already. After a `room_for` or `capacity` that returned 0 this
+        is not needed.
         """
         return False
 
@@ -96,54 +99,54 @@ class Link(ABC):
         *,
         id: int | None = None,
     ) -> None:
-        """Fill the next buffer of `queue`; it goes out with the next `flush`.
+        """Fill the next buffer of `queue`, which is sent by the next `flush`.
 
-        The caller has seen that `capacity` is enough. `seen` is called, outside of the owner's
-        calls to the link, once the other end has taken in what this buffer says. `id` is the port
-        whose data it is; None: it is a message.
+        The caller has checked that `capacity` is enough. `seen` is called once the other end has
+        processed this buffer, and never from within a call by the owner. `id` is the port whose
+        data this is, or None if it is a control message.
         """
 
     def untaken(self) -> Mapping[int, int]:
-        """Tell of each port how many bytes were sent that the peer has not taken, as far as known.
+        """Return, by port, how many bytes were sent that the peer is not known to have taken.
 
-        Only ports that have any are in it.
+        Only ports with such bytes are included.
         """
         return {}
 
     @abstractmethod
     def receive(self, queue: int) -> memoryview | None:
-        """Give the next buffer that came on `queue`: a view that is good until its `done`."""
+        """Return the next buffer that came on `queue`, or None. The view is valid until `done`."""
 
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
-        """Give the next buffers that came on `queue`, some `size` bytes of them or fewer."""
+        """Return the next buffers that came on `queue`, with about `size` bytes or fewer."""
         buffer = self.receive(queue)
         return () if buffer is None else (buffer,)
 
     @abstractmethod
     def again(self, queue: int) -> None:
-        """Tell the owner `received` once more, when others have had their turn."""
+        """Call the owner's `received` once more, after others have had their turn."""
 
     def hold(self, queue: int) -> Callable[[], None] | None:
-        """Keep the buffer that was received last past its `done`, until the result is called.
+        """Keep the buffer that was received last valid past its `done`, until the result is called.
 
-        None: it cannot be kept, and what is wanted of it must be copied.
+        Return None if it cannot be kept. Its data must then be copied.
         """
         return None
 
     @abstractmethod
     def done(self, queue: int) -> None:
-        """Give back the oldest buffer received on `queue`; effective with the next `flush`."""
+        """Give back the oldest buffer received on `queue`, with the next `flush`."""
 
     @abstractmethod
     def withhold(self, queue: int) -> None:
         """Like `done`, but the other end gets the buffer back only at `release`.
 
-        Until then it cannot send in it: what it sends without a pause is bounded by its buffers.
+        Until then it cannot send in that buffer, so its buffers limit what it sends.
         """
 
     @abstractmethod
     def release(self, queue: int) -> None:
-        """Give back, at once, all buffers of `queue` that were withheld."""
+        """Give back all withheld buffers of `queue` at once."""
 
     def done_many(self, queue: int, count: int) -> None:
         """Give back the `count` oldest buffers."""
@@ -152,13 +155,13 @@ class Link(ABC):
 
     @abstractmethod
     def flush(self, queue: int) -> None:
-        """Let the other end see everything sent or given back on `queue`, and notify it."""
+        """Make everything sent or given back on `queue` visible to the other end, and notify it."""
 
 
-#: What opening a device gives. The link gets its owner before anything is waited for.
+#: The result of opening a device. The caller sets the link's owner before it awaits anything.
 OpenDevice: TypeAlias = tuple[Link, Guest]
 
 
 def call_soon(call: Callable[[int], None], queue: int) -> None:
-    """Call when others have had their turn, once however often it is asked for."""
+    """Schedule a call after the turns of others; several requests make one call."""
     trio.lowlevel.current_trio_token().run_sync_soon(call, queue, idempotent=True)

@@ -1,10 +1,10 @@
 """Notifications between the two ends: kicks and calls.
 
-A descriptor to notify by is an eventfd as a rule; some front-ends use pipes or sockets, into which
-eight bytes are written. It is the same in both processes, flags included, and the peer can change
-these at any time, fill it, empty it, or keep it locked. So nothing is done with it here that the
-peer could make wait: eventfds are raised by the kernel, unix sockets are sent to with MSG_DONTWAIT,
-and what remains (writing to pipes, emptying pipes and sockets) is done in threads.
+A notification descriptor is usually an eventfd; some front-ends use pipes or sockets, to which
+eight bytes are written. Both processes share the open file, including its flags: at any time the
+peer can change the flags, fill it, empty it, or keep it locked. So we make no call on it that the
+peer could block: the kernel raises eventfds for us, unix sockets are sent to with MSG_DONTWAIT, and
+the rest (writing to pipes, emptying pipes and sockets) is done in threads.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ _READ_SIZE: Final = 1 << 12
 
 
 def check_notifier(fd: int) -> None:
-    """Make sure that a descriptor of the peer's can be waited for.
+    """Check that the peer's descriptor is of a kind that can notify.
 
-    RemoteProtocolError: it is something else, like a file.
+    Raise RemoteProtocolError if it is something else, like a file.
     """
     if not (is_eventfd(fd) or is_pipe(fd) or is_unix_socket(fd)):
         raise RemoteProtocolError("a descriptor to notify by is no eventfd, pipe or unix socket")
 
 
 class Bell:
-    """Notifies the peer by a descriptor that was checked, and stays its owner's.
+    """A way to notify the peer, by a checked descriptor that still belongs to the caller.
 
-    OSError: eventfds cannot be raised here.
+    Raise OSError if this system cannot raise eventfds.
     """
 
     def __init__(self, fd: int) -> None:
@@ -53,8 +53,8 @@ class Bell:
             self._ring = lambda fd: send_now(fd, _ONE)
 
     def ring(self) -> None:
-        """Notify; if the peer has not seen the last notifications yet, they are enough."""
-        with suppress(OSError):  # a peer that has closed its end leaves, or wants none
+        """Notify the peer. Do nothing if earlier notifications that it has not seen fill `fd`."""
+        with suppress(OSError):  # the peer has closed its end: it leaves, or wants no notification
             self._ring(self._fd)
 
 
@@ -64,43 +64,43 @@ def _write(fd: int) -> None:
 
 
 class Notices(Generic[K]):
-    """Descriptors that the peer notifies us by, as one, each with a key for what it is about.
+    """A set of descriptors by which the peer notifies us, each with a key for its meaning.
 
-    Edges are waited for: what is written tells nothing, so that eventfds need not be read.
+    They are watched edge-triggered: the bytes written mean nothing, so eventfds need not be read.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._keys: dict[int, K] = {}
-        self._filling: dict[int, Chore] = {}  # pipes and sockets: they must be read
+        self._filling: dict[int, Chore] = {}  # pipes and sockets, which would fill if unread
         self._emptied = _Emptied()
         self._epoll.register(self._emptied.event, select.EPOLLIN | select.EPOLLET)
 
     def close(self) -> None:
-        """Wait for nothing any more."""
+        """Stop watching, and close our own descriptors."""
         self._epoll.close()
         self._emptied.close()
 
     def add(self, fd: int, key: K) -> None:
-        """Wait for `fd` as well, which was checked and is removed before it is closed."""
+        """Watch `fd`, which the caller has checked, and removes before it closes it."""
         self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
         self._keys[fd] = key
         if not is_eventfd(fd):
             self._filling[fd] = Chore(fd, lambda own: self._emptied.empty(own, fd))
 
     def add_end(self, fd: int, key: K) -> None:
-        """Wait for the end of the peer's side of a socket, and not for what comes there."""
+        """Watch a socket for the end of the peer's side only, not for data."""
         self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLET)
         self._keys[fd] = key
 
     def remove(self, fd: int) -> None:
-        """Wait for `fd` no more."""
+        """Stop watching `fd`."""
         del self._keys[fd]
         self._filling.pop(fd, None)
         self._epoll.unregister(fd)
 
     async def wait(self) -> list[K]:
-        """Wait for notifications, and tell what they are about."""
+        """Wait for notifications, and return their keys."""
         await trio.lowlevel.wait_readable(self._epoll.fileno())
         fds = [fd for fd, _ in self._epoll.poll(0)]
         for fd in self._filling.keys() & fds if self._filling else ():
@@ -112,23 +112,26 @@ class Notices(Generic[K]):
 
 
 class _Emptied:
-    """What threads have read since it was asked for: a notice that came meanwhile shows no more."""
+    """The descriptors that threads have emptied since the last `take`.
+
+    A notification that came before a thread's read may have no edge of its own any more.
+    """
 
     def __init__(self) -> None:
-        #: Readable when there is something to take; only we have it.
+        #: An eventfd of our own, readable when there is something to take.
         self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._lock = threading.Lock()
         self._fds: list[int] = []
         self._closed = False
 
     def close(self) -> None:
-        """Close the eventfd: threads may come later."""
+        """Close the eventfd. Threads may still finish after this."""
         with self._lock:
             self._closed = True
             os.close(self.event)
 
     def empty(self, own: int, fd: int) -> None:
-        """Read what is in `own`, a copy of `fd`, and say so; OSError."""
+        """Read what is in `own`, a duplicate of `fd`, and report it. Raise OSError."""
         os.set_blocking(own, False)
         os.read(own, _READ_SIZE)
         with self._lock:
@@ -137,7 +140,7 @@ class _Emptied:
                 os.eventfd_write(self.event, 1)
 
     def take(self) -> list[int]:
-        """Return what was read."""
+        """Return the emptied descriptors, and forget them."""
         with self._lock:
             fds, self._fds = self._fds, []
         return fds

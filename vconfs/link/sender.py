@@ -1,10 +1,10 @@
-"""Who may send next on a link.
+"""The order in which ports send on a link.
 
-Control messages go first, in order. Data waits its turn: who finds no room joins the end of the
-queue, and when room comes each in the queue gets one helping of it, in order. Whoever comes lets
-those go first who wait already. So ports that share a queue share it evenly, be they quick or
-slow to ask, and one that may not send at all (a throttled one) is skipped and holds up nobody.
-Who does not wait at all can leave a little data, which then has its turn.
+Control messages go first, in order. Data waits its turn: a write that finds no room joins the end
+of the queue, and when room comes each entry of the queue gets one share of it, in order. A new
+write goes behind those that wait already. So ports that share a link's queue share it evenly,
+however often they ask, and a port that may not send now (a throttled one) is skipped and delays no
+other. A writer that cannot wait can deposit a little data, which is sent when its turn comes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from attrs import define, field, frozen
 from vconfs.link.link import Link
 from vconfs.protocol.events import Buffer, Message
 
-#: Control messages that cannot go yet are kept up to this many bytes of memory.
+#: The most bytes of memory for control messages that cannot be sent yet.
 _BACKLOG_MAX = 32 << 20
-#: What one of them takes beside its bytes: an object, and a place in a queue.
+#: The memory that one message uses beside its bytes: an object, and an entry in a queue.
 _MESSAGE_COST = 64
-#: Who does not wait may leave so many bytes for a port.
+#: The most bytes that can be deposited for a port.
 _DEPOSIT_MAX = 4096
 
 
 class SendingEnd(Protocol):
-    """What a sender needs of a dialect."""
+    """The part of a dialect that a sender needs."""
 
     header_size: int
 
@@ -39,24 +39,24 @@ class SendingEnd(Protocol):
 
 @frozen
 class _Posted:
-    """A control message that waits for room, and whom to tell that the peer has seen it."""
+    """A control message that waits for room, and the call to make once the peer has seen it."""
 
     data: bytes
     seen: Callable[[], None] | None
 
 
 class _Turn(ABC):
-    """A port's place in the queue."""
+    """An entry of a port in the queue."""
 
     id: int
 
     @abstractmethod
     def give(self, room: int) -> Buffer:
-        """Give what to send, now that there is room for so many bytes; nothing: it has had it."""
+        """Return data to send, of which `room` bytes fit; empty if there is nothing to send."""
 
     @abstractmethod
     def sent(self, size: int) -> bool:
-        """Learn how much of that went; whether it wants another turn."""
+        """Take note that `size` bytes were sent. Return True if another turn is wanted."""
 
 
 @define(eq=False)
@@ -80,7 +80,7 @@ class _Waiter(_Turn):
 
 @define(eq=False)
 class _Source(_Turn):
-    """A port that has something to send whenever it is asked."""
+    """A port that is asked for data at each turn."""
 
     id: int
     ask: Callable[[int], Buffer]
@@ -94,7 +94,7 @@ class _Source(_Turn):
 
 @define(eq=False)
 class _Deposit(_Turn):
-    """Data that was left here, by one who does not wait, and the messages that follow it."""
+    """Data of a writer that does not wait, to be sent at the port's turn, and what follows it."""
 
     id: int
     data: bytes
@@ -118,8 +118,8 @@ class Sender:
         self._backlog: dict[int, deque[_Posted]] = defaultdict(deque)
         self._backlog_size = 0
         self._turns: dict[int, deque[_Turn]] = defaultdict(deque)
-        self._offering: set[Callable[[int], Buffer]] = set()  # the sources that are in a queue
-        self._deposits: dict[int, _Deposit] = {}  # by port, what is left in a queue
+        self._offering: set[Callable[[int], Buffer]] = set()  # of the sources in a queue
+        self._deposits: dict[int, _Deposit] = {}  # those in a queue, by port
 
     def post(
         self,
@@ -127,9 +127,10 @@ class Sender:
         behind: int | None = None,
         seen: Callable[[], None] | None = None,
     ) -> None:
-        """Send a control message, now or as soon as there is room; None: nothing to send.
+        """Send a control message, now or as soon as there is room. Do nothing if it is None.
 
-        `behind`: not before the data that was left for this port. `seen`: see `Link.send`.
+        It is sent after the data that was deposited for the port `behind`. For `seen` see
+        `Link.send`.
         """
         if message is None or self._closed:
             return
@@ -142,12 +143,15 @@ class Sender:
             self._link.owner.lost("the peer takes no control messages")
 
     def has_room(self, id: int) -> bool:
-        """Whether `send_nowait` for this port would take something."""
+        """True if `send_nowait` would take data for this port."""
         queue = self._end.data_queue(id)
         return not self._turns.get(queue) and self._room(queue) > 0
 
     def send_nowait(self, id: int, data: Buffer) -> int:
-        """Send as much of `data` as there is room for; trio.WouldBlock: none is left for us."""
+        """Send as much of `data` as there is room for, and return its size.
+
+        Raise trio.WouldBlock if there is no room, or others use it first.
+        """
         queue = self._end.data_queue(id)
         if self._turns.get(queue):
             self._take_turns(queue)
@@ -157,14 +161,15 @@ class Sender:
         return self._put(queue, id, data, room)
 
     def can_deposit(self, id: int) -> bool:
-        """Whether `deposit` for this port would take something."""
+        """True if `deposit` would take data for this port."""
         turns = self._turns.get(self._end.data_queue(id), ())
         return not self._closed and all(turn.id != id for turn in turns)
 
     def deposit(self, id: int, data: Buffer) -> int:
-        """Take some of `data`, to send it at the port's next turn; trio.WouldBlock.
+        """Take some of `data`, to send it at the port's next turn, and return how much.
 
-        This is for one who cannot wait: among others who do he would never find room.
+        Raise trio.WouldBlock if the port has an entry in the queue already, or the link is closed.
+        This is for a writer that cannot wait, and would never find room among others that do.
         """
         if not self.can_deposit(id):
             raise trio.WouldBlock
@@ -174,9 +179,9 @@ class Sender:
         return taken
 
     def forget(self, id: int) -> int:
-        """Drop what was left for a port that is gone: the next one with this id is another.
+        """Drop the deposit of a port that is gone, and return its size.
 
-        Returns the number of bytes.
+        The next port with this id is a different one.
         """
         dropped = 0
         if deposit := self._deposits.pop(id, None):
@@ -187,14 +192,14 @@ class Sender:
         return dropped
 
     def untaken(self) -> Counter[int]:
-        """Tell of each port how many bytes were taken here and not by the peer, as far as known."""
+        """Return, by port, how many bytes were taken here that the peer is not known to have."""
         return self._deposited() + Counter(self._link.untaken())
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
 
-        Gives 0 when the link goes away, or when `wanted` does not hold any more; it is asked
-        again after each `nudge`.
+        Return 0 if the link is closed, or if `wanted` is no longer true. It is checked again at
+        each `nudge`.
         """
         await trio.lowlevel.checkpoint()
         if self._closed or not wanted():
@@ -210,7 +215,7 @@ class Sender:
         turns.append(turn)
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
-            if turn not in turns:  # it is being served at this moment
+            if turn not in turns:  # it is being served right now
                 return trio.lowlevel.Abort.FAILED
             turns.remove(turn)
             return trio.lowlevel.Abort.SUCCEEDED
@@ -219,9 +224,9 @@ class Sender:
         return turn.went
 
     def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
-        """At each turn of this port send what `give` gives, until that is nothing.
+        """At each turn of this port send what `give` returns, until it returns nothing.
 
-        It is called with the number of bytes that there is room for.
+        `give` is called with the number of bytes that fit.
         """
         if self._closed:
             return
@@ -232,7 +237,7 @@ class Sender:
         self._take_turns(queue)
 
     def nudge(self, id: int) -> None:
-        """Let whoever waits to send for this port look whether it is still wanted."""
+        """Make the tasks that wait to send for this port check whether that is still wanted."""
         turns = self._turns.get(self._end.data_queue(id))
         if not turns:
             return
@@ -242,12 +247,12 @@ class Sender:
                 turn.sent(0)
 
     def room(self, queue: int) -> None:
-        """Use the room that has come on `queue`."""
+        """Use new room on `queue`."""
         self._send_backlog(queue)
         self._take_turns(queue)
 
     def close(self) -> Counter[int]:
-        """Send nothing any more; whoever waits gives up. Returns how much was left, by port."""
+        """Stop sending and wake all tasks that wait. Return the size of each port's deposit."""
         self._closed = True
         left = self._deposited()
         self._backlog.clear()
@@ -265,21 +270,21 @@ class Sender:
         )
 
     def _room(self, queue: int) -> int:
-        """How many bytes of data can be sent now, by whoever's turn it is."""
+        """Return how many bytes of data can be sent now, whichever port's turn it is."""
         if self._closed or self._backlog.get(queue):
             return 0
         return self._link.room_for(queue, self._end.header_size)
 
     def _take_turns(self, queue: int) -> None:
-        """Give a helping to each in the queue, in order, for as long as there is room."""
+        """Give a share to each entry in the queue, in order, as long as there is room."""
         turns = self._turns.get(queue)
         if not turns:
             return
         for _ in range(len(turns)):
-            if not turns:  # served meanwhile: the peer may answer at once, with more room
+            if not turns:  # served meanwhile: the peer may make more room at once
                 return
             if isinstance(turns[0], _Source):
-                self._link.want_room(queue)  # before the peer can make some
+                self._link.want_room(queue)  # before the peer can make room
             room = self._room(queue)
             if not room or not turns:
                 return
@@ -298,7 +303,7 @@ class Sender:
 
     def _served_deposit(self, queue: int, deposit: _Deposit, again: bool) -> None:
         if again:
-            self._turns[queue].appendleft(deposit)  # nothing of its port may pass the rest
+            self._turns[queue].appendleft(deposit)  # nothing of its port may overtake the rest
         elif self._deposits.get(deposit.id) is deposit:
             del self._deposits[deposit.id]
             for message in deposit.messages:
@@ -321,7 +326,7 @@ class Sender:
         return size
 
     def _post_now(self, message: Message, seen: Callable[[], None] | None = None) -> None:
-        if not self._closed:  # by what was sent before it
+        if not self._closed:  # sending the data before it may have closed the link
             self._backlog[message.queue].append(_Posted(message.data, seen))
             self._send_backlog(message.queue)
 

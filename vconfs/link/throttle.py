@@ -2,17 +2,17 @@
 
 Theory of operation
 -------------------
-An end whose port holds as much unread data as it may sends THROTTLE 1, and THROTTLE 0 when half of
-that has been read. The peer may be in the middle of a burst of writes and look at its queue only
-afterwards. All that it sends until then is good, whatever the amount, and must be kept.
+When a port's unread data reaches its limit, its end sends THROTTLE 1, and THROTTLE 0 when half of
+it has been read. The peer may be in the middle of a burst of writes and read its control messages
+only afterwards. Everything that it sends until then is valid, whatever the amount, and is kept.
 
 Memory stays bounded because buffers are withheld meanwhile: from the moment that THROTTLE 1 is
 sent until the peer has seen it, the buffers in which its data comes are not given back
-(`LinkEnd.throttle`). So at most a queue full of data can come, and a peer that never looks at its
-control messages holds up itself alone.
+(`LinkEnd.throttle`). So at most one full queue of data can come, and a peer that never reads its
+control messages blocks only itself.
 
-The link knows when the peer has seen the message (`Link.send`). What was under way at that moment
-can still arrive, at most `in_flight` bytes. A peer that sends more than that ignores THROTTLE.
+The link knows when the peer has seen the message (`Link.send`). Data that was under way at that
+moment can still arrive, at most `in_flight` bytes. A peer that sends more ignores THROTTLE.
 """
 
 from __future__ import annotations
@@ -25,44 +25,44 @@ from attrs import define
 
 
 class ThrottleLine(Protocol):
-    """The part of a connected link that asks the peer to stop."""
+    """The part of a connected link end that asks the peer to stop."""
 
     @property
     def in_flight(self) -> int:
-        """Bytes that may be under way when the peer has seen that it is to stop."""
+        """The most bytes that may be under way when the peer has seen the request to stop."""
 
     def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
-        """Ask the peer to stop sending to a port, or to go on: see `LinkEnd.throttle`."""
+        """Ask the peer to stop sending to a port, or to resume: see `LinkEnd.throttle`."""
 
 
 @define
 class Throttle:
-    """What one port has asked of its peer."""
+    """The latest request of one port to its peer to stop or resume sending."""
 
-    #: True if the peer is to stop.
+    #: True if the peer was asked to stop.
     on: bool = False
     _seen: bool = False
-    _late: int = 0  # bytes that came since the peer has seen it
-    _requests: int = 0  # which tells apart a request from the ones before it
+    _late: int = 0  # bytes that came after the peer had seen the request
+    _requests: int = 0  # a serial number, to ignore answers to earlier requests
 
     def ask(self, line: ThrottleLine, id: int, on: bool) -> None:
-        """Ask the peer to stop, or to go on."""
+        """Ask the peer to stop sending, or to resume."""
         self.forget()
         self.on = on
         line.throttle(id, on, partial(self._was_seen, self._requests))
 
     def forget(self) -> None:
-        """Start anew, with another peer: it may send."""
+        """Reset for another peer, which may send."""
         self.on = self._seen = False
         self._late = 0
         self._requests += 1
 
     def is_ignored(self, line: ThrottleLine) -> bool:
-        """True if the peer has sent more than it can have had under way."""
+        """True if the peer has sent more than can have been under way."""
         return self._late > line.in_flight
 
     def came(self, size: int) -> None:
-        """Count data from the peer."""
+        """Count `size` bytes of data from the peer."""
         if self._seen:
             self._late += size
 

@@ -1,4 +1,4 @@
-"""Messages that carry descriptors, over a unix socket."""
+"""vhost-user messages, which can carry descriptors, over a unix socket."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from vconfs.system.aside import ASIDE, close_descriptors
 from vconfs.system.unix_sockets import descriptors_in
 
 _INT: Final = array.array("i").itemsize
-#: Space for more descriptors than a message may have, so that too many are seen to be.
+#: Space for more descriptors than a message may have, so that too many are noticed.
 _ANCILLARY_SPACE: Final = socket.CMSG_SPACE(2 * FDS_MAX * _INT)
 
 
 class MessageSocket:
-    """One socket of vhost-user. Whoever makes one closes the socket, after `release`."""
+    """A vhost-user socket. The caller closes the socket itself, after `release`."""
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self._parser = Parser()
 
     async def receive(self) -> Message | None:
-        """Wait for a message, whose descriptors are the caller's; None: the peer has left.
+        """Wait for a message, whose descriptors then belong to the caller.
 
-        RemoteProtocolError: what comes is no message; OSError: the socket broke.
+        Return None if the peer has left. Raise RemoteProtocolError if what came is not a message,
+        OSError if the socket broke.
         """
         while (message := self._parser.next_message()) is None:
             if ASIDE.is_full:
@@ -47,12 +48,12 @@ class MessageSocket:
         return message
 
     async def send(self, data: bytes, fds: Sequence[int] = ()) -> None:
-        """Send a message; its descriptors stay the caller's. OSError: the socket broke."""
+        """Send a message; its descriptors stay the caller's. Raise OSError if the socket broke."""
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
         sent = await self._sock.sendmsg([data], rights)
         while sent < len(data):
             sent += await self._sock.send(data[sent:])
 
     def release(self) -> None:
-        """Close the descriptors of messages that were not received in whole."""
+        """Close the descriptors of messages that were only received in part."""
         close_descriptors(self._parser.release())
