@@ -71,7 +71,7 @@ class Link(ABC):
 
     @abstractmethod
     def room_for(self, queue: int, header_size: int) -> int:
-        """Return how many bytes of data, not counting headers, fit now in `queue`'s free buffers."""
+        """Return how many bytes of data, headers excluded, fit now in `queue`'s free buffers."""
 
     @abstractmethod
     def capacity(self, queue: int, wanted: int | None = None) -> int:

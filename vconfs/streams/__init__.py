@@ -1,1 +1,1 @@
-"""Byte streams that carry a console: where they lead, and the link between the two ends."""
+"""Byte streams that carry a console: their addresses, and the link between the two ends."""

@@ -1,4 +1,4 @@
-"""Where a stream leads: what stands behind `stream:` in the urls of both ends."""
+"""Addresses of streams: what follows `stream:` in the urls of both ends."""
 
 from __future__ import annotations
 
@@ -13,38 +13,38 @@ from attrs import frozen
 from vconfs.protocol.stream import WINDOW_MAX, WINDOW_MIN
 from vconfs.streams.wire import Wire
 
-#: What a peer may have under way where nobody says otherwise: enough for a far network, and a
-#: bound for what may still come after it was told to stop.
+#: The default limit of bytes that a peer may have under way: enough for a distant network, and a
+#: bound for what may still come after the peer was told to stop.
 DEFAULT_WINDOW: Final = 4 << 20
 
-#: Waits for the next guest, and reaches it; None: no other can come.
+#: Waits for the next guest and connects to it. Its value is None if no further guest can come.
 NextGuest = Callable[[], AbstractAsyncContextManager[Wire | None]]
 
 
 @frozen(kw_only=True)
 class StreamAddress(ABC):
-    """Where a stream leads, seen from both ends: the guest connects, the host listens."""
+    """The address of a stream, for both ends: the guest connects to it, the host listens on it."""
 
-    #: Bytes that the peer may have under way to us.
+    #: The most bytes that the peer may have under way to us.
     window: int = DEFAULT_WINDOW
-    #: Bytes that may come before the peer's hello.
+    #: The most other bytes that may come before the peer's hello.
     noise_max: ClassVar[int] = 0
-    #: True if several peers can come at once.
+    #: True if several peers can connect at once.
     has_many_peers: ClassVar[bool] = False
-    #: The most seconds between two tries to meet a guest.
+    #: The longest pause between two tries to reach a guest, in seconds.
     pause_max: ClassVar[float] = 2.0
 
     @abstractmethod
     def connect(self) -> AbstractAsyncContextManager[Wire]:
-        """Reach the host end; VconfsError."""
+        """Connect to the host end. Raise VconfsError if that fails."""
 
     @abstractmethod
     def listen(self) -> AbstractAsyncContextManager[NextGuest]:
-        """Wait for guests; VconfsError."""
+        """Listen for guests. Raise VconfsError if that fails."""
 
 
 def split_options(rest: str, *names: str) -> tuple[str, dict[str, str]]:
-    """Take options like ",window=N" off the end; what has commas of its own may stand before."""
+    """Split options like ",window=N" off the end of `rest`, which may contain other commas."""
     options: dict[str, str] = {}
     while found := re.fullmatch(f"(.*),({'|'.join(names)})=([^,]*)", rest, re.DOTALL):
         rest, name, value = found.groups()
@@ -55,7 +55,7 @@ def split_options(rest: str, *names: str) -> tuple[str, dict[str, str]]:
 
 
 def window_option(options: dict[str, str], default: int = DEFAULT_WINDOW) -> int:
-    """Read the size of a window; ValueError."""
+    """Return the option `window`, in bytes. Raise ValueError if it is out of range."""
     value = options.get("window", str(default))
     if not re.fullmatch("[0-9]{1,10}", value) or not WINDOW_MIN <= int(value) <= WINDOW_MAX:
         raise ValueError(f"a window is {WINDOW_MIN} to {WINDOW_MAX} bytes, not {value!r}")

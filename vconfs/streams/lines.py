@@ -1,4 +1,4 @@
-"""Streams that both ends open alike: a terminal line, a program, our own input and output."""
+"""Streams that both ends open the same way: a terminal line, a program, our stdin and stdout."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from vconfs.syntax.paths import path_argument
 from vconfs.system.programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
-#: A terminal line drops what its reader has no time for; its buffers hold at least this much.
+#: A terminal line drops what is not read in time; its buffers hold at least this many bytes.
 _TTY_WINDOW: Final = 2048
-#: A kernel may talk on a serial line before the peer does.
+#: A kernel may write to a serial line before the peer does, up to this many bytes.
 _TTY_NOISE: Final = 1 << 20
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 class Line(StreamAddress):
-    """What has no clients that come and go: to wait for a guest is to open it."""
+    """A stream without clients that come and go: opening it is waiting for a guest."""
 
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
@@ -42,12 +42,12 @@ class TtyAddress(Line):
     """A terminal line, in raw mode at its own speed or another."""
 
     path: str
-    baud: int | None  # None: as it is
+    baud: int | None  # None leaves the speed unchanged
     noise_max: ClassVar[int] = _TTY_NOISE
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read PATH[,baud=N][,window=N]; ValueError."""
+        """Parse PATH[,baud=N][,window=N]. Raise ValueError if it is wrong."""
         rest, options = split_options(rest, "baud", "window")
         return cls(
             path=path_argument("tty", rest),
@@ -78,7 +78,7 @@ class TtyAddress(Line):
             if self.baud is not None:
                 mode[4] = mode[5] = self.baud
             termios.tcsetattr(line, termios.TCSANOW, mode)
-            termios.tcflush(line, termios.TCIFLUSH)  # what came before this, mangled perhaps
+            termios.tcflush(line, termios.TCIFLUSH)  # input from before raw mode may be garbled
         except termios.error as error:
             code, reason = error.args
             why = "it is no terminal" if code == errno.ENOTTY else reason
@@ -91,7 +91,7 @@ class TtyAddress(Line):
 
 
 def _speed(text: str) -> int:
-    """Give termios' code of a speed; ValueError."""
+    """Return termios' code for a speed. Raise ValueError if there is none."""
     known = {name[1:]: code for name, code in vars(termios).items() if _is_speed(name)}
     if text not in known:
         speeds = ", ".join(sorted(known, key=int))
@@ -113,7 +113,7 @@ class ExecAddress(Line):
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read COMMAND[,window=N]; ValueError."""
+        """Parse COMMAND[,window=N]. Raise ValueError if it is wrong."""
         rest, options = split_options(rest, "window")
         return cls(command=command_argument(rest), window=window_option(options))
 
@@ -133,14 +133,14 @@ class ExecAddress(Line):
 
 @frozen(kw_only=True)
 class StdioAddress(StreamAddress):
-    """Our own standard input and output, which then are for the protocol alone.
+    """Our own standard input and output, which then carry only the protocol.
 
-    What else is written to standard output goes to standard error.
+    Anything else that is written to standard output goes to standard error.
     """
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read [,window=N]; ValueError."""
+        """Parse [,window=N]. Raise ValueError if it is wrong."""
         rest, options = split_options(rest, "window")
         if rest:
             raise ValueError(f"stdio takes no argument, not {rest!r}")
@@ -152,7 +152,7 @@ class StdioAddress(StreamAddress):
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
-        if trouble := claim():  # which is never released: there is no other end to come
+        if trouble := claim():  # never released, since no other end can come
             raise VconfsError(f"stdio cannot be a stream: {trouble}")
         with _taken_over() as (reader, writer):
             yield Wire(reader, writer)
@@ -172,7 +172,7 @@ def _check_open() -> None:
 
 @contextmanager
 def _taken_over() -> Iterator[tuple[int, int]]:
-    """Keep our standard streams from everything else in this process."""
+    """Reserve our standard streams for the block, and hide them from the rest of this process."""
     reader, writer = os.dup(_STDIN), os.dup(_STDOUT)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, _STDIN)
@@ -183,5 +183,5 @@ def _taken_over() -> Iterator[tuple[int, int]]:
         yield reader, writer
     finally:
         for descriptor, before in zip((reader, writer), blocking, strict=True):
-            os.set_blocking(descriptor, before)  # others may have it too
+            os.set_blocking(descriptor, before)  # other processes may share it
             os.close(descriptor)

@@ -1,11 +1,11 @@
 """The link over a byte stream, the same for both ends.
 
 Frames that the stream does not take at once wait in an `Outbox`, where control messages go before
-the data of other ports. Data is taken while less than `_WAITING_MAX` waits and the peer's window
-has space, each time a whole write request. Control messages are taken for a bit longer, so that
-none is kept back by data that was promised already.
+the data of other ports. Data is accepted while less than `_WAITING_MAX` waits and the peer's window
+has space, a whole write request at a time. Control messages may use `_RESERVE` more, so that data
+that was accepted already does not hold them back.
 
-What comes is read at all times, whoever is slow: it is the ports that throttle.
+The stream is read at all times, even if a reader is slow: throttling is done per port.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from vconfs.streams.outbox import Outbox, OutgoingFrame
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 
-#: Seconds that a peer has for its hello.
+#: Seconds that a peer has to send its hello.
 HELLO_LIMIT: Final = 10.0
-#: Data is taken while less than this waits for the stream, in bytes.
+#: Data is accepted while fewer bytes than this wait for the stream.
 _WAITING_MAX: Final = 1 << 18
-#: Control messages may take so much more, here and of the peer's window.
+#: Control messages may use this many bytes more, here and of the peer's window.
 _RESERVE: Final = 1 << 16
-#: Seconds for the last words of both ends.
+#: Seconds for both ends to say goodbye.
 _GRACE: Final = 0.5
 
 
@@ -61,10 +61,10 @@ async def open_link(
     config: bytes = b"",
     turn: AbstractAsyncContextManager[object] | None = None,
 ) -> AsyncIterator[StreamLink]:
-    """Meet the other end on `wire`, and carry frames for as long as the block runs.
+    """Exchange hellos on `wire`, and carry frames while the block runs.
 
-    What comes after the hellos is in its `turn`. The block has to give the link its owner before it
-    waits for anything. VconfsError: the peer says no hello, or a wrong one.
+    `turn` is entered after the hellos and left at the end. The block has to set the link's owner
+    before it awaits anything. Raise VconfsError if the peer sends no hello or a wrong one.
     """
     connection = Connection(role, window=address.window, noise_max=address.noise_max)
     hello = await _shake_hands(wire, connection, features, config)
@@ -111,18 +111,18 @@ async def _say(wire: Wire, words: bytes) -> None:
 
 @frozen
 class _Came:
-    """A frame that is not acknowledged yet: the size of its payload, and whether it is watched."""
+    """A frame that is not acknowledged yet: its payload's size, and True if it is watched."""
 
     size: int
     watched: bool
 
 
 class StreamLink(Link):
-    """A link over a stream whose ends have said hello; `run` carries its bytes.
+    """A link over a stream whose ends have exchanged hellos; `run` carries its bytes.
 
-    `window` is what we granted to the peer. Of the peer's window data leaves at least `RESERVE`
-    bytes, so that a request to stop can always be sent: two ends that withhold each other's
-    credit would wait for ever if neither could say why.
+    `window` is the size of the window that we granted to the peer. Data leaves at least `RESERVE`
+    bytes of the peer's window free, so that a request to stop can always be sent. Otherwise two
+    ends that withhold credit from each other would wait for ever.
     """
 
     def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
@@ -133,9 +133,9 @@ class StreamLink(Link):
         self._config = hello.config
         self._config_due: bytes | None = None
         self._receives = INPUT if connection.role is Role.GUEST else OUTPUT
-        self._held: deque[_Came] = deque()  # what the owner looks at
-        self._withheld: list[_Came] = []  # what is acknowledged later
-        self._awaited: deque[Callable[[], None]] = deque()  # whom to tell of each watched frame
+        self._held: deque[_Came] = deque()  # what the owner is handling
+        self._withheld: list[_Came] = []  # what is acknowledged at `release`
+        self._awaited: deque[Callable[[], None]] = deque()  # a callback for each watched frame
         half = hello.window // 2 - HEADER.size
         self._payload = connection.max_payload
         self._reserve = _RESERVE
@@ -144,9 +144,9 @@ class StreamLink(Link):
             self._reserve = min(_RESERVE, half - self._payload)
         self._fresh: list[OutgoingFrame] = []  # sent since the last flush
         self._outbox = Outbox()
-        self._sent = trio.Event()  # and more waits, or somebody wants to send more
+        self._sent = trio.Event()  # set when frames wait, or the owner waits for room
         self._room_wanted = False
-        self._broken = ""  # why nothing can be written
+        self._broken = ""  # why nothing can be written any more
         self._dead = False
 
     @property
@@ -187,11 +187,11 @@ class StreamLink(Link):
         self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
 
     def untaken(self) -> Mapping[int, int]:
-        """See `Link.untaken`: what waits for the stream. What that has taken nobody can know."""
+        """See `Link.untaken`. These bytes wait for the stream; those in it cannot be counted."""
         return dict(self._outbox.data)
 
     def send_config(self, config: bytes) -> None:
-        """Tell the guest the config space, as soon as there is room for it (host end)."""
+        """Send the config space to the guest, as soon as there is room for it (host end)."""
         self._config_due = config
         self._send_config()
 
@@ -221,7 +221,7 @@ class StreamLink(Link):
                     self._held.append(_Came(len(event.payload), event.watched))
                     return event.payload
                 if self._take_in(event):
-                    self.again(queue)  # first the owner looks at what has changed
+                    self.again(queue)  # the owner first handles the change
                     return None
         except RemoteProtocolError as error:
             self._say_bye(str(error))
@@ -229,7 +229,7 @@ class StreamLink(Link):
         return None
 
     def _take_in(self, event: Event) -> bool:
-        """Act on what is no frame; True if that is work for the owner."""
+        """Handle an event that is not a frame. Return True if the owner has to act on it."""
         match event:
             case ConfigChanged():
                 self._config = event.config
@@ -247,7 +247,7 @@ class StreamLink(Link):
         return False
 
     def hold(self, queue: int) -> Callable[[], None] | None:
-        """See `Link.hold`: what came is nobody else's, and stays as long as it is looked at."""
+        """See `Link.hold`. The received bytes are our own, and stay valid while referenced."""
         return _let_go
 
     def again(self, queue: int) -> None:
@@ -288,7 +288,7 @@ class StreamLink(Link):
     async def say_goodbye(self, reason: str) -> None:
         """Tell the peer why we leave, and give it a moment to take everything that was sent.
 
-        To be called when `run` has ended.
+        Call this after `run` has ended.
         """
         lost = self._dead
         self._say_bye(reason)
@@ -298,10 +298,13 @@ class StreamLink(Link):
                 await self._wire.writable()
                 self._write_waiting()
             while not lost and await self._wire.receive():
-                pass  # a stream that is closed with something unread may lose what was sent
+                pass  # closing a stream that has unread data may drop what was sent
 
     def _has_room(self, more_waiting: int, reserve: int, wanted: int | None = None) -> bool:
-        """True if that much, or else the largest payload, can be sent; if not, `room` follows."""
+        """Return True if `wanted` bytes, or by default the largest payload, can be sent.
+
+        If not, the owner's `room` is called later.
+        """
         connection, waiting = self._connection, self._outbox.size
         payload = self._payload if wanted is None else min(wanted, self._payload)
         room = (
@@ -330,7 +333,7 @@ class StreamLink(Link):
         self._connection.acknowledge(frame.size, watched=frame.watched)
 
     def _send_credit(self) -> None:
-        """Send the credit that is due, unless an earlier one still waits for the stream."""
+        """Send the credit that is due, unless earlier credit still waits for the stream."""
         if not self._outbox.has_urgent and (credit := self._connection.credit()):
             self._fresh.append(OutgoingFrame(credit, urgent=True))
 
@@ -350,7 +353,7 @@ class StreamLink(Link):
         self._outbox.remove(self._write(self._outbox.head()))
 
     async def _write_on(self) -> None:
-        """Write what waits whenever the stream takes more of it, and tell of room."""
+        """Write waiting frames whenever the stream takes more, and tell the owner of room."""
         while True:
             await self._sent.wait()
             self._sent = trio.Event()
@@ -359,7 +362,7 @@ class StreamLink(Link):
                 self._write_waiting()
                 self.flush(self._receives)  # credit that waited for this
                 if self._broken:
-                    await trio.sleep(_GRACE)  # most often the stream's end tells better why
+                    await trio.sleep(_GRACE)  # reading the stream's end often gives a better reason
                     return self._lose(self._broken)
                 self._tell_room()
             self._tell_room()

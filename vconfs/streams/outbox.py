@@ -1,9 +1,9 @@
-"""Frames that wait for a stream to take them, in the order in which they are to go.
+"""Frames that wait for a stream to take them, in the order in which they are sent.
 
-There are two lanes. Urgent frames, by which the ends steer each other, go first; data waits in the
-second lane. But a port's frames never overtake each other, so that its hang-up comes behind its
-data: while frames of a port wait in the second lane, its urgent ones join them there. The frame
-that the stream has begun to take is always brought to its end.
+There are two lanes. Urgent frames (control messages) go first; data waits in the second lane. But
+the frames of one port never overtake each other, so that its hang-up comes after its data: while
+frames of a port wait in the second lane, its urgent frames join them there. A frame of which the
+stream has taken a part is always finished first.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from attrs import define, frozen
 
 from vconfs.protocol.events import Buffer
 
-#: So many frames are offered to the stream at once; writev(2) takes no more than 1024 pieces.
+#: The most frames offered to the stream at once; writev(2) takes at most 1024 pieces.
 _FRAMES_MAX: Final = 256
-#: Data of so many bytes is worth a piece of its own, instead of a copy.
+#: Data of at least this many bytes gets a piece of its own, without a copy.
 _LARGE: Final = 1 << 14
 
 
 @frozen
 class OutgoingFrame:
-    """A frame: its bytes in two parts, whose it is (None: no port's), and whether it is urgent."""
+    """A frame to send: its bytes in two parts, its port or None, and True if it is urgent."""
 
     head: bytes
     data: Buffer = b""
@@ -33,13 +33,13 @@ class OutgoingFrame:
 
     @property
     def size(self) -> int:
-        """How many bytes it has."""
+        """The number of bytes."""
         return len(self.head) + len(self.data)
 
 
 @define
 class _Waiting:
-    """A frame that waits: its bytes in pieces that nobody changes."""
+    """A frame that waits, in pieces that do not change any more."""
 
     pieces: list[Buffer]
     port: int | None
@@ -50,23 +50,26 @@ class Outbox:
     """The frames that wait for one stream."""
 
     def __init__(self) -> None:
-        #: How many bytes wait.
+        #: The number of bytes that wait.
         self.size = 0
-        #: How many bytes of data wait in frames that have not gone whole, by port.
+        #: By port, how many bytes of data are in frames that have not been sent completely.
         self.data: Counter[int] = Counter()
         self._begun: deque[Buffer] = deque()  # the rest of the frame that the stream is taking
-        self._begun_data: tuple[int, int] | None = None  # whose data that is, and how much
+        self._begun_data: tuple[int, int] | None = None  # that frame's port and data size
         self._urgent: deque[_Waiting] = deque()
         self._others: deque[_Waiting] = deque()
-        self._ports: Counter[int] = Counter()  # whose frames wait in the second lane
+        self._ports: Counter[int] = Counter()  # by port, its frames in the second lane
 
     @property
     def has_urgent(self) -> bool:
-        """True if an urgent frame waits of which the stream has taken nothing."""
+        """True if there is an urgent frame of which the stream has taken nothing yet."""
         return bool(self._urgent)
 
     def put(self, frame: OutgoingFrame, sent: int = 0) -> None:
-        """Add a frame, and copy what may change; of the first one `sent` bytes may have gone."""
+        """Add a frame, and copy what may change.
+
+        `sent` is how many of its bytes the stream has taken already (first frame only).
+        """
         waiting = _Waiting(_kept(frame), frame.port, 0 if frame.urgent else len(frame.data))
         self.size += frame.size
         if waiting.data and frame.port is not None:
@@ -82,12 +85,12 @@ class Outbox:
                 self._ports[frame.port] += 1
 
     def head(self) -> list[Buffer]:
-        """Give what is to go next, in pieces."""
+        """Return the bytes to send next, in pieces."""
         waiting = (frame.pieces for frame in chain(self._urgent, self._others))
         return [*self._begun, *chain.from_iterable(islice(waiting, _FRAMES_MAX))]
 
     def remove(self, size: int) -> None:
-        """Forget the next `size` bytes, for the stream has taken them."""
+        """Forget the next `size` bytes, which the stream has taken."""
         self.size -= size
         while size:
             if not self._begun:
@@ -106,7 +109,7 @@ class Outbox:
             self._begun_data = frame.port, frame.data
 
     def _gone(self) -> None:
-        """The frame that had begun has gone whole."""
+        """Count the begun frame as sent completely."""
         if self._begun_data is None:
             return
         (port, size), self._begun_data = self._begun_data, None
@@ -126,7 +129,7 @@ class Outbox:
 
 
 def _kept(frame: OutgoingFrame) -> list[Buffer]:
-    """Give a frame's bytes in pieces that nobody changes: large ones are no copies if need be."""
+    """Return a frame's bytes in pieces that do not change. Large bytes objects are not copied."""
     data = frame.data
     if len(data) >= _LARGE and isinstance(getattr(data, "obj", data), bytes):
         return [frame.head, data]

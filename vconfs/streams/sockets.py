@@ -22,21 +22,22 @@ from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
-#: What a unix socket is asked to hold: a write of 1 MiB goes out at once.
+#: The buffer size that we request for a unix socket: a write of 1 MiB is sent at once.
 _BUFFER_SIZE: Final = 1 << 20
-#: A TCP peer that says nothing is probed after so many seconds, so often, and is then lost.
+#: A silent TCP peer is probed after `_IDLE` seconds. After `_PROBES` unanswered probes it is lost.
 _IDLE, _PROBES = 5, 3
 _PROBE_PAUSE: Final = 3
-#: What waits in the kernel to be sent at most: what waits here can still be overtaken.
+#: The most unsent bytes in the kernel: unlike these, data that waits here can be overtaken.
 _UNSENT_MAX: Final = 1 << 17
-_SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)  # milliseconds, for data unanswered
+#: Milliseconds for the peer to acknowledge data.
+_SILENCE_MAX: Final = 1000 * (_IDLE + _PROBES * _PROBE_PAUSE)
 
 
 class SocketAddress(StreamAddress):
-    """What streams over sockets have in common."""
+    """The base of streams over sockets."""
 
     has_many_peers = True
-    pause_max = 0.05  # anybody can connect, and the next may be a guest
+    pause_max = 0.05  # any program can connect and fail, and the next may be a guest
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
@@ -76,7 +77,7 @@ class SocketAddress(StreamAddress):
 
 
 def _why(error: OSError | UnicodeError) -> str:
-    """Say why a connection failed; of several tries for one name, why the first one did."""
+    """Return why a connection failed; if several addresses of a name were tried, why the first."""
     cause = error.__cause__
     if isinstance(cause, BaseExceptionGroup) and isinstance(cause.exceptions[0], OSError):
         error = cause.exceptions[0]
@@ -91,7 +92,7 @@ class UnixAddress(SocketAddress):
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read PATH[,window=N]; ValueError."""
+        """Parse PATH[,window=N]. Raise ValueError if it is wrong."""
         path, options = split_options(rest, "window")
         return cls(socket_path("unix", path), window=window_option(options))
 
@@ -114,14 +115,14 @@ class UnixAddress(SocketAddress):
 
 @frozen
 class TcpAddress(SocketAddress):
-    """A TCP port, whose peer is probed: a silent network is no connection."""
+    """A TCP port. The peer is probed, so that a broken network ends the connection."""
 
     host: str
     service: int
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read HOST:PORT[,window=N], an IPv6 address in brackets; ValueError."""
+        """Parse HOST:PORT[,window=N], an IPv6 address in brackets. Raise ValueError if wrong."""
         address, options = split_options(rest, "window")
         return cls(*tcp_address(address), window=window_option(options))
 
@@ -151,14 +152,14 @@ class TcpAddress(SocketAddress):
 
 @frozen
 class VsockAddress(SocketAddress):
-    """A port between a virtual machine and its host. To listen, any CID is written -1."""
+    """A vsock port between a virtual machine and its host. To listen on any CID, write -1."""
 
     cid: int
     service: int
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read CID:PORT[,window=N]; ValueError."""
+        """Parse CID:PORT[,window=N]. Raise ValueError if it is wrong."""
         address, options = split_options(rest, "window")
         found = re.fullmatch("(-1|[0-9]{1,10}):([0-9]{1,10})", address)
         if not found or max(map(int, found.groups())) > _CID_MAX:

@@ -1,4 +1,4 @@
-"""The places that streams can lead to, by what stands behind `stream:`."""
+"""The kinds of stream addresses, by the word that follows `stream:`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from vconfs.streams.address import StreamAddress
 from vconfs.streams.lines import ExecAddress, StdioAddress, TtyAddress
 from vconfs.streams.sockets import TcpAddress, UnixAddress, VsockAddress
 
-#: What streams carry.
+#: The dialect that streams carry.
 DIALECT: Final = "v8"
 
-#: How a place is called, and who reads what stands behind that.
+#: The parser of each kind of address, for the text after its name.
 ADDRESSES: Final[Mapping[str, Callable[[str], StreamAddress]]] = {
     "unix": UnixAddress.parse,
     "tcp": TcpAddress.parse,
@@ -24,7 +24,7 @@ ADDRESSES: Final[Mapping[str, Callable[[str], StreamAddress]]] = {
 
 
 def parse_stream_address(text: str) -> StreamAddress:
-    """Read what stands behind `stream:`; ValueError names what is wrong with it."""
+    """Parse the text after `stream:`. Raise ValueError with what is wrong with it."""
     name = text.replace(",", ":").partition(":")[0]
     if name not in ADDRESSES:
         known = ", ".join(f"stream:{name}" for name in ADDRESSES)

@@ -1,4 +1,4 @@
-"""The bytes of a stream, through descriptors that never block."""
+"""Reading and writing the bytes of a stream, with non-blocking descriptors."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import trio
 
 from vconfs.protocol.events import Buffer
 
-#: Ask the kernel for so much at a time; a socket's buffer holds about as much.
+#: Bytes to request in one read; a socket's buffer holds about as many.
 _READ_SIZE: Final = 1 << 18
-#: A peer that never pauses is read so often until the others have their turn.
+#: The most reads from a peer that never pauses before the others have their turn.
 _TURN: Final = 4
 
 
 class Wire:
-    """A stream that is read from one descriptor and written to another, or to the same.
+    """A stream that is read from one descriptor and written to another, or to the same one.
 
-    Whoever makes one closes them. `read` is how to read, as by `os.read`.
+    The caller closes the descriptors. `read` is called to read, like `os.read`.
     """
 
     def __init__(
@@ -31,13 +31,16 @@ class Wire:
         self._reader = reader
         self._writer = writer
         self._read = read
-        self._reads = _TURN  # that there may be before we wait
+        self._reads = _TURN  # how many are left before we wait
 
     async def receive(self) -> bytes:
-        """Wait for bytes; none: the stream has ended. OSError: it broke."""
+        """Wait for bytes, and return them; none at the end of the stream.
+
+        Raise OSError if the stream broke.
+        """
         while True:
             if not self._reads:
-                with suppress(PermissionError):  # a file: nobody has to wait for it
+                with suppress(PermissionError):  # a file, which is always readable
                     await trio.lowlevel.wait_readable(self._reader)
                 self._reads = _TURN
             try:
@@ -45,17 +48,20 @@ class Wire:
             except BlockingIOError:
                 self._reads = 0
                 continue
-            # What is less than was asked for is all that there is.
+            # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data
 
     def send_nowait(self, pieces: Sequence[Buffer]) -> int:
-        """Send what is taken at once, and tell how many bytes that was. OSError: it broke."""
+        """Send what the stream takes at once, and return how many bytes that was.
+
+        Raise OSError if the stream broke.
+        """
         try:
             return os.writev(self._writer, pieces)
         except BlockingIOError:
             return 0
 
     async def writable(self) -> None:
-        """Wait until something can be sent, or never any more."""
+        """Wait until bytes can be sent, or the stream is broken."""
         await trio.lowlevel.wait_writable(self._writer)
