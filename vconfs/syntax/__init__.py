@@ -1,1 +1,1 @@
-"""How people write things, and how text is shown to them: sizes, times, paths, options."""
+"""How users write sizes, times, paths and options, and how text is shown to them."""

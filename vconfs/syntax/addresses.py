@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def tcp_address(argument: str) -> tuple[str, int]:
-    """Return the host and the port that ARGUMENT names; no host is localhost. Raise ValueError.
+    """Return the host and the port in `argument`. Without a host it is localhost.
 
-    An IPv6 address stands in brackets.
+    An IPv6 address is in brackets. Raise ValueError if the argument is wrong.
     """
     host, colon, service = argument.rpartition(":")
     if not colon or "\0" in host or not _is_port(service):
@@ -15,7 +15,7 @@ def tcp_address(argument: str) -> tuple[str, int]:
 
 
 def bracketed(host: str) -> str:
-    """Return a host as it stands before a colon and a port."""
+    """Return a host as it is written before a colon and a port."""
     return f"[{host}]" if ":" in host else host
 
 

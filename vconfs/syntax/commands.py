@@ -1,10 +1,10 @@
-"""Shell commands in what a user writes: exec:COMMAND."""
+"""Shell commands as users write them: exec:COMMAND."""
 
 from __future__ import annotations
 
 
 def command_argument(argument: str) -> str:
-    """Return the command that ARGUMENT is, as for sh -c. Raise ValueError if it cannot be one."""
+    """Return `argument` as a command for sh -c. Raise ValueError if it cannot be one."""
     if not argument.strip():
         raise ValueError("exec needs a command: exec:COMMAND")
     if "\0" in argument:

@@ -1,4 +1,4 @@
-"""Paths in what a user writes: KIND:PATH."""
+"""Paths as users write them: KIND:PATH."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PATH_MAX: Final = 107
 
 
 def path_argument(kind: str, argument: str, how: str = "") -> str:
-    """Give the path that ARGUMENT is; ValueError if it cannot be one."""
+    """Return `argument` as a path. Raise ValueError if it cannot be one."""
     if not argument:
         raise ValueError(f"{kind} needs a path: {kind}:PATH{how}")
     if "\0" in argument:
@@ -19,7 +19,7 @@ def path_argument(kind: str, argument: str, how: str = "") -> str:
 
 
 def socket_path(kind: str, argument: str) -> str:
-    """Give the path of a unix socket that ARGUMENT is; ValueError if it cannot be one."""
+    """Return `argument` as the path of a unix socket. Raise ValueError if it cannot be one."""
     path = path_argument(kind, argument)
     if len(os.fsencode(path)) > _PATH_MAX:
         raise ValueError(f"{kind}: a socket's path has at most {_PATH_MAX} bytes: {path}")

@@ -1,6 +1,6 @@
-"""How long a write waits for a host that takes nothing: the option `throttle`.
+"""The option `throttle`: how long a write waits for a host that takes no data.
 
-The option is a number of seconds: 0 is written `enospc`, and infinity `block`.
+Its value is a number of seconds: 0 is written `enospc`, and infinity `block`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m)")
 
 
 def parse_patience(value: str | float) -> float:
-    """Return the seconds that `throttle=value` stands for. Raise ValueError for other values."""
+    """Return the seconds that `throttle=value` means. Raise ValueError if it is wrong."""
     if isinstance(value, str):
         if value in _WORDS:
             return _WORDS[value]

@@ -1,9 +1,9 @@
-"""Text from elsewhere, made fit to be shown to people.
+"""Escaping text from elsewhere, so that it is safe to show to people.
 
-The names of ports and programs, paths, and what a peer says as a reason may have anything in them:
-sequences that set a terminal's title or colours, line ends that forge a line of a log, characters
-that turn the direction of the text around. Everything that is written for people goes through
-`printable`. What is written for programs (JSON, extended attributes) stays exact.
+The names of ports and programs, paths, and the reasons that a peer sends can contain anything:
+sequences that set a terminal's title or colours, line ends that forge log lines, characters that
+reverse the direction of the text. All text written for people goes through `printable`. Text
+written for programs (JSON, extended attributes) stays exact.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 
 
 def printable(text: str | bytes) -> str:
-    r"""Return `text` with each character escaped that is not printable: \xNN, \uNNNN, \UNNNNNNNN.
+    r"""Return `text` with non-printable characters escaped: \xNN, \uNNNN, \UNNNNNNNN.
 
-    Those are control characters (also the ends of lines), characters that only change how others
-    are shown, unassigned ones and lone surrogates. A byte that is no UTF-8 is shown as \xNN.
+    These are control characters (line ends included), characters that only change how others are
+    shown, unassigned ones and lone surrogates. A byte that is not UTF-8 is shown as \xNN.
     """
     if isinstance(text, bytes):
         text = os.fsdecode(text)
@@ -25,7 +25,7 @@ def printable(text: str | bytes) -> str:
 
 
 def _escape(code: int) -> str:
-    if 0xDC80 <= code <= 0xDCFF:  # what os.fsdecode makes of a byte that is no text
+    if 0xDC80 <= code <= 0xDCFF:  # os.fsdecode makes this of a byte that is not UTF-8
         code -= 0xDC00
     if code < 0x100:
         return f"\\x{code:02x}"

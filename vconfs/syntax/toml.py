@@ -1,4 +1,4 @@
-"""Where a key stands in a TOML file, as FILE:LINE: tomllib does not tell, and errors have to."""
+"""The line of a key in a TOML file, as FILE:LINE for error messages. tomllib does not report it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import re
 
 
 def place_of(key: str, text: str, file: str) -> str:
-    """Find a key, or a table of that name, at the top of the file."""
+    """Return the line of a key, or of a table of that name, at the top level of the file.
+
+    Return only the file if it is not found.
+    """
     for number, line in enumerate(text.splitlines(), 1):
         if _assigns(key, line) or re.match(rf"\s*\[+\s*{re.escape(key)}\s*\]", line):
             return f"{file}:{number}"
@@ -16,9 +19,9 @@ def place_of(key: str, text: str, file: str) -> str:
 
 
 def place_in_array(key: str, array: str, index: int, text: str, file: str) -> str:
-    """Find a key in the table with this index of `[[array]]`; no key: find the table itself.
+    """Return the line of a key in table `index` of `[[array]]`; of the table if `key` is empty.
 
-    Only the file, when the array is written in another way, like `array = [{key = …}]`.
+    Return only the file if the array is written in another way, like `array = [{key = …}]`.
     """
     header = re.compile(rf"\s*\[\[\s*{re.escape(array)}\s*\]\]")
     tables = -1

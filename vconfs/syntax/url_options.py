@@ -1,16 +1,19 @@
-"""Options behind the address of a DEVICE or LISTEN url: ADDRESS[,NAME=VALUE]..."""
+"""Options after the address of a DEVICE or LISTEN url: ADDRESS[,NAME=VALUE]..."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Final
 
-#: The order in which RESIZE tells a console's size: the standard's, or the one that Linux reads.
+#: The order of columns and rows in RESIZE: the standard's, or the one that Linux reads.
 RESIZE_OPTION: Final = "resize=cols-first|rows-first"
 
 
 def split_options(scheme: str, rest: str, *known: str) -> tuple[str, dict[str, str]]:
-    """Take the options off; `known` are their forms. ValueError: one is unknown or there twice."""
+    """Split `rest` into the address and the options, whose forms are in `known`.
+
+    Raise ValueError if an option is unknown or given twice.
+    """
     address, *words = rest.split(",")
     names = {form.partition("=")[0] for form in known}
     options: dict[str, str] = {}
@@ -25,7 +28,7 @@ def split_options(scheme: str, rest: str, *known: str) -> tuple[str, dict[str, s
 
 
 def resize_rows_first(options: Mapping[str, str]) -> bool:
-    """Read RESIZE_OPTION; ValueError."""
+    """Return True if RESIZE has the rows first. Raise ValueError if the option is wrong."""
     order = options.get("resize", "cols-first")
     if order not in ("cols-first", "rows-first"):
         raise ValueError(f"resize is cols-first or rows-first, not {order!r}")

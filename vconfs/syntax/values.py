@@ -1,4 +1,4 @@
-"""How the values of options are written, on the command line and in a file of rules.
+"""Parsers for the values of options, on the command line and in a rules file.
 
 Every parser takes the option's key and the text, and raises ValueError with what is wrong.
 """
@@ -34,7 +34,7 @@ def _size(key: str, value: str) -> int:
 
 
 def seconds(key: str, value: str) -> float:
-    """Read a time like 5s, 500ms, 2m or 0; a number alone is seconds."""
+    """Parse a time like 5s, 500ms, 2m or 0 as seconds; a number without a unit is seconds."""
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|)", value)
     if match is None:
         raise ValueError(f"{key} is a time like 5s, 500ms or 2m, not {value!r}")
@@ -79,21 +79,21 @@ ACCESS_OPTIONS: Mapping[str, Callable[[str, str], int]] = {
     "gid": _group,
 }
 
-#: What each option of a port's file means, and those of a mount's besides.
+#: The help text of each option of a port's file, and of a mount's further options.
 OPTION_MEANINGS: Mapping[str, str] = {
     "mode": "permission bits of the file, like 0660",
-    "uid": "who owns the file, by number or name",
+    "uid": "the file's owner, by number or name",
     "gid": "the file's group, by number or name",
     "exclusive": "a second open fails with EBUSY",
     "wait": "while no host is connected, reading waits for one instead of being at end of file",
-    "cache": "data that nobody has read outlives the last close",
+    "cache": "unread data is kept after the last close",
     "throttle": "how long a write waits while the host throttles the port (then ENOSPC), or while "
-    "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, counted anew "
-    "whenever the host goes on; enospc: it does not wait; block: for ever",
-    "limit": "bytes that are kept for the readers before the host is throttled, like 65536 or 4M;"
+    "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, restarted "
+    "whenever the host takes data again; enospc: do not wait; block: wait for ever",
+    "limit": "the most unread bytes that are kept before the host is throttled, like 65536 or 4M;"
     " the host can set less, never more. Without it 1M, and the host can set up to 16M",
-    "drain": "seconds that the end of the mount waits for those who take nothing of what is still"
-    " theirs, like 5s (that is the default), 500ms or 2m; 0 waits for nothing",
-    "tty": "the port has a pty, where programs find a terminal",
-    "allow_other": "other users may use the mount, as far as the modes of the files let them",
+    "drain": "how long the end of the mount waits for undelivered data while nothing of it is taken:"
+    " a time like 500ms or 2m, by default 5s; 0: do not wait",
+    "tty": "the port also has a pty, for programs that need a terminal",
+    "allow_other": "other users may use the mount, as far as the modes of the files allow",
 }

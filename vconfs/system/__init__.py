@@ -1,1 +1,1 @@
-"""The operating system, without a word of ports: sockets, ptys, programs, signals, logs."""
+"""Interfaces to the operating system that know no ports: sockets, ptys, programs, signals, logs."""

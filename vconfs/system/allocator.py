@@ -1,4 +1,4 @@
-"""Telling the C library's allocator how this program uses memory."""
+"""Settings of the C library's memory allocator."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def keep_freed_memory(size: int = 32 << 20) -> None:
-    """Let the process keep up to `size` bytes that it has freed.
+    """Let the process keep up to `size` bytes of memory that it has freed.
 
-    Data on its way is held in chunks of up to 256 KiB, allocated and freed all the time. By default
-    glibc gives them back to the kernel at once and gets them anew, and the page faults of that
-    cost ten times what copying the data does. Where there is no mallopt(3), nothing happens.
+    Data on its way is held in chunks of up to 256 KiB, which are allocated and freed all the time.
+    By default glibc returns freed chunks to the kernel at once, and the page faults after the next
+    allocation cost ten times as much as copying the data. Do nothing if there is no mallopt(3).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,10 +1,10 @@
-"""Calls that a peer can make wait, made in threads beside the event loop.
+"""Threads beside the event loop, for calls that a peer can block.
 
 A descriptor that a peer gave us can be anything: a file of a FUSE file system whose server never
-answers, a socket that lingers, a pipe that another process holds locked. To close it, or to write
-there, can take for ever, also with O_NONBLOCK. A thread that waits like this cannot be ended; there
-are never more than `_THREADS` of them, and as long as many calls wait nobody is let in who could
-bring more (see `Aside.room`).
+answers, a socket that lingers, a pipe that another process holds locked. Closing it or writing to
+it can take for ever, even with O_NONBLOCK. A thread blocked like this cannot be ended. There are
+never more than `_THREADS` of them, and while many calls wait, no peer that could send more
+descriptors is let in (see `Aside.room`).
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import trio
 log = logging.getLogger(__name__)
 
 _THREADS: Final = 16
-#: When so many calls wait for a thread, no more descriptors are to be taken.
+#: While this many calls wait for a thread, no more descriptors are accepted.
 _FULL: Final = 64
-#: Seconds between looks whether there are fewer.
+#: Seconds between checks if there are fewer.
 _LOOK: Final = 0.1
 _EVENTFD: Final = "anon_inode:[eventfd]"
 _PIPE: Final = "pipe:["
@@ -37,7 +37,7 @@ _LIBC: Final = ctypes.PyDLL(None, use_errno=True)  # for calls that do not wait
 
 
 class Aside:
-    """Makes calls in threads of its own, which the end of the process does not wait for."""
+    """A set of threads that make calls. The process does not wait for them when it ends."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -47,11 +47,11 @@ class Aside:
 
     @property
     def is_full(self) -> bool:
-        """True if so many calls wait that there are to be no more."""
+        """True if too many calls wait to accept more descriptors."""
         return len(self._calls) >= _FULL
 
     def call(self, function: Callable[[], object]) -> None:
-        """Have a function called as soon as possible; what it raises as OSError is ignored."""
+        """Call a function in a thread as soon as one is free. Ignore an OSError that it raises."""
         with self._lock:
             self._calls.append(function)
             if self._threads == _THREADS:
@@ -59,7 +59,7 @@ class Aside:
             self._threads += 1
         try:
             threading.Thread(target=self._run, name="aside", daemon=True).start()
-        except RuntimeError:  # the system has no more threads: the others take the call
+        except RuntimeError:  # the system has no more threads: the existing ones take the call
             with self._lock:
                 self._threads -= 1
 
@@ -75,7 +75,7 @@ class Aside:
             del function
 
     async def room(self) -> None:
-        """Wait until there are not so many calls any more."""
+        """Wait until few enough calls wait to accept descriptors again."""
         while self.is_full:
             if not self._warned:
                 self._warned = True
@@ -83,12 +83,12 @@ class Aside:
             await trio.sleep(_LOOK)
 
 
-#: The process has one.
+#: The only one of this process.
 ASIDE: Final = Aside()
 
 
 class Chore:
-    """A call for a peer's descriptor that is made aside, once more if it is asked for meanwhile."""
+    """A call on a peer's descriptor, made in a thread, and repeated if requested meanwhile."""
 
     def __init__(self, fd: int, function: Callable[[int], object]) -> None:
         self._fd = fd
@@ -97,21 +97,21 @@ class Chore:
         self._busy = False
 
     def ask(self) -> None:
-        """Have it made; OSError: there is no descriptor left for it."""
+        """Request the call. Raise OSError if no descriptor is left for it."""
         self._wanted = True
         if not self._busy:
             self._busy = True
             ASIDE.call(partial(self._run, os.dup(self._fd)))
 
     def _run(self, fd: int) -> None:
-        """Make it, with a descriptor of its own, for the peer's may be closed meanwhile."""
+        """Make the call with a duplicate descriptor, as the peer's may be closed meanwhile."""
         try:
             while self._wanted:
                 self._wanted = False
                 with suppress(OSError):
                     self._function(fd)
                 self._busy = False
-                if self._wanted:  # since; two threads that do it are no harm
+                if self._wanted:  # requested meanwhile; two threads making the call do no harm
                     self._busy = True
         finally:
             os.close(fd)
@@ -127,17 +127,17 @@ def close_descriptors(descriptors: Iterable[int]) -> None:
 
 
 def is_eventfd(fd: int) -> bool:
-    """True if a descriptor is an eventfd; asking never waits, whatever it is."""
+    """True if a descriptor is an eventfd. Never blocks, whatever the descriptor is."""
     return _name(fd) == _EVENTFD
 
 
 def is_pipe(fd: int) -> bool:
-    """True if a descriptor is an end of a pipe without a name; asking never waits."""
+    """True if a descriptor is an end of an unnamed pipe. Never blocks."""
     return _name(fd).startswith(_PIPE)
 
 
 def _name(fd: int) -> str:
-    # The path of a file begins with a slash, so none can be named like these.
+    # The path of a file begins with a slash, so no file can have one of these names.
     try:
         return os.readlink(f"/proc/self/fd/{fd}")
     except OSError:
@@ -145,15 +145,15 @@ def _name(fd: int) -> str:
 
 
 def is_memory(fd: int) -> bool:
-    """True if a descriptor is a file in memory (memfd, tmpfs, hugetlbfs); asking never waits.
+    """True if a descriptor is a file in memory (memfd, tmpfs, hugetlbfs). Never blocks.
 
-    Only these have seals: the kernel knows without asking the file system.
+    Only such files have seals, and the kernel reads these without asking the file system.
     """
     return seals_of(fd) is not None
 
 
 def seals_of(fd: int) -> int | None:
-    """Return the seals of a file in memory; None: it is something else."""
+    """Return the seals of a file in memory, or None if the descriptor is something else."""
     try:
         return fcntl.fcntl(fd, fcntl.F_GET_SEALS)
     except OSError:
@@ -161,16 +161,16 @@ def seals_of(fd: int) -> int | None:
 
 
 def is_unix_socket(fd: int) -> bool:
-    """True if a descriptor is a unix socket; asking never waits."""
+    """True if a descriptor is a unix socket. Never blocks."""
     domain, size = ctypes.c_int(), ctypes.c_uint(ctypes.sizeof(ctypes.c_int))
     into = ctypes.byref(domain), ctypes.byref(size)
-    # Python's socket would first ask for an address, for which a TCP socket has to be unlocked.
+    # Python's socket would first get the address, which has to wait if a TCP socket is locked.
     failed = _LIBC.getsockopt(fd, socket.SOL_SOCKET, _SO_DOMAIN, *into)
     return not failed and domain.value == socket.AF_UNIX
 
 
 def send_now(fd: int, data: bytes) -> None:
-    """Send to a unix socket what it takes now; OSError."""
+    """Send to a unix socket what it takes now. Raise OSError if it takes nothing."""
     flags = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
     if _LIBC.send(fd, data, len(data), flags) < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

@@ -1,4 +1,4 @@
-"""Trying again: growing pauses, and one line in the log for each end of the trouble."""
+"""Retries with growing pauses, and one log line when the trouble begins and when it is over."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import trio
 
 log = logging.getLogger(__name__)
 
-#: Seconds from a failure to the next try; each further pause is twice as long, up to the last.
+#: Seconds from the first failure to the next try. The pauses double up to the last one.
 FIRST_PAUSE: Final = 0.05
 LAST_PAUSE: Final = 2.0
-#: The most reasons that are logged while one trouble lasts: a peer may choose the text.
+#: The most reasons that are logged while one trouble lasts, since a peer may choose the text.
 _REASONS_MAX: Final = 8
-#: What the system lacks now, and may have again without anything being changed here.
+#: Errors that can pass without a change here: the system is short of something.
 _PASSING: Final = frozenset(
     (
         errno.EAGAIN,
@@ -31,7 +31,7 @@ _PASSING: Final = frozenset(
 
 
 def is_passing(error: OSError) -> bool:
-    """True if the system is only short of something: space, descriptors, memory, processes."""
+    """True if the system is short of space, descriptors, memory or processes for now."""
     return error.errno in _PASSING
 
 
@@ -53,24 +53,24 @@ class Pauses:
 
 
 class Backoff:
-    """The tries of one thing that fails for a while.
+    """Retries of an operation that may fail for a while.
 
-    After each failure call `failed` or, for an end that is no trouble, `wait`: both return when
-    it is time for the next try. Call `succeeded` when a try works. A success that does not last
-    longer than the longest pause does not shorten the pauses, so a thing that fails at once each
-    time is not tried in a tight loop.
+    After each failure call `failed`; after an end that is not a failure, call `wait`. Both return
+    when it is time for the next try. Call `succeeded` when a try works. A success that does not
+    last longer than the longest pause does not shorten the pauses, so an operation that fails soon
+    after each success is not retried in a tight loop.
 
     The log has a warning when the trouble begins, `SUBJECT: REASON; trying again` (and one for
-    each other reason that comes up before it is over), and the line `over` when it is over.
+    each different reason until it is over), and the line `over` when it is over.
     """
 
     def __init__(self, subject: str, over: str, pauses: Pauses | None = None) -> None:
         self._subject = subject
         self._over = over
         self._pauses = pauses or Pauses()
-        self._reasons: set[str] = set()  # that were logged since the trouble began
-        self._succeeded: float | None = None  # when the last try worked
-        self._asked: trio.Event | None = None  # while a pause lasts: to end it
+        self._reasons: set[str] = set()  # logged since the trouble began
+        self._succeeded: float | None = None  # the time at which the last try worked
+        self._asked: trio.Event | None = None  # during a pause: ends it
 
     async def failed(self, reason: str | OSError) -> None:
         """Log `reason`, once, and pause."""

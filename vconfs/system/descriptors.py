@@ -1,17 +1,18 @@
-"""How many files this program may have open."""
+"""The limit of open files of this process, and of the programs that it starts."""
 
 from __future__ import annotations
 
 import resource
 
-#: What the soft limit was before we raised it.
+#: The soft limit before we raised it.
 _usual_limit: int | None = None
 
 
 def allow_all_descriptors() -> None:
-    """Let the process have as many descriptors as the system lets it take.
+    """Raise this process's limit of descriptors as far as the system allows.
 
-    The usual 1024 are there for programs that use select(2); a port on a socket takes up to four.
+    The usual limit of 1024 is meant for programs that use select(2); a port on a socket needs up
+    to four descriptors.
     """
     global _usual_limit
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -21,8 +22,8 @@ def allow_all_descriptors() -> None:
 
 
 def with_usual_limit(command: str) -> str:
-    """Return a shell command that runs `command` with the limit that there was before.
+    """Return a shell command that runs `command` with the limit from before.
 
-    A program that uses select(2) cannot take more, and others close all that there could be.
+    Programs that use select(2) fail with more, and some close every possible descriptor.
     """
     return command if _usual_limit is None else f"ulimit -S -n {_usual_limit}; {command}"

@@ -1,11 +1,11 @@
-"""Raising an eventfd that a peer has too, without ever waiting.
+"""Raising an eventfd that is shared with a peer, without ever blocking.
 
-A write to an eventfd waits while its counter is full, unless O_NONBLOCK is set. That flag belongs
-to the peer as well, who can clear it between our setting it and our writing; and eventfds take
-neither MSG_DONTWAIT nor RWF_NOWAIT for a write, nor can they be opened anew. But the kernel raises
-eventfds itself when asynchronous I/O has finished, and never waits then: a counter that is full
-stays so. So we read nothing from /dev/null (io_submit(2) with IOCB_FLAG_RESFD), which costs two
-microseconds more than the write.
+A write to an eventfd blocks while its counter is full, unless O_NONBLOCK is set. The peer shares
+that flag and can clear it between our setting it and our write. Writes to an eventfd take neither
+MSG_DONTWAIT nor RWF_NOWAIT, and an eventfd cannot be reopened. But the kernel raises eventfds
+itself when asynchronous I/O has finished, and never blocks then: a full counter stays full. So we
+read zero bytes from /dev/null (io_submit(2) with IOCB_FLAG_RESFD), which takes two microseconds
+longer than the write.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _PREAD: Final = 0
 _FLAG_RESFD: Final = 1
 _EVENT_SIZE: Final = 32
 
-#: Finished requests are collected when there is no place for another.
+#: The most unfinished or uncollected requests. Finished ones are collected when there are so many.
 _PLACES: Final = 64
-#: io_setup, io_getevents, io_submit
+#: The numbers of io_setup, io_getevents and io_submit, by machine.
 _NUMBERS: Final = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2), "riscv64": (0, 4, 2)}
 
 
@@ -48,13 +48,13 @@ class _Iocb(ctypes.Structure):
 
 
 class Raiser:
-    """Raises eventfds. OSError: the kernel lets us do no asynchronous I/O."""
+    """A way to raise eventfds. Raise OSError if the kernel offers us no asynchronous I/O."""
 
     def __init__(self) -> None:
         if platform.machine() not in _NUMBERS:
             raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
         setup, self._getevents, self._submit = _NUMBERS[platform.machine()]
-        # It keeps the interpreter's lock, for these calls do not wait.
+        # PyDLL keeps the interpreter's lock, since these calls do not block.
         self._call = ctypes.PyDLL(None, use_errno=True).syscall
         self._call.argtypes = [ctypes.c_long] * 6
         self._call.restype = ctypes.c_long
@@ -72,7 +72,7 @@ class Raiser:
         self._arguments = (self._submit, self._context, 1, ctypes.addressof(self._requests), 0, 0)
 
     def raise_eventfd(self, fd: int) -> None:
-        """Add 1 to an eventfd if its counter has room; OSError: it is none."""
+        """Add 1 to an eventfd if its counter has room. Raise OSError if it is not an eventfd."""
         self._request.eventfd = fd
         if self._call(*self._arguments) == 1:
             return
@@ -88,5 +88,5 @@ class Raiser:
 
 @cache
 def raiser() -> Raiser:
-    """Return the raiser of this process; OSError, see there."""
+    """Return the raiser of this process. Raise OSError like `Raiser`."""
     return Raiser()

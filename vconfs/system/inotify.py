@@ -1,8 +1,8 @@
-"""Watching files and folders by inotify.
+"""Watching files and folders with inotify.
 
-A user may have few inotify instances (128 as a rule), so that one serves all that an event loop
-watches. Of the tasks that wait, one reads for all: it wakes those whose files have changed, and
-hands the reading on when it leaves.
+A user may have few inotify instances (usually 128), so one instance serves everything that an
+event loop watches. One of the waiting tasks reads for all: it wakes the tasks whose files have
+changed, and hands the reading on to another task when it stops.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Final
 import trio
 from attrs import define, field
 
-_MASK_ADD: Final = 0x2000_0000  # sys/inotify.h: to what is watched for already
-_EVENT: Final = struct.Struct("iIII")  # which watch, what, cookie, and the length of a name
+_MASK_ADD: Final = 0x2000_0000  # sys/inotify.h: adds to the events watched already
+_EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, and the length of the name
 _READ_SIZE: Final = 1 << 14
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Change(IntFlag):
-    """What can be watched for (sys/inotify.h)."""
+    """The events that can be watched (sys/inotify.h)."""
 
     OPENED = 0x20
     MOVED_FROM = 0x40
@@ -38,15 +38,15 @@ class Change(IntFlag):
 
 @define(eq=False)
 class Changes:
-    """What is known of one file or folder; one task may wait."""
+    """The watch of one file or folder. One task at a time may wait."""
 
     _inotify: _Inotify
     _wanted: Change
-    happened: bool = False  # since the owner has set it to False
+    happened: bool = False  # True since the first change after the owner set it to False
     _woken: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     async def wait(self) -> None:
-        """Wait until there was a change, also one before this call."""
+        """Wait until `happened` is true. Return at once if it is already."""
         inotify = self._inotify
         inotify.waiting[self] = None
         try:
@@ -60,25 +60,25 @@ class Changes:
             inotify.hand_on()
 
     def wake(self) -> None:
-        """Let the task that waits look again."""
+        """Make the waiting task check again."""
         self._woken.unpark_all()
 
     def take(self, what: int) -> None:
-        """Take note of a change, if it is one of those that are wanted."""
+        """Take note of a change, if it is one of the wanted kinds."""
         if what & self._wanted:
             self.happened = True
             self.wake()
 
 
 class _Inotify:
-    """One inotify instance; OSError when there are no more."""
+    """An inotify instance. Raise OSError if no more can be made."""
 
     def __init__(self) -> None:
         self.is_read = False
         self.waiting: dict[Changes, None] = {}
-        #: By the number of the watch: a file that is watched twice has one.
+        #: By the number of the watch. A file that is watched twice has one watch.
         self.watched: dict[int, list[Changes]] = {}
-        # Not by inotify_simple, whose first use runs ldconfig: we may not wait for another program.
+        # inotify_simple is not used: its first use runs ldconfig, which would block the event loop.
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def close(self) -> None:
@@ -95,7 +95,7 @@ class _Inotify:
             _libc.inotify_rm_watch(self._descriptor, number)
 
     async def read(self) -> None:
-        """Wait for events, and tell those whom they are for."""
+        """Wait for events, and pass them to the watches."""
         self.is_read = True
         try:
             await trio.lowlevel.wait_readable(self._descriptor)
@@ -110,7 +110,7 @@ class _Inotify:
             self._tell(number, what)
 
     def _tell(self, number: int, what: int) -> None:
-        if number < 0:  # some events were lost: anything may have happened
+        if number < 0:  # events were lost: anything may have changed
             concerned, what = [one for some in self.watched.values() for one in some], ~0
         else:
             concerned = self.watched.get(number, [])
@@ -118,7 +118,7 @@ class _Inotify:
             changes.take(what)
 
     def hand_on(self) -> None:
-        """Have another of those who wait read."""
+        """Make another waiting task read."""
         if not self.is_read and self.waiting:
             next(iter(self.waiting)).wake()
 
@@ -128,7 +128,7 @@ _shared: trio.lowlevel.RunVar[_Inotify | None] = trio.lowlevel.RunVar("vconfs.sy
 
 @contextmanager
 def watching(path: str, wanted: Change) -> Iterator[Changes]:
-    """Watch a file or folder in a block; OSError."""
+    """Watch a file or folder while the block runs. Raise OSError if that is not possible."""
     inotify = _shared.get() or _Inotify()
     _shared.set(inotify)
     try:

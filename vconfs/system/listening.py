@@ -1,4 +1,4 @@
-"""Listening sockets: unix and TCP, and letting in those who come."""
+"""Listening sockets, unix and TCP, and accepting clients on them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.path_errors import cannot
 from vconfs.system.unix_sockets import closing, refuse_rights
 
-#: How many clients may wait while one is served.
+#: The most clients that may wait while one is served.
 BACKLOG: Final = 4
 _WAYS_OUT: Final = {
     errno.EADDRINUSE: ": choose another port",
@@ -29,7 +29,7 @@ _WAYS_OUT: Final = {
 
 
 class Door:
-    """Listening sockets, as one."""
+    """Several listening sockets that are used as one."""
 
     def __init__(self, listeners: Sequence[socket.socket]) -> None:
         self._listeners = listeners
@@ -46,17 +46,17 @@ class Door:
         self._waiting.close()
 
     def fileno(self) -> int:
-        """Give a descriptor that is readable while a client waits."""
+        """Return a descriptor that is readable while a client waits."""
         return self._waiting.fileno()
 
     async def accept(self) -> trio.socket.SocketType:
-        """Wait for a client and let it in."""
+        """Wait for a client and accept it."""
         while True:
             await trio.lowlevel.wait_readable(self)
             for listener in self._listeners:
                 try:
                     client = trio.socket.from_stdlib_socket(listener.accept()[0])
-                except BlockingIOError:  # it has come to another listener, or has left again
+                except BlockingIOError:  # the client came to another listener, or has left again
                     continue
                 except OSError as error:
                     if is_passing(error):
@@ -78,15 +78,15 @@ def listening_at(
     backlog: int = BACKLOG,
     rights: bool = False,
 ) -> Iterator[socket.socket]:
-    """Listen on a unix socket in a block, for those whom `mode` lets in; VconfsError.
+    """Listen on a unix socket while the block runs. Raise VconfsError if that fails.
 
-    `rights`: they may send descriptors.
+    `mode` is the file mode of the path. Clients may send descriptors only if `rights` is true.
     """
     with closing(socket.socket(socket.AF_UNIX, kind)) as listener:
         if not rights:
             refuse_rights(listener)
         if mode is not None:
-            os.fchmod(listener.fileno(), mode)  # that of the path, from the moment that it is there
+            os.fchmod(listener.fileno(), mode)  # the path has this mode from the start
         with _bound(listener, path):
             listener.listen(backlog)
             yield listener
@@ -94,7 +94,7 @@ def listening_at(
 
 @contextmanager
 def _bound(listener: socket.socket, path: str) -> Iterator[None]:
-    """Bind, replacing a socket that nobody listens on any more; remove ours at the end."""
+    """Bind, replacing a socket on which no process listens any more; remove ours at the end."""
     _replace_stale(path, listener.type)
     try:
         listener.bind(path)
@@ -113,7 +113,7 @@ def _replace_stale(path: str, kind: int) -> None:
     try:
         mode = os.stat(path).st_mode
     except OSError:
-        return  # nothing there, or bind will say why not
+        return  # nothing is there, or bind will report the error
     if not stat.S_ISSOCK(mode):
         raise VconfsError(f"{path} exists and is no socket: choose another path, or remove it")
     with socket.socket(socket.AF_UNIX, kind) as probe:
@@ -131,7 +131,10 @@ def _replace_stale(path: str, kind: int) -> None:
 
 @asynccontextmanager
 async def listening_on(host: str, service: int) -> AsyncIterator[Sequence[socket.socket]]:
-    """Listen on a TCP port in a block, at all addresses that the host's name has; VconfsError."""
+    """Listen on a TCP port while the block runs, on all addresses of the host's name.
+
+    Raise VconfsError if that fails.
+    """
     with ExitStack() as stack:
         try:
             listeners = await _listen(host, service, stack)
@@ -148,7 +151,7 @@ async def _listen(host: str, service: int, stack: ExitStack) -> list[socket.sock
             listener = stack.enter_context(socket.socket(family, kind, protocol))
             _listen_at(listener, address)
         except OSError as error:
-            # A name may have IPv6 addresses where there is no IPv6.
+            # A name may have IPv6 addresses although this machine has no IPv6.
             absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
             if not absent or (last == 0 and not listeners):
                 raise

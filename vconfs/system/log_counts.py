@@ -1,4 +1,4 @@
-"""The task of a daemon that logs how much `log_once` has left out."""
+"""A daemon's task that logs how many lines `log_once` has left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vconfs.system.log_once import PERIOD, tell_all
 
 
 async def tell_of_repeats() -> None:
-    """Log the counts about once a period, and at the end, until cancelled."""
+    """Log the counts about once a period until cancelled, and once more at the end."""
     try:
         while True:
             await trio.sleep(PERIOD)

@@ -1,4 +1,4 @@
-"""A file for the log of a daemon: opened anew when it is rotated, and never in the daemon's way."""
+"""The log file of a daemon, which is reopened after a rotation, and never blocks the daemon."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from typing import Final
 
 log = logging.getLogger(__name__)
 
-#: A fifo that nobody reads, or a terminal, is no trap; others may not read what peers say.
+#: A fifo without a reader must not block us, and a terminal must not become our controlling one.
 _HOW: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+#: Other users may not read what peers send.
 _MODE: Final = 0o640
 _STDERR: Final = 2
 
 
 class LogFile(logging.Handler):
-    """Appends lines to a file. Those that it does not take, on a full disk, are counted.
+    """A handler that appends lines to a file, and counts those that cannot be written.
 
-    OSError: it cannot be opened.
+    Raise OSError if the file cannot be opened.
     """
 
     def __init__(self, path: str) -> None:
@@ -26,18 +27,18 @@ class LogFile(logging.Handler):
         self._path = os.path.abspath(path)
         self._descriptor = os.open(self._path, _HOW, _MODE)
         self._is_stderr = False
-        self._lost = 0  # lines, since the last one that was written
-        self._torn = False  # whether the last line was written in part
+        self._lost = 0  # lines lost since the last one that was written
+        self._torn = False  # True if the last line was written only in part
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a line, after one that says how many are missing before it."""
+        """Write a line. If lines before it were lost, first write one that says how many."""
         if self._lost and self._write(self.format(_missing(self._lost))):
             self._lost = 0
         if self._lost or not self._write(self.format(record)):
             self._lost += 1
 
     def _write(self, line: str) -> bool:
-        """Write a line, if the file takes all of it."""
+        """Write a line. Return True if the file took all of it."""
         data = b"\n" * self._torn + line.encode(errors="backslashreplace") + b"\n"
         try:
             written = os.write(self._descriptor, data)
@@ -47,7 +48,7 @@ class LogFile(logging.Handler):
         return not self._torn
 
     def reopen(self) -> None:
-        """Open the file at the path anew; the one that is open stays if that fails."""
+        """Reopen the file by its path. If that fails, keep the open one."""
         try:
             new = os.open(self._path, _HOW, _MODE)
         except OSError as error:
@@ -60,7 +61,7 @@ class LogFile(logging.Handler):
             os.dup2(self._descriptor, _STDERR)
 
     def take_stderr(self) -> None:
-        """Have standard error lead to the file as well, for the programs that we start."""
+        """Redirect standard error to the file as well, for the programs that we start."""
         self._is_stderr = True
         os.dup2(self._descriptor, _STDERR)
 
@@ -77,7 +78,7 @@ def _missing(lines: int) -> logging.LogRecord:
 
 
 def reopen_log_files() -> None:
-    """Open every file of the log anew."""
+    """Reopen every log file."""
     for handler in logging.getLogger().handlers:
         if isinstance(handler, LogFile):
             handler.reopen()

@@ -1,9 +1,10 @@
-"""Logs that say a thing once, with a count, however often it happens.
+"""Logging a repeated message once, with a count of its repeats.
 
-What peers, programs and users do wrong is logged, and they can do it thousands of times a second.
-`LogOnce` logs each kind of trouble at once, and then its count: after a minute and, while it goes
-on, after two, four and so on, up to an hour. `LineLimit` bounds all lines. What was left out is
-counted; `log_counts.tell_of_repeats` logs the counts in a daemon.
+Errors of peers, programs and users are logged, and can happen thousands of times a second.
+`LogOnce` logs each kind of error when it first happens, and then the count of its repeats: after a
+minute and, while it goes on, after two, four and so on, up to an hour. `LineLimit` bounds all
+lines. Lines that were left out are counted; `log_counts.tell_of_repeats` logs the counts in a
+daemon.
 """
 
 from __future__ import annotations
@@ -16,12 +17,12 @@ from weakref import WeakSet
 
 from attrs import define
 
-#: Seconds in which a kind of trouble is logged once, at first and at most.
+#: Seconds in which a kind of trouble is logged once: at first, and the longest.
 PERIOD: Final = 60.0
 _PERIOD_MAX: Final = 3600.0
-#: The most kinds that one object here tells apart.
+#: The most kinds that one object here distinguishes.
 _KINDS_MAX: Final = 1000
-#: Lines of one kind that pass a `LineLimit` in a period.
+#: The most lines of one kind that pass a `LineLimit` in a period.
 _LINES_MAX: Final = 20
 
 _REPEATED: Final = "%s (%d more times)"
@@ -31,17 +32,17 @@ _LEFT_OUT: Final = "%d more lines like this one were left out: %s"
 
 @define
 class _Seen:
-    """A kind of trouble, since it was logged last."""
+    """The state of one kind of trouble since it was last logged."""
 
     text: str
     since: float
     period: float = PERIOD
     lines: int = 1
-    more: int = 0  # that were left out
+    more: int = 0  # lines that were left out
 
 
 class LogOnce:
-    """Logs each kind of trouble once in a period, and counts the others."""
+    """A logger that logs each kind of trouble once in a period, and counts the repeats."""
 
     def __init__(self, log: logging.Logger, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = log
@@ -50,17 +51,17 @@ class LogOnce:
         _counting.add(self)
 
     def warning(self, kind: Hashable, message: str, *arguments: object) -> None:
-        """Log a warning, unless one of this kind was logged in its last period."""
+        """Log a warning, unless one of this kind was logged in the current period."""
         if self._is_due(kind, message % arguments):
             self._log.warning(message, *arguments)
 
     def exception(self, kind: Hashable, message: str, *arguments: object) -> None:
-        """Log the exception that is being handled, unless one of this kind was logged."""
+        """Log the current exception, unless one of this kind was logged in the current period."""
         if self._is_due(kind, message % arguments):
             self._log.exception(message, *arguments)
 
     def tell(self, *, end: bool = False) -> None:
-        """Log what was counted and is a period old; at the `end`, all of it."""
+        """Log the counts that are a period old, or all counts if `end` is true."""
         now = self._clock()
         for kind, seen in list(self._seen.items()):
             if not end and now - seen.since < seen.period:
@@ -86,9 +87,10 @@ class LogOnce:
 
 
 class LineLimit(logging.Filter):
-    """Lets a bounded number of lines of each kind pass in a period, and counts the others.
+    """A filter that passes a bounded number of lines of each kind in a period, and counts the rest.
 
-    Lines are of one kind if one call makes them. The same limit may be on several handlers.
+    Lines with the same logger and message template are of one kind. Several handlers may share one
+    limit.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -100,14 +102,14 @@ class LineLimit(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True if the record is to be logged."""
         if record.msg == _LEFT_OUT:
-            return True  # there is one for each kind
+            return True  # there is one line like this for each kind
         fields = record.__dict__
-        if _PASSES not in fields:  # else another handler has asked
+        if _PASSES not in fields:  # otherwise another handler has decided
             fields[_PASSES] = self._passes(record)
         return bool(fields[_PASSES])
 
     def tell(self, *, end: bool = False) -> None:
-        """Log what was left out and is a period old; at the `end`, all of it."""
+        """Log the counts that are a period old, or all counts if `end` is true."""
         now = self._clock()
         for (name, message), seen in list(self._seen.items()):
             if end or now - seen.since >= PERIOD:
@@ -138,6 +140,6 @@ _counting: WeakSet[LogOnce | LineLimit] = WeakSet()
 
 
 def tell_all(*, end: bool = False) -> None:
-    """Log every count that is a period old; at the `end`, every count."""
+    """Log every count that is a period old, or every count if `end` is true."""
     for one in list(_counting):
         one.tell(end=end)

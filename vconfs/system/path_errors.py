@@ -1,4 +1,4 @@
-"""Errors of paths, in one line for the user."""
+"""One-line error messages about paths, for the user."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vconfs.errors import VconfsError
 
 
 def cannot(path: str, error: OSError) -> VconfsError:
-    """Return the error that says why `path` cannot be used, and the way out."""
+    """Return an error that says why `path` cannot be used, and the way out."""
     folder = os.path.dirname(path) or "."
     match error.errno:
         case errno.ENOENT if not os.path.isdir(folder):

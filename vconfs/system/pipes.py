@@ -12,7 +12,7 @@ import trio
 
 from vconfs.protocol.events import Buffer
 
-#: Read this much at a time.
+#: Bytes to request in one read.
 _CHUNK: Final = 1 << 16
 
 
@@ -24,42 +24,42 @@ class Pipe:
         self.descriptor = descriptor
 
     async def receive(self) -> bytes:
-        """Wait for bytes; none: end of file."""
+        """Wait for bytes and return them; none at end of file."""
         await trio.lowlevel.checkpoint()  # a writer that never pauses must not starve the others
         while (data := self.receive_nowait()) is None:
             await trio.lowlevel.wait_readable(self.descriptor)
         return data
 
     def receive_nowait(self) -> bytes | None:
-        """Give the bytes that are there; none: end of file; None: there is nothing yet."""
+        """Return the bytes that are there; none at end of file, None if nothing has come yet."""
         try:
             return os.read(self.descriptor, _CHUNK)
         except BlockingIOError:
             return None
 
     def send_nowait(self, data: Buffer) -> int:
-        """Send what is taken at once, and tell how much that was; OSError."""
+        """Send what the pipe takes at once, and return its size. Raise OSError if that fails."""
         try:
             return os.write(self.descriptor, data)
         except BlockingIOError:
             return 0
 
     async def send(self, data: Buffer) -> int:
-        """Wait until something is taken, and tell how much that was; OSError."""
+        """Wait until the pipe takes some bytes, and return how many. Raise OSError on failure."""
         while not (sent := self.send_nowait(data)):
             await self.writable()
         return sent
 
     async def writable(self) -> None:
-        """Wait until something can be sent."""
+        """Wait until bytes can be sent."""
         await trio.lowlevel.wait_writable(self.descriptor)
 
     def unread(self) -> int:
-        """Tell how many bytes are in a pipe or fifo that have not been read."""
+        """Return how many bytes in a pipe or fifo have not been read."""
         return bytes_to_read(self.descriptor)
 
 
 def bytes_to_read(descriptor: int) -> int:
-    """Tell how many bytes a read of a pipe (either end), terminal or socket could give now."""
+    """Return how many bytes can be read now from a pipe (either end), terminal or socket."""
     answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
     return int(struct.unpack("i", answer)[0])

@@ -12,9 +12,9 @@ _GROUP: Final = b"\nTgid:\t"
 
 
 def process_of(thread: int) -> tuple[int, bytes]:
-    """Return the process of a thread: its number, and its command, empty if it has ended.
+    """Return the process ID and the command of a thread's process; no command if it has ended.
 
-    The command is made printable, and has no comma, so that such processes can be listed.
+    The command is made printable and has no comma, so that processes can be listed.
     """
     try:
         status = _read(f"/proc/{thread}/status")

@@ -1,4 +1,4 @@
-"""Running a shell command: its input and output, and its end."""
+"""Running a shell command with its input and output, and ending it."""
 
 from __future__ import annotations
 
@@ -14,46 +14,46 @@ import trio
 from vconfs.system.descriptors import with_usual_limit
 from vconfs.system.pipes import Pipe, bytes_to_read
 
-#: Seconds that a program may go on after SIGTERM.
+#: Seconds that a program may keep running after SIGTERM.
 _PATIENCE: Final = 1.0
 #: Exit codes of a shell that could not run its command.
 _SHELL_CODES: Final = {126: "could not be run (126)", 127: "was not found (127)"}
 
 
 class Program:
-    """A running program, which leads a session of its own.
+    """A running program, which leads its own session.
 
-    It is reaped by `end` alone: until then its number stays its own, and its group's.
+    Only `end` reaps it, so until then its process ID and group ID stay valid.
     """
 
     def __init__(self, process: trio.Process) -> None:
         self._process = process
         self._stdin, self._stdout = _streams(process)
         self._forced = False
-        self.news = select.epoll()  # readable when it has written something, or has ended
+        self.news = select.epoll()  # readable when it has written output, or has ended
         self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
         self.input = Pipe(self._stdin.fileno())
-        #: The other end of its input, once ours is closed: it tells what was not read.
+        #: The read end of its input, once ours is closed, to count what it has not read.
         self._unread: int | None = None
         self._input_closed = False
         self.output = Pipe(self._stdout.fileno())
         try:
             self.news.register(self.output.descriptor, select.EPOLLIN)
             self.news.register(self.descriptor, select.EPOLLIN)
-        except OSError:  # too many are watched
+        except OSError:  # too many descriptors are watched
             os.close(self.descriptor)
             raise
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has ended."""
+        """True if the program has ended."""
         poll = select.poll()
         poll.register(self.descriptor, select.POLLIN)
         return bool(poll.poll(0))
 
     @property
     def failure(self) -> str:
-        """How it failed, once it has been seen out; "" if it did not, or was forced to end."""
+        """How the program failed, after `end`; "" if it succeeded or was forced to end."""
         code = self._process.returncode
         if not code or self._forced:
             return ""
@@ -62,28 +62,31 @@ class Program:
         return _SHELL_CODES.get(code, f"ended with exit code {code}")
 
     def unread(self) -> int:
-        """Tell how many bytes of its input it has not read."""
+        """Return how many bytes of its input the program has not read."""
         if not self._input_closed:
             return self.input.unread()
         return bytes_to_read(self._unread) if self._unread is not None else 0
 
     async def close_input(self) -> None:
-        """Let it see the end of its input."""
+        """Close the program's input, so that it sees end of file."""
         if not self._input_closed:
             stdin = f"/proc/self/fd/{self._stdin.fileno()}"
-            with suppress(OSError):  # no descriptor is left: then it is not known
+            with suppress(OSError):  # no descriptor is left: unread bytes are not counted
                 self._unread = os.open(stdin, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             self._input_closed = True
             await self._stdin.aclose()
 
     def force(self, number: int) -> None:
-        """Signal it, and what it started."""
+        """Send a signal to the program and its process group."""
         self._forced = True
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
 
     async def end(self) -> int:
-        """See it out, gently first if it still runs, and tell how much it has not read."""
+        """Close its streams, end the program if it still runs, and return `unread`.
+
+        SIGKILL follows if SIGTERM does not end it in time.
+        """
         await self.close_input()
         await self._stdout.aclose()
         if not self.has_ended:
@@ -108,7 +111,7 @@ def _streams(process: trio.Process) -> tuple[trio.lowlevel.FdStream, trio.lowlev
 
 
 async def start_program(command: str) -> Program:
-    """Run a shell command with pipes at both ends; OSError."""
+    """Run a shell command with pipes for its input and output. Raise OSError if that fails."""
     process = await trio.lowlevel.open_process(
         with_usual_limit(command),
         shell=True,

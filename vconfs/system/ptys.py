@@ -1,4 +1,4 @@
-"""A pty whose master we hold and whose slave others open, close and open again."""
+"""A pty whose master we hold, and whose slave other programs open and close repeatedly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from attrs import frozen
 from vconfs.system.inotify import Change, Changes, watching
 from vconfs.system.pipes import bytes_to_read
 
-#: Milliseconds in which the kernel moves what waits for space in a terminal to where it is read.
+#: Milliseconds in which the kernel moves data that waits for space to the terminal's read buffer.
 _FLIP = 5
 
 
@@ -26,14 +26,14 @@ class RawPty:
 
     master: int
     path: str  # of the slave
-    _group: int  # that the slave had at first
+    _group: int  # the slave's group at first
     _opens: Changes
 
     @property
     def occupied(self) -> bool:
-        """Whether somebody has the slave open, or has left something for us to read.
+        """True if a program has the slave open, or has left data for us to read.
 
-        A master that nobody is at reports POLLHUP, and POLLIN as long as there is data.
+        A master without an open slave reports POLLHUP, and POLLIN as long as there is data.
         """
         poll = select.poll()
         poll.register(self.master, select.POLLIN)
@@ -41,7 +41,7 @@ class RawPty:
         return not mask & select.POLLHUP or bool(mask & select.POLLIN)
 
     async def wait_occupied(self) -> None:
-        """Wait until somebody is there; one task may."""
+        """Wait until `occupied` is true. One task at a time may wait."""
         while True:
             self._opens.happened = False
             if self.occupied:
@@ -49,29 +49,29 @@ class RawPty:
             await self._opens.wait()
 
     def unread(self) -> int:
-        """Tell how many bytes that we wrote programs there could read now, and have not.
+        """Return how many of the bytes that we wrote programs could read from the slave now.
 
-        None, when there is nothing left; else it is often less than all: what the terminal cannot
-        hold waits where it is not seen.
+        The result is 0 when everything has been read. Otherwise it may be too small: data that the
+        terminal's read buffer cannot hold waits in the kernel and is not counted.
         """
         with self._slave() as slave:
             return bytes_to_read(slave) if slave is not None else 0
 
     def take_unread(self) -> int:
-        """Take away what programs there have not read, and tell how many bytes that were."""
+        """Discard the bytes that programs have not read from the slave, and return how many."""
         taken = 0
         with self._slave() as slave:
             if slave is None or not bytes_to_read(slave):
                 return 0
             more = select.poll()
             more.register(slave, select.POLLIN)
-            while more.poll(_FLIP):  # what had to wait comes as soon as there is space for it
+            while more.poll(_FLIP):  # data that waited comes as soon as there is space
                 taken += len(os.read(slave, 1 << 16))
         return taken
 
     @contextmanager
     def _slave(self) -> Iterator[int | None]:
-        """Open the slave for a moment; None: programs there keep others out (TIOCEXCL)."""
+        """Open the slave for a moment. It is None if a program keeps others out (TIOCEXCL)."""
         try:
             slave = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError:
@@ -83,25 +83,25 @@ class RawPty:
             os.close(slave)
 
     def give_to(self, uid: int, gid: int, mode: int) -> None:
-        """Let these use the slave, where our own group stands for that of terminals.
+        """Set the slave's owner and mode. If `gid` is our own group, keep the group of terminals.
 
-        OSError: we may not give it away.
+        Raise OSError if we may not change them.
         """
         status = os.stat(self.path)
         owner = uid, self._group if gid == os.getgid() else gid
         if owner != (status.st_uid, status.st_gid):
-            os.chmod(self.path, 0)  # nobody gets in between
+            os.chmod(self.path, 0)  # no other program can open it in between
             os.chown(self.path, *owner)
         os.chmod(self.path, mode)
 
     def resize(self, cols: int, rows: int) -> None:
-        """Set the window's size; programs in the foreground there get SIGWINCH if it changed."""
+        """Set the window size. Foreground programs of the pty get SIGWINCH if it changed."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, cols, 0, 0))
 
 
 @contextmanager
 def open_pty() -> Iterator[RawPty]:
-    """Make a pty for as long as the block runs; OSError when there are no more."""
+    """Make a pty that exists while the block runs. Raise OSError if no more can be made."""
     master, slave = os.openpty()
     try:
         try:

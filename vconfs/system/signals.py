@@ -1,12 +1,12 @@
-"""The signals that a daemon gets: most end it in order, and two do not end it.
+"""The signals that a daemon handles: most end it in order, and two do not end it.
 
-    HUP           the log and the files of the ports are opened anew, as after a rotation
-    USR1          what every task waits for is written to the log
-    PIPE XFSZ     ignored, as Python has it: a write fails instead (EPIPE, EFBIG)
-    others        end it in order, if they would end a program at all; those that tell of a fault,
-                  like SEGV and ABRT, and KILL end it at once
+    HUP           reopen the log and the files of the ports, as after a rotation
+    USR1          write to the log what every task waits for
+    PIPE XFSZ     ignored, as Python does: a write fails instead (EPIPE, EFBIG)
+    others        end the daemon in order if their default action ends a program; signals of a
+                  fault, like SEGV and ABRT, and KILL end it at once
 
-Without a handler of ours a signal would leave a dead mount and sockets behind.
+Without our handler, a signal would leave a dead mount and sockets behind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vconfs.system.tasks import open_background
 log = logging.getLogger(__name__)
 
 _ANSWERED: Final = (signal.SIGHUP, signal.SIGUSR1)
-#: Not for us: a fault, a stop, or nothing that ends a program.
+#: Signals that we do not handle: of a fault, or that do not end a program.
 _LEFT_ALONE: Final = frozenset(
     {
         *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV),
@@ -40,13 +40,13 @@ _LEFT_ALONE: Final = frozenset(
 #: Signals that end a daemon in order.
 ENDING: Final = tuple(sorted(signal.valid_signals() - _LEFT_ALONE - {*_ANSWERED}))
 
-#: The most lines about tasks that a signal writes to the log.
+#: The most lines about tasks that USR1 writes to the log.
 _LINES_MAX: Final = 1000
 _PACKAGE: Final = Path(vconfs.__file__).parent
 
 
 def survive_hang_ups() -> None:
-    """Ignore the signals that do not end a daemon, where nothing answers them yet, or any more."""
+    """Ignore HUP and USR1, before and after the time that a task answers them."""
     for number in _ANSWERED:
         signal.signal(number, signal.SIG_IGN)
 
@@ -66,7 +66,7 @@ async def _answer(signals: AsyncIterator[int], reopen_files: Callable[[], None])
             reopen_log_files()
             try:
                 reopen_files()
-            except Exception as error:  # of whatever kind: other packages have chardevs, too
+            except Exception as error:  # of any kind: chardevs may come from other packages
                 log.warning("SIGHUP: a file could not be opened anew: %s", error)
             else:
                 log.info("SIGHUP: the log and the files of ports are opened anew")
@@ -75,7 +75,7 @@ async def _answer(signals: AsyncIterator[int], reopen_files: Callable[[], None])
 
 
 def log_tasks() -> None:
-    """Write to the log which tasks there are, and where in our code each one waits."""
+    """Write to the log all tasks, and where in our code each one waits."""
     root = trio.lowlevel.current_root_task()
     assert root is not None
     lines = _task_lines(root, 1)
@@ -94,7 +94,7 @@ def _task_lines(task: trio.lowlevel.Task, depth: int) -> Iterator[str]:
 
 
 def _place(task: trio.lowlevel.Task) -> str:
-    """Return the innermost place in our code where a task is; "" if it is in none."""
+    """Return the innermost place in our code where a task waits, or "" if there is none."""
     place = ""
     for frame, line in task.iter_await_frames():
         file = Path(frame.f_code.co_filename)

@@ -1,8 +1,8 @@
-"""Standard input, output and error, which a caller may have closed.
+"""Standard input, output and error, which the caller of a command may have closed.
 
-A file that is opened next would get such a number, and what is then printed, or done to "standard
-input", would hit that file: a FUSE device, a socket, a log. So before anything is opened,
-/dev/null takes the place of each one that is closed.
+The next file that is opened would get a closed stream's number, and what is then printed, or done
+to "standard input", would affect that file: a FUSE device, a socket, a log. So before anything
+else is opened, /dev/null is opened as each closed stream.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import threading
 from typing import Final
 
 _NAMES: Final = ("input", "output", "error")
-#: The numbers that were closed when we started.
+#: The descriptors that were closed when we started.
 _closed: Final[set[int]] = set()
-#: Held while input and output carry a port or a stream: there is one pair in a process.
+#: Held while a port or a stream uses standard input and output, as a process has only one pair.
 _claim: Final = threading.Lock()
 
 
 def open_missing_streams() -> None:
-    """Open /dev/null as each of the three that is closed; the first thing that a command does."""
+    """Open /dev/null as each closed one of the three. A command calls this first."""
     for number in range(len(_NAMES)):
         try:
             os.fstat(number)
@@ -28,7 +28,7 @@ def open_missing_streams() -> None:
             _open_null(number)
             _closed.add(number)
     for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
-        if getattr(sys, name) is None:  # as Python has it when it finds the number closed
+        if getattr(sys, name) is None:  # Python found the descriptor closed
             file = os.fdopen(number, mode, closefd=False)
             setattr(sys, name, file)
             setattr(sys, f"__{name}__", file)
@@ -37,7 +37,7 @@ def open_missing_streams() -> None:
 def _open_null(number: int) -> None:
     try:
         null = os.open(os.devnull, os.O_RDWR)
-    except OSError as error:  # nothing can be said with standard error closed: the code is left
+    except OSError as error:  # if standard error is closed, only the exit code shows it
         sys.exit(f"vconfs: {os.devnull}: {error.strerror}")
     if null != number:
         os.dup2(null, number)
@@ -46,7 +46,10 @@ def _open_null(number: int) -> None:
 
 
 def closed_streams(*numbers: int) -> str:
-    """Say which of these, by default input and output, were closed at the start; "" if none."""
+    """Return which streams, by default input and output, were closed at the start, as a message.
+
+    Return "" if none was.
+    """
     found = [_NAMES[number] for number in sorted(_closed.intersection(numbers or (0, 1)))]
     if not found:
         return ""
@@ -54,12 +57,12 @@ def closed_streams(*numbers: int) -> str:
 
 
 def claim() -> str:
-    """Take standard input and output for one user; return why not, or "" if they are free."""
+    """Reserve standard input and output. Return "", or why they cannot be used."""
     if closed := closed_streams():
         return closed
     return "" if _claim.acquire(blocking=False) else "standard input and output are in use already"
 
 
 def release() -> None:
-    """Let another user have standard input and output."""
+    """Release standard input and output for other users."""
     _claim.release()

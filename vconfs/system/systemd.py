@@ -1,6 +1,6 @@
-"""What a service manager is told of us by sd_notify(3): that we are ready, and that we live.
+"""Notifications to a service manager by sd_notify(3): that we are ready, and that we are alive.
 
-Without one, which is without NOTIFY_SOCKET in the environment, nothing is told.
+Without NOTIFY_SOCKET in the environment there is no service manager, and nothing is sent.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from systemd_watchdog.systemd_watchdog import WatchDog
 
 from vconfs.syntax.printable import printable
 
-#: Pings in the time within which systemd wants one.
+#: How many pings we send in the time in which systemd expects one.
 _PINGS: Final = 3
 
 
 def tell_ready(status: str) -> None:
-    """Tell that we serve now, and what, in words for `systemctl status`."""
+    """Report that we are ready, and what we serve, as text for `systemctl status`."""
     with _manager() as manager, suppress(OSError):
-        manager.status(printable(status))  # a line is a field of the message
+        manager.status(printable(status))  # a line end would begin another field of the message
         manager.ready()
 
 
 async def feed_watchdog() -> None:
-    """Tell again and again that we live, for as long as our event loop does; until cancelled."""
+    """Report repeatedly that our event loop is alive, until cancelled."""
     with _manager() as manager:
         while manager.is_enabled:
-            with suppress(OSError):  # it restarts, or is busy: the next ping may come through
+            with suppress(OSError):  # the manager restarts or is busy: the next ping may succeed
                 manager.notify()
             await trio.sleep(manager.timeout_td.total_seconds() / _PINGS)
 

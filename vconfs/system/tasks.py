@@ -1,4 +1,4 @@
-"""Tasks in the background of a block of code."""
+"""Background tasks of a block of code."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import trio
 
 @asynccontextmanager
 async def open_background() -> AsyncIterator[trio.Nursery]:
-    """Open a nursery for tasks that serve the block: they are cancelled when it ends.
+    """Open a nursery for background tasks of the block, which are cancelled when it ends.
 
-    What the block itself raises comes out as it is, not in an exception group.
+    An exception of the block itself is raised as it is, not in an exception group.
     """
     raised: Exception | None = None
     async with trio.open_nursery() as nursery:

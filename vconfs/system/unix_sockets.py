@@ -1,8 +1,9 @@
-"""Unix sockets: reaching who listens on one, and taking no descriptors of a peer's.
+"""Unix sockets: connecting to one, and refusing a peer's descriptors.
 
-A peer can send descriptors (SCM_RIGHTS) on any unix socket, wanted or not. Those that nobody takes
-are closed by the kernel, but in our name: where one is a socket that lingers, we wait. So either
-the kernel refuses them for us (SO_PASSRIGHTS, Linux 6.16), or we take them and close them aside.
+A peer can send descriptors (SCM_RIGHTS) on any unix socket, wanted or not. The kernel closes those
+that are not received, but in our process: if one is a socket that lingers, our process blocks. So
+either the kernel refuses them (SO_PASSRIGHTS, Linux 6.16), or we receive them and close them in a
+thread (see `system.aside`).
 """
 
 from __future__ import annotations
@@ -23,21 +24,21 @@ S = TypeVar("S", socket.socket, trio.socket.SocketType)
 
 _SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h; Python has no name for it
 _INT: Final = array.array("i").itemsize
-#: As many descriptors as Linux lets a message have.
+#: Space for the most descriptors that Linux allows in a message.
 _RIGHTS_SPACE: Final = socket.CMSG_SPACE(253 * _INT)
 
 
 async def connected_to(path: str, *, rights: bool = False) -> trio.socket.SocketType:
-    """Connect to a unix socket; OSError: nobody listens there, or nobody accepts.
+    """Connect to a unix socket. Raise OSError if no process listens on it, or its backlog is full.
 
-    `rights`: descriptors may come.
+    Descriptors are accepted only if `rights` is true.
     """
     sock = trio.socket.socket(socket.AF_UNIX)
     try:
         if not rights:
             refuse_rights(sock)
         await sock.connect(path)
-        sock.getpeername()  # trio takes EAGAIN, a full backlog, for a connection on its way
+        sock.getpeername()  # fails on a full backlog (EAGAIN), which trio takes for EINPROGRESS
     except BaseException:
         sock.close()
         raise
@@ -45,7 +46,7 @@ async def connected_to(path: str, *, rights: bool = False) -> trio.socket.Socket
 
 
 def refuse_rights(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Have peers refused who send descriptors, also on what a listening socket accepts."""
+    """Have the kernel refuse descriptors from peers; accepted sockets inherit this."""
     with suppress(OSError):  # the kernel is older
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
@@ -61,14 +62,14 @@ def takes_rights(sock: socket.socket | trio.socket.SocketType) -> bool:
 
 
 async def receive_bytes(sock: trio.socket.SocketType, size: int) -> bytes:
-    """Receive bytes, and close the descriptors that come with them; OSError."""
+    """Receive bytes, and close the descriptors that come with them. Raise OSError if that fails."""
     data, ancillary, _, _ = await sock.recvmsg(size, _RIGHTS_SPACE, socket.MSG_CMSG_CLOEXEC)
     close_descriptors(descriptors_in(ancillary))
     return data
 
 
 async def receive_packet(sock: trio.socket.SocketType, buffer: bytearray) -> int:
-    """Like `receive_bytes`, into a buffer; return how many bytes the packet had."""
+    """Like `receive_bytes`, but receive into a buffer and return the full size of the packet."""
     flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_TRUNC
     size, ancillary, _, _ = await sock.recvmsg_into([buffer], _RIGHTS_SPACE, flags)
     close_descriptors(descriptors_in(ancillary))
@@ -76,7 +77,7 @@ async def receive_packet(sock: trio.socket.SocketType, buffer: bytearray) -> int
 
 
 def read_bytes(fd: int, size: int) -> bytes:
-    """Like `receive_bytes`, what is there already; BlockingIOError: nothing is."""
+    """Like `receive_bytes`, but do not wait. Raise BlockingIOError if nothing has come."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, 0, fileno=fd)
     try:
         flags = socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
@@ -97,7 +98,7 @@ def descriptors_in(ancillary: Sequence[tuple[int, int, bytes]]) -> array.array[i
 
 
 def close_socket(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Close a socket without waiting, though descriptors may have come that nobody has taken."""
+    """Close a socket without blocking, even if unreceived descriptors wait in it."""
     if sock.fileno() >= 0 and takes_rights(sock):
         close_unread(sock)
     else:
@@ -105,9 +106,9 @@ def close_socket(sock: socket.socket | trio.socket.SocketType) -> None:
 
 
 def close_unread(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Close a unix socket on which descriptors may have come, aside if there is anything unread."""
+    """Close a unix socket that may have descriptors in it: in a thread if anything is unread."""
     with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)  # from now on nothing comes
+        sock.shutdown(socket.SHUT_RDWR)  # nothing can come from now on
     if _has_unread(sock):
         trio.lowlevel.notify_closing(sock)
         close_descriptors([sock.detach()])
@@ -119,13 +120,13 @@ def _has_unread(sock: socket.socket | trio.socket.SocketType) -> bool:
     try:
         waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(_INT))
     except OSError:
-        return True  # it listens: who was not accepted yet may have sent something
+        return True  # a listening socket: a client not accepted yet may have sent something
     return bool(any(waiting))
 
 
 @contextmanager
 def closing(sock: S) -> Iterator[S]:
-    """Use a socket in a block, and close it in the end by `close_socket`."""
+    """Use a socket while the block runs, then close it by `close_socket`."""
     try:
         yield sock
     finally:
