@@ -92,7 +92,7 @@ OPTION_MEANINGS: Mapping[str, str] = {
     "whenever the host takes data again; enospc: do not wait; block: wait for ever",
     "limit": "the most unread bytes that are kept before the host is throttled, like 65536 or 4M;"
     " the host can set less, never more. Without it 1M, and the host can set up to 16M",
-    "drain": "how long the end of the mount waits for undelivered data while nothing of it is taken:"
+    "drain": "how long the end of a mount waits for undelivered data while none of it is taken:"
     " a time like 500ms or 2m, by default 5s; 0: do not wait",
     "tty": "the port also has a pty, for programs that need a terminal",
     "allow_other": "other users may use the mount, as far as the modes of the files allow",
