@@ -1,7 +1,7 @@
 """A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations on Linux.
 
-`mount` gives the kernel's device for a mountpoint and `Session` serves it. See `session` for why
-pyfuse3.main(), which `StockSession` runs, will not do for ports.
+`mount` mounts a file system and returns its FUSE device, which `Session` serves (see `session`).
+pyfuse3.main(), which `StockSession` runs, is not enough for ports: signals do not end its reads.
 """
 
 from vconfs.fuse.mount import Mount, MountError, is_mounted, mount, unmount

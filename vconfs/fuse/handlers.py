@@ -1,7 +1,7 @@
-"""How each request becomes a call of pyfuse3.Operations, and what that gives a reply.
+"""The handlers, which turn requests into calls of pyfuse3.Operations, and the results into replies.
 
-A handler unpacks the request's body, awaits the operation and packs the answer. Errors are the
-session's business: a FUSEError is answered with its errno, and what a body lacks with EIO.
+A handler unpacks the request's body, awaits the operation and packs the answer. The session handles
+errors: it answers a FUSEError with its errno, and a malformed body with EIO.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from vconfs.fuse.wire import MalformedRequest, Opcode, SetattrValid
 
 @frozen
 class Request:
-    """One request, other than a read or a write."""
+    """A request other than a read or a write."""
 
-    #: The file system: typed loosely, for contexts and tokens are ours.
+    #: The file system, typed as Any because we pass it contexts and tokens of our own classes.
     operations: Any
-    #: Makes what notifies the kernel about a file that is polled.
+    #: Makes a handle that notifies the kernel about a polled file.
     poll_handle: Callable[[int], PollHandle]
     opcode: int
     unique: int
@@ -35,32 +35,35 @@ class Request:
     body: bytes
 
     def unpack(self, layout: struct.Struct) -> tuple[Any, ...]:
-        """Unpack the head of the body; MalformedRequest: it is too short."""
+        """Unpack the head of the body. Raise MalformedRequest if the body is too short."""
         if len(self.body) < layout.size:
             raise MalformedRequest("short body")
         return layout.unpack_from(self.body)
 
     def names(self, count: int, start: int = 0) -> list[bytes]:
-        """Give `count` NUL-terminated names from `start` on; MalformedRequest: there are fewer."""
+        """Return `count` NUL-terminated names from `start` on.
+
+        Raise MalformedRequest if there are fewer.
+        """
         *names, _ = self.body[start:].split(b"\0", count)
         if len(names) < count:
             raise MalformedRequest("name missing")
         return names
 
     def caller(self, umask: int) -> RequestContext:
-        """The request's context, with the umask that only some requests tell."""
+        """Return the request's context with a umask, which only some requests contain."""
         return RequestContext(self.context.uid, self.context.gid, self.context.pid, umask)
 
 
 @frozen
 class Handler:
-    """What answers one opcode: the name of the operation, and the function."""
+    """The handler of an opcode: the name of the operation, and the function that answers."""
 
     name: str
     answer: Callable[[Request], Awaitable[bytes]]
 
 
-#: opcode -> its handler
+#: The handler of each opcode.
 HANDLERS: dict[int, Handler] = {}
 
 
@@ -243,7 +246,10 @@ async def _removexattr(request: Request) -> bytes:
 
 
 def _sized(size: int, value: bytes) -> bytes:
-    """Answer with the value, or with its length where that is what was asked (size 0)."""
+    """Return the reply with the value, or with its length if the size is 0.
+
+    Raise FUSEError (ERANGE) if the value is longer than `size`.
+    """
     if not size:
         return wire.GETXATTR_OUT.pack(len(value), 0)
     if len(value) > size:

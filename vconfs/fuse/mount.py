@@ -1,8 +1,8 @@
 """Mounting and unmounting a FUSE file system.
 
-root mounts by mount(2); others by the set-uid helper fusermount3, which hands the opened FUSE
-device over a socket. A mountpoint /dev/fd/N means that somebody else has mounted already, and
-that descriptor N is the device.
+root mounts with mount(2). Other users need the set-uid helper fusermount3, which passes the opened
+FUSE device over a socket. A mountpoint /dev/fd/N means that another program has mounted the file
+system already, and that descriptor N is the device.
 """
 
 from __future__ import annotations
@@ -38,31 +38,31 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class MountError(VconfsError):
-    """A file system cannot be mounted, or was unmounted too early."""
+    """A file system could not be mounted, or was unmounted too early."""
 
 
 @define
 class Mount:
-    """A mounted file system: its FUSE device, and how to take it away again."""
+    """A mounted file system, with its FUSE device and its mountpoint."""
 
     device: int
-    #: None: somebody else has mounted it.
+    #: None if another program has mounted it.
     mountpoint: Path | None
-    #: The file system's number, like "0:42".
+    #: The file system's device number, like "0:42".
     number: str = ""
 
     def unmount(self) -> None:
-        """Take the mount away from its place, even while files in it are open; once."""
+        """Unmount it, even while files in it are open. Further calls do nothing."""
         mountpoint, self.mountpoint = self.mountpoint, None
         if mountpoint is not None and self._is_at(mountpoint):
             with suppress(OSError):
                 unmount(mountpoint, lazy=True)
 
     def _is_at(self, place: Path) -> bool:
-        """Whether it is still this one: what somebody else has mounted there is not ours.
+        """True if the mount at `place` is still ours, and not that of another program.
 
-        The kernel reuses the number once the file system has ended; and then the device tells
-        so, as it does after an abort, which leaves a dead mount at its place.
+        The kernel reuses the number once the file system has ended. The device then reports an
+        error, but it also does so after an abort, which leaves our dead mount in place.
         """
         if _topmost(place) != (self.number, _TYPE):
             return False
@@ -71,7 +71,7 @@ class Mount:
         return not device.poll(0) or _is_dead(place)
 
     def close(self) -> None:
-        """Unmount, and end what is left of the connection; once."""
+        """Unmount, and close the FUSE device. Further calls do nothing."""
         self.unmount()
         device, self.device = self.device, -1
         if device >= 0:
@@ -85,10 +85,10 @@ def mount(
     allow_other: bool = False,
     nonempty: bool = False,
 ) -> Mount:
-    """Mount on a folder; what is left of a dead vconfs mount there is cleared away.
+    """Mount on a folder, after unmounting a dead vconfs mount that is there.
 
-    The folder must be empty unless `nonempty`. Raises MountError, and then has left nothing
-    mounted.
+    The folder must be empty unless `nonempty` is true. Raise MountError if that fails; then
+    nothing is left mounted.
     """
     if match := re.fullmatch(r"/dev/fd/([0-9]+)", str(mountpoint)):
         return Mount(_adopt(int(match[1])), None)
@@ -106,9 +106,9 @@ def mount(
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False, abort: bool = False) -> None:
-    """Unmount; `lazy`: even while it is in use. OSError.
+    """Unmount; with `lazy` even while it is in use. Raise OSError if that fails.
 
-    `abort`: whoever waits for the daemon gets ECONNABORTED, if we are root.
+    With `abort`, programs that wait for the daemon get ECONNABORTED, if we are root.
     """
     if os.geteuid() == 0:
         flags = (_MNT_DETACH if lazy else 0) | (_MNT_FORCE if abort else 0)
@@ -123,17 +123,17 @@ def unmount(mountpoint: Path, *, lazy: bool = False, abort: bool = False) -> Non
 
 
 def is_mounted(place: Path) -> bool:
-    """Whether a vconfs file system is mounted there, alive or dead."""
+    """True if a vconfs file system is mounted at `place`, alive or dead."""
     return listed(Path("/proc/self/mountinfo").read_bytes(), place)
 
 
 def listed(mountinfo: bytes, place: Path) -> bool:
-    """Whether the text of /proc/self/mountinfo names a vconfs file system at this place."""
+    """True if the text of /proc/self/mountinfo has a vconfs file system at `place`."""
     return any(kind == _TYPE for _, kind in _mounts_at(mountinfo, place))
 
 
 def _mounts_at(mountinfo: bytes, place: Path) -> Iterator[tuple[str, str]]:
-    """Give number and type of each file system mounted at a place, the topmost last."""
+    """Yield the number and type of each file system mounted at `place`, the topmost last."""
     for line in mountinfo.splitlines():
         fields, _, rest = line.partition(b" - ")
         _, _, number, _, where, *_ = fields.split(b" ")
@@ -158,9 +158,9 @@ def _adopt(device: int) -> int:
 
 
 def _beyond_standard_streams(device: int) -> int:
-    """Return another number for a device that is standard input, output or error.
+    """Return the device under another number if it is standard input, output or error.
 
-    These are /dev/null from then on: they are shared with programs, and replaced later.
+    The standard stream becomes /dev/null, because programs inherit it and it is replaced later.
     """
     if device > 2:
         return device
@@ -172,7 +172,7 @@ def _beyond_standard_streams(device: int) -> int:
 
 
 def _clear_dead_mount(place: Path) -> None:
-    """Unmount what a vconfs that was killed has left."""
+    """Unmount the mount of a vconfs process that was killed."""
     while is_mounted(place) and _is_dead(place):
         try:
             unmount(place, lazy=True)
@@ -184,7 +184,10 @@ def _clear_dead_mount(place: Path) -> None:
 
 
 def _is_dead(place: Path) -> bool:
-    """Whether nobody serves the mount any more; statfs, for the kernel may remember a stat."""
+    """True if no process serves the mount any more.
+
+    statfs is used because the kernel may answer a stat from its cache.
+    """
     try:
         os.statvfs(place)
     except OSError as error:
@@ -247,11 +250,11 @@ def _mount_as_root(place: Path, source: str, allow_other: bool) -> int:
 
 
 def _mount_by_helper(place: Path, source: str, allow_other: bool) -> int:
-    os.close(_open_device())  # the helper opens it with our permissions: for the clear error
+    os.close(_open_device())  # the helper has our permissions: a failure here has a clear error
     helper = shutil.which("fusermount3")
     if helper is None:
         raise MountError("fusermount3 is not installed: it is in the package fuse3")
-    name = re.sub(r"([\\,])", r"\\\1", source)  # both mean something in a list of options
+    name = re.sub(r"([\\,])", r"\\\1", source)  # both are special in a list of options
     options = f"nosuid,nodev,fsname={name},subtype={FILESYSTEM},default_permissions"
     if allow_other:
         options += ",allow_other"

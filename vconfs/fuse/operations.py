@@ -1,4 +1,4 @@
-"""What the session passes to a pyfuse3.Operations, and what such an object may have beyond that."""
+"""The objects that the session passes to a pyfuse3.Operations, and its optional extensions."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from vconfs.protocol.events import Buffer
 
 
 class PortOperations(Protocol):
-    """The optional attributes of an operations object that our session makes use of.
+    """The optional attributes of an operations object that our session uses.
 
-    The `*_nowait` methods are for files that are opened as nonseekable: they have no offset.
+    The `*_nowait` methods have no offset: they are for files that are opened as nonseekable.
     """
 
-    #: Names of the handlers that never wait, like "open": they are awaited in the order of
+    #: The names of operations that never wait, like "open": they are awaited in the order of
     #: arrival, without a task.
     prompt: frozenset[str]
 
     def read_nowait(self, fh: int, size: int, flags: int) -> Buffer | Sequence[Buffer]:
         """Read up to `size` bytes at once, or raise trio.WouldBlock or pyfuse3.FUSEError.
 
-        The data may come in pieces, which are handed to the kernel as they are. `flags` are the
-        open file's flags of this moment. After WouldBlock the caller gets EAGAIN if they have
-        O_NONBLOCK; else `read` is awaited. The kernel makes several requests of a read above
-        1 MiB; of these only the first may wait, the others end the read.
+        The data may be returned in pieces, which are passed to the kernel as they are. `flags` are
+        the current flags of the open file. After WouldBlock the caller gets EAGAIN if they include
+        O_NONBLOCK; otherwise `read` is awaited. The kernel splits a read above 1 MiB into several
+        requests: only the first of them may wait, and any other one that would wait ends the read.
         """
 
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
         """Write at once, or raise trio.WouldBlock or pyfuse3.FUSEError; see `read_nowait`.
 
-        The rest of a long call cannot be told from a new one with O_APPEND; then it may wait.
-        `data` is good for this call only.
+        With O_APPEND, the rest of a long write cannot be told from a new one, so it may wait.
+        `data` is only valid during this call.
         """
 
 
 @frozen
 class RequestContext:
-    """Who sent a request; `pid` is a thread's id."""
+    """The sender of a request; `pid` is the ID of a thread."""
 
     uid: int
     gid: int
@@ -52,7 +52,7 @@ class RequestContext:
 
 @frozen
 class SetattrFields:
-    """Which attributes a setattr is about."""
+    """The attributes that a setattr changes."""
 
     update_mode: bool
     update_uid: bool
@@ -65,26 +65,26 @@ class SetattrFields:
 
 @frozen
 class PollHandle:
-    """Wakes whoever polls an open file."""
+    """A handle that wakes the programs that poll an open file."""
 
     _notify: Callable[[int], None]
     _kh: int
 
     def notify(self) -> None:
-        """Let the kernel ask `poll` again."""
+        """Make the kernel call `poll` again."""
         self._notify(self._kh)
 
 
 @define
 class ReaddirToken:
-    """The reply to a READDIR or READDIRPLUS that is being filled."""
+    """A reply to READDIR or READDIRPLUS that is being filled."""
 
     size: int
     plus: bool
     reply: bytearray = field(factory=bytearray)
 
     def add(self, name: bytes, entry: pyfuse3.EntryAttributes, next_id: int) -> bool:
-        """Add an entry if it fits."""
+        """Add an entry if it fits. Return True if it did."""
         item = wire.dirent(entry.st_ino, next_id, entry.st_mode, name)
         if self.plus:
             item = wire.entry_reply(entry) + item
@@ -103,9 +103,9 @@ def readdir_reply(
     attr: pyfuse3.EntryAttributes,
     next_id: int,
 ) -> bool:
-    """Add an entry to a directory's listing; False: it is full.
+    """Add an entry to the listing of a directory. Return False if it is full.
 
-    It takes the tokens of our session and those of pyfuse3.main().
+    `token` is one of our session or of pyfuse3.main().
     """
     if isinstance(token, ReaddirToken):
         return token.add(name, attr, next_id)
@@ -117,10 +117,10 @@ _sessions_running = 0
 
 @contextmanager
 def pyfuse3_takes_our_tokens() -> Iterator[None]:
-    """Let pyfuse3.readdir_reply take our tokens as well, for as long as any session runs.
+    """Make pyfuse3.readdir_reply accept our tokens as well, while any session runs.
 
-    pyfuse3's own takes pyfuse3's tokens only, which nobody but pyfuse3.main() can make; and
-    operations that were written for pyfuse3.main() call that one.
+    pyfuse3's own function only accepts tokens that pyfuse3.main() makes, but operations written for
+    pyfuse3.main() call it.
     """
     global _sessions_running
     _sessions_running += 1

@@ -1,20 +1,20 @@
-"""The session: it reads the kernel's requests and sees to it that each is answered.
+"""The session: it reads the kernel's requests and makes sure that each is answered.
 
 Theory of operation
 -------------------
-One task reads the FUSE device (`run`). It drains the device until there is nothing left, and only
-then waits: a task switch per request would cost more than most requests do. After every 32
-requests other tasks get their turn.
+One task reads the FUSE device (`run`). It reads until the device is empty, and only then waits: a
+task switch per request would cost more than most requests do. After every 32 requests other tasks
+get their turn.
 
 Reads and writes are first tried at once (`PortOperations.read_nowait`, `write_nowait`). Handlers
 that never wait (`prompt`) are awaited in place, so that opens, closes and look-ups happen in the
-order in which the kernel sent them. Everything else becomes a task, with a cancel scope that is
-kept under the request's number from before the task starts. When a signal comes for whoever
-waits, the kernel sends FUSE_INTERRUPT with that number: the scope is cancelled, the answer EINTR.
+order in which the kernel sent them. Every other request becomes a task with a cancel scope, which
+is stored by the request's number before the task starts. When a waiting program gets a signal, the
+kernel sends FUSE_INTERRUPT with that number: the scope is cancelled, and the answer is EINTR.
 
-Every request is answered exactly once, but for FORGET, BATCH_FORGET and INTERRUPT, which have no
-answer. ENOENT from a reply means that the request is not waited for any more; ENODEV from a read
-that the file system was unmounted.
+Every request is answered exactly once, except FORGET, BATCH_FORGET and INTERRUPT, which have no
+answer. ENOENT from writing a reply means that no program waits for it any more; ENODEV from a read
+means that the file system was unmounted.
 """
 
 from __future__ import annotations
@@ -46,22 +46,22 @@ _HEAD: Final = wire.OUT_HEADER.size
 _pack_written: Final = wire.WRITE_REPLY.pack
 _WRITTEN: Final = wire.WRITE_REPLY.size
 
-#: So many requests are served before other tasks have their turn.
+#: The most requests served before other tasks have their turn.
 _TURN: Final = 32
-#: writev takes no more pieces than this at once.
+#: The most pieces that one writev takes.
 _PIECES: Final = os.sysconf("SC_IOV_MAX")
-#: Of the data of a read: not a sequence of pieces, but one.
+#: Types of the data of a read that is one piece, not a sequence of pieces.
 _ONE_PIECE: Final = (bytes, memoryview, bytearray)
-#: What the loop sees to itself, without a task or a handler.
+#: Requests that the loop handles itself, without a task or a handler.
 _TRANSFERS: Final = (Opcode.READ, Opcode.WRITE)
-#: Computes the body of a reply.
+#: A call that computes the body of a reply.
 _Answer = Callable[[], Awaitable[Buffer]]
-#: Errors of a reply that say that nobody waits for it: the request was taken back (ENOENT), or
+#: Errors of a reply for which no program waits any more: the request was cancelled (ENOENT), or
 #: the mount has ended.
 _NOBODY_WAITS: Final = frozenset(
     (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.EBADF)
 )
-#: A pyfuse3.Operations says by these attributes what else it can do.
+#: The feature that each of these attributes of a pyfuse3.Operations requests.
 _ABILITIES: Final = {
     "supports_dot_lookup": wire.InitFlag.EXPORT_SUPPORT,
     "enable_writeback_cache": wire.InitFlag.WRITEBACK_CACHE,
@@ -70,10 +70,10 @@ _ABILITIES: Final = {
 
 
 class Session:
-    """Serves one mounted file system.
+    """A server of one mounted file system.
 
-    `device` is the FUSE device's descriptor, non-blocking; its owner closes it after `run`.
-    `operations` is a pyfuse3.Operations, and may be `PortOperations` as well.
+    `device` is the non-blocking descriptor of the FUSE device; the caller closes it after `run`.
+    `operations` is a pyfuse3.Operations, which may also implement `PortOperations`.
     """
 
     def __init__(self, operations: pyfuse3.Operations, device: int) -> None:
@@ -92,10 +92,10 @@ class Session:
         self._agreed = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until unmounted; `started` is called when the kernel and we have agreed.
+        """Serve until unmounted. The task has started after the negotiation with the kernel.
 
-        When cancelled, every request that waits is answered with EINTR.
-        MountError: it was unmounted before that.
+        When cancelled, answer every waiting request with EINTR. Raise MountError if the file system
+        was unmounted before the negotiation.
         """
         try:
             async with trio.open_nursery() as nursery:
@@ -104,19 +104,19 @@ class Session:
                     await self._serve()
                 nursery.cancel_scope.cancel()
         finally:
-            self._device = -1  # a late notification must not go to what has this number then
+            self._device = -1  # a late notification must not go to a reused descriptor
         if not self._agreed:
             raise MountError("it was unmounted before the kernel had begun to use it")
 
     async def settle(self, patience: float = 1.0) -> None:
-        """Wait until no request waits for its answer, though not for ever."""
+        """Wait until no request waits for its answer, for at most `patience` seconds."""
         with trio.move_on_after(patience):
             while self._scopes:
                 await self._settled.park()
 
     async def _serve(self) -> None:
-        # Per request this loop costs about as much as the system calls do: hence the locals, and
-        # one unpacking for what a read or a write needs.
+        # This loop takes about as long per request as the system calls do. So it uses locals, and
+        # unpacks the fields of a read or a write in one call.
         device, buffers, buffer, view = self._device, [self._buffer], self._buffer, self._view
         readv, unpack, whole = os.readv, wire.TRANSFER.unpack_from, wire.TRANSFER.size
         read, write, on_read, on_write = *map(int, _TRANSFERS), self._on_read, self._on_write
@@ -131,7 +131,7 @@ class Session:
                     if error.errno in (errno.ENODEV, errno.ECONNABORTED):
                         return
                     if error.errno == errno.ENOENT:
-                        continue  # the request was taken back
+                        continue  # the request was cancelled
                     raise
                 opcode, unique, fh, offset, wanted, flags = unpack(buffer)
                 if opcode == read and size >= whole:
@@ -141,7 +141,7 @@ class Session:
                 elif size:
                     await self._dispatch(size)
                 else:
-                    return  # only a test's socket that was closed does this
+                    return  # end of file: only the closed socket of a test has one
             else:
                 await trio.lowlevel.checkpoint()
 
@@ -151,7 +151,7 @@ class Session:
         self._send((_pack_head(_HEAD + len(body), 0, unique), body))
 
     def _reply_error(self, unique: int, code: int) -> None:
-        code = code if 0 < code < wire.ERROR_END else errno.EIO  # the kernel takes no others
+        code = code if 0 < code < wire.ERROR_END else errno.EIO  # the kernel refuses others
         self._send((_pack_head(_HEAD, -code, unique),))
 
     def _reply_pieces(self, unique: int, data: Sequence[Buffer]) -> None:
@@ -167,20 +167,20 @@ class Session:
                 self._refused(parts[0], error)
 
     def _refused(self, head: Buffer, error: OSError) -> None:
-        """Answer with EIO: without any answer, whoever asked would wait for ever."""
+        """Answer with EIO: without an answer, the program would wait for ever."""
         self._trouble.warning(("reply", error.errno), "the kernel refuses a reply: %s", error)
         _, _, unique = wire.OUT_HEADER.unpack_from(head)
-        if unique:  # else it was a notification
+        if unique:  # otherwise it was a notification
             with suppress(OSError):
                 os.writev(self._device, [_pack_head(_HEAD, -errno.EIO, unique)])
 
     def notify_poll(self, kh: int) -> None:
-        """Wake whoever polls: the kernel then asks `poll` again."""
+        """Wake the programs that poll: the kernel then calls `poll` again."""
         head = _pack_head(_HEAD + wire.POLL_WAKEUP.size, wire.NOTIFY_POLL, 0)
         self._send((head, wire.POLL_WAKEUP.pack(kh)))
 
     def poll_handle(self, kh: int) -> PollHandle:
-        """Make the handle that `poll` is given."""
+        """Return a handle to pass to `poll`."""
         return PollHandle(self.notify_poll, kh)
 
     # --- reading and writing --------------------------------------------------------------
@@ -198,7 +198,7 @@ class Session:
             if flags & os.O_NONBLOCK:
                 self._reply_error(unique, errno.EAGAIN)
             elif offset:
-                self._reply(unique, b"")  # the rest of one long call: it ends here
+                self._reply(unique, b"")  # the rest of one long read, which ends here
             else:
                 self._start_read(unique, fh, offset, size)
         except FUSEError as error:
@@ -214,8 +214,8 @@ class Session:
             self._send((_pack_written(_WRITTEN, 0, unique, taken, 0),))
         except trio.WouldBlock:
             if flags & os.O_NONBLOCK or (offset and not flags & os.O_APPEND):
-                # With an offset it is the rest of one long call, which the kernel then ends here.
-                # With O_APPEND each write has one, the size that the kernel believes in.
+                # An offset means the rest of one long write, which the kernel then ends here. With
+                # O_APPEND every write has an offset: the file size as the kernel knows it.
                 self._reply_error(unique, errno.EAGAIN)
             else:
                 self._start_write(unique, fh, offset, data)
@@ -229,7 +229,7 @@ class Session:
         self._start(unique, Opcode.READ, read)
 
     def _start_write(self, unique: int, fh: int, offset: int, data: memoryview) -> None:
-        kept = bytes(data)  # the request's buffer is for the next one
+        kept = bytes(data)  # the buffer is reused for the next request
         self._start(unique, Opcode.WRITE, partial(self._write, fh, offset, kept))
 
     async def _write(self, fh: int, offset: int, data: bytes) -> bytes:
@@ -253,7 +253,7 @@ class Session:
             body,
         )
         try:
-            if opcode in _TRANSFERS:  # the loop takes all but those of a wrong length
+            if opcode in _TRANSFERS:  # the loop handles all except those of a wrong length
                 return self._malformed(unique, opcode)
             if opcode == Opcode.INTERRUPT:
                 return self._on_interrupt(request)
@@ -317,7 +317,7 @@ class Session:
         self._agreed = True
         self._task_status.started()
 
-    # --- what should not happen -----------------------------------------------------------
+    # --- errors ---------------------------------------------------------------------------
 
     def _refuse(self, unique: int, opcode: int, code: int) -> None:
         if opcode not in wire.UNANSWERED:

@@ -1,4 +1,4 @@
-"""The stock session, to compare ours with."""
+"""The stock session of pyfuse3, for comparison with ours."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import trio
 
 
 class StockSession:
-    """Serves a mount like `Session`, by pyfuse3.main(): no signal ends a read then."""
+    """A server of a mount like `Session`, by pyfuse3.main(), where a signal does not end a read."""
 
     def __init__(self, operations: pyfuse3.Operations, device: int) -> None:
         self._operations = operations
@@ -26,5 +26,5 @@ class StockSession:
             pyfuse3.close(unmount=False)
 
     async def settle(self) -> None:
-        """Let the requests that can be answered now be answered."""
+        """Let requests be answered that can be answered now."""
         await trio.sleep(0)

@@ -1,7 +1,7 @@
 """The kernel's FUSE protocol as bytes: headers, requests and replies (linux/fuse.h, 7.38).
 
-No I/O here. Everything is in the machine's own byte order and of fixed layout; a request is a
-header of 40 bytes and a body, a reply a header of 16 bytes and a body.
+No I/O. Everything has a fixed layout in the machine's byte order. A request is a header of 40 bytes
+and a body, a reply a header of 16 bytes and a body.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ KERNEL_VERSION: Final = 7
 KERNEL_MINOR: Final = 38
 MAX_WRITE: Final = 1 << 20
 MAX_PAGES: Final = MAX_WRITE // 4096
-#: Errors go up to here; the kernel refuses a reply with another.
+#: Error codes are below this; the kernel refuses a reply with a larger one.
 ERROR_END: Final = 512
-#: The longest request: a write with its header, and a page to spare.
+#: The longest request: a write with its header, rounded up to a page.
 REQUEST_MAX: Final = MAX_WRITE + 4096
 
 IN_HEADER: Final = struct.Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid ext pad
 OUT_HEADER: Final = struct.Struct("=IiQ")  # len -errno unique
 READ_IN: Final = struct.Struct("=QQIIQII")  # fh off size read_flags lock_owner flags pad
-#: Of READ and WRITE with the header, what matters: opcode unique fh off size flags
+#: The fields of READ and WRITE that we need, header included: opcode unique fh off size flags
 TRANSFER: Final = struct.Struct("=4xIQ24xQQI12xI4x")
 WRITE_OUT: Final = struct.Struct("=II")  # size pad
 WRITE_REPLY: Final = struct.Struct("=IiQII")  # header and WRITE_OUT in one
@@ -54,14 +54,14 @@ POLL_OUT: Final = struct.Struct("=II")
 POLL_WAKEUP: Final = struct.Struct("=Q")
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 ATTR_OUT: Final = struct.Struct("=QII")  # valid, valid_nsec, dummy; then ATTR
-ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times may lie before 1970
+ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times may be before 1970
 ENTRY_OUT: Final = struct.Struct("=QQQQII")  # nodeid generation, validity; then ATTR
 STATFS_OUT: Final = struct.Struct("=QQQQQIIII24x")
 DIRENT: Final = struct.Struct("=QQII")
 
 
 class Opcode(IntEnum):
-    """What a request asks for."""
+    """The `opcode` of a request."""
 
     LOOKUP = 1
     FORGET = 2
@@ -106,11 +106,11 @@ UNANSWERED: Final = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.INTERR
 
 
 class MalformedRequest(Exception):
-    """A request is shorter than its opcode demands."""
+    """A request is shorter than its opcode requires."""
 
 
 class InitFlag(IntFlag):
-    """What kernel and file system agree on at INIT."""
+    """The features that the kernel and the file system negotiate at INIT."""
 
     ASYNC_READ = 1 << 0
     ATOMIC_O_TRUNC = 1 << 3
@@ -123,8 +123,8 @@ class InitFlag(IntFlag):
     MAX_PAGES = 1 << 22
 
 
-#: READDIRPLUS_AUTO is not wanted: to a pyfuse3.Operations each entry of a listing is a look-up,
-#: and the kernel forgets only those of READDIRPLUS.
+#: Without READDIRPLUS_AUTO: to a pyfuse3.Operations each entry of a listing counts as a look-up,
+#: but the kernel only forgets those of READDIRPLUS.
 WANTED: Final = (
     InitFlag.ASYNC_READ
     | InitFlag.ATOMIC_O_TRUNC
@@ -145,7 +145,7 @@ class OpenFlag(IntFlag):
 
 
 class SetattrValid(IntFlag):
-    """Which fields of a SETATTR count."""
+    """The fields of a SETATTR that are valid."""
 
     MODE = 1 << 0
     UID = 1 << 1
@@ -168,14 +168,14 @@ FSYNC_FDATASYNC: Final = 1
 
 
 def init_reply(minor: int, max_readahead: int, flags: int) -> bytes:
-    """Answer INIT: our version, what we agree on, and our largest write."""
+    """Return the reply to INIT: our version, the negotiated features, and our largest write."""
     return INIT_OUT.pack(
         KERNEL_VERSION,
         min(minor, KERNEL_MINOR),
         max_readahead,
         flags,
-        64,  # background requests at most
-        48,  # and where the kernel calls them congested
+        64,  # the most background requests
+        48,  # the number of them at which the kernel reports congestion
         MAX_WRITE,
         1,  # times in nanoseconds
         MAX_PAGES,
@@ -185,7 +185,7 @@ def init_reply(minor: int, max_readahead: int, flags: int) -> bytes:
 
 
 def attributes(entry: pyfuse3.EntryAttributes) -> bytes:
-    """A node's attributes, as they stand in several replies."""
+    """Return the attributes of a node as they are in several replies."""
     atime, atime_ns = divmod(entry.st_atime_ns, 10**9)
     mtime, mtime_ns = divmod(entry.st_mtime_ns, 10**9)
     ctime, ctime_ns = divmod(entry.st_ctime_ns, 10**9)
@@ -210,13 +210,13 @@ def attributes(entry: pyfuse3.EntryAttributes) -> bytes:
 
 
 def attr_reply(entry: pyfuse3.EntryAttributes) -> bytes:
-    """Answer GETATTR and SETATTR."""
+    """Return the reply to GETATTR and SETATTR."""
     seconds, fraction = _timeout(entry.attr_timeout)
     return ATTR_OUT.pack(seconds, fraction, 0) + attributes(entry)
 
 
 def entry_reply(entry: pyfuse3.EntryAttributes) -> bytes:
-    """Answer LOOKUP, MKNOD and whatever else makes a name known."""
+    """Return the reply to LOOKUP, MKNOD and all other requests that return an entry."""
     entry_s, entry_ns = _timeout(entry.entry_timeout)
     attr_s, attr_ns = _timeout(entry.attr_timeout)
     head = ENTRY_OUT.pack(entry.st_ino, entry.generation, entry_s, attr_s, entry_ns, attr_ns)
@@ -224,7 +224,7 @@ def entry_reply(entry: pyfuse3.EntryAttributes) -> bytes:
 
 
 def open_reply(info: pyfuse3.FileInfo) -> bytes:
-    """Answer OPEN; what cannot be sought in is a stream to us."""
+    """Return the reply to OPEN. A nonseekable file is opened as a stream."""
     flags = OpenFlag(0)
     if info.direct_io:
         flags |= OpenFlag.DIRECT_IO
@@ -236,7 +236,7 @@ def open_reply(info: pyfuse3.FileInfo) -> bytes:
 
 
 def statfs_reply(data: pyfuse3.StatvfsData) -> bytes:
-    """Answer STATFS."""
+    """Return the reply to STATFS."""
     return STATFS_OUT.pack(
         data.f_blocks,
         data.f_bfree,
@@ -251,7 +251,7 @@ def statfs_reply(data: pyfuse3.StatvfsData) -> bytes:
 
 
 def dirent(inode: int, next_id: int, mode: int, name: bytes) -> bytes:
-    """One entry of a READDIR reply, padded to 8 bytes."""
+    """Return an entry of a READDIR reply, padded to 8 bytes."""
     entry = DIRENT.pack(inode, next_id, len(name), mode >> 12 & 0o17) + name
     return entry + bytes(-len(entry) % 8)
 
