@@ -1,4 +1,4 @@
-"""How a byte stream is taken apart: pieces of any size in, whole parts out."""
+"""Splitting a byte stream into parts: pieces of any size go in, complete parts come out."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from vconfs.protocol.events import Buffer
 
 MAGIC: Final = b"\x89VCON\r\n\0"
 
-#: So much of what is no hello is shown.
+#: An error shows this many bytes of a stream that does not begin with a hello.
 _SHOWN: Final = 32
-#: Smaller pieces are gathered, so that a flood of them costs about as much memory as its bytes.
+#: Smaller pieces are gathered, so that a flood of them uses about as much memory as its bytes.
 _SMALL: Final = 1 << 12
 _GATHERED: Final = 1 << 16
 
 
 class Input:
-    """The bytes that came and are not taken yet, in the pieces that they came in."""
+    """Received bytes that are not taken yet, in the pieces in which they came."""
 
     def __init__(self) -> None:
         self.eof = False
-        self._pieces: deque[bytes | bytearray] = deque()  # the latter: gathered ones
-        self._at = 0  # in the first piece
+        self._pieces: deque[bytes | bytearray] = deque()  # a bytearray is gathered
+        self._at = 0  # offset in the first piece
         self._size = 0
 
     def __len__(self) -> int:
@@ -42,9 +42,9 @@ class Input:
             pieces.append(bytearray(data))
 
     def take(self, size: int) -> memoryview | None:
-        """Give the next `size` bytes, a view of a piece if one has them all; None: not all here.
+        """Return the next `size` bytes, or None if fewer have come.
 
-        What is in several pieces is copied, once all of it is here.
+        The result is a view of a piece if one piece has them all. Otherwise it is a copy.
         """
         if size > self._size:
             return None
@@ -57,10 +57,10 @@ class Input:
         self._advance(end)
         if isinstance(first, bytes):
             return memoryview(first)[start:end]
-        return memoryview(bytes(first[start:end]))  # more may be added to it
+        return memoryview(bytes(first[start:end]))  # a copy, because the piece may grow
 
     def _cut(self, size: int) -> Iterator[Buffer]:
-        """Take `size` bytes, which are here, in pieces."""
+        """Take `size` bytes in pieces. There must be as many."""
         while size:
             piece = memoryview(self._pieces[0])[self._at : self._at + size]
             size -= len(piece)
@@ -68,7 +68,7 @@ class Input:
             self._advance(self._at + len(piece))
 
     def put_back(self, data: bytes) -> None:
-        """Have bytes come first that were taken."""
+        """Put bytes that were taken back at the head."""
         if self._at:
             self._pieces[0] = self._pieces[0][self._at :]
             self._at = 0
@@ -76,11 +76,11 @@ class Input:
         self._size += len(data)
 
     def rest(self) -> bytes:
-        """Copy what is here."""
+        """Return a copy of all bytes."""
         return b"".join(self._pieces)[self._at :]
 
     def clear(self) -> None:
-        """Drop what is here."""
+        """Drop all bytes."""
         self._pieces.clear()
         self._at = self._size = 0
 
@@ -92,17 +92,17 @@ class Input:
 
 
 class Hunt:
-    """Looks for the magic at the start of a stream, past noise where that is allowed."""
+    """A search for the magic at the start of a stream, after up to `noise_max` bytes of noise."""
 
     def __init__(self, noise_max: int) -> None:
         self._noise_max = noise_max
         self._noise = 0
-        self._tail = b""  # the last bytes, where the magic may begin with them
+        self._tail = b""  # the last bytes, if the magic may begin with them
         self._over = False
         self.seen = b""  # the first bytes that came, for the error
 
     def found(self, source: Input) -> bool:
-        """Take everything up to the end of the magic; False: it has not come yet."""
+        """Take everything up to the end of the magic. Return False if it has not come yet."""
         if self._over:
             return True
         came = source.rest()

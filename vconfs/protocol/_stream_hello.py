@@ -1,4 +1,4 @@
-"""The hellos of a stream: said once, or twice where the first may have been lost: see stream.py."""
+"""The hellos of a stream. A hello that may have been lost is sent a second time: see `stream`."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from vconfs.protocol._input import MAGIC, Hunt, Input
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
 VERSION: Final = 2
-#: The hello behind its magic: version, role, flags, window, features, size of the config.
+#: The hello after its magic: version, role, flags, window, features, size of the config.
 _REST: Final = struct.Struct("<HBBIQI")
 ANSWER: Final = 1 << 0
 
 CONFIG_MAX: Final = 256
-#: Half of any window holds any config space, as it holds any payload that may be sent.
+#: Half of any window has room for any config space, as for any payload that may be sent.
 WINDOW_MIN: Final = 1024
 WINDOW_MAX: Final = (1 << 32) - 1
 
 
 class Role(IntEnum):
-    """Which end of the console an end is."""
+    """The role of an end."""
 
     GUEST = 0
     HOST = 1
 
 
 class PeerRestarted(RemoteProtocolError):
-    """The peer said hello where a frame should be: it was started again."""
+    """The peer sent a hello where a frame should be: it was restarted."""
 
     def __init__(self) -> None:
         super().__init__("the peer says hello again: it was restarted")
@@ -38,7 +38,7 @@ class PeerRestarted(RemoteProtocolError):
 
 @frozen
 class Hello:
-    """The peer's hello: features that it can use, its config space, the window that it grants."""
+    """The peer's hello: the features that it can use, its config space, the window it grants."""
 
     features: int
     config: bytes
@@ -46,49 +46,50 @@ class Hello:
 
 
 class Greeting:
-    """What both ends said, seen from one of them.
+    """The exchange of hellos, seen from one end.
 
-    `window` is what we grant to the peer; `noise_max` is how many bytes may come before its hello.
+    `window` is the window that we grant to the peer, `noise_max` the most bytes that may come
+    before its hello.
     """
 
     def __init__(self, role: Role, window: int, noise_max: int) -> None:
         self.role = role
         self._window = window
-        # What we say.
+        # Our hello.
         self._offered: int | None = None  # our features
         self._config = b""
         self._answer_due = False
-        # What we hear.
+        # The peer's hello.
         self.peer: Hello | None = None
         self._hunt = Hunt(noise_max)
         self._head: tuple[int, int, int, int, int, int] | None = None
-        self._both_spoke = False  # so that the peer's answer may come
-        #: Whether the peer's answer has begun, and has not come whole.
+        self._both_spoke = False  # True while the peer's answer may still come
+        #: True if a part of the peer's answer has come.
         self.hearing_answer = False
 
-    # Saying
+    # Sending
 
     @property
     def said(self) -> bool:
-        """Whether we have said hello."""
+        """True if we have sent our hello."""
         return self._offered is not None
 
     @property
     def features(self) -> int:
-        """The negotiated features. LocalProtocolError: not both ends have said hello."""
+        """The negotiated features. Raise LocalProtocolError before both ends have said hello."""
         if self.peer is None or self._offered is None:
             raise LocalProtocolError("not both ends have said hello")
         return self.peer.features & self._offered
 
     @property
     def config_size(self) -> int:
-        """How many bytes the host's config space has; known when the host has said hello."""
+        """The size of the host's config space in bytes, 0 before the host has said hello."""
         if self.role is Role.HOST:
             return len(self._config)
         return len(self.peer.config) if self.peer else 0
 
     def say(self, features: int, config: bytes) -> bytes:
-        """Say hello."""
+        """Return our hello."""
         if self._offered is not None:
             raise LocalProtocolError("said hello already")
         if len(config) > (CONFIG_MAX if self.role is Role.HOST else 0):
@@ -97,7 +98,7 @@ class Greeting:
         return self._hello(features)
 
     def answer(self) -> bytes:
-        """Say hello once more if the peer, which has spoken now, may have missed it."""
+        """Return our hello once more if the peer, whose hello has come, may have missed it."""
         if not self._answer_due or self._offered is None:
             return b""
         self._answer_due = False
@@ -111,10 +112,10 @@ class Greeting:
         head = (VERSION, self.role, flags, self._window, features, len(self._config))
         return MAGIC + _REST.pack(*head) + self._config
 
-    # Hearing
+    # Receiving
 
     def hear(self, source: Input) -> Hello | None:
-        """Take the peer's hello; None: it has not come whole."""
+        """Take the peer's hello. Return None if it has not come completely."""
         heard = self._next(source)
         if heard is None:
             return None
@@ -123,7 +124,10 @@ class Greeting:
         return self.peer
 
     def hear_again(self) -> None:
-        """Begin with a hello that comes instead of a frame; PeerRestarted: it is no answer."""
+        """Begin to take a hello that comes instead of a frame, and must be an answer.
+
+        Raise PeerRestarted if no answer can come.
+        """
         if not self._both_spoke:
             raise PeerRestarted
         self._both_spoke = False
@@ -131,17 +135,17 @@ class Greeting:
         self._hunt, self._head = Hunt(0), None
 
     def hear_answer(self, source: Input) -> bool:
-        """Take the answer that has begun; whether it has come whole."""
+        """Take the answer that has begun. Return True if it has come completely."""
         self.hearing_answer = self._next(source) is None
         return not self.hearing_answer
 
     def hear_frame(self) -> None:
-        """Take notice that frames come now, and no answer any more."""
+        """Take note that a frame has come, so that no answer can come any more."""
         self._both_spoke = False
 
     @property
     def begun(self) -> bool:
-        """Whether the magic of a hello has come, and a bit more."""
+        """True if the head of a hello has come."""
         return self._head is not None
 
     @property
@@ -150,7 +154,7 @@ class Greeting:
         return self._hunt.seen
 
     def _next(self, source: Input) -> tuple[Hello, bool] | None:
-        """Take a hello, and tell whether it is an ANSWER; None: it has not come whole."""
+        """Take a hello. Return it, and True if it is an ANSWER; None if it is not complete."""
         if self._head is None:
             if not self._hunt.found(source):
                 return None

@@ -1,4 +1,4 @@
-"""The back-end of vhost-user: what each request of a front-end changes and is answered with."""
+"""The back-end of vhost-user: the effect of each request of a front-end, and the answer to it."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ _INBAND_NEEDS: Final = wire.PF_BACKEND_REQ | wire.PF_REPLY_ACK
 
 
 class _BrokenError(RemoteProtocolError):
-    """A message that is wrong in itself: no answer can help."""
+    """A malformed message, which ends the connection instead of being refused."""
 
 
 class Backend:
     """The back-end's state for one connection of a front-end.
 
-    `features` and `protocol_features` are what is offered, `read_config` gives the config space
-    of now, of which the guest may write the bytes in `writable`. Descriptors of messages are the
-    back-end's from `receive` on. It gives each back once: in an event that says that it is the
-    owner's, in `Handled.close`, or by `release` at the end. Until then the owner may use those of
-    the rings.
+    `features` and `protocol_features` are the offered ones. `read_config` returns the current
+    config space, of which the guest may write the bytes in `writable`. Descriptors of messages
+    belong to the back-end from `receive` on. It returns each of them once: in an event whose
+    descriptors belong to the owner, in `Handled.close`, or by `release` at the end. Until then the
+    owner may use the descriptors of the rings.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Backend:
         self._rings = [Ring(index) for index in range(queues)]
         self._accepted = 0
         self._status = 0
-        self._fds: list[int] = []  # of the message that is handled
+        self._fds: list[int] = []  # of the message that is being handled
         self._handled = Handled()
         self._stopping: int | None = None
         self._error: RemoteProtocolError | None = None
@@ -94,13 +94,13 @@ class Backend:
 
     @property
     def features(self) -> int:
-        """What the front-end has chosen, without VHOST_USER_F_PROTOCOL_FEATURES."""
+        """The features that the front-end has chosen, without VHOST_USER_F_PROTOCOL_FEATURES."""
         return self._accepted & ~wire.F_PROTOCOL_FEATURES
 
     def receive(self, message: Message) -> Handled:
-        """Say what a message of the front-end changes, and what to answer.
+        """Handle a message of the front-end. Return its effects and the reply.
 
-        RemoteProtocolError: the connection cannot go on; raised again by each further call.
+        Raise RemoteProtocolError if the connection cannot go on, and again in each further call.
         """
         if self._stopping is not None:
             raise LocalProtocolError(f"where ring {self._stopping} stopped was not told")
@@ -119,9 +119,9 @@ class Backend:
         return self._handled
 
     def ring_stopped(self, index: int, base: int) -> bytes:
-        """Answer after `RingStopped`: the next entry of the available ring to be taken is `base`.
+        """Return the reply after `RingStopped`, to be sent before anything else is handled.
 
-        Gives the reply to send, before anything else of the connection is handled.
+        `base` is the next entry of the available ring that would have been taken.
         """
         if self._stopping != index:
             raise LocalProtocolError(f"nobody asked where ring {index} stopped")
@@ -131,7 +131,7 @@ class Backend:
         return pack(Request.GET_VRING_BASE, state, wire.REPLY)
 
     def release(self) -> list[int]:
-        """Give up all descriptors, at the end: close them."""
+        """Return all descriptors at the end. The caller closes them."""
         held = self._fds
         self._fds = []
         for ring in self._rings:
@@ -142,7 +142,7 @@ class Backend:
     # Requests of the front-end
 
     def _dispatch(self, message: Message) -> bytes:
-        """Handle a message; give the reply."""
+        """Handle a message, and return the reply."""
         request = message.request
         if message.flags & wire.REPLY:
             raise RemoteProtocolError(f"{name_of(request)} has the flag of a reply")
@@ -165,9 +165,9 @@ class Backend:
         return self._ack(message, 0)
 
     def _wants_ack(self, message: Message) -> bool:
-        """Whether to acknowledge, now that the message was handled.
+        """True if a message is to be acknowledged, once it was handled.
 
-        Linux wants it already for the SET_PROTOCOL_FEATURES that chooses REPLY_ACK.
+        Linux already expects this for the SET_PROTOCOL_FEATURES that chooses REPLY_ACK.
         """
         return message.needs_reply and bool(self.protocol_features & wire.PF_REPLY_ACK)
 
@@ -210,7 +210,7 @@ class Backend:
         self.channel.protocol_features = features
 
     def _do_nothing(self) -> None:
-        """SET_OWNER only starts the session; RESET_OWNER is best ignored, as QEMU advises."""
+        """Ignore SET_OWNER, which only starts the session, and RESET_OWNER, as QEMU advises."""
 
     def _get_queue_num(self) -> bytes:
         return wire.U64.pack(len(self._rings))
@@ -223,7 +223,7 @@ class Backend:
         count, _ = wire.MEM_TABLE.unpack_from(payload)
         if count > wire.TABLE_REGIONS_MAX:
             raise _BrokenError(f"SET_MEM_TABLE with {count} regions")
-        # A front-end may send more than its regions: Linux's sends room for two.
+        # The payload may be longer than its regions: Linux always sends space for two.
         if len(payload) < wire.MEM_TABLE.size + count * wire.REGION.size:
             raise _BrokenError(
                 f"SET_MEM_TABLE with {count} regions in a payload of {len(payload)} bytes"
@@ -254,7 +254,7 @@ class Backend:
         self._change_memory(self.memory.removed(region), MemoryRegionRemoved(region))
 
     def _change_memory(self, table: AddressTable, event: BackendEvent) -> None:
-        """Have the started rings go on in other memory, or stop where they are outside of it."""
+        """Move the started rings to other memory, and stop those that are outside of it."""
         self.memory = table
         moved: list[BackendEvent] = []
         for ring in self._rings:
@@ -297,7 +297,7 @@ class Backend:
 
     def _set_vring_kick(self, word: int) -> None:
         ring = self._ring_of(word)
-        ring.layout(self.memory)  # what cannot be started takes no descriptor
+        ring.layout(self.memory)  # raises before a descriptor is taken, if the ring cannot be started
         self._take_notifier(ring, Notifier.KICK)
         self._start(ring)
 
@@ -324,7 +324,7 @@ class Backend:
         return self._rings[index]
 
     def _ring_of(self, word: int) -> Ring:
-        """Give the ring of a SET_VRING_KICK, _CALL or _ERR."""
+        """Return the ring of a SET_VRING_KICK, _CALL or _ERR."""
         index = word & wire.VRING_INDEX
         expected = 0 if word & wire.VRING_NO_FD else 1
         if len(self._fds) != expected:
@@ -332,14 +332,14 @@ class Backend:
         return self._ring(index)
 
     def _ring_to_set_up(self, index: int) -> Ring:
-        """Give a ring that does not run; if it was only disabled, it must be stopped now."""
+        """Return a ring that is not running. If it is started but disabled, the caller stops it."""
         ring = self._ring(index)
         if ring.started and self._enabled(ring):
             raise RemoteProtocolError(f"ring {index} is running")
         return ring
 
     def _enabled(self, ring: Ring) -> bool:
-        """Whether it is enabled; without protocol features a ring is so from the start."""
+        """True if a ring is enabled. Without protocol features it is enabled from the start."""
         return ring.enabled or not self._accepted & wire.F_PROTOCOL_FEATURES
 
     def _tell_enabled(self, ring: Ring, was: bool) -> None:
@@ -347,7 +347,7 @@ class Backend:
             self._tell(RingEnabled(ring.index, not was))
 
     def _take_notifier(self, ring: Ring, notifier: Notifier) -> None:
-        """Keep the descriptor that came, or none, in place of the one that the ring had."""
+        """Replace the ring's descriptor with the one that came with the message, or with none."""
         self._close_notifiers(ring, notifier)
         fd = self._fds.pop() if self._fds else None
         if fd is not None:
@@ -379,7 +379,7 @@ class Backend:
         offset, size, flags, _ = _config_access(Request.GET_CONFIG, payload)
         if offset + size > wire.CONFIG_MAX:
             self._refuse(Request.GET_CONFIG, f"config bytes {offset} to {offset + size}")
-            return b""  # this is how the front-end is told
+            return b""  # an empty reply is a refusal
         config = self._read_config().ljust(wire.CONFIG_MAX, b"\0")
         return wire.CONFIG.pack(offset, size, flags) + config[offset : offset + size]
 
@@ -412,7 +412,7 @@ class Backend:
 
 
 def _config_access(request: Request, payload: bytes) -> tuple[int, int, int, bytes]:
-    """Offset, size, flags and data of a GET_CONFIG or SET_CONFIG."""
+    """Return offset, size, flags and data of a GET_CONFIG or SET_CONFIG."""
     if len(payload) < wire.CONFIG.size:
         raise _BrokenError(f"{request.name} with a payload of {len(payload)} bytes")
     offset, size, flags = wire.CONFIG.unpack_from(payload)
@@ -424,10 +424,11 @@ def _config_access(request: Request, payload: bytes) -> tuple[int, int, int, byt
 
 @frozen
 class _Rule:
-    """How a request is handled: its payload (None: as it is), descriptors, protocol feature.
+    """The handler of a request, the layout of its payload (None: raw bytes), and its conditions.
 
-    `answered`: it has a reply of its own, and cannot be refused. `tolerated`: a refusal is no
-    reason to end the connection even where the front-end does not ask for an answer.
+    `fds` is the allowed number of descriptors, `feature` the needed protocol feature. A request
+    that is `answered` has a reply of its own and cannot be refused. The refusal of a `tolerated`
+    one does not end the connection, even if the front-end does not ask for an answer.
     """
 
     handler: Callable[..., bytes | None]
@@ -438,7 +439,10 @@ class _Rule:
     tolerated: bool = False
 
     def take_apart(self, message: Message) -> tuple[Any, ...]:
-        """Give the fields of a payload of the right size, with the right number of descriptors."""
+        """Return the fields of the payload.
+
+        Raise RemoteProtocolError if its size or the number of descriptors is wrong.
+        """
         fields = (message.payload,) if self.layout is None else unpack(message, self.layout)
         if len(message.fds) not in self.fds:
             raise RemoteProtocolError(
@@ -480,7 +484,7 @@ _RULES: Final[Mapping[int, _Rule]] = {
     Request.ADD_MEM_REG: _Rule(
         Backend._add_mem_reg, wire.MEM_REG, _ONE, feature=wire.PF_CONFIGURE_MEM_SLOTS
     ),
-    # A descriptor that some front-ends send with it is closed.
+    # Some front-ends send a descriptor, which is closed.
     Request.REM_MEM_REG: _Rule(
         Backend._rem_mem_reg, wire.MEM_REG, range(2), feature=wire.PF_CONFIGURE_MEM_SLOTS
     ),

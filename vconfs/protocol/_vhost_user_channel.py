@@ -17,10 +17,10 @@ from vconfs.protocol.errors import RemoteProtocolError
 
 
 class Channel:
-    """What a back-end asks of its front-end; each method gives the message to send.
+    """The requests of a back-end to its front-end. Each method returns the message to send.
 
-    They give None where the front-end has not agreed to such requests. `protocol_features` are
-    the negotiated ones.
+    The methods return None if the front-end has not negotiated such requests.
+    `protocol_features` are the negotiated protocol features.
     """
 
     def __init__(self) -> None:
@@ -28,25 +28,26 @@ class Channel:
         self._asked: deque[int] = deque()  # requests that wait for their reply
 
     def config_change(self, *, need_reply: bool = False) -> Outgoing | None:
-        """Say that the config space has changed."""
+        """Report that the config space has changed."""
         return self._ask(BackendRequest.CONFIG_CHANGE_MSG, wire.PF_CONFIG, b"", need_reply)
 
     def vring_call(self, index: int, *, need_reply: bool = False) -> Outgoing | None:
-        """Say in-band that buffers of a ring were used."""
+        """Report in-band that buffers of a ring were used."""
         state = wire.VRING_STATE.pack(index, 0)
         inband = wire.PF_INBAND_NOTIFICATIONS
         return self._ask(BackendRequest.VRING_CALL, inband, state, need_reply)
 
     def vring_err(self, index: int, *, need_reply: bool = False) -> Outgoing | None:
-        """Say in-band that a ring is broken."""
+        """Report in-band that a ring is broken."""
         state = wire.VRING_STATE.pack(index, 0)
         inband = wire.PF_INBAND_NOTIFICATIONS
         return self._ask(BackendRequest.VRING_ERR, inband, state, need_reply)
 
     def receive(self, message: Message) -> bool:
-        """Say whether the front-end did what was asked with `need_reply`, in order.
+        """Handle the reply to the oldest request with `need_reply`. Return True if it succeeded.
 
-        RemoteProtocolError: this is no reply to that. Descriptors are the caller's to close.
+        Raise RemoteProtocolError if the message is not a reply to that. The caller closes the
+        message's descriptors.
         """
         name = name_of(message.request, BackendRequest)
         if not message.flags & wire.REPLY or not self._asked:

@@ -1,4 +1,4 @@
-"""What the back-end of vhost-user tells its owner: one frozen class for each thing."""
+"""The events that the back-end of vhost-user returns to its owner, one frozen class each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vconfs.protocol.virtqueue import Layout
 
 
 class Notifier(Enum):
-    """What a ring's descriptor is for."""
+    """The purpose of a ring's descriptor."""
 
     KICK = "kick"
     CALL = "call"
@@ -22,10 +22,10 @@ class Notifier(Enum):
 
 @frozen
 class RingSetup:
-    """What is needed to serve a ring.
+    """The values needed to serve a ring.
 
     `layout` has guest addresses, `base` is the entry of the available ring to begin with. A
-    descriptor is None where none was sent: then there are in-band messages, or polling.
+    descriptor is None if none was sent: then in-band messages or polling are used.
     """
 
     layout: Layout
@@ -45,10 +45,10 @@ class FeaturesSet:
 
 @frozen
 class MemoryTableSet:
-    """The memory is now these regions, each in the file at the same place of `fds`.
+    """The memory now consists of these regions, each in the file at the same index of `fds`.
 
-    The descriptors are the owner's: map them and close them. A `RingMoved` follows for each ring
-    that is started.
+    The descriptors belong to the owner, who maps and closes them. A `RingMoved` follows for each
+    started ring.
     """
 
     regions: tuple[Region, ...]
@@ -57,7 +57,7 @@ class MemoryTableSet:
 
 @frozen
 class MemoryRegionAdded:
-    """There is one more region; the rest as with `MemoryTableSet`."""
+    """A region was added. Otherwise like `MemoryTableSet`."""
 
     region: Region
     fd: int
@@ -65,14 +65,14 @@ class MemoryRegionAdded:
 
 @frozen
 class MemoryRegionRemoved:
-    """A region is gone: unmap it. A `RingMoved` follows for each ring that is started."""
+    """A region was removed: unmap it. A `RingMoved` follows for each started ring."""
 
     region: Region
 
 
 @frozen
 class RingStarted:
-    """A ring may be served, without effects to the outside as long as it is not enabled."""
+    """A ring may be served, without visible effects as long as it is not enabled."""
 
     index: int
     setup: RingSetup
@@ -80,7 +80,7 @@ class RingStarted:
 
 @frozen
 class RingMoved:
-    """The memory has changed under a started ring: go on in the new memory, at this layout."""
+    """The memory of a started ring has changed: continue in the new memory, at this layout."""
 
     index: int
     layout: Layout
@@ -90,7 +90,8 @@ class RingMoved:
 class RingStopped:
     """A ring must not be touched any more.
 
-    `answer`: the front-end waits to be told where it stopped, see `Backend.ring_stopped`.
+    If `answer` is true, the front-end waits for the entry at which it stopped: call
+    `Backend.ring_stopped`.
     """
 
     index: int
@@ -107,7 +108,7 @@ class RingEnabled:
 
 @frozen
 class NotifierChanged:
-    """A started ring has another descriptor to notify by, or none."""
+    """A started ring has another notification descriptor, or none."""
 
     index: int
     notifier: Notifier
@@ -123,7 +124,7 @@ class Kicked:
 
 @frozen
 class ConfigWritten:
-    """The guest wrote into the config space, or a migration restores it."""
+    """The guest wrote to the config space, or a migration restores it."""
 
     offset: int
     data: bytes
@@ -132,21 +133,21 @@ class ConfigWritten:
 
 @frozen
 class ChannelSet:
-    """The socket for requests to the front-end; the descriptor is the owner's."""
+    """The socket for requests to the front-end. The descriptor belongs to the owner."""
 
     fd: int
 
 
 @frozen
 class StatusSet:
-    """The device status of the standard; 0: reset."""
+    """The standard's device status; 0 is a reset."""
 
     status: int
 
 
 @frozen
 class DeviceReset:
-    """The device is as new; all rings were stopped."""
+    """The device was reset, and all rings were stopped."""
 
 
 BackendEvent: TypeAlias = (
@@ -170,7 +171,7 @@ BackendEvent: TypeAlias = (
 
 @define
 class Handled:
-    """What came of a message: act on `events`, then send `reply`, then close `close`."""
+    """The result of a message: act on `events`, then send `reply`, then close `close`."""
 
     events: list[BackendEvent] = field(factory=list)
     reply: bytes = b""

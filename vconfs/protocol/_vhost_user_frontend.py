@@ -1,4 +1,4 @@
-"""The front-end of vhost-user: a method for each request, and what the back-end answers."""
+"""The front-end of vhost-user: a method for each request, and the back-end's replies."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from vconfs.protocol.virtqueue import Layout
 
 @frozen
 class Reply:
-    """The back-end's answer to a request.
+    """The back-end's reply to a request.
 
-    `value` is the number that was asked for (features, a count, where a ring stopped, the
-    status), `data` the bytes of the config space. `refused`: the back-end did not do it.
+    `value` is the requested number (features, a count, the entry at which a ring stopped, the
+    status), `data` the bytes of the config space. `refused` is true if the back-end refused the
+    request.
     """
 
     request: Request
@@ -52,7 +53,7 @@ class VringCalled:
 
 @frozen
 class VringBroken:
-    """The back-end cannot go on with a ring (in-band)."""
+    """A ring is broken, and the back-end has stopped serving it (in-band)."""
 
     index: int
 
@@ -62,13 +63,13 @@ FrontendEvent: TypeAlias = ConfigStale | VringCalled | VringBroken | Refused
 
 @frozen
 class Asked:
-    """What a request of the back-end's means: act on `event`, then send `reply`."""
+    """The result of a request of the back-end: act on `event`, then send `reply`."""
 
     event: FrontendEvent
     reply: bytes = b""
 
 
-#: What has a reply of its own; for the rest there is only an acknowledgement.
+#: Requests that have a reply of their own. Others can only be acknowledged.
 _REPLIES: Final = frozenset(
     {
         Request.GET_FEATURES,
@@ -85,8 +86,8 @@ _REPLIES: Final = frozenset(
 class Frontend:
     """The front-end's state for one connection to a back-end with `queues` rings.
 
-    Each method gives a message to send. Where `Outgoing.answered`, a reply comes, in the order
-    of the requests. With REPLY_ACK that is so for all of them.
+    Each method returns a message to send. If its `Outgoing.answered` is true, a reply comes, in the
+    order of the requests. With REPLY_ACK all requests have a reply.
     """
 
     def __init__(self, queues: int) -> None:
@@ -95,11 +96,11 @@ class Frontend:
         self._queues = queues
         #: The negotiated protocol features.
         self.protocol_features = 0
-        self._asked: deque[tuple[Request, bytes]] = deque()  # what waits for its reply
+        self._asked: deque[tuple[Request, bytes]] = deque()  # requests that wait for their reply
 
     @property
     def waiting(self) -> int:
-        """How many requests wait for their reply."""
+        """The number of requests that wait for their reply."""
         return len(self._asked)
 
     # Requests
@@ -113,7 +114,7 @@ class Frontend:
         return self._ask(Request.GET_FEATURES)
 
     def set_features(self, features: int) -> Outgoing:
-        """Choose features; F_PROTOCOL_FEATURES among them, rings start disabled."""
+        """Choose features. With F_PROTOCOL_FEATURES among them, rings start disabled."""
         return self._ask(Request.SET_FEATURES, wire.U64.pack(features))
 
     def get_protocol_features(self) -> Outgoing:
@@ -121,17 +122,17 @@ class Frontend:
         return self._ask(Request.GET_PROTOCOL_FEATURES)
 
     def set_protocol_features(self, features: int) -> Outgoing:
-        """Choose protocol features; what they allow can be used from the next message on."""
+        """Choose protocol features, which can be used from the next message on."""
         message = self._ask(Request.SET_PROTOCOL_FEATURES, wire.U64.pack(features))
         self.protocol_features = features
         return message
 
     def get_queue_num(self) -> Outgoing:
-        """Ask how many queues there are at most (MQ)."""
+        """Ask for the largest number of queues (MQ)."""
         return self._ask(Request.GET_QUEUE_NUM)
 
     def set_mem_table(self, regions: Sequence[Region], fds: Sequence[int]) -> Outgoing:
-        """Share memory: these regions, each in its file, and no others."""
+        """Share these regions of memory, each in its file, and no others."""
         count = len(regions)
         if count != len(fds) or not 0 < count <= wire.TABLE_REGIONS_MAX:
             raise LocalProtocolError(f"{count} regions and {len(fds)} descriptors")
@@ -139,7 +140,7 @@ class Frontend:
         return self._ask(Request.SET_MEM_TABLE, table, tuple(fds))
 
     def get_max_mem_slots(self) -> Outgoing:
-        """Ask how many regions there may be (CONFIGURE_MEM_SLOTS)."""
+        """Ask for the largest number of regions (CONFIGURE_MEM_SLOTS)."""
         return self._ask(Request.GET_MAX_MEM_SLOTS)
 
     def add_mem_reg(self, region: Region, fd: int) -> Outgoing:
@@ -147,7 +148,7 @@ class Frontend:
         return self._ask(Request.ADD_MEM_REG, wire.MEM_REG.pack(0, region.pack()), (fd,))
 
     def rem_mem_reg(self, region: Region) -> Outgoing:
-        """Share a region no more (CONFIGURE_MEM_SLOTS)."""
+        """Stop sharing a region (CONFIGURE_MEM_SLOTS)."""
         return self._ask(Request.REM_MEM_REG, wire.MEM_REG.pack(0, region.pack()))
 
     def set_vring_num(self, index: int, num: int) -> Outgoing:
@@ -155,11 +156,11 @@ class Frontend:
         return self._ask_state(Request.SET_VRING_NUM, index, num)
 
     def set_vring_base(self, index: int, base: int) -> Outgoing:
-        """Set the entry of the available ring that the back-end begins with."""
+        """Set the entry of the available ring with which the back-end begins."""
         return self._ask_state(Request.SET_VRING_BASE, index, base)
 
     def set_vring_addr(self, index: int, layout: Layout) -> Outgoing:
-        """Set where a ring's parts are, in user addresses."""
+        """Set the user addresses of a ring's parts."""
         self._check(index)
         addresses = (layout.desc, layout.used, layout.avail)
         payload = wire.VRING_ADDR.pack(index, 0, *addresses, 0)
@@ -170,15 +171,15 @@ class Frontend:
         return self._ask_state(Request.GET_VRING_BASE, index, 0)
 
     def set_vring_kick(self, index: int, fd: int | None) -> Outgoing:
-        """Say how we notify of buffers, None: not by a descriptor; this starts the ring."""
+        """Set the descriptor by which we notify of buffers, or None. This starts the ring."""
         return self._ask_notifier(Request.SET_VRING_KICK, index, fd)
 
     def set_vring_call(self, index: int, fd: int | None) -> Outgoing:
-        """Say how we want to be notified of used buffers."""
+        """Set the descriptor by which the back-end notifies us of used buffers, or None."""
         return self._ask_notifier(Request.SET_VRING_CALL, index, fd)
 
     def set_vring_err(self, index: int, fd: int | None) -> Outgoing:
-        """Say how we want to be told that a ring is broken."""
+        """Set the descriptor by which the back-end notifies us of a broken ring, or None."""
         return self._ask_notifier(Request.SET_VRING_ERR, index, fd)
 
     def set_vring_enable(self, index: int, on: bool) -> Outgoing:
@@ -211,11 +212,11 @@ class Frontend:
         return self._ask(Request.RESET_DEVICE)
 
     def set_status(self, status: int) -> Outgoing:
-        """Set the device status of the standard (STATUS)."""
+        """Set the standard's device status (STATUS)."""
         return self._ask(Request.SET_STATUS, wire.U64.pack(status))
 
     def get_status(self) -> Outgoing:
-        """Ask for the device status of the standard (STATUS)."""
+        """Ask for the standard's device status (STATUS)."""
         return self._ask(Request.GET_STATUS)
 
     def _ask(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = ()) -> Outgoing:
@@ -241,13 +242,13 @@ class Frontend:
         if not 0 <= index < self._queues:
             raise LocalProtocolError(f"ring {index} of {self._queues}")
 
-    # What comes
+    # Received messages
 
     def receive(self, message: Message) -> Reply:
-        """Say what the back-end answers to the oldest request that waits.
+        """Return the back-end's reply to the oldest request that waits.
 
-        RemoteProtocolError: this is no answer to it, and the connection cannot go on. The
-        message's descriptors are the caller's to close, in any case.
+        Raise RemoteProtocolError if the message is not a reply to it; the connection cannot go on.
+        The caller always closes the message's descriptors.
         """
         name = name_of(message.request)
         if not message.flags & wire.REPLY or not self._asked:
@@ -267,10 +268,10 @@ class Frontend:
         return Reply(request, refused=value != 0)
 
     def receive_request(self, message: Message) -> Asked:
-        """Say what the back-end asks, on the channel, and what to answer.
+        """Handle a request of the back-end on the channel. Return its event and the reply.
 
-        RemoteProtocolError: the channel cannot go on. The message's descriptors are the caller's
-        to close, in any case.
+        Raise RemoteProtocolError if the channel cannot go on. The caller always closes the
+        message's descriptors.
         """
         name = name_of(message.request, BackendRequest)
         if message.flags & wire.REPLY:
@@ -298,7 +299,7 @@ class Frontend:
 
 
 def _config_reply(message: Message, asked: bytes) -> Reply:
-    if not message.payload:  # this is how a back-end refuses it
+    if not message.payload:  # an empty reply is a refusal
         return Reply(Request.GET_CONFIG, refused=True)
     offset, size, _ = wire.CONFIG.unpack_from(asked)
     if len(message.payload) != len(asked):

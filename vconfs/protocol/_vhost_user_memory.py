@@ -1,4 +1,4 @@
-"""The memory that a front-end shares with a back-end, and the two kinds of address in it."""
+"""The memory that a front-end shares with a back-end, and its two kinds of addresses."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _FILE_MAX: Final = 1 << 63
 class Region:
     """A part of the memory.
 
-    `guest_addr` is where descriptors find it, `user_addr` where the front-end itself has it,
-    `mmap_offset` where it starts in the file that its descriptor is.
+    `guest_addr` is its address in ring descriptors, `user_addr` its address in the front-end's own
+    memory, `mmap_offset` its offset in the file of its file descriptor.
     """
 
     guest_addr: int
@@ -29,15 +29,15 @@ class Region:
 
     @classmethod
     def unpack(cls, data: bytes, offset: int = 0) -> Region:
-        """Read a region description."""
+        """Parse a region description."""
         return cls(*REGION.unpack_from(data, offset))
 
     def pack(self) -> bytes:
-        """Make a region description."""
+        """Return the region description."""
         return REGION.pack(self.guest_addr, self.size, self.user_addr, self.mmap_offset)
 
     def is_same(self, other: Region) -> bool:
-        """Whether REM_MEM_REG of `other` means this region: the offset does not count."""
+        """True if REM_MEM_REG of `other` means this region; the offset is not compared."""
         return (self.guest_addr, self.size, self.user_addr) == (
             other.guest_addr,
             other.size,
@@ -46,10 +46,10 @@ class Region:
 
 
 class AddressTable:
-    """All regions; a table does not change, a changed one is a new one.
+    """An immutable table of all regions.
 
-    Raises RemoteProtocolError for a region that is empty, passes the end of what it lies in, or
-    overlaps another in either kind of address.
+    Raise RemoteProtocolError if a region is empty, passes the end of its addresses or of any file,
+    or overlaps another one in either kind of address.
     """
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
@@ -60,11 +60,11 @@ class AddressTable:
         _check_overlap([(r.user_addr, r.size) for r in self.regions], "user")
 
     def added(self, region: Region) -> AddressTable:
-        """Make a table with one more region."""
+        """Return a table with one more region."""
         return AddressTable((*self.regions, region))
 
     def removed(self, region: Region) -> AddressTable:
-        """Make a table without a region, which must be there."""
+        """Return a table without a region. Raise RemoteProtocolError if it is not in this one."""
         left = [r for r in self.regions if not r.is_same(region)]
         if len(left) == len(self.regions):
             raise RemoteProtocolError(
@@ -74,7 +74,10 @@ class AddressTable:
         return AddressTable(left)
 
     def to_guest(self, user_addr: int, length: int) -> int:
-        """Give the guest address of `length` bytes, all in one region, at a user address."""
+        """Return the guest address of a user address.
+
+        Raise RemoteProtocolError unless all `length` bytes are in one region.
+        """
         for region in self.regions:
             start = user_addr - region.user_addr
             if start >= 0 and start + length <= region.size:

@@ -1,4 +1,4 @@
-"""What vhost-user messages look like, and how they are cut out of a socket's bytes."""
+"""The layout of vhost-user messages, and a parser that finds them in a socket's bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from attrs import frozen
 from vconfs.protocol._input import Input
 from vconfs.protocol.errors import RemoteProtocolError
 
-#: Feature bit that says that there are protocol features.
+#: The feature bit that enables protocol features.
 F_PROTOCOL_FEATURES: Final = 1 << 30
 
 # Protocol features.
@@ -42,7 +42,7 @@ REGION: Final = struct.Struct("=QQQQ")  # guest address, size, user address, mma
 MEM_REG: Final = struct.Struct("=Q32s")  # padding, a region
 CONFIG: Final = struct.Struct("=III")  # offset, size, flags; the bytes follow
 
-#: In the u64 of SET_VRING_KICK, _CALL and _ERR: the ring's index, and "no descriptor comes".
+#: In the u64 of SET_VRING_KICK, _CALL and _ERR: the ring's index, and a flag for no descriptor.
 VRING_INDEX: Final = 0xFF
 VRING_NO_FD: Final = 1 << 8
 
@@ -51,14 +51,14 @@ CONFIG_MIGRATION: Final = 1  # a migration restores the config space
 
 PAYLOAD_MAX: Final = 4096
 FDS_MAX: Final = 8
-#: The most regions that a SET_MEM_TABLE has; ADD_MEM_REG can go further.
+#: The most regions in a SET_MEM_TABLE; ADD_MEM_REG can add more.
 TABLE_REGIONS_MAX: Final = 8
 CONFIG_MAX: Final = 256
 QUEUES_MAX: Final = VRING_INDEX + 1
 
 
 class Request(IntEnum):
-    """What the front-end asks of the back-end."""
+    """The requests of the front-end to the back-end."""
 
     GET_FEATURES = 1
     SET_FEATURES = 2
@@ -89,7 +89,7 @@ class Request(IntEnum):
 
 
 class BackendRequest(IntEnum):
-    """What the back-end asks of the front-end, on a channel of its own."""
+    """The requests of the back-end to the front-end, on a channel of their own."""
 
     CONFIG_CHANGE_MSG = 2
     VRING_CALL = 4
@@ -98,7 +98,7 @@ class BackendRequest(IntEnum):
 
 @frozen
 class Message:
-    """A message as it came, with the descriptors that came with it."""
+    """A received message, with the descriptors that came with it."""
 
     request: int
     flags: int
@@ -107,12 +107,12 @@ class Message:
 
     @property
     def needs_reply(self) -> bool:
-        """Whether the sender asks for an acknowledgement."""
+        """True if the sender asks for an acknowledgement."""
         return bool(self.flags & NEED_REPLY)
 
 
 class Outgoing(NamedTuple):
-    """A message to be sent: its bytes, the descriptors that go with them, whether a reply comes.
+    """A message to send: its bytes, its descriptors, and True if a reply will come.
 
     The descriptors stay the caller's: they can be closed when the message was sent.
     """
@@ -124,21 +124,21 @@ class Outgoing(NamedTuple):
 
 @frozen
 class Refused:
-    """A message of the peer's that changed nothing; to be counted, and logged once."""
+    """A message of the peer that had no effect, to be counted, and logged once."""
 
     request: int
     reason: str
 
 
 def pack(request: int, payload: bytes = b"", flags: int = 0) -> bytes:
-    """Make the bytes of a message."""
+    """Return the bytes of a message."""
     return HEADER.pack(request, VERSION | flags, len(payload)) + payload
 
 
 def unpack(
     message: Message, layout: struct.Struct, kind: type[Request] | type[BackendRequest] = Request
 ) -> tuple[Any, ...]:
-    """Take a payload apart that must be exactly one such struct."""
+    """Unpack a payload. Raise RemoteProtocolError if its size is not exactly that of `layout`."""
     if len(message.payload) != layout.size:
         raise RemoteProtocolError(
             f"{name_of(message.request, kind)} with a payload of {len(message.payload)} bytes, "
@@ -148,7 +148,7 @@ def unpack(
 
 
 def name_of(request: int, kind: type[Request] | type[BackendRequest] = Request) -> str:
-    """Name a request for an error."""
+    """Return the name of a request, for an error."""
     try:
         return kind(request).name
     except ValueError:
@@ -156,40 +156,40 @@ def name_of(request: int, kind: type[Request] | type[BackendRequest] = Request) 
 
 
 class Parser:
-    """Cuts messages out of what comes on one socket.
+    """A parser of the messages that come on one socket.
 
     A message's descriptors are those that come with the bytes of its header. The kernel may join
-    messages that were sent apart, and then gives the descriptors of the last one: receive no more
-    than `wanted` bytes at once.
+    messages that were sent separately, and then returns the descriptors of the last one: receive no
+    more than `wanted` bytes at once.
 
-    Descriptors are the parser's from `feed` until their message is given out; those that never
-    are come from `release`.
+    Descriptors belong to the parser from `feed` until `next_message` returns their message.
+    `release` returns the others.
     """
 
     def __init__(self) -> None:
         self._input = Input()
-        self._fed = 0  # bytes, ever
-        self._start = 0  # where the message that is coming starts
-        self._came: deque[tuple[int, int]] = deque()  # where a descriptor came, the descriptor
+        self._fed = 0  # total number of bytes
+        self._start = 0  # offset at which the incomplete message starts
+        self._came: deque[tuple[int, int]] = deque()  # offset of a descriptor, the descriptor
         self._header: tuple[int, int, int] | None = None
         self._fds: tuple[int, ...] = ()
         self._error: RemoteProtocolError | None = None
 
     @property
     def wanted(self) -> int:
-        """How many bytes are missing for the header, or for the payload, that comes next."""
+        """The number of bytes that are missing from the next header or payload."""
         return (self._header[2] if self._header else HEADER.size) - len(self._input)
 
     def feed(self, data: bytes, fds: Iterable[int] = ()) -> None:
-        """Take in bytes and the descriptors that came with the first of them."""
+        """Add received bytes, and the descriptors that came with the first of them."""
         self._came.extend((self._fed, fd) for fd in fds)
         self._fed += len(data)
         self._input.feed(data)
 
     def next_message(self) -> Message | None:
-        """Give the next whole message; None: it has not come yet.
+        """Return the next complete message, or None if it has not come yet.
 
-        RemoteProtocolError: what comes is no message; raised again by each further call.
+        Raise RemoteProtocolError if the bytes are not a message, and again in each further call.
         """
         if self._error is not None:
             raise self._error
@@ -214,7 +214,7 @@ class Parser:
         return Message(request, flags, bytes(payload), fds)
 
     def release(self) -> list[int]:
-        """Give up the descriptors of messages that were not given out: close them."""
+        """Return the descriptors of messages that were not returned. The caller closes them."""
         held = [*self._fds, *(fd for _, fd in self._came)]
         self._fds = ()
         self._came.clear()
@@ -222,7 +222,7 @@ class Parser:
 
     @property
     def ends_inside(self) -> bool:
-        """Whether a part of a message is here: if the socket ends now, the peer broke off."""
+        """True if a part of a message has come, so that the end of the socket would cut it off."""
         return self._header is not None or len(self._input) > 0
 
     def _check(self, request: int, flags: int, size: int) -> None:

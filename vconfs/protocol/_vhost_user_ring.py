@@ -1,4 +1,4 @@
-"""What a back-end knows of one ring."""
+"""A back-end's state of one ring."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _ALIGNMENTS: Final = (16, 2, 4)
 
 @define
 class Ring:
-    """One ring, from its first SET_VRING message on.
+    """A ring, from its first SET_VRING message on.
 
-    Raises RemoteProtocolError, and stays as it was, for what no ring can be.
+    For invalid values, the methods raise RemoteProtocolError and change nothing.
     """
 
     index: int
@@ -38,13 +38,13 @@ class Ring:
         self.num = num
 
     def set_base(self, base: int) -> None:
-        """Set the entry of the available ring to begin with."""
+        """Set the entry of the available ring with which to begin."""
         if base > _INDEX_MAX:
             raise RemoteProtocolError(f"ring {self.index} with a base of {base}")
         self.base = base
 
     def set_parts(self, parts: tuple[int, int, int], memory: AddressTable) -> None:
-        """Set where the parts are; all of them must be in the memory."""
+        """Set the user addresses of the parts, which must all be in the memory."""
         for address, alignment in zip(parts, _ALIGNMENTS, strict=True):
             if address % alignment:
                 raise RemoteProtocolError(
@@ -54,13 +54,13 @@ class Ring:
         self.parts = parts
 
     def layout(self, memory: AddressTable) -> Layout:
-        """Where the parts are, in guest addresses."""
+        """Return the guest addresses of the parts."""
         if not self.num or self.parts is None:
             raise RemoteProtocolError(f"ring {self.index} has no size or no address yet")
         return self._locate(self.parts, memory)
 
     def setup(self, memory: AddressTable, enabled: bool) -> RingSetup:
-        """What is needed to serve the ring."""
+        """Return the values needed to serve the ring."""
         kick, call, err = (self.fds.get(notifier) for notifier in Notifier)
         return RingSetup(self.layout(memory), self.base, kick, call, err, enabled)
 

@@ -1,10 +1,10 @@
-"""The control protocol of a host end: what `vconfs ctl` and other programs say to its socket.
+"""The control protocol of a host end: what `vconfs ctl` and other programs send to its socket.
 
 Theory of operation
 -------------------
-Lines of JSON in UTF-8, one object each; `control.schema.json` beside this file describes them.
-The host greets with its protocol's version. Then every line of the client is a request, and gets
-one line of reply, in order:
+Both sides send lines of JSON in UTF-8, one object each; `control.schema.json` beside this file
+describes them. The host first sends a greeting with its protocol's version. Then every line of the
+client is a request, which gets one line of reply, in order:
 
     host    {"vconfs-control": 1}
     client  {"op": "add", "spec": "chat=unix:/run/chat.sock"}
@@ -14,13 +14,12 @@ one line of reply, in order:
     client  {"op": "remove", "port": 7}
     host    {"ok": false, "error": "there is no port 7"}
 
-"ports" are those that the request was about, as they are now: all of them for list, none for
-remove. A port is addressed by its id, a number, or by its name, a string, which must be one
-port's alone. Names are bytes: those that are not UTF-8 are lone surrogates (Python's
-surrogateescape).
+"ports" are the ports that the request was about, in their new state: all of them for list, none
+for remove. A port is addressed by its id, a number, or by its name, a string, which only one port
+may have. Names are bytes: those that are not UTF-8 are lone surrogates (Python's surrogateescape).
 
-A line that makes no sense gets an error, and the conversation goes on; one of more than
-LINE_MAX bytes gets an error, and ends it.
+A line that makes no sense gets an error, and the connection goes on. A line of more than LINE_MAX
+bytes gets an error, and ends the connection.
 """
 
 from __future__ import annotations
@@ -41,26 +40,26 @@ LINE_MAX: Final = 1 << 16
 
 @frozen
 class List:
-    """Tell of every port."""
+    """List every port."""
 
 
 @frozen
 class Add:
-    """Add a port; `spec` is written as for --port of `vconfs host`."""
+    """Add a port; `spec` has the form of --port of `vconfs host`."""
 
     spec: str
 
 
 @frozen
 class Remove:
-    """Take a port away."""
+    """Remove a port."""
 
     port: int | str
 
 
 @frozen
 class Rename:
-    """Give a port another name."""
+    """Rename a port."""
 
     port: int | str
     name: str
@@ -68,7 +67,7 @@ class Rename:
 
 @frozen
 class Throttle:
-    """Take no more data from the guest on a port, or go on."""
+    """Stop taking data from the guest on a port, or resume."""
 
     port: int | str
     on: bool
@@ -84,7 +83,7 @@ class Limit:
 
 @frozen
 class Cache:
-    """Say whether data that nobody has read survives a close of a port."""
+    """Keep unread data after a close of a port, or drop it."""
 
     port: int | str
     on: bool
@@ -92,7 +91,7 @@ class Cache:
 
 @frozen
 class Resize:
-    """Tell the size of the console on a port, in characters."""
+    """Set the size of the console on a port, in characters."""
 
     port: int | str
     cols: int
@@ -101,7 +100,7 @@ class Resize:
 
 @frozen
 class Disconnect:
-    """Hang up the client at the far side of a port, or open its file anew."""
+    """Hang up the client at the far side of a port, or reopen its file."""
 
     port: int | str
 
@@ -140,7 +139,7 @@ def _is_number(low: int, high: int) -> Callable[[object], bool]:
 
 _SIZE: Final = (_is_number(0, 65535), "a number from 0 to 65535")
 _TEXT: Final = (_is_text, "a string")
-#: Field -> whether a value is one, and what it has to be.
+#: Field → a predicate for its values, and a description of them.
 _FIELDS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "spec": _TEXT,
     "name": _TEXT,
@@ -155,22 +154,22 @@ _FIELDS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
 
 
 def encode_greeting() -> bytes:
-    """Make the line with which the host begins."""
+    """Return the first line of the host."""
     return _line({"vconfs-control": VERSION})
 
 
 def encode_request(request: Request) -> bytes:
-    """Make the line of a request."""
+    """Return the line of a request."""
     return _line({"op": _OPS[type(request)], **asdict(request)})
 
 
 def encode_ports(ports: Sequence[Mapping[str, object]]) -> bytes:
-    """Make the line of a reply to a request that was carried out."""
+    """Return the line of a reply to a request that succeeded."""
     return _line({"ok": True, "ports": ports})
 
 
 def encode_error(message: str) -> bytes:
-    """Make the line of a reply to a request that was not."""
+    """Return the line of a reply to a request that failed."""
     return _line({"ok": False, "error": message})
 
 
@@ -179,7 +178,7 @@ def _line(value: Mapping[str, object]) -> bytes:
 
 
 def parse_request(line: bytes) -> Request:
-    """Read a client's line; RemoteProtocolError says what is wrong with it."""
+    """Parse a line of a client. Raise RemoteProtocolError with what is wrong with it."""
     value = _parse_object(line)
     op = value.pop("op", None)
     kind = REQUESTS.get(op) if isinstance(op, str) else None
@@ -198,7 +197,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def parse_greeting(line: bytes) -> int:
-    """Read the host's first line, and give its version; RemoteProtocolError: it is none."""
+    """Return the version in the host's first line. Raise RemoteProtocolError if there is none."""
     version = _parse_object(line).get("vconfs-control")
     if type(version) is not int:
         raise RemoteProtocolError("this is no greeting")
@@ -206,7 +205,10 @@ def parse_greeting(line: bytes) -> int:
 
 
 def parse_reply(line: bytes) -> list[dict[str, Any]] | str:
-    """Read a reply: the ports, or what was wrong; RemoteProtocolError: it is none."""
+    """Return the ports or the error message of a reply.
+
+    Raise RemoteProtocolError if the line is not a reply.
+    """
     match _parse_object(line):
         case {"ok": True, "ports": list(ports)} if all(isinstance(port, dict) for port in ports):
             return ports
@@ -233,15 +235,15 @@ def _shown(value: object) -> str:
 
 
 class LineReader:
-    """Cuts what a client sends into lines, of which none may be longer than LINE_MAX."""
+    """A splitter of a client's bytes into lines, which may have up to LINE_MAX bytes."""
 
     def __init__(self) -> None:
         self._begun = bytearray()
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """Give the lines that are whole now, but no empty ones.
+        """Yield the lines that are complete now, except empty ones.
 
-        Raises RemoteProtocolError where a line is too long: there is no way on from there.
+        Raise RemoteProtocolError if a line is too long. Nothing can be read after that.
         """
         first, *others = data.split(b"\n")
         self._add(first)

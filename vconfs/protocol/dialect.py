@@ -1,4 +1,4 @@
-"""What both dialects offer, so that the layers above need not know which one is spoken."""
+"""The interface of both dialects, so that the layers above need not know which one is used."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from vconfs.protocol.events import Buffer, ConfigWrite, Event, Message
 
 
 class End(Protocol):
-    """What the guest end and the host end of a dialect share."""
+    """The common part of the guest end and the host end of a dialect."""
 
     multiport: bool
-    #: Back-pressure on a port is a message; else the receiver holds the port's buffers back.
+    #: True if back-pressure on a port is a message. Otherwise the receiver keeps its buffers.
     throttles: bool
-    #: Which ports there are stands in the config space; else messages say so.
+    #: True if the config space defines which ports exist. Otherwise messages do.
     ports_in_config: bool
     header_size: int
 
     @property
     def queues(self) -> int:
-        """How many virtqueues the dialect uses."""
+        """The number of virtqueues that the dialect uses."""
 
     def data_queue(self, id: int) -> int:
-        """The queue on which this end sends data of a port."""
+        """Return the queue on which this end sends data of a port."""
 
     def receive_queue(self, id: int) -> int:
-        """The queue on which this end receives data of a port."""
+        """Return the queue on which this end receives data of a port."""
 
     def port_of(self, queue: int) -> int | None:
-        """The only port whose data comes on `queue`; None: several, or control messages."""
+        """Return the port that has `queue` to itself, or None (several ports, or control)."""
 
     def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
     def port_open(self, id: int, opened: bool) -> Message | None: ...  # noqa: D102
@@ -52,7 +52,7 @@ class Guest(End, Protocol):
 class Host(End, Protocol):
     """The device's end of a dialect."""
 
-    #: The guest can have ports with ids below this.
+    #: The ids of the guest's ports are smaller than this.
     max_ports: int
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes: ...  # noqa: D102
@@ -67,7 +67,7 @@ class Host(End, Protocol):
 
 @frozen
 class Dialect:
-    """One dialect: its two ends, and the features that they have together."""
+    """A dialect: its two ends, and the features that they support."""
 
     guest: Callable[[int], Guest]
     host: Callable[[int], Host]

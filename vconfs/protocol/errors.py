@@ -1,4 +1,4 @@
-"""Whose fault it was: the two errors that every protocol module raises."""
+"""The two errors of all protocol modules, by whose fault it was."""
 
 
 class ProtocolError(Exception):

@@ -1,6 +1,6 @@
-"""What either end of a console protocol tells its owner: one frozen class for each thing.
+"""The events that the ends of a console protocol return to their owner, one frozen class each.
 
-Both dialects give these same events, so that nobody above them asks which one is spoken.
+Both dialects return the same events, so that the layers above need not know which one is used.
 `id` is always the port's number on its device.
 """
 
@@ -22,14 +22,14 @@ class PortAdded:
 
 @frozen
 class PortRemoved:
-    """The host has taken this port away."""
+    """The host has removed this port."""
 
     id: int
 
 
 @frozen
 class PortReady:
-    """The guest has taken up a port (virtio1 PORT_READY), or failed to."""
+    """The guest has added a port (virtio1 PORT_READY), or failed to."""
 
     id: int
     ready: bool
@@ -45,7 +45,7 @@ class PortOpened:
 
 @frozen
 class PortNamed:
-    """The port's name, without the trailing NUL that some hosts send; empty: it has none."""
+    """The port's name, without the trailing NUL that some hosts send; empty if it has no name."""
 
     id: int
     name: bytes
@@ -74,7 +74,7 @@ class ConsolePort:
 
 @frozen
 class CacheSet:
-    """Whether data that nobody has read survives a close of the port."""
+    """`cache` is true if unread data is kept after a close of the port."""
 
     id: int
     cache: bool
@@ -90,7 +90,7 @@ class Throttled:
 
 @frozen
 class LimitSet:
-    """How many unread bytes the guest may hold for this port before it throttles the host."""
+    """The most unread bytes that the guest may hold for this port before it throttles the host."""
 
     id: int
     limit: int
@@ -116,9 +116,9 @@ class DeviceReady:
 class Data:
     """Bytes for a port.
 
-    `data` is a view of the received buffer: use or copy it before the buffer goes back.
-    `size` is the length of the whole write request in its first buffer and 0 in the others;
-    None where the dialect does not tell (virtio1).
+    `data` is a view of the received buffer: use or copy it before the buffer is given back.
+    `size` is the length of the whole write request in its first buffer and 0 in the others, or
+    None if the dialect does not have it (virtio1).
     """
 
     id: int
@@ -128,9 +128,9 @@ class Data:
 
 @frozen
 class Ignored:
-    """Something that the peer may not send; it changes nothing but a count.
+    """A message that the peer may not send. It is counted and has no other effect.
 
-    `id` is the port it was about, None where that cannot be told.
+    `id` is the port that it was about, or None if that is unknown.
     """
 
     id: int | None
@@ -158,7 +158,7 @@ Event: TypeAlias = (
 
 @frozen
 class ConfigWrite:
-    """Bytes that the guest end wants written to the device's config space."""
+    """Bytes to write to the device's config space (guest end)."""
 
     offset: int
     data: bytes
@@ -166,7 +166,7 @@ class ConfigWrite:
 
 @frozen
 class Message:
-    """One buffer that an end wants sent: the queue it goes to, and its bytes."""
+    """A buffer to send: its queue and its bytes."""
 
     queue: int
     data: bytes

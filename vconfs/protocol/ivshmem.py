@@ -1,9 +1,10 @@
-"""How processes get each other's doorbells: the server of QEMU's ivshmem (its ivshmem-spec.txt).
+"""The protocol of QEMU's ivshmem server, which gives processes each other's doorbells.
 
 A doorbell is an eventfd; each peer has one for each of its vectors. The server sends messages of
-one le64 with at most one descriptor: the version, which is 0; the id of the peer that it talks to;
--1 with memory for all; then, for each vector of each peer, the peer's id with the doorbell, ours
-among them. Later a peer's id alone says that it has left.
+one le64 with at most one descriptor: the version, which is 0; the id of the receiving peer; -1 with
+the memory that all share; then, for each vector of each peer, ourselves included, the peer's id
+with the doorbell. Later, a peer's id without a descriptor means that it has left. See QEMU's
+ivshmem-spec.txt.
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ _ID_MAX: Final = 0xFFFF
 
 
 class Peer:
-    """One peer, by what the server has told it."""
+    """A peer's view of what the server has sent."""
 
     def __init__(self) -> None:
-        #: Our id; None: it has not come.
+        #: Our id, or None if it has not come yet.
         self.id: int | None = None
         #: Our doorbells, by vector.
         self.doorbells: list[int] = []
         self._greeted = False
 
     def receive(self, message: bytes, descriptor: int | None) -> bool:
-        """Take in one message; whether its descriptor is ours to keep."""
+        """Handle a message. Return True if its descriptor is one of our doorbells, to be kept."""
         (value,) = MESSAGE.unpack(message)
         if not self._greeted:
             if value != _VERSION:
@@ -48,6 +49,6 @@ class Peer:
         return False
 
     def ring(self, vector: int) -> int:
-        """What is written to a doorbell register to ring one of ours."""
+        """Return the value that rings one of our doorbells when written to a doorbell register."""
         assert self.id is not None, "the server has not told it"
         return self.id << 16 | vector

@@ -5,7 +5,7 @@
     from QEMU   OK | OK 0x1234 | FAIL why | ERR why      one for each command, in order
                 IRQ raise 20 | IRQ lower 20              at any time
 
-A command is answered after it has had its effect, and after the IRQ lines that it caused.
+A command is answered after it has taken effect, and after the IRQ lines that it caused.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from attrs import frozen
 
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-#: The longest line that is believed.
+#: The longest valid line.
 LINE_MAX: Final = 4096
 
 _SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -25,14 +25,14 @@ _SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
 
 @frozen
 class Answer:
-    """The oldest command was carried out; `value` is what it read, or 0."""
+    """The oldest command succeeded; `value` is what it read, or 0."""
 
     value: int
 
 
 @frozen
 class Refused:
-    """The oldest command was not carried out."""
+    """The oldest command failed."""
 
     reason: str
 
@@ -49,27 +49,27 @@ QtestEvent: TypeAlias = Answer | Refused | Interrupt
 
 
 def read(address: int, size: int) -> bytes:
-    """Read memory: 1, 2, 4 or 8 bytes."""
+    """Return the command that reads 1, 2, 4 or 8 bytes of memory."""
     return f"read{_suffix(size, 8)} {address:#x}\n".encode()
 
 
 def write(address: int, size: int, value: int) -> bytes:
-    """Write memory: 1, 2, 4 or 8 bytes."""
+    """Return the command that writes 1, 2, 4 or 8 bytes of memory."""
     return f"write{_suffix(size, 8)} {address:#x} {value:#x}\n".encode()
 
 
 def read_port(port: int, size: int) -> bytes:
-    """Read an I/O port: 1, 2 or 4 bytes."""
+    """Return the command that reads 1, 2 or 4 bytes of an I/O port."""
     return f"in{_suffix(size, 4)} {port:#x}\n".encode()
 
 
 def write_port(port: int, size: int, value: int) -> bytes:
-    """Write an I/O port: 1, 2 or 4 bytes."""
+    """Return the command that writes 1, 2 or 4 bytes of an I/O port."""
     return f"out{_suffix(size, 4)} {port:#x} {value:#x}\n".encode()
 
 
 def intercept_interrupts(controller: str) -> bytes:
-    """Ask for a line whenever an input of the interrupt controller changes."""
+    """Return the command that requests a line for each change of the controller's inputs."""
     return f"irq_intercept_in {controller}\n".encode()
 
 
@@ -80,13 +80,13 @@ def _suffix(size: int, largest: int) -> str:
 
 
 class LineReader:
-    """Makes events of what QEMU sends, however it is cut up."""
+    """A parser of QEMU's output, which may come in pieces of any size."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def receive(self, data: bytes) -> Iterator[QtestEvent]:
-        """Give an event for each line that is whole now."""
+        """Yield an event for each line that is complete now."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         for line in lines:
             yield _parse(line)

@@ -2,56 +2,58 @@
 
 Theory of operation
 -------------------
-Each end says hello, then frames follow, one for each buffer. All numbers are little-endian.
+Each end sends a hello, then frames, one for each buffer. All numbers are little-endian.
 
     hello   8s magic, u16 version, u8 role, u8 flags, u32 window, u64 features, u32 size, config
     frame   u32 size, u8 queue, payload of `size` bytes
 
-The *role* is 0 for the guest end, 1 for the host end: two guests cannot talk, and a line that
-echoes is told from a peer. The *config* is the host's config space; a guest sends none. The
+The *role* is 0 for the guest end, 1 for the host end: two guests cannot talk, and the echo of a
+line is not taken for a peer. The *config* is the host's config space; a guest sends none. The
 *magic* has a byte above 127, a CR LF and a NUL, so that a line which is not 8-bit clean cannot
 carry it.
 
-Either end may speak first, and none needs to wait for the other. *Features* are the bits that
-this end can use. An end that has the peer's hello already says so (flags bit 0, ANSWER) and
-leaves out what the peer cannot use; an answer with more is refused. So the negotiated features
-are what both named, whoever spoke first. Frames may be sent when both hellos are there.
+Either end may send first, and neither needs to wait for the other. *Features* are the bits that
+this end can use. An end that already has the peer's hello sets ANSWER (flags bit 0) in its own and
+leaves out features that the peer cannot use; an answer with others is refused. So the negotiated
+features are those of both hellos, whichever came first. An end may send frames when both hellos
+have been sent and received.
 
-On a line that nobody has opened yet, a hello is lost. So an end that has said hello, and then
-hears one that is no ANSWER, says its own once more, as an ANSWER (`Connection.answer`). The peer
-may have heard the first after all: it passes over the answer, which is the first thing behind it.
+On a line that the peer has not opened yet, a hello is lost. So an end that has sent its hello, and
+then receives one that is not an ANSWER, sends its own once more as an ANSWER (`Connection.answer`).
+If the peer has received the first one after all, it ignores the answer, which comes before any
+frame.
 
     queue     direction        payload
     0 INPUT   host to guest    a buffer of v8's queue 0
     1 OUTPUT  guest to host    a buffer of v8's queue 1
-    16, 17                     like 0 and 1, and the sender asks to be told when it was seen
+    16, 17                     like 0 and 1, and the sender wants to know when it was seen
     240 CREDIT   both          u32 bytes that were handed on, u32 watched frames that were seen
-    241 CONFIG   host to guest the whole config space, as long as in the hello: it has changed
+    241 CONFIG   host to guest the whole changed config space, as long as in the hello
     242 BYE      both          why the sender leaves, as UTF-8; nothing follows
 
-Credit is for lines without flow control, where bytes that nobody reads get lost. *Window* in the
-hello is how many bytes the peer of its sender may have under way, 0: any number. All of a frame
-counts, its header too, from when it is sent until a CREDIT counts it back; only CREDIT and BYE are
-not counted. The receiver collects acknowledgements until they are half of the window, so there are
-never more than two CREDIT frames under way for it. It collects none while the peer has less than
-RESERVE left: an end that leaves so much for its control messages can always send one, even if none
-of its data is handed on. Hence what an end has under way is at most the window and EXCESS_MAX
-bytes, and a CREDIT for each watched frame. A payload is at most half a window, less a header
-(`max_payload`): when everything was handed on and the peer still keeps its last acknowledgements
-back, that much fits, so the two ends cannot wait for each other for ever.
+Credit is for lines without flow control, where unread bytes get lost. The *window* in a hello is
+how many bytes the receiver of the hello may have under way; 0 means any number. A whole frame
+counts, header included, from when it is sent until a CREDIT counts it back; only CREDIT and BYE
+are not counted. The receiver of frames collects acknowledgements until they are half of the
+window, so it never has more than two CREDIT frames for them under way. It collects none while the
+peer has less than RESERVE left: an end that leaves this much for its control messages can always
+send one, even if none of its data is handed on. So an end has at most the window and EXCESS_MAX
+bytes under way, and a CREDIT for each watched frame. A payload is at most half a window, less a
+header (`max_payload`): when everything was handed on and the peer has not yet sent its last
+acknowledgements, a payload still fits, so the two ends cannot wait for each other for ever.
 
-A frame that asks to be told (`WATCHED`) is counted by the next CREDIT after it was taken in, which
-does not wait for half a window then, and is sent to an end that has granted no window, too. What
-the peer sent before that CREDIT, it sent before it had seen the frame or in answer to it.
+A `WATCHED` frame is counted by the next CREDIT after it was handled. That CREDIT does not wait for
+half a window, and is sent even to an end that has granted no window. Everything that the peer sent
+before that CREDIT was sent before it had seen the frame, or in answer to it.
 
-A peer that breaks a rule (or is no peer: a shell, a web server) raises RemoteProtocolError with
-the field and its value. The end of the stream is no error here but `Closed`, wherever it comes,
-because a peer may be killed anywhere.
+A peer that breaks a rule (or another program: a shell, a web server) raises RemoteProtocolError
+with the field and its value. The end of the stream is not an error but `Closed`, wherever it
+comes, because a peer may be killed at any point.
 
-A line without hang-up, like a tty, does not tell when the peer was restarted, and may carry a
-kernel's boot messages first. For these an end can be told to skip noise before the hello
-(`noise_max`). Any other hello where a frame should be raises `PeerRestarted`; `trailing_data`
-starts with that hello and can be fed to a new connection.
+A line without hang-up, like a tty, does not show that the peer was restarted, and may carry a
+kernel's boot messages first. For such lines an end can skip noise before the hello (`noise_max`).
+Any other hello where a frame should be raises `PeerRestarted`; `trailing_data` then starts with
+that hello and can be fed to a new connection.
 """
 
 from __future__ import annotations
@@ -104,21 +106,21 @@ _CREDITED: Final = struct.Struct("<II")
 
 INPUT: Final = 0
 OUTPUT: Final = 1
-#: Added to the number of a queue: the sender asks to be told when this frame was seen.
+#: Added to the number of a queue: the sender wants to know when this frame was seen.
 WATCHED: Final = 16
 CREDIT: Final = 240
 CONFIG: Final = 241
 BYE: Final = 242
 
-#: The largest payload of a frame: a write of 1 MiB, and any header in front of it.
+#: The largest payload of a frame: a write of 1 MiB, and any header before it.
 PAYLOAD_MAX: Final = (1 << 20) + 4096
 BYE_MAX: Final = 256
-#: Bytes of a window that an end leaves for control messages, where it needs to.
+#: Bytes of a window that an end leaves for control messages, if it needs to.
 RESERVE: Final = 64
-#: What may be under way beside a full window: two CREDIT frames, as many more as there are frames
-#: in RESERVE, and a BYE.
+#: The most bytes under way beside a full window: two CREDIT frames, as many more as there are
+#: frames in RESERVE, and a BYE.
 EXCESS_MAX: Final = (2 + RESERVE // HEADER.size) * _CREDIT.size + HEADER.size + BYE_MAX
-#: `Connection.free` where there is no window.
+#: The value of `Connection.free` without a window.
 UNLIMITED: Final = 1 << 62
 
 
@@ -126,8 +128,8 @@ UNLIMITED: Final = 1 << 62
 class Frame:
     """A buffer of one of v8's queues.
 
-    `payload` is good for as long as it is held. Tell its size to `Connection.acknowledge` when
-    it was handed on.
+    `payload` stays valid while it is referenced. Pass its size to `Connection.acknowledge` when it
+    was handed on.
     """
 
     queue: int
@@ -137,7 +139,7 @@ class Frame:
 
 @frozen
 class ConfigChanged:
-    """The host's config space is now this one; to be acknowledged like a frame."""
+    """The host's new config space, to be acknowledged like a frame."""
 
     config: bytes
 
@@ -152,7 +154,7 @@ class CreditReceived:
 
 @frozen
 class Closed:
-    """The peer left: the reason that it gave, or how the stream ended. Nothing follows."""
+    """The peer left, with the reason that it sent or how the stream ended. Nothing follows."""
 
     reason: str
 
@@ -163,8 +165,8 @@ Event: TypeAlias = Hello | Frame | ConfigChanged | CreditReceived | Closed
 class Connection:
     """One end of a stream.
 
-    `window` is what we grant to the peer: how many bytes it may have under way to us, 0: any
-    number. `noise_max` is how many bytes may come before the peer's hello.
+    `window` is how many bytes the peer may have under way to us; 0 means any number. `noise_max`
+    is the most bytes that may come before the peer's hello.
     """
 
     def __init__(self, role: Role, *, window: int = 0, noise_max: int = 0) -> None:
@@ -174,13 +176,13 @@ class Connection:
         self._window = window
         self._input = Input()
         self._greeting = Greeting(role, window, noise_max)
-        self._header: tuple[int, int] | None = None  # size, queue of the frame that is coming
+        self._header: tuple[int, int] | None = None  # size and queue of the incomplete frame
         self._ended: Exception | Closed | None = None
-        # What we receive, where we granted a window.
-        self._received = 0  # bytes of frames that are not counted back
-        self._handed_on = 0  # those of them that are acknowledged, but not counted back yet
+        # Received frames, if we granted a window.
+        self._received = 0  # bytes of frames that we have not counted back
+        self._handed_on = 0  # those of them that are acknowledged
         self._seen = 0  # watched frames that are acknowledged, but not counted back yet
-        # What we send.
+        # Sent frames.
         self._under_way = 0
         self._unseen = 0  # watched frames that the peer has not counted back
         self._left = False
@@ -188,20 +190,20 @@ class Connection:
     # Receiving
 
     def feed(self, data: bytes) -> None:
-        """Take in what came from the stream; look for events afterwards, until there is none.
+        """Add bytes from the stream. Call `next_event` afterwards, until it returns None.
 
-        Frames are views of `data` where it has them whole.
+        Frames that are complete in `data` are views of it.
         """
         self._input.feed(data)
 
     def feed_eof(self) -> None:
-        """Take in that the stream has ended."""
+        """Take note that the stream has ended."""
         self._input.eof = True
 
     def next_event(self) -> Event | None:
-        """Give what has happened next; None: more bytes are needed, or the peer has left.
+        """Return the next event, or None if more bytes are needed, or the peer has left.
 
-        RemoteProtocolError: the peer broke a rule; it is raised again by each further call.
+        Raise RemoteProtocolError if the peer broke a rule, and again in each further call.
         """
         if self._ended is not None:
             if isinstance(self._ended, Exception):
@@ -221,16 +223,16 @@ class Connection:
 
     @property
     def trailing_data(self) -> bytes:
-        """What came and made no event yet, or, after PeerRestarted, from the new hello on."""
+        """Received bytes without an event yet; after PeerRestarted, the new hello and the rest."""
         return self._input.rest()
 
     @property
     def features(self) -> int:
-        """The negotiated features. LocalProtocolError: not both ends have said hello."""
+        """The negotiated features. Raise LocalProtocolError before both ends have said hello."""
         return self._greeting.features
 
     def acknowledge(self, size: int, *, watched: bool = False) -> None:
-        """Note that a payload (or config) of this size was handed on: see `credit`."""
+        """Take note that a payload (or config) of this size was handed on: see `credit`."""
         self._seen += watched
         if not self._window or self._left:
             return
@@ -239,7 +241,7 @@ class Connection:
             raise LocalProtocolError(f"acknowledged {self._handed_on} of {self._received} bytes")
 
     def credit(self) -> bytes:
-        """Return the CREDIT frame that is due, or nothing while more is collected first."""
+        """Return the CREDIT frame that is due; empty while more is collected first."""
         enough = self._handed_on >= self._window // 2
         urgent = self._window - self._received < RESERVE or self._seen
         if self._left or not (enough or urgent) or not (self._handed_on or self._seen):
@@ -252,19 +254,19 @@ class Connection:
     # Sending
 
     def hello(self, features: int, config: bytes = b"") -> bytes:
-        """Say hello, with the features that we can use and, on the host end, the config space."""
+        """Return our hello, with the features that we can use and the config space (host end)."""
         return self._greeting.say(features, config)
 
     def answer(self) -> bytes:
-        """Say hello once more if the peer, which has spoken now, may have missed it.
+        """Return our hello once more if the peer, whose hello has come, may have missed it.
 
-        To be sent before any frame; empty where the peer has surely heard us.
+        Send it before any frame. It is empty if the peer certainly has our hello.
         """
         return self._greeting.answer()
 
     @property
     def max_payload(self) -> int:
-        """The largest payload that the peer's window allows; known when its hello has come."""
+        """The largest payload that the peer's window allows, if its hello has come."""
         peer = self._greeting.peer
         if peer is None or not peer.window:
             return PAYLOAD_MAX
@@ -272,7 +274,7 @@ class Connection:
 
     @property
     def free(self) -> int:
-        """How many bytes, headers included, can be sent now; UNLIMITED without a window."""
+        """The number of bytes, headers included, that can be sent now; UNLIMITED if no window."""
         peer = self._greeting.peer
         if peer is None or not self._greeting.said or self._left:
             return 0
@@ -280,14 +282,14 @@ class Connection:
 
     @property
     def room(self) -> int:
-        """The largest payload that can be sent now, 0 where none can."""
+        """The largest payload that can be sent now, or 0."""
         return max(0, min(self.max_payload, self.free - HEADER.size))
 
     def frame_header(self, queue: int, size: int, *, watched: bool = False) -> bytes:
-        """Return what stands in front of a payload of `size` bytes; the two must be sent next.
+        """Return the header of a payload of `size` bytes; the two must be sent next.
 
-        The peer tells when it has seen a `watched` frame: see `CreditReceived`.
-        LocalProtocolError: there is no room for it, or the queue is not ours to send on.
+        The peer reports when it has seen a `watched` frame: see `CreditReceived`. Raise
+        LocalProtocolError if there is no room for it, or this end does not send on the queue.
         """
         if queue != (OUTPUT if self.role is Role.GUEST else INPUT):
             raise LocalProtocolError(f"a {self.role.name.lower()} does not send on queue {queue}")
@@ -296,7 +298,7 @@ class Connection:
         return header
 
     def config(self, config: bytes) -> bytes:
-        """Say that the config space has changed (host end); it needs room like any payload."""
+        """Return a frame with the changed config space (host end), which needs room like data."""
         if self.role is not Role.HOST or len(config) != self._greeting.config_size:
             raise LocalProtocolError(
                 f"a {self.role.name.lower()} whose config space has "
@@ -306,7 +308,7 @@ class Connection:
         return self._counted_header(CONFIG, len(config)) + config
 
     def bye(self, reason: str) -> bytes:
-        """Say why we leave; nothing can be sent afterwards. Empty where no hello was said."""
+        """Return a frame that says why we leave, the last to be sent; empty before our hello."""
         if not self._greeting.said or self._left:
             return b""
         self._left = True
@@ -319,7 +321,7 @@ class Connection:
         self._under_way += HEADER.size + size
         return HEADER.pack(size, queue)
 
-    # What came
+    # Received frames
 
     def _next_frame(self) -> Event | None:
         greeting = self._greeting
@@ -345,7 +347,7 @@ class Connection:
         return self._event(queue, payload)
 
     def _check_header(self, size: int, queue: int) -> None:
-        """Refuse a frame before any of its payload is kept."""
+        """Raise RemoteProtocolError for a bad frame, before any of its payload is kept."""
         if not self._greeting.said:
             raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
         guest = self.role is Role.GUEST

@@ -1,29 +1,29 @@
-"""The seed's dialect, spoken by both ends ("v8 patch": the kernel patch of October 2009).
+"""The dialect of the "v8 patch", the kernel patch of October 2009: both ends.
 
 Theory of operation
 -------------------
 All ports share two queues: 0 carries buffers from the host to the guest (input), 1 from the
-guest to the host (output). With MULTIPORT every buffer starts with a header; if its INTERNAL
-flag is set, a control packet follows, else data:
+guest to the host (output). With MULTIPORT every buffer starts with a header. If its INTERNAL
+flag is set, a control packet follows, otherwise data:
 
     header   u32 id, u32 flags, u32 size      flags bit 0: INTERNAL
     control  u16 event, u16 value             then the name, for PORT_NAME
 
-The config space (u16 cols, u16 rows, u32 nr_active_ports) says which ports there are: 0 up to
-nr_active_ports - 1. A config change with a larger number adds ports, with the same number it
-means that port 0's name may be another, with a smaller one it takes the last ports away.
+The config space (u16 cols, u16 rows, u32 nr_active_ports) defines which ports exist: 0 to
+nr_active_ports - 1. A config change with a larger number adds ports, one with a smaller number
+removes the last ports, and one with the same number means that port 0's name may have changed.
 
-Without MULTIPORT there are no headers and no control packets: one port, 0, which is a console
-and whose other side counts as open.
+Without MULTIPORT there are no headers and no control packets: there is one port, 0, which is a
+console and whose other side counts as open.
 
-An end here has no inputs but the bytes it is given and no outputs but what its methods return.
-`receive` makes one event of one buffer; what the peer may not send becomes `Ignored`, never an
-exception, because a bad buffer of one port must not stop the others. A method for each thing to
-send returns a `Message`, or None where this peer would not understand it.
+The only input of an end is the bytes passed to it, and its only output is what its methods
+return. `receive` turns one buffer into one event. What the peer may not send becomes `Ignored`,
+never an exception, because a bad buffer of one port must not stop the others. There is a method
+for each kind of message; it returns a `Message`, or None if this peer would not understand it.
 
-Two things that consoles need have no message in the seed: taking a port away that is not the
-last, and a size for each console. Where both ends offer feature bit 23 (PORT_EVENTS, ours) they
-have: events 6 PORT_ADD, 7 PORT_REMOVE and 8 RESIZE (u16 cols, u16 rows follow).
+Two messages that consoles need do not exist in the patch: one that removes a port other than the
+last one, and one with the size of each console. If both ends offer feature bit 23 (PORT_EVENTS,
+ours), there are events 6 PORT_ADD, 7 PORT_REMOVE and 8 RESIZE (followed by u16 cols, u16 rows).
 """
 
 from __future__ import annotations
@@ -101,12 +101,12 @@ _HEADER_CONTROL: Final = struct.Struct("<IIIHH")
 
 #: One step of BUFFER_LIMIT: 256 buffers of 4 KiB.
 LIMIT_UNIT: Final = 1 << 20
-#: The most that BUFFER_LIMIT can say.
+#: The largest value of BUFFER_LIMIT.
 LIMIT_MAX: Final = (1 << 16) - 1
 
 
 def addressee(buffer: Buffer) -> tuple[int, bool]:
-    """Tell which port a buffer belongs to, and whether it is a control message."""
+    """Return the port of a buffer, and True if the buffer is a control message."""
     if len(buffer) < HEADER.size:
         return 0, False
     id, flags, _ = HEADER.unpack_from(buffer)
@@ -128,54 +128,57 @@ class ControlEvent(IntEnum):
 
 
 class _End:
-    """What both ends share: the framing of buffers, and the messages that go both ways."""
+    """The base of both ends: the framing of buffers, and the messages that both can send."""
 
     #: The queue that this end sends on.
     sends_on: int
-    #: Back-pressure on a port is a THROTTLE_PORT message, and the buffers are everybody's.
+    #: Back-pressure on a port is a THROTTLE_PORT message, because all ports share the buffers.
     throttles = True
     ports_in_config = True
 
     def __init__(self, features: int) -> None:
         self.features = features
         self.multiport = bool(features & F_MULTIPORT)
-        #: Ids are smaller than this.
+        #: The ids of ports are smaller than this.
         self.max_ports = PORTS_MAX if self.multiport else 1
-        #: Bytes in front of the data of every buffer.
+        #: The number of bytes before the data of every buffer.
         self.header_size = HEADER.size if self.multiport else 0
         self._extended = self.multiport and bool(features & F_PORT_EVENTS)
 
     @property
     def queues(self) -> int:
-        """How many virtqueues this end uses."""
+        """The number of virtqueues that this end uses."""
         return QUEUES
 
     def data_queue(self, id: int) -> int:
-        """The queue on which data of a port is sent: the same one for all."""
+        """Return the queue on which data of a port is sent: the same one for all ports."""
         return self.sends_on
 
     def receive_queue(self, id: int) -> int:
-        """The queue on which data of a port comes: the same one for all."""
+        """Return the queue on which data of a port comes: the same one for all ports."""
         return INPUT + OUTPUT - self.sends_on
 
     def port_of(self, queue: int) -> int | None:
-        """No queue is one port's alone."""
+        """Return None: no queue belongs to one port only."""
         return None
 
     def data_header(self, id: int, size: int) -> bytes:
-        """What stands in front of data; `size` is the whole request's length, then 0."""
+        """Return the header of data.
+
+        `size` is the length of the whole write request in its first buffer, and 0 in the others.
+        """
         return HEADER.pack(id, 0, size) if self.multiport else b""
 
     def port_open(self, id: int, opened: bool) -> Message | None:
-        """Say that our side of the port was opened, or closed."""
+        """Tell the peer that our side of the port was opened or closed."""
         return self._control(id, ControlEvent.PORT_OPEN, opened)
 
     def throttle(self, id: int, on: bool) -> Message | None:
-        """Ask the peer to stop sending on this port, or to go on."""
+        """Ask the peer to stop sending on this port, or to resume."""
         return self._control(id, ControlEvent.THROTTLE_PORT, on)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
-        """Make an event of one buffer that came in on `queue`."""
+        """Return the event for one buffer that came on `queue`."""
         if not self.multiport:
             return Data(0, buffer)
         if len(buffer) < HEADER.size:
@@ -212,7 +215,7 @@ def _throttled(id: int, value: int, payload: memoryview) -> Event:
 class GuestEnd(ConfigReader, _End):
     """The driver's end of the dialect.
 
-    `features` are the negotiated ones (F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
+    `features` are the negotiated features (of F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
     """
 
     sends_on = OUTPUT
@@ -235,11 +238,11 @@ class GuestEnd(ConfigReader, _End):
         self._ports = 0
 
     def device_ready(self) -> Message | None:
-        """Nothing: in this dialect the host waits for no such message."""
+        """Return None: the host does not wait for such a message in this dialect."""
         return None
 
     def port_ready(self, id: int) -> Message | None:
-        """Ask for the port's name: what the guest does for every port that it has added."""
+        """Ask for the port's name, as a guest does for every port that it has added."""
         return self._control(id, ControlEvent.PORT_NAME, 0)
 
     def _ports_changed(self, ports: int) -> list[Event]:
@@ -256,7 +259,7 @@ class GuestEnd(ConfigReader, _End):
 class HostEnd(_End):
     """The device's end of the dialect.
 
-    `features` are the negotiated ones (F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
+    `features` are the negotiated features (of F_SIZE, F_MULTIPORT, F_PORT_EVENTS).
     """
 
     sends_on = INPUT
@@ -267,23 +270,23 @@ class HostEnd(_End):
     }
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes:
-        """The config space for this many ports (the largest id and one)."""
+        """Return the config space for this number of ports (the largest id plus one)."""
         return CONFIG.pack(*check_size(cols, rows), ports)
 
     def port_name(self, id: int, name: bytes) -> Message | None:
-        """Tell the port's name."""
+        """Tell the guest the port's name."""
         return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
 
     def console_port(self, id: int) -> Message | None:
-        """Tell that the port is a console."""
+        """Tell the guest that the port is a console."""
         return self._control(id, ControlEvent.CONSOLE_PORT, 1)
 
     def cache_buffers(self, id: int, on: bool) -> Message | None:
-        """Tell whether unread data survives a close."""
+        """Tell the guest to keep unread data after a close, or to drop it."""
         return self._control(id, ControlEvent.CACHE_BUFFERS, on)
 
     def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
-        """Tell how many MiB of unread data the guest may hold for the port."""
+        """Tell the guest how many MiB of unread data it may hold for the port."""
         if not 0 < mebibytes <= LIMIT_MAX:
             raise LocalProtocolError(f"a buffer limit is 1 to {LIMIT_MAX} MiB, not {mebibytes}")
         return self._control(id, ControlEvent.BUFFER_LIMIT, mebibytes)
@@ -293,9 +296,9 @@ class HostEnd(_End):
         return self._extension(id, ControlEvent.PORT_ADD)
 
     def port_remove(self, id: int) -> Message | None:
-        """Take a port away (PORT_EVENTS only; else a smaller config can take the last one)."""
+        """Remove a port (PORT_EVENTS only; otherwise a smaller config can remove the last one)."""
         return self._extension(id, ControlEvent.PORT_REMOVE)
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
-        """Tell the size of the console on a port (PORT_EVENTS only; else see `config`)."""
+        """Tell the guest a console's size (PORT_EVENTS only; otherwise see `config`)."""
         return self._extension(id, ControlEvent.RESIZE, SIZE.pack(*check_size(cols, rows)))

@@ -2,35 +2,38 @@
 
 Theory of operation
 -------------------
-A front-end has a guest's memory and its virtqueues, a back-end is the device. Over one unix
+A front-end has a guest's memory and its virtqueues, and a back-end is the device. Over one unix
 socket the front-end sends requests, with file descriptors; the back-end answers some of them. A
-second socket (SET_BACKEND_REQ_FD) carries the back-end's own requests. All numbers are native.
+second socket (SET_BACKEND_REQ_FD) carries the back-end's own requests. All numbers are in the
+machine's byte order.
 
     message   u32 request, u32 flags, u32 size, payload    flags: version 1, REPLY, NEED_REPLY
 
-`Parser` cuts messages out of either socket. `Backend` takes the front-end's requests and tells
-its owner what they change; `Frontend` makes them and reads what comes back. A request without a
-reply of its own is acknowledged (u64, 0: done) if NEED_REPLY is set and REPLY_ACK negotiated.
+`Parser` parses the messages of either socket. `Backend` handles the front-end's requests and
+returns their effects to its owner; `Frontend` makes requests and handles the replies. A request
+without a reply of its own is acknowledged (u64, 0 is success) if NEED_REPLY is set and REPLY_ACK
+negotiated.
 
-A ring is stopped at first. SET_VRING_KICK, or VRING_KICK in-band, starts it, GET_VRING_BASE stops
-it. It does nothing visible before SET_VRING_ENABLE, unless VHOST_USER_F_PROTOCOL_FEATURES was not
-negotiated: then it is enabled from the start. A ring that is running cannot be set up; setting up
-one that is disabled stops it (Linux's user-mode driver, loaded again, never asks where it
-stopped). When the memory changes, started rings go on in the new one, or stop if they are not in
-it.
+A ring is stopped at first. SET_VRING_KICK, or VRING_KICK in-band, starts it, and GET_VRING_BASE
+stops it. It does nothing visible before SET_VRING_ENABLE, unless VHOST_USER_F_PROTOCOL_FEATURES was
+not negotiated: then it is enabled from the start. A running ring cannot be set up. Setting up a
+ring that is disabled stops it (Linux's user-mode driver, when loaded again, never asks where it
+stopped). When the memory changes, started rings continue in the new memory, or stop if they are
+not in it.
 
-There are two kinds of address. The front-end names a ring's parts by *user* addresses, its own;
-the guest's descriptors have *guest* addresses. `AddressTable` has both; `RingSetup.layout` and
-`RingMoved.layout` are already guest addresses, so that one `virtqueue.GuestMemory` over the mapped
-regions serves for both. That all of a part lies in one region was checked.
+There are two kinds of addresses. The front-end refers to a ring's parts by *user* addresses, those
+of its own memory; the guest's descriptors have *guest* addresses. `AddressTable` has both.
+`RingSetup.layout` and `RingMoved.layout` already are guest addresses, so that one
+`virtqueue.GuestMemory` over the mapped regions is enough. Each part was checked to be inside one
+region.
 
 What a back-end does with bad messages
 --------------------------------------
-*Failed* means RemoteProtocolError: the connection ends, which is also how a front-end that asks
-for no answer learns of it (as with libvhost-user, which gives up in all of these cases).
-*Refused* means that nothing changes and a `Refused` event says why.
+*Failed* means RemoteProtocolError: the connection ends, which also tells a front-end that does not
+ask for an answer (libvhost-user gives up in all of these cases as well). *Refused* means that
+nothing changes and a `Refused` event has the reason.
 
-    what is wrong                                     NEED_REPLY     without
+    error                                             NEED_REPLY     without
     header: version, size > 4096, more than 8 fds     failed         failed
     a descriptor came with a payload                  failed         failed
     REPLY flag in a request                           failed         failed
@@ -41,25 +44,26 @@ for no answer learns of it (as with libvhost-user, which gives up in all of thes
       not negotiated                                  refused, 1     refused, silently
     SET_CONFIG: out of range, read-only, bad flags    refused, 1     refused, silently
     GET_CONFIG beyond 256 bytes                       refused, by a reply without payload
-    GET_VRING_BASE of a ring that there is not        failed         failed
-    any other ring that there is not                  refused, 1     failed
+    GET_VRING_BASE of a ring that does not exist      failed         failed
+    any other ring that does not exist                refused, 1     failed
     features that were not offered                    refused, 1     failed
     regions: empty, wrapping, overlapping, too many,
-      not there                                       refused, 1     failed
+      unknown                                         refused, 1     failed
     ring size or base, a ring's part not aligned or
       outside of every region, flags (no logging)     refused, 1     failed
     setting up a ring that is running                 refused, 1     failed
     starting a ring without size or address           refused, 1     failed
-    kick before enable                                fine: started, but disabled
+    kick before enable                                valid: started, but disabled
 
-NEED_REPLY counts only when REPLY_ACK was negotiated, be it by this very message. GET_CONFIG past
-the end of the config space, but within 256 bytes, gives zeros.
+NEED_REPLY only counts if REPLY_ACK was negotiated, possibly by the same message. GET_CONFIG past
+the end of the config space, but within 256 bytes, returns zeros.
 
-Whose descriptors are they
---------------------------
-A descriptor is an int here, and in every moment somebody's: the `Parser`'s from `feed` until
-`next_message` gives it out in a `Message`, or `release` does; then the `Backend`'s (see there),
-or, for replies and on the second socket, where none is legal, the caller's to close.
+Ownership of descriptors
+------------------------
+A descriptor is an int here, and has exactly one owner at any time. It belongs to the `Parser` from
+`feed` until `next_message` returns it in a `Message`, or `release` returns it. Then it belongs to
+the `Backend` (see there). In replies and on the second socket, where descriptors are not allowed,
+it belongs to the caller, who closes it.
 """
 
 from vconfs.protocol._vhost_user_backend import Backend

@@ -1,35 +1,35 @@
-"""The standard's dialect, spoken by both ends (virtio 1.2 §5.3, the Console Device).
+"""The dialect of the standard, both ends (virtio 1.2 §5.3, the Console Device).
 
 Theory of operation
 -------------------
-Each port has two queues of its own, and data in them is bare bytes: port 0 has queues 0 (to the
-guest) and 1 (from it), port n 2n+2 and 2n+3. With MULTIPORT queues 2 and 3 carry control messages,
-after which the bytes of a name or a size may stand:
+Each port has two queues of its own, which carry its data without headers: port 0 has queues 0 (to
+the guest) and 1 (from it), port n has 2n+2 and 2n+3. With MULTIPORT, queues 2 and 3 carry control
+messages, which the bytes of a name or a size may follow:
 
     control  le32 id, le16 event, le16 value
 
-The config space (le16 cols, le16 rows, le32 max_nr_ports, le32 emerg_wr) bounds the ports' ids,
-once and for all, because the queues are set up for that many; which ports there are is said by
-messages. The guest begins with DEVICE_READY, the host answers PORT_ADD for each port, the guest
-PORT_READY, and then the host tells what the port is (CONSOLE_PORT, PORT_NAME, PORT_OPEN) in
-whatever order it likes; some do so before PORT_READY. A PORT_ADD of a port that is there is one
-more `PortAdded`: the owner answers it again. Without MULTIPORT there is one port, 0, which is a
-console and whose other side counts as open.
+The config space (le16 cols, le16 rows, le32 max_nr_ports, le32 emerg_wr) limits the ports' ids.
+The limit never changes, because the queues are set up for it; messages say which ports exist. The
+guest begins with DEVICE_READY, the host answers with PORT_ADD for each port, the guest with
+PORT_READY, and then the host describes the port (CONSOLE_PORT, PORT_NAME, PORT_OPEN) in any order;
+some hosts do so before PORT_READY. A PORT_ADD of an existing port is one more `PortAdded`, which
+the owner answers again. Without MULTIPORT there is one port, 0, which is a console and whose other
+side counts as open.
 
-With EMERG_WRITE a guest whose ports are not there yet writes output of its console into emerg_wr,
-a byte at a time.
+With EMERG_WRITE, a guest whose ports do not exist yet writes output of its console to emerg_wr, one
+byte at a time.
 
 The size in the config space is port 0's. With MULTIPORT it means nothing before that port was
-added; hosts send RESIZE then, for Linux reads no size from the config space at all.
+added; hosts then send RESIZE, because Linux does not read the size in the config space at all.
 
-There is no throttling: a receiver holds its buffers back. Two traps are the owner's business. A
+There is no throttling: a receiver keeps its buffers instead. The owner has to avoid two traps. A
 hang-up comes on the control queue and can overtake data in the port's queue, which must be emptied
-first; where the port has no space for it now, the hang-up must wait. And QEMU drops control
-messages for which no buffer is posted, so the control ring must be kept full.
+first; if the port has no space for it, the hang-up must wait. And QEMU drops control messages for
+which no buffer is posted, so the control ring must be kept full.
 
-As in v8, `receive` makes one event of one buffer and never raises, and a method for each thing to
-send returns a `Message`, or None where there is nothing to say in this dialect, or nobody to hear
-it: a port whose id is not below max_nr_ports does not exist for the other end.
+As in v8, `receive` turns one buffer into one event and never raises, and there is a method for each
+kind of message. It returns a `Message`, or None if this dialect has no such message, or the port
+does not exist for the other end because its id is not below max_nr_ports.
 """
 
 from __future__ import annotations
@@ -89,20 +89,20 @@ __all__ = [
 ]
 
 F_EMERG_WRITE: Final = 1 << 2
-#: What both ends do by themselves. F_EMERG_WRITE is for who can write to the config space, and for
-#: a host that sees what a guest writes there.
+#: The features that both ends support by themselves. F_EMERG_WRITE also needs a link on which the
+#: guest can write to the config space and the host sees these writes.
 FEATURES: Final = F_SIZE | F_MULTIPORT
 
 CONTROL_IN: Final = 2
 CONTROL_OUT: Final = 3
 
 CONTROL: Final = struct.Struct("<IHH")
-#: The bytes of the config space that a guest may write, behind those of CONFIG.
+#: The bytes of the config space that a guest may write, after those of CONFIG.
 EMERGENCY_WRITE: Final = range(8, 12)
 
-#: The id of messages that are about the device as a whole.
+#: The id in messages about the device as a whole.
 NO_PORT: Final = 0xFFFFFFFF
-#: How many ports a device has room for if nobody says: QEMU's number, and 64 queues.
+#: The default number of ports that a device has room for: the same as QEMU's, with 64 queues.
 MAX_PORTS: Final = 31
 
 
@@ -120,54 +120,54 @@ class ControlEvent(IntEnum):
 
 
 class _End:
-    """What both ends share: queue numbers, framing, and the messages that go both ways."""
+    """The base of both ends: queue numbers, framing, and the messages that both can send."""
 
     throttles = False
     ports_in_config = False
     header_size = 0
-    #: 0: this end sends data on odd queues (the guest), 1: on even ones.
+    #: 0 for the guest, which sends data on odd queues; 1 for the host, which uses even ones.
     _is_host: ClassVar[int]
     _handlers: ClassVar[Handlers]
 
     def __init__(self, features: int, max_ports: int) -> None:
         self.features = features
         self.multiport = bool(features & F_MULTIPORT)
-        #: Ids are smaller than this.
+        #: The ids of ports are smaller than this.
         self.max_ports = max_ports if self.multiport else 1
 
     @property
     def queues(self) -> int:
-        """How many virtqueues the device has."""
+        """The number of virtqueues that the device has."""
         return 2 * (self.max_ports + 1) if self.multiport else 2
 
     def data_queue(self, id: int) -> int:
-        """The queue on which this end sends data of a port."""
+        """Return the queue on which this end sends data of a port."""
         return (2 * id + 2 if id else 0) + 1 - self._is_host
 
     def receive_queue(self, id: int) -> int:
-        """The queue on which this end receives data of a port."""
+        """Return the queue on which this end receives data of a port."""
         return (2 * id + 2 if id else 0) + self._is_host
 
     def port_of(self, queue: int) -> int | None:
-        """The port that a queue belongs to; None: it is for control messages."""
+        """Return the port that a queue belongs to, or None if it is for control messages."""
         if queue < CONTROL_IN:
             return 0
         return None if queue <= CONTROL_OUT else queue // 2 - 1
 
     def data_header(self, id: int, size: int) -> bytes:
-        """Nothing stands in front of data."""
+        """Return an empty header: data has none."""
         return b""
 
     def throttle(self, id: int, on: bool) -> Message | None:
-        """Nothing: whoever wants no more holds its buffers back."""
+        """Return None: a receiver that wants no more data keeps its buffers."""
         return None
 
     def port_open(self, id: int, opened: bool) -> Message | None:
-        """Say that our side of the port was opened, or closed."""
+        """Tell the peer that our side of the port was opened or closed."""
         return self._control(id, ControlEvent.PORT_OPEN, opened)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
-        """Make an event of one buffer that came in on `queue`, which is one of `queues`."""
+        """Return the event for one buffer that came on `queue`, which is one of `queues`."""
         id = self.port_of(queue)
         return self._receive_control(buffer) if id is None else Data(id, buffer)
 
@@ -183,7 +183,7 @@ class _End:
         return handler(about, value, buffer[CONTROL.size :])
 
     def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
-        """Make a message about a port, if the other end can have it."""
+        """Return a message about a port, if the other end can have that port."""
         return self._message(id, event, value, payload) if id < self.max_ports else None
 
     def _message(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
@@ -196,8 +196,8 @@ class _End:
 class GuestEnd(ConfigReader, _End):
     """The driver's end of the dialect.
 
-    `features` are the negotiated ones. How many ports there can be is learnt by `receive_config`.
-    `resize_rows_first`: for hosts that send rows before columns.
+    `features` are the negotiated features. `receive_config` sets how many ports there can be.
+    `resize_rows_first` is for hosts that send rows before columns.
     """
 
     _is_host = 0
@@ -214,7 +214,7 @@ class GuestEnd(ConfigReader, _End):
         super().__init__(features, MAX_PORTS)
         self._rows_first = resize_rows_first
         self._has_port_0 = not self.multiport
-        self._max_nr_ports: int | None = None  # as the config space said first
+        self._max_nr_ports: int | None = None  # as first read from the config space
 
     def _receive_control(self, buffer: memoryview) -> Event:
         event = super()._receive_control(buffer)
@@ -238,26 +238,26 @@ class GuestEnd(ConfigReader, _End):
         return super()._size_changed(cols, rows) if self._has_port_0 else []
 
     def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
-        """Say how output of port 0 goes out before that is there; nothing: it cannot."""
+        """Return the writes for output of port 0 before the port exists; none if impossible."""
         if not self.features & F_EMERG_WRITE:
             return []
         at, size = EMERGENCY_WRITE.start, len(EMERGENCY_WRITE)
         return [ConfigWrite(at, byte.to_bytes(size, "little")) for byte in bytes(data)]
 
     def device_ready(self) -> Message | None:
-        """Ask for the ports to be announced: the driver is up."""
+        """Tell the host that the driver is up, so that it announces the ports."""
         return self._message(NO_PORT, ControlEvent.DEVICE_READY, 1)
 
     def port_ready(self, id: int) -> Message | None:
-        """Say that a port has been taken up: what the guest does for every port announced."""
+        """Tell the host that a port was added, as a guest does for every announced port."""
         return self._control(id, ControlEvent.PORT_READY, 1)
 
 
 class HostEnd(_End):
     """The device's end of the dialect.
 
-    `features` are the negotiated ones, and ids are smaller than `max_ports`.
-    `resize_rows_first`: for guests that read rows before columns.
+    `features` are the negotiated features, and the ids of ports are smaller than `max_ports`.
+    `resize_rows_first` is for guests that read rows before columns.
     """
 
     _is_host = 1
@@ -280,13 +280,13 @@ class HostEnd(_End):
         self._rows_first = resize_rows_first
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes:
-        """The config space; how many ports there are now does not matter."""
+        """Return the config space, which does not depend on the number of `ports`."""
         return CONFIG.pack(*check_size(cols, rows), self.max_ports) + bytes(len(EMERGENCY_WRITE))
 
     def receive_config_write(self, offset: int, data: Buffer) -> Event:
-        """Say what a guest's write to the config space means: one byte for port 0, or nothing.
+        """Return the event for a guest's write to the config space: a byte for port 0, or nothing.
 
-        With F_EMERG_WRITE a guest may do this at any time, even before it has set up a queue.
+        With F_EMERG_WRITE a guest may write at any time, even before it has set up a queue.
         """
         if offset != EMERGENCY_WRITE.start or not data:
             return Ignored(None, f"{len(data)} bytes written to the config space at {offset}")
@@ -297,27 +297,27 @@ class HostEnd(_End):
         return self._control(id, ControlEvent.PORT_ADD, 1)
 
     def port_remove(self, id: int) -> Message | None:
-        """Take a port away."""
+        """Remove a port."""
         return self._control(id, ControlEvent.PORT_REMOVE, 1)
 
     def port_name(self, id: int, name: bytes) -> Message | None:
-        """Tell the port's name."""
+        """Tell the guest the port's name."""
         return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
 
     def console_port(self, id: int) -> Message | None:
-        """Tell that the port is a console."""
+        """Tell the guest that the port is a console."""
         return self._control(id, ControlEvent.CONSOLE_PORT, 1)
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
-        """Tell the size of the console on a port."""
+        """Tell the guest the size of the console on a port."""
         size = check_size(cols, rows)
         fields = reversed(size) if self._rows_first else size
         return self._control(id, ControlEvent.RESIZE, 1, SIZE.pack(*fields))
 
     def cache_buffers(self, id: int, on: bool) -> Message | None:
-        """Nothing: the standard leaves that to the guest."""
+        """Return None: the standard leaves this to the guest."""
         return None
 
     def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
-        """Nothing: the guest's buffers are the limit."""
+        """Return None: the guest's buffers are the limit."""
         return None

@@ -1,10 +1,10 @@
-"""What a virtio device looks like on a PCI bus (virtio 1.2 §4.1), in pure functions.
+"""The layout of a virtio device on a PCI bus (virtio 1.2 §4.1), read by pure functions.
 
 Theory of operation
 -------------------
-A PCI function has a *config space* of 256 bytes. Its *base address registers* (BARs) say where
-up to six windows of device memory are; a linked list of *capabilities* says what is in them. A
-modern virtio device has one capability of its own for each structure:
+A PCI function has a *config space* of 256 bytes. Its *base address registers* (BARs) have the
+addresses of up to six windows of device memory; a linked list of *capabilities* describes their
+contents. A modern virtio device has a capability for each structure:
 
     common   features, status and queues: the registers of `Common`
     notify   where to write a queue's number to kick it: queue_notify_off x multiplier
@@ -14,9 +14,9 @@ modern virtio device has one capability of its own for each structure:
     capability: u8 id = 9, u8 next, u8 length, u8 cfg_type, u8 bar, u8 id, u16 padding,
                 le32 offset, le32 length; notify has le32 multiplier after it
 
-A device with none of these speaks the old, legacy interface only, and is refused. Nothing that
-the device says is trusted: `parse_function` raises RemoteProtocolError with the field and its
-value, and what it gives lies in the BARs once `check_bars` has seen their sizes.
+A device with none of these only has the old, legacy interface, and is refused. Nothing from the
+device is trusted: for bad values `parse_function` raises RemoteProtocolError with the field and
+its value, and `check_bars` checks that the structures are inside the BARs.
 """
 
 from __future__ import annotations
@@ -75,14 +75,14 @@ class Status(IntFlag):
 
 
 class Isr(IntFlag):
-    """Bits of the ISR register: what an interrupt was for."""
+    """Bits of the ISR register: the reasons of an interrupt."""
 
     QUEUE = 1
     CONFIG = 2
 
 
 class Register(NamedTuple):
-    """One register of the common structure."""
+    """A register of the common structure."""
 
     offset: int
     size: int
@@ -113,7 +113,7 @@ class Common:
 
 
 class Structure(IntEnum):
-    """The `cfg_type` of a virtio capability, of those that a driver needs."""
+    """The `cfg_type` of the virtio capabilities that a driver needs."""
 
     COMMON = 1
     NOTIFY = 2
@@ -121,7 +121,7 @@ class Structure(IntEnum):
     DEVICE = 4
 
 
-#: Structure -> the fewest bytes it has, and what its place is aligned to.
+#: Structure → its minimal size in bytes, and its alignment.
 _SHAPES: Final[Mapping[Structure, tuple[int, int]]] = {
     Structure.COMMON: (56, 4),
     Structure.NOTIFY: (2, 2),
@@ -141,7 +141,7 @@ class Region:
 
 @frozen
 class Msix:
-    """The MSI-X capability: where it stands in config space, and the table of vectors."""
+    """The MSI-X capability: its offset in the config space, and the table of vectors."""
 
     capability: int
     vectors: int
@@ -150,7 +150,7 @@ class Msix:
 
 @frozen
 class Function:
-    """A PCI function that is a modern virtio console, and where its structures are."""
+    """A PCI function that is a modern virtio console, and the positions of its structures."""
 
     device: int
     common: Region
@@ -161,7 +161,10 @@ class Function:
     msix: Msix | None
 
     def notify_offset(self, queue: int, notify_off: int) -> int:
-        """Where in the notify BAR to write the number of a queue, by its queue_notify_off."""
+        """Return the offset in the notify BAR at which a queue is kicked: its number is written.
+
+        `notify_off` is the queue_notify_off of the queue.
+        """
         start = notify_off * self.notify_multiplier
         if start + 2 > self.notify.length:
             raise RemoteProtocolError(
@@ -171,7 +174,10 @@ class Function:
         return self.notify.offset + start
 
     def check_bars(self, sizes: Mapping[int, int]) -> None:
-        """See that every structure lies in a memory BAR; `sizes` has them by number."""
+        """Raise RemoteProtocolError unless every structure is inside a memory BAR.
+
+        `sizes` has the size of each BAR by its number.
+        """
         regions = {
             "common": self.common,
             "notify": self.notify,
@@ -192,15 +198,16 @@ class Function:
 
 
 def is_console(config: bytes) -> bool:
-    """Whether a config space, or its first four bytes, is that of a virtio console."""
+    """True if a config space, or its first four bytes, is that of a virtio console."""
     vendor, device = struct.unpack_from("<HH", config)
     return vendor == VENDOR and device in (CONSOLE, CONSOLE_TRANSITIONAL)
 
 
 def parse_function(config: bytes) -> Function:
-    """Find the virtio structures of a console by its whole config space.
+    """Find the virtio structures of a console in its whole config space.
 
-    RemoteProtocolError: it is no virtio console, a legacy one, or its capabilities are wrong.
+    Raise RemoteProtocolError if it is not a virtio console, a legacy one, or its capabilities are
+    wrong.
     """
     if len(config) != CONFIG_SIZE:
         raise RemoteProtocolError(f"a PCI config space has 256 bytes, not {len(config)}")
@@ -219,7 +226,10 @@ def parse_function(config: bytes) -> Function:
 
 
 def walk_capabilities(config: bytes) -> Iterator[tuple[int, int]]:
-    """Give the place and the id of each capability; a loop or a wild pointer is an error."""
+    """Yield the offset and the id of each capability.
+
+    Raise RemoteProtocolError if the list has a loop or a bad pointer.
+    """
     if not struct.unpack_from("<H", config, _STATUS)[0] & _STATUS_CAPABILITIES:
         return
     seen: set[int] = set()
@@ -235,7 +245,7 @@ def walk_capabilities(config: bytes) -> Iterator[tuple[int, int]]:
 
 
 def find_msix(config: bytes) -> Msix | None:
-    """Find the MSI-X capability of any function by its whole config space."""
+    """Return the MSI-X capability of any PCI function, from its whole config space, or None."""
     for at, kind in walk_capabilities(config):
         if kind == _CAP_MSIX:
             return _parse_msix(config, at)
@@ -243,7 +253,7 @@ def find_msix(config: bytes) -> Msix | None:
 
 
 def _add_structure(found: dict[Structure, tuple[int, Region]], config: bytes, at: int) -> None:
-    """Note the first structure of each kind; what a driver must not look at is passed over."""
+    """Add a structure if it is the first of its kind. Skip those that a driver must ignore."""
     length = config[at + 2]
     if length < 4 or at + length > CONFIG_SIZE:
         raise RemoteProtocolError(f"cap_len {length} of the capability at {at:#x}")
@@ -307,15 +317,15 @@ def _assemble(
 
 @frozen
 class Bar:
-    """What a base address register says about itself."""
+    """The contents of a base address register."""
 
     memory: bool
-    wide: bool  # 64 bits: it takes the next register as well
-    size: int  # 0: there is none
+    wide: bool  # 64 bits: it uses the next register as well
+    size: int  # 0 if there is no BAR
 
 
 def parse_bar(index: int, low: int, high: int) -> Bar:
-    """Tell a BAR by what it and the next register read after all ones were written to both."""
+    """Parse a BAR: what it and the next register read after all ones were written to both."""
     if not low:
         return Bar(memory=True, wide=False, size=0)
     if low & 1:
@@ -331,7 +341,7 @@ def parse_bar(index: int, low: int, high: int) -> Bar:
 
 
 def choose_features(offered: int, wanted: int) -> int:
-    """Give the features to accept; RemoteProtocolError: the device has no standard interface."""
+    """Return the features to accept. Raise RemoteProtocolError for a legacy device."""
     if not offered & F_VERSION_1:
         raise RemoteProtocolError("the device does not offer VERSION_1: it is a legacy device")
     return offered & (wanted | F_VERSION_1)

@@ -2,23 +2,24 @@
 
 Theory of operation
 -------------------
-A queue is three tables in memory that both sides see. The *descriptor table* says where buffers
-are. The driver offers one by putting the number of its first descriptor into the *available ring*
-and moving `avail.idx` on; the device gives it back through the *used ring*, with the number of
-bytes that it wrote, and moves `used.idx` on. Each index counts up for ever, modulo 2**16; entry i
-of a ring stands in slot i modulo the queue's size. Each table is written by one side only.
+A queue is three tables in memory that both sides share. The *descriptor table* has the addresses
+of buffers. The driver offers a buffer by writing the number of its first descriptor to the
+*available ring* and incrementing `avail.idx`. The device gives it back through the *used ring*,
+with the number of bytes that it wrote, and increments `used.idx`. Each index counts up for ever,
+modulo 2**16; entry i of a ring is in slot i modulo the queue's size. Only one side writes each
+table.
 
-Both sides collect entries and make them visible at once (`publish`): one write of an index for
-a batch. `publish` also says whether the other side wants to be notified. It can ask not to be, by
-a flag, or with EVENT_IDX name the entry after which it wants to be.
+Both sides collect entries and make them visible at once (`publish`), with one write of an index
+per batch. `publish` also returns True if the other side wants to be notified. That side can ask for
+no notifications with a flag or, with EVENT_IDX, name the entry after which it wants one.
 
-Nothing in the tables is trusted by the side that did not write it. Whatever breaks a rule there
-raises RemoteProtocolError with the field and its value; the queue is then of no more use.
+Neither side trusts what the other one wrote. A broken rule raises RemoteProtocolError with the
+field and its value, and the queue cannot be used any more.
 
-On memory order: entries are written before the index that announces them, and x86 keeps stores in
-order. The one reordering that it does, a store after a later load, concerns a side that turns
+Memory order: entries are written before the index that announces them, and x86 keeps stores in
+order. The only reordering on x86 is a store after a later load. It concerns a side that turns
 notifications on and then looks for entries: `request_calls` and `request_kicks` look after the
-store, and an interpreter's instructions in between drain the store buffer.
+store, and the interpreter's instructions in between drain the store buffer.
 """
 
 from __future__ import annotations
@@ -40,28 +41,28 @@ F_EVENT_IDX: Final = 1 << 29
 DESC_NEXT: Final = 1
 DESC_WRITE: Final = 2
 DESC_INDIRECT: Final = 4
-NO_NOTIFY: Final = 1  # avail.flags: no interrupts, please; used.flags: no kicks, please
+NO_NOTIFY: Final = 1  # in avail.flags: send no interrupts; in used.flags: send no kicks
 
 SIZE_MAX: Final = 1 << 15
-#: The most parts of one buffer, chained or in a table, as in QEMU: each costs memory and time.
+#: The most parts of one buffer, chained or in a table, as in QEMU: each takes memory and time.
 PARTS_MAX: Final = 1 << 10
 
-#: How often a ring is looked at anew, for a driver that adds to it all the while.
+#: The most times that a ring is checked again while a driver keeps adding to it.
 _LOOKS_MAX: Final = 3
 
 _DESC: Final = struct.Struct("<QIHH")  # address, length, flags, next
 _INDEX_MASK: Final = 0xFFFF
 
-Segment: TypeAlias = tuple[int, int, bool]  # offset, length, whether the device may write
+Segment: TypeAlias = tuple[int, int, bool]  # offset, length, True if the device may write
 
 
 @frozen
 class Layout:
-    """Where the parts of one queue are: device addresses, or offsets into the driver's memory.
+    """The positions of a queue's parts: device addresses, or offsets into the driver's memory.
 
-    descriptor table: 16 bytes each, aligned to 16; available ring: u16 flags, u16 idx, u16 each,
-    u16 used_event, aligned to 2; used ring: u16 flags, u16 idx, 8 bytes each, u16 avail_event,
-    aligned to 4.
+    Descriptor table: 16 bytes per entry, aligned to 16. Available ring: u16 flags, u16 idx, u16 per
+    entry, u16 used_event, aligned to 2. Used ring: u16 flags, u16 idx, 8 bytes per entry,
+    u16 avail_event, aligned to 4.
     """
 
     size: int
@@ -71,7 +72,7 @@ class Layout:
 
     @classmethod
     def at(cls, size: int, offset: int) -> Layout:
-        """Lay the parts out one after the other from `offset` on."""
+        """Return a layout with the parts one after the other from `offset` on."""
         _check_size(size)
         desc = -(-offset // 16) * 16
         avail = desc + 16 * size
@@ -80,7 +81,7 @@ class Layout:
 
     @property
     def end(self) -> int:
-        """The first byte after the last part, where the parts stand one after the other."""
+        """The first byte after the last part, in a layout made by `at`."""
         return self.used + 6 + 8 * self.size
 
 
@@ -96,15 +97,15 @@ def _check_order(segments: Sequence[Segment]) -> None:
 
 
 def _passed(event: int, old: int, new: int) -> bool:
-    """Whether an index that went from `old` to `new` has passed entry `event` (§2.7.7.2)."""
+    """True if an index that went from `old` to `new` has passed entry `event` (§2.7.7.2)."""
     return (new - event - 1) & _INDEX_MASK < (new - old) & _INDEX_MASK
 
 
 class DriverQueue:
     """The driver's side of a queue, in memory that it shares with the device.
 
-    `base` is the device address of the memory's first byte. Buffers are named by their offset in
-    that memory.
+    `base` is the device address of the memory's first byte. Buffers are addressed by their offset
+    in that memory.
     """
 
     def __init__(
@@ -122,34 +123,34 @@ class DriverQueue:
         self._mask = size - 1
         self._event_idx = event_idx
         self._free = list(range(size - 1, -1, -1))
-        #: Of each head in flight: how much the device may write; -1: not in flight.
+        #: By head: how many bytes the device may write, or -1 if the head is not in flight.
         self._writable = [-1] * size
-        #: Of each head in flight with several descriptors: the other ones.
+        #: By head in flight with several descriptors: the others.
         self._rest: dict[int, list[int]] = {}
-        self._added = 0  # avail.idx with what is not published yet
+        self._added = 0  # avail.idx, including entries that are not published yet
         self._published = 0
-        self._seen = 0  # used.idx up to which entries were taken
+        self._seen = 0  # the used.idx up to which entries were taken
         self._wants_calls = True
 
     @property
     def free(self) -> int:
-        """Descriptors that are not in flight."""
+        """The number of descriptors that are not in flight."""
         return len(self._free)
 
     @property
     def in_flight(self) -> int:
-        """Buffers that were added and have not come back."""
+        """The number of buffers that were added and have not come back."""
         return (self._added - self._seen) & _INDEX_MASK
 
     @property
     def wants_calls(self) -> bool:
-        """Whether the device is asked for interrupts."""
+        """True if the device is asked for interrupts."""
         return self._wants_calls
 
     def add(self, offset: int, length: int, *, writable: bool) -> int:
-        """Offer a buffer of one descriptor; give the number that it comes back under.
+        """Offer a buffer of one descriptor. Return the number with which it comes back.
 
-        LocalProtocolError: no descriptor is free.
+        Raise LocalProtocolError if no descriptor is free.
         """
         if not self._free:
             raise LocalProtocolError("no descriptor is free")
@@ -160,7 +161,7 @@ class DriverQueue:
         return head
 
     def add_chain(self, segments: Sequence[Segment]) -> int:
-        """Offer a buffer of several descriptors, those that the device may write last."""
+        """Offer a buffer of several descriptors. Those that the device may write come last."""
         if not 0 < len(segments) <= min(len(self._free), PARTS_MAX):
             raise LocalProtocolError(f"{len(segments)} descriptors are wanted, {self.free} free")
         _check_order(segments)
@@ -172,11 +173,11 @@ class DriverQueue:
         return heads[0]
 
     def add_indirect(self, table: int, segments: Sequence[Segment]) -> int:
-        """Offer a buffer of several parts by one descriptor (with INDIRECT_DESC only).
+        """Offer a buffer of several parts with one descriptor (INDIRECT_DESC only).
 
-        The parts are described at the offset `table`, by 16 bytes for each, which stay untouched
-        until the buffer comes back. There may be as many as the queue has descriptors, up to
-        `PARTS_MAX`.
+        The descriptions of the parts are written at the offset `table`, 16 bytes each, and must not
+        be changed until the buffer comes back. There may be as many parts as the queue has
+        descriptors, up to `PARTS_MAX`.
         """
         if not 0 < len(segments) <= min(self.size, PARTS_MAX):
             raise LocalProtocolError(f"{len(segments)} parts in a queue of {self.size}")
@@ -194,7 +195,7 @@ class DriverQueue:
     def _describe(
         self, segments: Sequence[Segment], table: memoryview, places: Sequence[int]
     ) -> int:
-        """Chain segments at these places of a table; how much of them the device may write."""
+        """Chain segments at these places of a table. Return how much the device may write."""
         last = len(segments) - 1
         for i, (offset, length, writable) in enumerate(segments):
             flags = (DESC_WRITE if writable else 0) | (DESC_NEXT if i < last else 0)
@@ -208,7 +209,7 @@ class DriverQueue:
         self._added = (self._added + 1) & _INDEX_MASK
 
     def publish(self) -> bool:
-        """Show the device what was added; True: it wants to be kicked."""
+        """Make added buffers visible to the device. Return True if it wants to be kicked."""
         old, new = self._published, self._added
         if old == new:
             return False
@@ -218,11 +219,11 @@ class DriverQueue:
         return not self._used[0] & NO_NOTIFY
 
     def has_used(self) -> bool:
-        """Whether a buffer has come back."""
+        """True if a buffer has come back."""
         return self._seen != self._used[1]
 
     def pop_used(self) -> tuple[int, int] | None:
-        """Take back a buffer: its number, and how many bytes were written; None: there is none."""
+        """Take back a buffer. Return its number and how many bytes were written, or None."""
         if not self._count_used():
             return None
         used = self._pop_one()
@@ -233,9 +234,10 @@ class DriverQueue:
         return used
 
     def pop_many(self, most: int) -> list[tuple[int, int]]:
-        """Like `pop_used`, several at once, and their descriptors are kept for `offer_many`.
+        """Like `pop_used`, but take up to `most` buffers and keep their descriptors.
 
-        Not all there are, perhaps; none: there are none.
+        The descriptors are for `offer_many`. There may be more buffers than are returned, but if
+        there are any, at least one is returned.
         """
         count = min(self._count_used(), most)
         if count <= 1:
@@ -249,7 +251,7 @@ class DriverQueue:
             if head > mask or written > writable[head]:
                 if not popped:
                     raise self._wrong(head, written)
-                break  # it is told of the next time
+                break  # the next call raises the error
             writable[head] = -1
             popped.append(used)
         self._seen = (seen + len(popped)) & _INDEX_MASK
@@ -287,18 +289,18 @@ class DriverQueue:
         )
 
     def offer_many(self, heads: Iterable[int], writable: int) -> None:
-        """Offer buffers as they were, in each of which the device may write so many bytes."""
+        """Offer buffers again with unchanged descriptors; the device may write `writable` bytes."""
         for head in heads:
             self._offer(head, writable)
 
     def suppress_calls(self) -> None:
-        """Ask for no interrupts; a hint, for with EVENT_IDX one may come in 2**16 entries."""
+        """Ask for no interrupts. This is a hint: with EVENT_IDX one may come in 2**16 entries."""
         self._wants_calls = False
         if not self._event_idx:
             self._avail[0] = NO_NOTIFY
 
     def request_calls(self) -> bool:
-        """Ask for an interrupt at the next buffer; True: one has come back already."""
+        """Ask for an interrupt at the next buffer. Return True if one has come back already."""
         self._wants_calls = True
         if self._event_idx:
             self._avail[2 + self.size] = self._seen
@@ -308,9 +310,9 @@ class DriverQueue:
 
 
 class GuestMemory:
-    """The driver's memory as the device knows it: regions at device addresses.
+    """The driver's memory as the device addresses it, in regions.
 
-    Raises RemoteProtocolError for regions that overlap or are empty.
+    Raise RemoteProtocolError if regions overlap or are empty.
     """
 
     def __init__(self, regions: Iterable[tuple[int, memoryview]]) -> None:
@@ -327,7 +329,7 @@ class GuestMemory:
             last = end
 
     def view(self, address: int, length: int) -> memoryview:
-        """Give `length` bytes from `address` on; they must lie in one region."""
+        """Return a view of `length` bytes at `address`, which must be in one region."""
         for start, end, view in self._regions:
             if start <= address and address + length <= end:
                 return view[address - start : address - start + length]
@@ -335,7 +337,7 @@ class GuestMemory:
 
 
 class Chain:
-    """A buffer that the driver offers: what the device may read, then what it may write."""
+    """A buffer that the driver offers: parts that the device may read, and parts it may write."""
 
     __slots__ = ("head", "readable", "readable_length", "writable", "writable_length")
 
@@ -348,15 +350,15 @@ class Chain:
 
     @property
     def parts(self) -> int:
-        """How many parts the buffer has."""
+        """The number of parts of the buffer."""
         return len(self.readable) + len(self.writable)
 
 
 class DeviceQueue:
     """The device's side of a queue.
 
-    `layout` gives addresses in `memory`. `next_avail` says where to begin, for a queue that was
-    stopped and goes on.
+    `layout` has addresses in `memory`. `next_avail` is the entry to begin with, for a queue that
+    was stopped and is resumed.
     """
 
     def __init__(
@@ -377,32 +379,32 @@ class DeviceQueue:
         self._used_entries = memory.view(layout.used + 4, 8 * size).cast("I")
         self._mask = size - 1
         self._event_idx = event_idx
-        #: How much may be written of each head that was taken and not pushed; -1: not taken.
+        #: By head: how many bytes may be written, or -1 if the head is not taken.
         self._writable = [-1] * size
         self._taken = 0
         self._next = next_avail & _INDEX_MASK
         self._pushed = self._published = next_avail & _INDEX_MASK
         self._wants_kicks = True
         self._watched: set[int] = set()  # heads: see `watch`
-        self._looked = 0  # avail.idx up to which they were looked for
-        self._returned: list[int] = []  # those that were offered again
+        self._looked = 0  # the avail.idx up to which entries were searched for them
+        self._returned: list[int] = []  # watched heads that were offered again
 
     @property
     def next_avail(self) -> int:
-        """The index of the first entry that has not been used: where a restart begins."""
+        """The index of the first entry that has not been used, where a restart begins."""
         return (self._next - self._taken) & _INDEX_MASK
 
     @property
     def in_flight(self) -> int:
-        """Buffers that were taken and not pushed."""
+        """The number of buffers that were taken and not pushed."""
         return self._taken
 
     def has_available(self) -> bool:
-        """Whether the driver has offered a buffer that was not taken."""
+        """True if the driver has offered a buffer that was not taken."""
         return self._next != self._avail[1]
 
     def pop(self) -> Chain | None:
-        """Take the next buffer that the driver offers; None: there is none."""
+        """Take the next buffer that the driver offers, or return None if there is none."""
         index = self._avail[1]
         if index == self._next:
             return None
@@ -474,7 +476,7 @@ class DeviceQueue:
             chain.readable_length += length
 
     def push(self, head: int, written: int) -> None:
-        """Give a buffer back, with the number of bytes written; shown by `publish`."""
+        """Give a buffer back, with the number of bytes written. `publish` makes it visible."""
         if not 0 <= head <= self._mask or self._writable[head] < 0:
             raise LocalProtocolError(f"head {head} is not in flight")
         if written > self._writable[head]:
@@ -487,10 +489,10 @@ class DeviceQueue:
         self._pushed = (self._pushed + 1) & _INDEX_MASK
 
     def watch(self, head: int) -> None:
-        """Have `returned` name this buffer when the driver offers it again.
+        """Make `returned` report this buffer when the driver offers it again.
 
-        The buffer was pushed and not published yet. A driver that offers it again has taken what
-        it got in it. It is asked for a kick.
+        The buffer must be pushed and not published yet. A driver that offers it again has taken the
+        data in it. The driver is asked for a kick.
         """
         if not self._watched:
             self._looked = self._avail[1]
@@ -498,21 +500,21 @@ class DeviceQueue:
         self._ask_for_kicks(self._avail[1])
 
     def returned(self) -> list[int]:
-        """Return the watched buffers that were offered again, and watch them no more.
+        """Return the watched buffers that were offered again, and stop watching them.
 
-        While any is still watched, the driver is asked for a kick at the next buffer.
+        While others are watched, the driver is asked for a kick at the next buffer.
         """
         for _ in range(_LOOKS_MAX if self._watched else 0):
             index = self._avail[1]
             self._look(index)
             self._ask_for_kicks(index)
-            if self._avail[1] == index:  # nothing came while the kick was asked for
+            if self._avail[1] == index:  # nothing came meanwhile
                 break
         returned, self._returned = self._returned, []
         return returned
 
     def _look(self, index: int) -> None:
-        """Look for watched heads among the last entries up to `index`, at most a ring of them."""
+        """Search new entries up to `index` for watched heads, at most a whole ring of them."""
         count = min((index - self._looked) & _INDEX_MASK, self.size)
         for entry in range(index - count, index):
             self._find(self._avail[2 + (entry & self._mask)])
@@ -524,7 +526,7 @@ class DeviceQueue:
             self._returned.append(head)
 
     def publish(self) -> bool:
-        """Show the driver what was pushed; True: it wants to be interrupted."""
+        """Make pushed buffers visible to the driver. Return True if it wants to be interrupted."""
         old, new = self._published, self._pushed
         if old == new:
             return False
@@ -534,17 +536,17 @@ class DeviceQueue:
         return not self._avail[0] & NO_NOTIFY
 
     def suppress_kicks(self) -> None:
-        """Ask for no kicks; a hint, as in `DriverQueue.suppress_calls`."""
+        """Ask for no kicks. This is a hint, as in `DriverQueue.suppress_calls`."""
         self._wants_kicks = False
         if not self._event_idx:
             self._used[0] = NO_NOTIFY
 
     def request_kicks(self) -> bool:
-        """Ask for a kick at the next buffer that is offered; True: there are some already."""
+        """Ask for a kick at the next offered buffer. Return True if there are some already."""
         for _ in range(_LOOKS_MAX):
             index = self._avail[1]
             self._ask_for_kicks(index)
-            if self._avail[1] == index:  # nothing came while the kick was asked for
+            if self._avail[1] == index:  # nothing came meanwhile
                 break
         return self.has_available()
 
