@@ -115,11 +115,11 @@ class LinkEnd(ABC, Generic[P]):
 
     @abstractmethod
     def _detach_ports(self) -> None:
-        """Tell the ports that they have no other side any more."""
+        """Notify the ports that they have no other side any more."""
 
     @abstractmethod
     def _set_connected(self, port: P, connected: bool) -> None:
-        """Tell a port that the other side opened or closed it."""
+        """Notify a port that the other side opened or closed it."""
 
     # --- calls by the link ----------------------------------------------------------------
 
@@ -184,7 +184,7 @@ class LinkEnd(ABC, Generic[P]):
         self._sender.nudge(id)
 
     def open_port(self, id: int, opened: bool) -> None:
-        """Tell the other side that the port was opened or closed here."""
+        """Send the message that the port was opened or closed here."""
         self._sender.post(self._dialect.port_open(id, opened), behind=id)
 
     def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
@@ -221,7 +221,7 @@ class LinkEnd(ABC, Generic[P]):
         return None if id is None else self._ports.get(id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:
-        """Tell the port that the peer opened or closed its side, after the data sent before."""
+        """Notify the port that the peer opened or closed its side, after the data sent before."""
         if port.id in self._hanging_up:  # a new connection: the old one ends here
             self._hanging_up.discard(port.id)
             self._set_connected(port, False)

@@ -107,9 +107,9 @@ class Link(ABC):
         """
 
     def untaken(self) -> Mapping[int, int]:
-        """Return, by port, how many bytes were sent that the peer is not known to have taken.
+        """Return, by port, how many of the sent bytes the peer has not taken.
 
-        Only ports with such bytes are included.
+        Only bytes of which this is known are counted, and only ports with such bytes are included.
         """
         return {}
 

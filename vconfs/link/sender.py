@@ -192,7 +192,7 @@ class Sender:
         return dropped
 
     def untaken(self) -> Counter[int]:
-        """Return, by port, how many bytes were taken here that the peer is not known to have."""
+        """Return, by port, how many bytes were taken here that are known not to be at the peer."""
         return self._deposited() + Counter(self._link.untaken())
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
@@ -276,7 +276,7 @@ class Sender:
         return self._link.room_for(queue, self._end.header_size)
 
     def _take_turns(self, queue: int) -> None:
-        """Give a share to each entry in the queue, in order, as long as there is room."""
+        """Send one share of each entry in the queue, in order, as long as there is room."""
         turns = self._turns.get(queue)
         if not turns:
             return

@@ -297,7 +297,7 @@ class Backend:
 
     def _set_vring_kick(self, word: int) -> None:
         ring = self._ring_of(word)
-        ring.layout(self.memory)  # raises before a descriptor is taken, if the ring cannot be started
+        ring.layout(self.memory)  # raises, before a descriptor is taken, if it cannot start
         self._take_notifier(ring, Notifier.KICK)
         self._start(ring)
 

@@ -191,7 +191,7 @@ class Frontend:
         return self._ask_state(Request.VRING_KICK, index, 0)
 
     def set_backend_req_fd(self, fd: int) -> Outgoing:
-        """Give the back-end a socket for requests of its own (BACKEND_REQ)."""
+        """Set the socket for the back-end's own requests (BACKEND_REQ)."""
         return self._ask(Request.SET_BACKEND_REQ_FD, fds=(fd,))
 
     def get_config(self, offset: int, size: int) -> Outgoing:

@@ -75,7 +75,7 @@ class Throttle:
 
 @frozen
 class Limit:
-    """Tell the guest how many MiB of unread data it may hold for a port (v8 only)."""
+    """Set how many MiB of unread data the guest may hold for a port (v8 only)."""
 
     port: int | str
     mib: int

@@ -170,11 +170,11 @@ class _End:
         return HEADER.pack(id, 0, size) if self.multiport else b""
 
     def port_open(self, id: int, opened: bool) -> Message | None:
-        """Tell the peer that our side of the port was opened or closed."""
+        """Return the message that our side of the port was opened or closed."""
         return self._control(id, ControlEvent.PORT_OPEN, opened)
 
     def throttle(self, id: int, on: bool) -> Message | None:
-        """Ask the peer to stop sending on this port, or to resume."""
+        """Return the request to stop sending on this port, or to resume."""
         return self._control(id, ControlEvent.THROTTLE_PORT, on)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
@@ -242,7 +242,7 @@ class GuestEnd(ConfigReader, _End):
         return None
 
     def port_ready(self, id: int) -> Message | None:
-        """Ask for the port's name, as a guest does for every port that it has added."""
+        """Return the request for the port's name, sent for every port that was added."""
         return self._control(id, ControlEvent.PORT_NAME, 0)
 
     def _ports_changed(self, ports: int) -> list[Event]:
@@ -274,31 +274,37 @@ class HostEnd(_End):
         return CONFIG.pack(*check_size(cols, rows), ports)
 
     def port_name(self, id: int, name: bytes) -> Message | None:
-        """Tell the guest the port's name."""
+        """Return the message with the port's name."""
         return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
 
     def console_port(self, id: int) -> Message | None:
-        """Tell the guest that the port is a console."""
+        """Return the message that the port is a console."""
         return self._control(id, ControlEvent.CONSOLE_PORT, 1)
 
     def cache_buffers(self, id: int, on: bool) -> Message | None:
-        """Tell the guest to keep unread data after a close, or to drop it."""
+        """Return the message to keep unread data after a close, or to drop it."""
         return self._control(id, ControlEvent.CACHE_BUFFERS, on)
 
     def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
-        """Tell the guest how many MiB of unread data it may hold for the port."""
+        """Return the limit of unread data that the guest may hold for the port, in MiB.
+
+        Raise LocalProtocolError if it is out of range.
+        """
         if not 0 < mebibytes <= LIMIT_MAX:
             raise LocalProtocolError(f"a buffer limit is 1 to {LIMIT_MAX} MiB, not {mebibytes}")
         return self._control(id, ControlEvent.BUFFER_LIMIT, mebibytes)
 
     def port_add(self, id: int) -> Message | None:
-        """Announce a port whose id is below nr_active_ports (PORT_EVENTS only)."""
+        """Return the message that adds a port below nr_active_ports (PORT_EVENTS only)."""
         return self._extension(id, ControlEvent.PORT_ADD)
 
     def port_remove(self, id: int) -> Message | None:
-        """Remove a port (PORT_EVENTS only; otherwise a smaller config can remove the last one)."""
+        """Return the message that removes a port (PORT_EVENTS only).
+
+        Without it, a config space with fewer ports can remove the last one.
+        """
         return self._extension(id, ControlEvent.PORT_REMOVE)
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
-        """Tell the guest a console's size (PORT_EVENTS only; otherwise see `config`)."""
+        """Return the message with a console's size (PORT_EVENTS only; otherwise see `config`)."""
         return self._extension(id, ControlEvent.RESIZE, SIZE.pack(*check_size(cols, rows)))

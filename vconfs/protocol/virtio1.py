@@ -163,7 +163,7 @@ class _End:
         return None
 
     def port_open(self, id: int, opened: bool) -> Message | None:
-        """Tell the peer that our side of the port was opened or closed."""
+        """Return the message that our side of the port was opened or closed."""
         return self._control(id, ControlEvent.PORT_OPEN, opened)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
@@ -245,11 +245,11 @@ class GuestEnd(ConfigReader, _End):
         return [ConfigWrite(at, byte.to_bytes(size, "little")) for byte in bytes(data)]
 
     def device_ready(self) -> Message | None:
-        """Tell the host that the driver is up, so that it announces the ports."""
+        """Return the message that the driver is up, so that the host announces the ports."""
         return self._message(NO_PORT, ControlEvent.DEVICE_READY, 1)
 
     def port_ready(self, id: int) -> Message | None:
-        """Tell the host that a port was added, as a guest does for every announced port."""
+        """Return the message that a port was added, sent for every announced port."""
         return self._control(id, ControlEvent.PORT_READY, 1)
 
 
@@ -293,23 +293,23 @@ class HostEnd(_End):
         return Data(0, memoryview(data)[:1])
 
     def port_add(self, id: int) -> Message | None:
-        """Announce a port."""
+        """Return the message that adds a port."""
         return self._control(id, ControlEvent.PORT_ADD, 1)
 
     def port_remove(self, id: int) -> Message | None:
-        """Remove a port."""
+        """Return the message that removes a port."""
         return self._control(id, ControlEvent.PORT_REMOVE, 1)
 
     def port_name(self, id: int, name: bytes) -> Message | None:
-        """Tell the guest the port's name."""
+        """Return the message with the port's name."""
         return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
 
     def console_port(self, id: int) -> Message | None:
-        """Tell the guest that the port is a console."""
+        """Return the message that the port is a console."""
         return self._control(id, ControlEvent.CONSOLE_PORT, 1)
 
     def resize(self, id: int, cols: int, rows: int) -> Message | None:
-        """Tell the guest the size of the console on a port."""
+        """Return the message with the size of the console on a port."""
         size = check_size(cols, rows)
         fields = reversed(size) if self._rows_first else size
         return self._control(id, ControlEvent.RESIZE, 1, SIZE.pack(*fields))

@@ -33,7 +33,7 @@ from vconfs.protocol.errors import RemoteProtocolError
 CONFIG_SIZE: Final = 256
 VENDOR: Final = 0x1AF4
 CONSOLE: Final = 0x1043  # device id of a modern console: 0x1040 and the device type 3
-CONSOLE_TRANSITIONAL: Final = 0x1003  # one that also speaks the legacy interface
+CONSOLE_TRANSITIONAL: Final = 0x1003  # one that also has the legacy interface
 
 F_VERSION_1: Final = 1 << 32
 F_ACCESS_PLATFORM: Final = 1 << 33

@@ -476,7 +476,7 @@ class DeviceQueue:
             chain.readable_length += length
 
     def push(self, head: int, written: int) -> None:
-        """Give a buffer back, with the number of bytes written. `publish` makes it visible."""
+        """Return a buffer to the driver at the next `publish`, with the number of bytes written."""
         if not 0 <= head <= self._mask or self._writable[head] < 0:
             raise LocalProtocolError(f"head {head} is not in flight")
         if written > self._writable[head]:

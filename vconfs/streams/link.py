@@ -286,7 +286,7 @@ class StreamLink(Link):
                 self._lose(f"the stream broke: {error.strerror}")
 
     async def say_goodbye(self, reason: str) -> None:
-        """Tell the peer why we leave, and give it a moment to take everything that was sent.
+        """Send the reason why we leave, and wait a moment for the peer to take what was sent.
 
         Call this after `run` has ended.
         """

@@ -22,7 +22,7 @@ _PREAD: Final = 0
 _FLAG_RESFD: Final = 1
 _EVENT_SIZE: Final = 32
 
-#: The most unfinished or uncollected requests. Finished ones are collected when there are so many.
+#: The most unfinished or uncollected requests. Finished ones are collected at this limit.
 _PLACES: Final = 64
 #: The numbers of io_setup, io_getevents and io_submit, by machine.
 _NUMBERS: Final = {"x86_64": (206, 208, 209), "aarch64": (0, 4, 2), "riscv64": (0, 4, 2)}

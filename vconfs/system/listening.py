@@ -105,7 +105,7 @@ def _bound(listener: socket.socket, path: str) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            if os.path.samestat(os.lstat(path), ours):  # else it was replaced meanwhile
+            if os.path.samestat(os.lstat(path), ours):  # otherwise it was replaced meanwhile
                 os.unlink(path)
 
 

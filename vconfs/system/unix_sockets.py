@@ -46,7 +46,7 @@ async def connected_to(path: str, *, rights: bool = False) -> trio.socket.Socket
 
 
 def refuse_rights(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Have the kernel refuse descriptors from peers; accepted sockets inherit this."""
+    """Make the kernel refuse descriptors from peers. Accepted sockets inherit this."""
     with suppress(OSError):  # the kernel is older
         sock.setsockopt(socket.SOL_SOCKET, _SO_PASSRIGHTS, 0)
 
