@@ -161,7 +161,7 @@ def test_a_call_descriptor_whose_file_system_does_not_answer(tmp_path: Path) -> 
         front.calls = calls
         os.close(fd)
         assert front.ended()
-        turned_away(host, "a descriptor to notify by is no eventfd, pipe or unix socket")
+        turned_away(host, "a notification descriptor is not an eventfd, pipe or unix socket")
 
 
 def test_a_descriptor_whose_close_is_never_answered(tmp_path: Path) -> None:

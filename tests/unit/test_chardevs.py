@@ -246,7 +246,7 @@ async def test_where_a_socket_cannot_be_made(kind: str, tmp_path: Path) -> None:
         listening.listen()
         for path, message in (
             (taken_path, f"{taken_path} is in use by another program"),
-            (file, f"{file} exists and is no socket"),
+            (file, f"{file} exists and is not a socket"),
             (tmp_path / "no" / "sock", f"the folder {tmp_path}/no does not exist"),
         ):
             with pytest.raises(VconfsError) as caught:

@@ -32,7 +32,7 @@ from .chardev_port import FakePort, descriptors, serving, until
         (13, "/no/x: Permission denied: choose another path, or change who may write there"),
         (17, "/no/x exists: choose another path, or remove it"),
         (21, "/no/x: Is a directory"),
-        (6, "/no/x: nobody reads it: start its reader first"),
+        (6, "/no/x: no program reads it: start its reader first"),
     ],
 )
 def test_what_is_wrong_with_a_path(number: int, message: str) -> None:
@@ -76,7 +76,7 @@ async def test_null_and_zero_need_no_task() -> None:
 async def test_a_fifo_as_a_file_is_no_trap(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(path)
-    with pytest.raises(VconfsError, match="nobody reads it"):
+    with pytest.raises(VconfsError, match="no program reads it"):
         async with serving(f"file:{path}"):
             pass
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)

@@ -144,11 +144,11 @@ async def test_what_says_no_to_a_listener(kind: str, tmp_path: Path) -> None:
     file.touch()
     dangling.symlink_to("nowhere")
     table = {
-        f"{file}/s": f"{file}/s: {file} is no folder: choose another path",
+        f"{file}/s": f"{file}/s: {file} is not a folder: choose another path",
         f"{tmp_path}/no/s": f"{tmp_path}/no/s: the folder {tmp_path}/no does not exist: "
         "make it first",
         f"{dangling}": f"{dangling} exists: choose another path, or remove it",
-        f"{file}": f"{file} exists and is no socket: choose another path, or remove it",
+        f"{file}": f"{file} exists and is not a socket: choose another path, or remove it",
     }
     for path, message in table.items():
         with pytest.raises(VconfsError) as caught:
@@ -165,7 +165,7 @@ async def test_a_path_too_long_that_was_not_parsed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["unix", "connect", "seqpacket", "file", "pipe", "pty", "exec"])
 def test_no_nul_in_an_argument(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"{kind}: a (path|command) has no NUL in it"):
+    with pytest.raises(ValueError, match=f"{kind}: a (path|command) cannot contain a NUL"):
         parse_chardev(f"{kind}:a\0b")
 
 
@@ -368,7 +368,7 @@ async def test_tcp_listens_at_all_addresses_of_a_name(
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ("a" * 70 + ".b:80", "cannot listen on " + "a" * 70 + ".b:80: this is no host name"),
+        ("a" * 70 + ".b:80", "cannot listen on " + "a" * 70 + ".b:80: this is not a host name"),
         ("192.0.2.1:80", "cannot listen on 192.0.2.1:80: Cannot assign requested address: "
          "choose an address of this machine"),
     ],

@@ -376,8 +376,8 @@ async def test_a_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("make", "error"),
     [
-        (lambda path: path.write_text("mine"), "exists and is no socket: choose another path"),
-        (lambda path: path.mkdir(), "exists and is no socket: choose another path"),
+        (lambda path: path.write_text("mine"), "exists and is not a socket: choose another path"),
+        (lambda path: path.mkdir(), "exists and is not a socket: choose another path"),
     ],
 )
 async def test_what_is_in_the_way_is_left_alone(

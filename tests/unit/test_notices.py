@@ -54,7 +54,7 @@ def test_a_peer_that_lets_its_descriptor_block_does_not_block_us(
 
 def test_a_file_is_nothing_to_notify_by() -> None:
     with tempfile.TemporaryFile() as file:
-        with pytest.raises(RemoteProtocolError, match="no eventfd, pipe or unix socket"):
+        with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(file.fileno())
 
 
@@ -113,5 +113,5 @@ def test_a_full_pipe_keeps_a_thread_waiting_and_not_us() -> None:
 
 def test_a_tcp_socket_is_nothing_to_notify_by() -> None:
     with socket.socket() as sock:
-        with pytest.raises(RemoteProtocolError, match="no eventfd, pipe or unix socket"):
+        with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(sock.fileno())

@@ -338,7 +338,7 @@ async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.
         assert sender.can_deposit(200)
 
 
-async def test_nothing_of_its_port_passes_what_was_left() -> None:
+async def test_nothing_of_its_port_passes_a_deposit() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     assert sender.deposit(1, b"first of 3 buffers left") == 23
@@ -368,7 +368,7 @@ async def test_nothing_of_its_port_passes_what_was_left() -> None:
     ]
 
 
-async def test_who_does_not_wait_can_leave_little_and_only_while_there_is_a_link() -> None:
+async def test_a_writer_that_does_not_wait_can_deposit_little_and_only_on_a_link() -> None:
     sender = Sender(FakeLink(free=0), FakeEnd())
     assert sender.deposit(1, bytes(1 << 20)) == 4096
     sender.close()
@@ -376,7 +376,7 @@ async def test_who_does_not_wait_can_leave_little_and_only_while_there_is_a_link
         sender.deposit(2, b"late")
 
 
-async def test_what_was_left_for_a_port_that_is_gone_does_not_reach_the_next_one() -> None:
+async def test_the_deposit_of_a_port_that_is_gone_does_not_reach_the_next_one() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     assert sender.deposit(1, b"old") == 3

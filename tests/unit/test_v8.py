@@ -89,7 +89,7 @@ def test_short_control_packets_are_checked(data: bytes) -> None:
     for end in (v8.GuestEnd(ALL), v8.HostEnd(ALL)):
         for length in range(12):
             assert read(end, data[:length]) == events.Ignored(
-                None, f"a buffer of {length} bytes has no whole header"
+                None, f"a buffer of {length} bytes has no complete header"
             )
         (id,) = struct.unpack_from("<I", data)
         for length in range(4):

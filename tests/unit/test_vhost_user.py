@@ -379,7 +379,7 @@ def test_a_ring_starts_disabled_and_stops_when_it_is_asked_for_its_base() -> Non
     assert stopped == Handled([vu.RingStopped(0, True)], b"", [10, 11])
     with pytest.raises(LocalProtocolError, match="where ring 0 stopped"):
         made.receive(message(Request.SET_OWNER))
-    with pytest.raises(LocalProtocolError, match="nobody asked where ring 1"):
+    with pytest.raises(LocalProtocolError, match="no request for where ring 1"):
         made.ring_stopped(1, 9)
     assert made.ring_stopped(0, 9) == struct.pack("=IIIII", 11, 5, 8, 0, 9)
     again = made.receive(message(Request.SET_VRING_KICK, u64(0), [13]))
@@ -929,11 +929,11 @@ def asked(ask: Callable[[Frontend], object]) -> Frontend:
 
 
 BAD_REPLIES: list[tuple[Callable[[Frontend], object], Message, str]] = [
-    (lambda f: f, message(1, u64(0), flags=5), "GET_FEATURES is no reply to anything"),
+    (lambda f: f, message(1, u64(0), flags=5), "GET_FEATURES is not a reply to any request"),
     (
         lambda f: f.get_features(),
         message(1, u64(0), flags=1),
-        "GET_FEATURES is no reply to anything",
+        "GET_FEATURES is not a reply to any request",
     ),
     (
         lambda f: f.get_features(),
@@ -1111,7 +1111,7 @@ def test_a_bad_request_ends_the_channel(got: Message, reason: str) -> None:
 @pytest.mark.parametrize(
     ("got", "reason"),
     [
-        (message(2, u64(0)), "CONFIG_CHANGE_MSG on the channel is no reply to anything"),
+        (message(2, u64(0)), "CONFIG_CHANGE_MSG on the channel is not a reply to any request"),
         (message(4, u64(0), flags=5), "VRING_CALL on the channel answers CONFIG_CHANGE_MSG"),
         (message(2, u64(0), [5], flags=5), "CONFIG_CHANGE_MSG on the channel with 1 descriptors"),
         (message(2, flags=5), "CONFIG_CHANGE_MSG with a payload of 0 bytes, not 8"),
@@ -1129,7 +1129,7 @@ def test_a_front_end_that_fails_to_do_what_it_was_asked_says_so() -> None:
     channel = backend().channel
     channel.config_change(need_reply=True)
     assert channel.receive(message(2, u64(1), flags=5)) is False
-    with pytest.raises(RemoteProtocolError, match="no reply to anything"):
+    with pytest.raises(RemoteProtocolError, match="not a reply to any request"):
         channel.receive(message(2, u64(0), flags=5))
 
 

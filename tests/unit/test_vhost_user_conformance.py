@@ -127,8 +127,10 @@ CASES = [
     Case("base of queue 2", Request.GET_VRING_BASE, state(2, 0), FAILED, why="ring 2 of 2"),
     Case("kick of queue 255", KICK, u64(255), REFUSED, ["event"], "ring 255 of 2"),
     Case("enable queue 9", Request.SET_VRING_ENABLE, state(9, 1), REFUSED, why="ring 9 of 2"),
-    Case("kicked by a file", KICK, u64(0), TOO_LATE, ["file"], "no eventfd, pipe or unix socket"),
-    Case("calling a file", CALL, u64(0), TOO_LATE, ["file"], "no eventfd, pipe or unix socket"),
+    Case(
+        "kicked by a file", KICK, u64(0), TOO_LATE, ["file"], "not an eventfd, pipe or unix socket"
+    ),
+    Case("calling a file", CALL, u64(0), TOO_LATE, ["file"], "not an eventfd, pipe or unix socket"),
     Case("kicked by a pipe", KICK, u64(0), DONE, ["pipe"]),
     Case("calling a socket", CALL, u64(0), DONE, ["socket"]),
     Case("another error", ERR, u64(1), DONE, ["event"]),

@@ -174,7 +174,10 @@ WRONG: list[tuple[FakeBackEnd, str]] = [
     (FakeBackEnd(at=Request.GET_FEATURES, says=b"HTTP/1.1 400 No"), "version 3 in flags"),
     (FakeBackEnd(at=Request.GET_FEATURES, says=message(1, bytes(4))), "payload of 4 bytes, not 8"),
     (FakeBackEnd(at=Request.GET_FEATURES, says=message(2, bytes(8))), "SET_FEATURES answers GET_F"),
-    (FakeBackEnd(at=Request.GET_FEATURES, says=message(1, bytes(8), 1)), "is no reply to anything"),
+    (
+        FakeBackEnd(at=Request.GET_FEATURES, says=message(1, bytes(8), 1)),
+        "is not a reply to any request",
+    ),
     (FakeBackEnd(at=Request.SET_VRING_NUM, says=message(8, b"\1" + bytes(7))), "refused SET_VRING"),
     (FakeBackEnd(at=Request.GET_CONFIG, says=message(24)), "refused GET_CONFIG"),
     (FakeBackEnd(at=Request.GET_MAX_MEM_SLOTS, says=message(36, bytes(8))), "no place for a memor"),

@@ -149,7 +149,9 @@ def _topmost(place: Path) -> tuple[str, str]:
 def _adopt(device: int) -> int:
     try:
         if os.fstat(device).st_rdev != _DEVICE_NUMBER:
-            raise MountError(f"/dev/fd/{device} is not {_DEVICE}: who mounts must open that one")
+            raise MountError(
+                f"/dev/fd/{device} is not {_DEVICE}: the program that mounts must open that one"
+            )
         os.set_blocking(device, False)
         os.set_inheritable(device, False)
     except OSError as error:

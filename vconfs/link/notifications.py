@@ -33,7 +33,9 @@ def check_notifier(fd: int) -> None:
     Raise RemoteProtocolError if it is something else, like a file.
     """
     if not (is_eventfd(fd) or is_pipe(fd) or is_unix_socket(fd)):
-        raise RemoteProtocolError("a descriptor to notify by is no eventfd, pipe or unix socket")
+        raise RemoteProtocolError(
+            "a notification descriptor is not an eventfd, pipe or unix socket"
+        )
 
 
 class Bell:

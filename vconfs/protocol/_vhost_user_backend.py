@@ -124,7 +124,7 @@ class Backend:
         `base` is the next entry of the available ring that would have been taken.
         """
         if self._stopping != index:
-            raise LocalProtocolError(f"nobody asked where ring {index} stopped")
+            raise LocalProtocolError(f"there was no request for where ring {index} stopped")
         self._stopping = None
         self._rings[index].base = base
         state = wire.VRING_STATE.pack(index, base)

@@ -51,7 +51,7 @@ class Channel:
         """
         name = name_of(message.request, BackendRequest)
         if not message.flags & wire.REPLY or not self._asked:
-            raise RemoteProtocolError(f"{name} on the channel is no reply to anything")
+            raise RemoteProtocolError(f"{name} on the channel is not a reply to any request")
         asked = self._asked.popleft()
         if message.request != asked:
             raise RemoteProtocolError(f"{name} on the channel answers {BackendRequest(asked).name}")

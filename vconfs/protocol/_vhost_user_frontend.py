@@ -252,7 +252,7 @@ class Frontend:
         """
         name = name_of(message.request)
         if not message.flags & wire.REPLY or not self._asked:
-            raise RemoteProtocolError(f"{name} is no reply to anything")
+            raise RemoteProtocolError(f"{name} is not a reply to any request")
         request, payload = self._asked.popleft()
         if message.request != request:
             raise RemoteProtocolError(f"{name} answers {request.name}")

@@ -200,7 +200,7 @@ def parse_greeting(line: bytes) -> int:
     """Return the version in the host's first line. Raise RemoteProtocolError if there is none."""
     version = _parse_object(line).get("vconfs-control")
     if type(version) is not int:
-        raise RemoteProtocolError("this is no greeting")
+        raise RemoteProtocolError("this line is not a greeting")
     return version
 
 
@@ -214,7 +214,7 @@ def parse_reply(line: bytes) -> list[dict[str, Any]] | str:
             return ports
         case {"ok": False, "error": str(error)}:
             return error
-    raise RemoteProtocolError("this is no reply")
+    raise RemoteProtocolError("this line is not a reply")
 
 
 def _parse_object(line: bytes) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _parse_object(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise RemoteProtocolError("this line is not JSON") from None
     if not isinstance(value, dict):
-        raise RemoteProtocolError("this line is no JSON object")
+        raise RemoteProtocolError("this line is not a JSON object")
     return value
 
 

@@ -182,7 +182,7 @@ class _End:
         if not self.multiport:
             return Data(0, buffer)
         if len(buffer) < HEADER.size:
-            return Ignored(None, f"a buffer of {len(buffer)} bytes has no whole header")
+            return Ignored(None, f"a buffer of {len(buffer)} bytes has no complete header")
         id, flags, size = HEADER.unpack_from(buffer)
         if not flags & INTERNAL:
             return Data(id, buffer[HEADER.size :], size)

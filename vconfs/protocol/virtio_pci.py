@@ -302,7 +302,7 @@ def _assemble(
     multiplier: int = struct.unpack_from("<I", config, at + _VIRTIO_CAP.size)[0]
     if multiplier and (multiplier < 2 or multiplier & (multiplier - 1)):
         raise RemoteProtocolError(
-            f"notify: notify_off_multiplier {multiplier} is no even power of 2"
+            f"notify: notify_off_multiplier {multiplier} is not an even power of 2"
         )
     return Function(
         device,

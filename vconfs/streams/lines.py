@@ -81,7 +81,7 @@ class TtyAddress(Line):
             termios.tcflush(line, termios.TCIFLUSH)  # input from before raw mode may be garbled
         except termios.error as error:
             code, reason = error.args
-            why = "it is no terminal" if code == errno.ENOTTY else reason
+            why = "it is not a terminal" if code == errno.ENOTTY else reason
             raise VconfsError(f"cannot use {self.path}: {why}") from None
         try:
             yield

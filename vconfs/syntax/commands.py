@@ -8,5 +8,5 @@ def command_argument(argument: str) -> str:
     if not argument.strip():
         raise ValueError("exec needs a command: exec:COMMAND")
     if "\0" in argument:
-        raise ValueError(f"exec: a command has no NUL in it: {argument!r}")
+        raise ValueError(f"exec: a command cannot contain a NUL: {argument!r}")
     return argument

@@ -14,7 +14,7 @@ def path_argument(kind: str, argument: str, how: str = "") -> str:
     if not argument:
         raise ValueError(f"{kind} needs a path: {kind}:PATH{how}")
     if "\0" in argument:
-        raise ValueError(f"{kind}: a path has no NUL in it: {argument!r}")
+        raise ValueError(f"{kind}: a path cannot contain a NUL: {argument!r}")
     return argument
 
 

@@ -115,7 +115,7 @@ def _replace_stale(path: str, kind: int) -> None:
     except OSError:
         return  # nothing is there, or bind will report the error
     if not stat.S_ISSOCK(mode):
-        raise VconfsError(f"{path} exists and is no socket: choose another path, or remove it")
+        raise VconfsError(f"{path} exists and is not a socket: choose another path, or remove it")
     with socket.socket(socket.AF_UNIX, kind) as probe:
         probe.setblocking(False)
         code = probe.connect_ex(path)
@@ -169,7 +169,7 @@ def _listen_at(listener: socket.socket, address: tuple[object, ...]) -> None:
 
 
 def _cannot_listen(host: str, service: int, error: OSError | UnicodeError) -> VconfsError:
-    what, way_out = "this is no host name", ""
+    what, way_out = "this is not a host name", ""
     if isinstance(error, OSError):
         what, way_out = error.strerror or str(error), _WAYS_OUT.get(error.errno or 0, "")
     return VconfsError(f"cannot listen on {bracketed(host)}:{service}: {what}{way_out}")

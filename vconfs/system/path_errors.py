@@ -15,7 +15,7 @@ def cannot(path: str, error: OSError) -> VconfsError:
         case errno.ENOENT if not os.path.isdir(folder):
             return VconfsError(f"{path}: the folder {folder} does not exist: make it first")
         case errno.ENOTDIR:
-            return VconfsError(f"{path}: {folder} is no folder: choose another path")
+            return VconfsError(f"{path}: {folder} is not a folder: choose another path")
         case errno.EEXIST | errno.EADDRINUSE:
             return VconfsError(f"{path} exists: choose another path, or remove it")
         case errno.EACCES | errno.EPERM | errno.EROFS:
@@ -23,5 +23,5 @@ def cannot(path: str, error: OSError) -> VconfsError:
                 f"{path}: {error.strerror}: choose another path, or change who may write there"
             )
         case errno.ENXIO:
-            return VconfsError(f"{path}: nobody reads it: start its reader first")
+            return VconfsError(f"{path}: no program reads it: start its reader first")
     return VconfsError(f"{path}: {error.strerror or error}")

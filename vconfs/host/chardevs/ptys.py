@@ -35,7 +35,7 @@ class Pty(Chardev):
     def parse(cls, argument: str) -> Self:
         """Take the symlink's path, which may be left out."""
         if "\0" in argument:
-            raise ValueError(f"pty: a path has no NUL in it: {argument!r}")
+            raise ValueError(f"pty: a path cannot contain a NUL: {argument!r}")
         return cls(argument)
 
     async def run(
