@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from tests.unit.fake_function import CONFIG, NOTIFY, FakeFunction
-from vconfs.host.backend import Backend
+from vconfs.host.attached_guest import AttachedGuest
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.rings import DeviceLink
@@ -40,7 +40,7 @@ class FakeConsole(FakeFunction):
         super().__init__(ports=4, vectors=vectors)
         self.host = host
         self.features = features
-        self.backend: Backend | None = None
+        self.attached: AttachedGuest | None = None
         self.rings: dict[int, DeviceQueue] = {}
         self._quiet = quiet
         self._rows_first = resize_rows_first
@@ -83,15 +83,15 @@ class FakeConsole(FakeFunction):
             for queue in range(self._end.queues)
         }
         self._link = DeviceLink(self.rings, features=features, call=self._call, header_size=0)
-        self.backend = self.host.attach(self._link, self._end, self._announce_config)
+        self.attached = self.host.attach(self._link, self._end, self._announce_config)
         if not self._quiet:
             self.serve()
 
     def serve(self) -> None:
         """Begin to look at what the driver sends."""
         self._quiet = False
-        assert self.backend is not None
-        self.backend.start()
+        assert self.attached is not None
+        self.attached.start()
 
     def _layout(self, queue: int) -> Layout:
         def address(low: Register, high: Register) -> int:

@@ -186,10 +186,10 @@ def test_any_control_messages(messages: list[bytes]) -> None:
     """There are never more ports than the device said, and the device is not lost."""
 
     async def act(scene: Scene, puppet: Puppet) -> None:
-        backend = scene.fake.backend
-        assert backend is not None
+        attached = scene.fake.attached
+        assert attached is not None
         for message in messages:
-            link = backend._link
+            link = attached._link
             while not link.capacity(CONTROL_IN):
                 await trio.testing.wait_all_tasks_blocked()
             link.send(CONTROL_IN, message, b"")

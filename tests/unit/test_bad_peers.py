@@ -112,12 +112,12 @@ async def test_cache_buffers_0_takes_caching_back() -> None:
 )
 async def test_a_wrong_buffer_of_the_guests_is_counted_and_changes_nothing(buffer: bytes) -> None:
     async with open_ends([spec(cache=True)]) as ends:
-        backend, port = ends.host.guest, ends.host.ports[0]
-        assert backend is not None
+        attached, port = ends.host.guest, ends.host.ports[0]
+        assert attached is not None
         from_guest(ends, buffer, GOOD)
         assert await port.receive() == b"good"
-        assert backend.ignored == 1
-        assert backend.reason == ""
+        assert attached.ignored == 1
+        assert attached.reason == ""
 
 
 async def test_a_guest_that_asks_for_a_port_that_is_not_there_is_told_so() -> None:

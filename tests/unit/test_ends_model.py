@@ -30,7 +30,7 @@ STEPS = st.lists(
         ),
         *(
             st.tuples(st.just(what), st.just(0))
-            for what in ("connect", "disconnect", "hang_up", "hold", "let_go")
+            for what in ("connect", "disconnect", "hang_up", "throttle", "unthrottle")
         ),
     ),
     max_size=40,
@@ -103,10 +103,10 @@ class Run:
     async def hang_up(self, _: int) -> None:
         self.host.hang_up()
 
-    async def hold(self, _: int) -> None:
+    async def throttle(self, _: int) -> None:
         self.ends.host.throttle(0, True)
 
-    async def let_go(self, _: int) -> None:
+    async def unthrottle(self, _: int) -> None:
         self.ends.host.throttle(0, False)
 
     async def send(self, size: int) -> None:
@@ -149,7 +149,7 @@ class Run:
         guest, host = self.guest, self.host
         assert guest.host_connected == host.connected
         assert host.guest_connected == self.told
-        assert guest.host_throttled == host.host_throttled == (host.held or host._full)
+        assert guest.host_throttled == host.host_throttled == (host.throttled_by_hand or host._full)
         assert host.guest_throttled == guest.guest_throttled
         assert host.queued < HOST_LIMIT or host.host_throttled
         assert guest.queued < GUEST_LIMIT or guest.guest_throttled

@@ -18,7 +18,7 @@ from vconfs.device.rings import QueueSpec
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
-from vconfs.host.backend import Backend
+from vconfs.host.attached_guest import AttachedGuest
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
 from vconfs.protocol import v8
@@ -323,13 +323,13 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
     with ours, theirs:
         wires = LateWire(ours), LateWire(theirs)
         config = v8.CONFIG.pack(0, 0, 2)
-        backends: list[Backend] = []
+        guests: list[AttachedGuest] = []
 
         async def serve() -> None:
             async with open_link(wires[0], address, Role.HOST, v8.FEATURES, config) as link:
-                backend = host.attach(link, v8.HostEnd(link.features), lambda: None)
-                backends.append(backend)
-                backend.start()
+                guest = host.attach(link, v8.HostEnd(link.features), lambda: None)
+                guests.append(guest)
+                guest.start()
                 await trio.sleep_forever()
 
         async with open_host(specs) as host, open_background() as nursery:

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from vconfs.errors import VconfsError
-from vconfs.host.backend import Backend
+from vconfs.host.attached_guest import AttachedGuest
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
@@ -46,7 +46,7 @@ class Host:
         #: Ports whose chardev has not started yet: nobody can see them, but their ids are taken.
         self._starting: dict[int, HostPort] = {}
         self._scopes: dict[HostPort, trio.CancelScope] = {}
-        self._backend: Backend | None = None
+        self._guest: AttachedGuest | None = None
 
     # --- ports ----------------------------------------------------------------------------
 
@@ -68,8 +68,8 @@ class Host:
             del self._starting[id]
         count = self.port_count
         self.ports[id] = port
-        if self._backend is not None:
-            self._backend.port_added(id, self.port_count != count)
+        if self._guest is not None:
+            self._guest.port_added(id, self.port_count != count)
         return port
 
     def find(self, port: int | bytes) -> HostPort:
@@ -114,12 +114,12 @@ class Host:
 
     def _take_away(self, port: HostPort) -> None:
         id = port.id
-        if self._backend is not None:
-            self._backend.port_leaves(id)
+        if self._guest is not None:
+            self._guest.port_leaves(id)
         count = self.port_count
         del self.ports[id]
-        if self._backend is not None:
-            self._backend.port_removed(id, self.port_count != count)
+        if self._guest is not None:
+            self._guest.port_removed(id, self.port_count != count)
         port.removed = True
         port.detach()
 
@@ -138,8 +138,8 @@ class Host:
         port = self._find(id)
         _check_name(name)
         port.name = name
-        if self._backend is not None:
-            self._backend.port_renamed(port)
+        if self._guest is not None:
+            self._guest.port_renamed(port)
 
     def configure(self, id: int, *, cache: bool | None = None, limit: int | None = None) -> None:
         """Change whether the guest keeps unread data, or how many MiB of it."""
@@ -150,8 +150,8 @@ class Host:
             port.cache = cache
         if limit is not None:
             port.limit = limit
-        if self._backend is not None:
-            self._backend.port_configured(port)
+        if self._guest is not None:
+            self._guest.port_configured(port)
 
     def resize(self, id: int, cols: int, rows: int) -> None:
         """Change the size of a port's console."""
@@ -161,8 +161,8 @@ class Host:
         port.size = (cols, rows)
         if id == 0:
             self.size = port.size
-        if self._backend is not None:
-            self._backend.port_resized(port)
+        if self._guest is not None:
+            self._guest.port_resized(port)
 
     def throttle(self, id: int, on: bool) -> None:
         """Take no more data from the guest on a port (THROTTLE_PORT), or go on.
@@ -170,7 +170,7 @@ class Host:
         It holds until it is undone, also for the next guest. What the guest has sent already still
         reaches the chardev.
         """
-        self._find(id).hold(on)
+        self._find(id).throttle_by_hand(on)
 
     def disconnect(self, id: int) -> None:
         """Hang up the client at the far side of a port; the next one can come.
@@ -223,7 +223,7 @@ class Host:
 
     def owed(self) -> dict[int, int]:
         """Look at how many bytes each port owes to those who are there to take them."""
-        guest = self._backend.untaken() if self._backend is not None else {}
+        guest = self._guest.untaken() if self._guest is not None else {}
         return {id: port.settle() + guest.get(id, 0) for id, port in self.ports.items()}
 
     async def drain(self) -> None:
@@ -257,21 +257,23 @@ class Host:
     # --- the guest ------------------------------------------------------------------------
 
     @property
-    def guest(self) -> Backend | None:
+    def guest(self) -> AttachedGuest | None:
         """The connection to the guest that is attached."""
-        return self._backend
+        return self._guest
 
-    def attach(self, link: Link, end: HostDialect, announce_config: Callable[[], None]) -> Backend:
+    def attach(
+        self, link: Link, end: HostDialect, announce_config: Callable[[], None]
+    ) -> AttachedGuest:
         """Serve a guest whose driver has set up `link`; the one before it is let go."""
         self.detach()
-        self._backend = Backend(self.ports, link, end, announce_config)
-        return self._backend
+        self._guest = AttachedGuest(self.ports, link, end, announce_config)
+        return self._guest
 
     def detach(self, reason: str = "") -> None:
         """Let the guest go."""
-        if self._backend is not None:
-            self._backend.stop(reason)
-            self._backend = None
+        if self._guest is not None:
+            self._guest.stop(reason)
+            self._guest = None
 
     # --- chardevs -------------------------------------------------------------------------
 
@@ -312,10 +314,10 @@ class Host:
             raise VconfsError(f"port id {id} is taken by {_describe(other)}")
         if not 0 <= id < PORTS_MAX:
             raise VconfsError(f"port id {id} cannot be: ids are 0 to {PORTS_MAX - 1}")
-        if self._backend is not None and id >= self._backend.max_ports:
+        if self._guest is not None and id >= self._guest.max_ports:
             raise VconfsError(
                 f"port id {id} is too large for the guest: its ids end at"
-                f" {self._backend.max_ports - 1}"
+                f" {self._guest.max_ports - 1}"
             )
 
     def _find(self, id: int) -> HostPort:

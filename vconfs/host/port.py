@@ -53,7 +53,7 @@ class HostPortSpec:
     chardev_text: str = ""  # how the chardev was written
 
 
-class HostLine(Protocol):
+class HostPortLine(Protocol):
     """A port's way to the guest: the part of a connected guest that host ports use."""
 
     throttles: bool
@@ -106,7 +106,7 @@ class HostPort:
 
     connected: bool = field(init=False, default=False)
     guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
-    held: bool = field(init=False, default=False)  # somebody wants the guest to stop
+    throttled_by_hand: bool = field(init=False, default=False)  # by `Host.throttle`
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
@@ -123,7 +123,7 @@ class HostPort:
     _guest_connected: bool = field(init=False, default=False)
     #: How often the guest has opened the port and the chardev has not heard of it.
     _sessions: int = field(init=False, default=0)
-    _line: HostLine | None = field(init=False, default=None)
+    _line: HostPortLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     _messages: MessageQueue | None = field(init=False)
     #: Bytes that the chardev has received, and that are neither delivered nor back in the queue.
@@ -172,7 +172,9 @@ class HostPort:
     @property
     def wants_data(self) -> bool:
         """Whether there is space for more from the guest (asked where rings throttle)."""
-        return not (self.held or self._holding) and self._held_back < self.spec.host_limit
+        return (
+            not (self.throttled_by_hand or self._holding) and self._held_back < self.spec.host_limit
+        )
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -350,7 +352,7 @@ class HostPort:
 
     # --- what the guest does --------------------------------------------------------------
 
-    def attach(self, line: HostLine) -> None:
+    def attach(self, line: HostPortLine) -> None:
         """A guest is there, anew or for the first time."""
         self._line = line
         self.guest_throttled = self._full = False
@@ -431,9 +433,9 @@ class HostPort:
 
     # --- throttling the guest -------------------------------------------------------------
 
-    def hold(self, on: bool) -> None:
+    def throttle_by_hand(self, on: bool) -> None:
         """Take nothing more from the guest, also from the next one, or go on."""
-        self.held = on
+        self.throttled_by_hand = on
         self._tell_throttle()
         self._refill()
 
@@ -448,7 +450,7 @@ class HostPort:
             line.refill(self)
 
     def _tell_throttle(self) -> None:
-        wanted, line = self.held or self._holding or self._full, self._line
+        wanted, line = self.throttled_by_hand or self._holding or self._full, self._line
         if line is not None and line.throttles and wanted != self._throttle.on:
             self._throttle.ask(line, self.id, wanted)
 

@@ -70,12 +70,12 @@ async def _serve_guest(
             link.send_config(_config(host))
 
         attached()
-        backend = host.attach(link, v8.HostEnd(link.features), announce_config)
+        guest = host.attach(link, v8.HostEnd(link.features), announce_config)
         try:
-            backend.start()
+            guest.start()
             if _config(host) != said:  # since the hello
                 announce_config()
-            await backend.stopped.wait()
+            await guest.stopped.wait()
         finally:
             host.detach()
 

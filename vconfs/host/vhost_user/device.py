@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.host.backend import Backend
+from vconfs.host.attached_guest import AttachedGuest
 from vconfs.host.host import Host
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.link.link import Link
@@ -33,7 +33,7 @@ _PROTOCOL_FEATURES: Final = (
 
 
 @frozen
-class Device:
+class VhostUserDevice:
     """A console device with the ports of `host`, in one of the dialects."""
 
     host: Host
@@ -87,6 +87,8 @@ class Device:
         if isinstance(event, Data) and event.id in self.host.ports:
             self.host.ports[event.id].feed(event.data, None)
 
-    def attach(self, link: Link, features: int, announce_config: Callable[[], None]) -> Backend:
+    def attach(
+        self, link: Link, features: int, announce_config: Callable[[], None]
+    ) -> AttachedGuest:
         """Join a guest to the ports."""
         return self.host.attach(link, self.end(features), announce_config)

@@ -14,8 +14,8 @@ import trio
 from vconfs.host.host import Host
 from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.vhost_user.address import VhostUserAddress
-from vconfs.host.vhost_user.device import Device
-from vconfs.host.vhost_user.session import Session
+from vconfs.host.vhost_user.device import VhostUserDevice
+from vconfs.host.vhost_user.session import FrontendSession
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import ASIDE
 from vconfs.system.listening import Door
@@ -39,7 +39,7 @@ async def serve_vhost_user(
     room for a port.
     """
     address = VhostUserAddress.parse(rest)
-    device = Device(host, dialect or DEFAULT_DIALECT, address)
+    device = VhostUserDevice(host, dialect or DEFAULT_DIALECT, address)
     device.check_ports()
     async with address.unix.listening() as listeners:
         with Door(listeners) as door:
@@ -47,7 +47,7 @@ async def serve_vhost_user(
             await _serve_all(device, door)
 
 
-async def _serve_all(device: Device, door: Door) -> None:
+async def _serve_all(device: VhostUserDevice, door: Door) -> None:
     reception, trouble = Reception(), LogOnce(log)
 
     async def accept() -> trio.socket.SocketType:
@@ -63,10 +63,12 @@ async def _serve_all(device: Device, door: Door) -> None:
     await receive_guests(serve_one, GREETED_MAX)
 
 
-async def _serve(device: Device, sock: trio.socket.SocketType, reception: Reception) -> str:
+async def _serve(
+    device: VhostUserDevice, sock: trio.socket.SocketType, reception: Reception
+) -> str:
     """Serve a front-end until it leaves; return what it was turned away for."""
     try:
-        with Session(device, sock) as session:
+        with FrontendSession(device, sock) as session:
             await session.run(reception.as_guest())
     except RemoteProtocolError as error:
         return str(error)

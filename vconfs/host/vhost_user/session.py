@@ -19,10 +19,10 @@ from typing import Any, ClassVar, Final, Self
 import trio
 from attrs import define
 
-from vconfs.host.backend import Backend
+from vconfs.host.attached_guest import AttachedGuest
 from vconfs.host.rings import DeviceLink
 from vconfs.host.vhost_user.channel import FrontendChannel
-from vconfs.host.vhost_user.device import Device
+from vconfs.host.vhost_user.device import VhostUserDevice
 from vconfs.host.vhost_user.memory import SharedMemory
 from vconfs.link.notifications import Bell, Notices, check_notifier
 from vconfs.link.vhost_user_messages import MessageSocket
@@ -62,12 +62,12 @@ class _Ring:
     live: bool = False
 
 
-class Session:
+class FrontendSession:
     """Serves one front-end, the peer of `sock`."""
 
     _nursery: trio.Nursery
 
-    def __init__(self, device: Device, sock: trio.socket.SocketType) -> None:
+    def __init__(self, device: VhostUserDevice, sock: trio.socket.SocketType) -> None:
         #: Requests that were refused without an end of the connection.
         self.refused = 0
         self._device = device
@@ -84,7 +84,7 @@ class Session:
         self._stopped: dict[int, int] = {}
         self._features = 0
         self._link: DeviceLink | None = None
-        self._backend: Backend | None = None
+        self._guest: AttachedGuest | None = None
         self._trouble = LogOnce(log)
 
     def __enter__(self) -> Self:
@@ -151,24 +151,24 @@ class Session:
         device, features = self._device, self._features
         header_size = device.end(features).header_size
         link = DeviceLink({}, features=features, call=self._call, header_size=header_size)
-        backend = device.attach(link, features, self._announce_config)
-        self._link, self._backend = link, backend
-        self._nursery.start_soon(self._watch, backend)
-        backend.start()
+        guest = device.attach(link, features, self._announce_config)
+        self._link, self._guest = link, guest
+        self._nursery.start_soon(self._watch, guest)
+        guest.start()
         if self._config is not None and self._config != device.config:
             self._announce_config()
         return link
 
     def _detach(self) -> None:
         self._stopped.clear()
-        if self._backend is not None:
-            self._link = self._backend = None
+        if self._guest is not None:
+            self._link = self._guest = None
             self._device.host.detach()
 
-    async def _watch(self, backend: Backend) -> None:
+    async def _watch(self, guest: AttachedGuest) -> None:
         """Leave a lost guest's rings alone, until its next driver sets them up."""
-        await backend.stopped.wait()
-        if backend is self._backend:
+        await guest.stopped.wait()
+        if guest is self._guest:
             for index in self._pause_all():
                 self._tell_broken(index)
             self._detach()

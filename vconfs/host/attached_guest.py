@@ -17,7 +17,7 @@ from vconfs.system.log_once import LogOnce
 log = logging.getLogger(__name__)
 
 
-class Backend(LinkEnd[HostPort]):
+class AttachedGuest(LinkEnd[HostPort]):
     """Joins the ports of a host to one guest, until that is lost.
 
     A port is spoken of only after the guest has taken it up (by asking its name in v8, by
