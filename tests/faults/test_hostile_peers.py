@@ -129,8 +129,8 @@ def turned_away(host: HostProgram, reason: str) -> None:
 
 
 NOT_IN_MEMORY = (
-    f"the region at guest {GUEST:#x} is in no file in memory: share a memfd, or a file on tmpfs or"
-    " hugetlbfs"
+    f"the region at guest {GUEST:#x} is not in a file in memory: share a memfd, or a file on tmpfs"
+    " or hugetlbfs"
 )
 
 

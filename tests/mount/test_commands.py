@@ -240,7 +240,7 @@ def test_options_from_a_file(folder: Path, tmp_path: Path) -> None:
         ("mount {folder}", 'port = ["a=echo", "b=x"]', ":1: port: unknown chardev 'x'"),
         ("mount {folder}", 'options = "mode=1"', ":1: options: mode is three octal digits"),
         ("mount {folder}", 'rules = "/no"', ":1: rules: /no: No such file or directory"),
-        ("host", 'listen = "x"', ":1: listen: nobody can listen on 'x'"),
+        ("host", 'listen = "x"', ":1: listen: cannot listen on 'x'"),
         ("host", 'log-format = "xml"', ":1: log-format: 'xml' is not one of 'text', 'json'"),
     ],
 )

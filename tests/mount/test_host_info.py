@@ -47,7 +47,7 @@ def test_it_answers_each_program_of_the_guest(folder: Path, tmp_path: Path) -> N
     ("words", "error"),
     [
         ([], "usage: host-info.py LISTEN-URL"),
-        (["no:where"], "nobody can listen on 'no:where': it is one of "),
+        (["no:where"], "cannot listen on 'no:where': use one of "),
         (["stream:unix:/no/where"], "/no/where: the folder /no does not exist: make it first"),
     ],
 )

@@ -44,17 +44,17 @@ async def test_it_serves_a_port_like_ours(folder: Path) -> None:
         ("", "broken: AttributeError: module 'tiny_bus' has no attribute 'Bus'"),
         (
             "class Bus: pass",
-            "broken: TypeError: tiny_bus:Bus is no subclass of vconfs.host.Chardev",
+            "broken: TypeError: tiny_bus:Bus is not a subclass of vconfs.host.Chardev",
         ),
         (
             "def Bus(argument): pass",
-            "broken: TypeError: tiny_bus:Bus is no subclass of vconfs.host.Chardev",
+            "broken: TypeError: tiny_bus:Bus is not a subclass of vconfs.host.Chardev",
         ),
         (BUS.replace("not argument", "argument.nothing"), "broken: AttributeError: 'str' object"),
         (BUS.replace("async def run", "async def serve"), "broken: TypeError: "),
         (
             BUS.replace("return cls(argument)", "return 5"),
-            "broken: TypeError: parse gave 5, which is no Chardev",
+            "broken: TypeError: parse returned 5, which is not a Chardev",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) and "broken" in value else "",

@@ -372,7 +372,7 @@ async def test_fifos_that_were_there_stay_and_what_is_none_is_refused(tmp_path: 
         pass
     assert [entry.name for entry in tmp_path.iterdir()] == ["fifo.in"]
     Path(f"{path}.out").write_text("precious")
-    with pytest.raises(VconfsError, match="exists and is no fifo"):
+    with pytest.raises(VconfsError, match="exists and is not a fifo"):
         async with open_host([parse_port(f"x=pipe:{path}")]):
             pass
 
@@ -398,7 +398,7 @@ async def test_a_pty_is_connected_while_somebody_is_at_it(tmp_path: Path) -> Non
 async def test_a_link_that_is_something_else_is_refused(tmp_path: Path) -> None:
     link = tmp_path / "tty"
     link.write_text("precious")
-    with pytest.raises(VconfsError, match="exists and is no link to a pty"):
+    with pytest.raises(VconfsError, match="exists and is not a link to a pty"):
         async with open_host([parse_port(f"x=pty:{link}")]):
             pass
     assert link.read_text() == "precious"

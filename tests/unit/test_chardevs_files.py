@@ -123,7 +123,7 @@ async def test_a_fifo_that_becomes_a_file_as_it_is_opened_is_not_used(
         Path(path).touch()
 
     monkeypatch.setattr(os, "mkfifo", make_file)
-    with pytest.raises(VconfsError, match=f"{path} exists and is no fifo"):
+    with pytest.raises(VconfsError, match=f"{path} exists and is not a fifo"):
         async with serving(f"pipe:{tmp_path}/x"):
             pass
 
@@ -338,8 +338,8 @@ async def test_what_stands_where_the_link_should_be(tmp_path: Path) -> None:
     folder.mkdir()
     link.symlink_to(folder)
     table = {
-        f"{link}": f"{link} exists and is no link to a pty: choose another path",
-        f"{folder}": f"{folder} exists and is no link to a pty: choose another path",
+        f"{link}": f"{link} exists and is not a link to a pty: choose another path",
+        f"{folder}": f"{folder} exists and is not a link to a pty: choose another path",
         f"{tmp_path}/no/x": f"{tmp_path}/no/x: the folder {tmp_path}/no does not exist: "
         "make it first",
         f"{tmp_path}/{'x' * 300}": f"{tmp_path}/{'x' * 300}: File name too long",
@@ -385,7 +385,7 @@ async def test_no_more_ptys_for_the_next_ones(
             os.write(slave, b"again")
             await port.until_received(b"again")
     assert [record.getMessage() for record in caplog.records] == [
-        "port 3: there is no pty to be had: No space left on device; trying again",
+        "port 3: cannot open a pty: No space left on device; trying again",
         "port 3: there is a pty again",
     ]
 
@@ -397,7 +397,7 @@ async def test_no_more_ptys(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(ptys, "open_pty", fail)
-    with pytest.raises(VconfsError, match="there is no pty to be had: No space left on device"):
+    with pytest.raises(VconfsError, match="cannot open a pty: No space left on device"):
         async with serving("pty"):
             pass
 

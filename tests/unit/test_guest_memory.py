@@ -85,7 +85,7 @@ async def test_a_file_on_a_disk_is_refused() -> None:
         file.truncate(SIZE)
         said = await refusal(os.dup(file.fileno()))
     way_out = "share a memfd, or a file on tmpfs or hugetlbfs"
-    assert said == f"{WHERE} is in no file in memory: {way_out}"
+    assert said == f"{WHERE} is not in a file in memory: {way_out}"
 
 
 async def test_a_file_that_is_too_short_is_refused() -> None:

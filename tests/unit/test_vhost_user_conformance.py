@@ -117,10 +117,10 @@ CASES = [
     Case("no such slot", REM, slot(SECOND), REFUSED, [], "there is no region of 0x1000 bytes"),
     Case("the slot of the rings", REM, slot(REGION), DONE),
     Case("past the file", ADD, slot(SECOND), TOO_LATE, ["short"], "of a file of 0xfff"),
-    Case("no file", ADD, slot(SECOND), TOO_LATE, ["pipe"], "is in no file"),
-    Case("a socket", ADD, slot(SECOND), TOO_LATE, ["socket"], "is in no file"),
+    Case("no file", ADD, slot(SECOND), TOO_LATE, ["pipe"], "is not in a file"),
+    Case("a socket", ADD, slot(SECOND), TOO_LATE, ["socket"], "is not in a file"),
     Case("read-only memory", ADD, slot(SECOND), TOO_LATE, ["read-only"], "cannot be mapped: Perm"),
-    Case("an ordinary file", ADD, slot(SECOND), TOO_LATE, ["file"], "is in no file in memory"),
+    Case("an ordinary file", ADD, slot(SECOND), TOO_LATE, ["file"], "is not in a file in memory"),
     Case("a file on tmpfs", ADD, slot(SECOND), DONE, ["tmpfs"]),
     Case("running ring", NUM, state(0, 8), REFUSED, why="ring 0 is running"),
     Case("queue 2 of 2", NUM, state(2, 8), REFUSED, why="ring 2 of 2"),
@@ -141,7 +141,7 @@ CASES = [
     Case("inband", Request.VRING_KICK, state(0, 0), SILENT, why="unknown VRING_KICK"),
     Case("status", Request.SET_STATUS, u64(0), SILENT, why="unknown SET_STATUS"),
     Case("unknown", 77, b"what?", SILENT, ["memory", "pipe"], "unknown request 77"),
-    Case("channel", Request.SET_BACKEND_REQ_FD, b"", TOO_LATE, ["pipe"], "is no unix socket"),
+    Case("channel", Request.SET_BACKEND_REQ_FD, b"", TOO_LATE, ["pipe"], "is not a unix socket"),
     Case("another channel", Request.SET_BACKEND_REQ_FD, b"", DONE, ["socket"]),
 ]
 

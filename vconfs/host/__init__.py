@@ -7,15 +7,15 @@
             nursery.start_soon(trio.serve_listeners, answer, [chat])
             await parse_listener("stream:unix:/run/vcon.sock").serve(host)
 
-`open_host` holds the ports. Each has a far side, a `Chardev`: one of those that `vconfs host` has
-(`parse_port`, `parse_chardev`), a `PortListener`, which gives the program a trio stream for each
-time that the guest opens the port, or a class of your own. Ports are added, changed and removed by
-the methods of `Host` at any time.
+`open_host` holds the ports. Each has a far side, a `Chardev`: one of the chardevs of `vconfs host`
+(`parse_port`, `parse_chardev`), a `PortListener`, which gives the program a trio stream each time
+the guest opens the port, or a class of your own. The methods of `Host` add, change and remove
+ports at any time.
 
-Guests come where `vconfs.host.listening.parse_listener(url).serve(host)` waits for them, or are in
-the same process: `vconfs.guest.devices.join_embedded(host, manager)` joins the ports of `manager`
-to it, which `vconfs.mounting.open_mount` shows as files. One guest at a time is attached. With
-`vconfs.host.control.serve_control(host, path)` there is a socket for `vconfs ctl` as well.
+Guests connect where `vconfs.host.listening.parse_listener(url).serve(host)` listens, or are in the
+same process: `vconfs.guest.devices.join_embedded(host, manager)` joins the ports of `manager` to
+the host end, and `vconfs.mounting.open_mount` shows them as files. One guest at a time is attached.
+`vconfs.host.control.serve_control(host, path)` adds a socket for `vconfs ctl`.
 """
 
 from vconfs.errors import VconfsError

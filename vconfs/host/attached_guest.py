@@ -1,4 +1,4 @@
-"""The back-end: the device's side of one connection to a guest."""
+"""The host end's side of one connection to a guest."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 
 class AttachedGuest(LinkEnd[HostPort]):
-    """Joins the ports of a host to one guest, until that is lost.
+    """Joins the ports of a host to one guest, until the guest is lost.
 
-    A port is spoken of only after the guest has taken it up (by asking its name in v8, by
-    PORT_READY in virtio1): it is then introduced with its name and all that is known of it.
+    Nothing is sent about a port until the guest has taken it up (by asking for its name in v8, by
+    PORT_READY in virtio1). Then the port is introduced: its name and all its settings are sent.
     """
 
     peer = "guest"
@@ -35,22 +35,22 @@ class AttachedGuest(LinkEnd[HostPort]):
         announce_config: Callable[[], None],
     ) -> None:
         super().__init__(link, end, ports)
-        #: Messages that the guest may not send.
+        #: How many messages came that the guest may not send.
         self.ignored = 0
         self._end = end
         self._announce_config = announce_config
         self._introduced: set[int] = set()
-        #: Ports that were removed: what the guest sent before it knew that may still come.
+        #: Ports that were removed. What the guest sent before it learned of that may still arrive.
         self._removed: set[int] = set()
         self._trouble = LogOnce(log)
 
     @property
     def max_ports(self) -> int:
-        """The guest can have ports with ids below this."""
+        """One more than the largest port id that the guest can have."""
         return self._end.max_ports
 
     def start(self) -> None:
-        """Serve the guest: its driver has set the queues up."""
+        """Serve the guest, whose driver has set up the queues."""
         if not self._end.multiport and 0 in self._ports:
             self._introduce(self._ports[0])
             self._ports[0].set_guest_connected(True)
@@ -62,22 +62,22 @@ class AttachedGuest(LinkEnd[HostPort]):
 
     def _detach_ports(self) -> None:
         for queue in range(1, self._end.queues, 2):
-            self._link.release(queue)  # the guest can know what we have taken
+            self._link.release(queue)  # so that the guest knows what we have taken
         for id in self._introduced:
             if id in self._ports:
                 self._ports[id].detach()
         self._introduced.clear()
 
-    # --- what the link tells --------------------------------------------------------------
+    # --- what the link reports ------------------------------------------------------------
 
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`."""
         self._sender.room(queue)
 
     def config_changed(self) -> None:
-        """Never called: the config space is ours."""
+        """Do nothing: this is never called, because the config space is ours."""
 
-    # --- what becomes of the host's ports -------------------------------------------------
+    # --- changes of the host's ports ------------------------------------------------------
 
     def port_added(self, id: int, config_changed: bool) -> None:
         """Announce a port."""
@@ -87,12 +87,12 @@ class AttachedGuest(LinkEnd[HostPort]):
             self._sender.post(self._end.port_add(id))
 
     def port_leaves(self, id: int) -> None:
-        """Fetch what the guest has sent to a port that is about to be removed."""
+        """Take what the guest has sent to a port that is about to be removed."""
         if id in self._introduced:
             self._take_last(id)
 
     def port_removed(self, id: int, config_changed: bool) -> None:
-        """Take a port away; a guest that cannot be told so sees it hung up."""
+        """Announce that a port is gone; in a dialect that cannot say so, hang it up."""
         self._introduced.discard(id)
         self._removed.add(id)
         if config_changed and self._end.ports_in_config:
@@ -102,25 +102,25 @@ class AttachedGuest(LinkEnd[HostPort]):
             self._sender.post(gone)
 
     def port_renamed(self, port: HostPort) -> None:
-        """Tell the port's new name."""
+        """Send the port's new name."""
         if port.id in self._introduced:
             self._sender.post(self._end.port_name(port.id, port.name))
 
     def port_configured(self, port: HostPort) -> None:
-        """Tell what the port's settings are now."""
+        """Send the port's present settings."""
         if port.id in self._introduced:
             self._sender.post(self._end.cache_buffers(port.id, port.cache))
             if port.limit:
                 self._sender.post(self._end.buffer_limit(port.id, port.limit))
 
     def port_resized(self, port: HostPort) -> None:
-        """Tell the size of the port's console."""
+        """Send the size of the port's console."""
         if port.id not in self._introduced:
             return
         if message := self._end.resize(port.id, *port.size):
             self._sender.post(message)
         elif port.id == 0:
-            self._announce_config()  # which has the size, too
+            self._announce_config()  # the config space has the size, too
 
     # --- what the host ports ask for ------------------------------------------------------
 

@@ -1,9 +1,9 @@
-"""What a chardev is: the far side of a port of the host end.
+"""Chardevs: the far sides of the host end's ports.
 
 A chardev joins one port to something outside: a socket, a pty, a program. It is *connected* or
-not, and that is what the guest learns by PORT_OPEN. It runs as one task of the host's nursery.
-Kinds of chardev are found by entry point (group `vconfs.chardevs`), so that another package can
-add one; ours come by the same door.
+not, which PORT_OPEN reports to the guest. It runs as one task of the host's nursery. Kinds of
+chardev are found by entry point (group `vconfs.chardevs`), so that another package can add one;
+ours are found in the same way.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _GROUP: Final = "vconfs.chardevs"
 
 
 class Counters(Protocol):
-    """What a chardev counts in its port's counters."""
+    """The part of a port's counters that its chardev counts."""
 
     dropped: int  # bytes lost by rule
 
 
 class PortSide(Protocol):
-    """A port, as its chardev sees it."""
+    """A port as its chardev sees it."""
 
     id: int
     name: bytes
@@ -39,60 +39,61 @@ class PortSide(Protocol):
     def counters(self) -> Counters:
         """The port's counters."""
 
-    #: Where to hand the guest's data without a task in between: called with each piece, it says
-    #: how many bytes it took; the rest is queued for `receive`. The piece is good for that call.
+    #: Takes the guest's data without a task in between. It is called with each piece, and returns
+    #: how many bytes it took; the rest is queued for `receive`. The piece is valid for that call.
     sink: Callable[[memoryview], int] | None
-    #: Where to get data for the guest without a task in between: called with the number of bytes
-    #: that can be sent now, it gives at most so many, or none.
+    #: Supplies data for the guest without a task in between. It is called with the number of bytes
+    #: that can be sent now, and returns at most that many, or none.
     source: Callable[[int], Buffer] | None
-    #: How to hang up whoever is at the far side now; None: nobody is, or nobody who could be.
+    #: Hangs up the client at the far side. None if there is no client that could be hung up.
     hang_up_client: Callable[[], None] | None
-    #: How to open what is behind the port anew at once, if that is waited for or is a file that may
-    #: have been replaced; None: there is nothing to open.
+    #: Opens what is behind the port again at once: a file that may have been replaced, or
+    #: something that is to be tried again later. None if there is nothing to open.
     reopen: Callable[[], None] | None
-    #: Tells how many bytes the far side was given and would lose if it was left now, for it has not
-    #: read them: an ending waits until there are none. None: what was delivered stays there.
+    #: Returns how many delivered bytes the far side has not read and would lose if it was left
+    #: now; an ending waits until there are none. None if nothing delivered can be lost.
     unread: Callable[[], int] | None
-    #: Seconds that a far side which takes nothing is waited for.
+    #: How many seconds to wait for a far side that takes nothing.
     patience: float
 
     @property
     def guest_connected(self) -> bool:
-        """Whether the guest has the port open."""
+        """True if the guest has the port open."""
 
     def connect(self) -> None:
-        """Tell the guest that somebody is there."""
+        """Tell the guest that the far side is connected."""
 
     def disconnect(self) -> None:
-        """Tell the guest that nobody is there; what it sent stays if the port caches."""
+        """Tell the guest that the far side is gone; what it sent stays if the port caches."""
 
     def hang_up(self) -> None:
-        """Show the guest an end of file, and go on being connected."""
+        """Show the guest an end of file, and stay connected."""
 
     async def next_session(self) -> None:
-        """Wait until the guest opens the port; returns once for each time that it does."""
+        """Wait until the guest opens the port; return once for each time that it does."""
 
     async def receive(self, size: int = 1 << 16) -> bytes:
-        """Wait for bytes from the guest and give at most `size` of them.
+        """Wait for bytes from the guest and return at most `size` of them.
 
-        None: the guest closed the port (only a chardev that `keeps_sessions` is told).
+        Return no bytes when the guest closed the port, if the chardev `keeps_sessions`.
         """
 
     async def receive_message(self) -> bytes:
-        """Wait for one whole write request of the guest and give its bytes."""
+        """Wait for one whole write request of the guest and return its bytes."""
 
     def delivered(self, size: int) -> None:
-        """Say that so many bytes of what was received last are with the far side.
+        """Count `size` bytes of what was received last as delivered to the far side.
 
-        The next `receive` says so of all of them, and `put_back` of those that do not go back. When
-        the port is left without any of the three, they are counted as dropped.
+        The next `receive` counts all that was received as delivered; `put_back` counts what does
+        not go back. If the chardev leaves the port without any of the three, the bytes are counted
+        as dropped.
         """
 
     def lost(self, size: int) -> None:
-        """Count so many bytes as dropped that were delivered, and have not got there after all."""
+        """Count `size` bytes as dropped that were counted as delivered but did not arrive."""
 
     def put_back(self, data: Buffer) -> None:
-        """Leave what was received, or the rest of it, to whoever comes next."""
+        """Return what was received, or the rest of it, to the queue for the next client."""
 
     def listening(self) -> AbstractContextManager[trio.CancelScope]:
         """Receive from the far side in this block, which is cancelled when the port is to end."""
@@ -101,39 +102,39 @@ class PortSide(Protocol):
         """Send all of `data` to the guest, waiting while it throttles us or has no buffers."""
 
     def send_nowait(self, data: Buffer) -> int:
-        """Send what the guest takes at once: the number of bytes, 0 if it takes none now."""
+        """Send what the guest takes at once; return how many bytes, 0 if it takes none now."""
 
 
 class Chardev(ABC):
     """The far side of one port."""
 
-    #: Whether it wants guest data by whole write requests (`PortSide.receive_message`).
+    #: True if it takes guest data by whole write requests (`PortSide.receive_message`).
     keeps_boundaries = False
-    #: Whether it is told where the guest closed the port (`PortSide.receive` gives no bytes).
+    #: True if it sees where the guest closed the port (`PortSide.receive` returns no bytes there).
     keeps_sessions = False
 
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Self:
-        """Make one of the ARGUMENT of KIND:ARGUMENT; ValueError says what is wrong with it."""
+        """Make a chardev from the ARGUMENT of KIND:ARGUMENT; ValueError says what is wrong."""
 
     @abstractmethod
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve `port` until cancelled; `started` is called when others can connect.
+        """Serve `port` until cancelled; call `started` when others can connect.
 
-        Raises VconfsError when it cannot start.
+        Raise VconfsError if it cannot start.
         """
 
 
 def chardev_kinds() -> list[str]:
-    """List the kinds of chardevs, those of other packages too."""
+    """Return the kinds of chardevs, including those of other packages."""
     return sorted({point.name for point in entry_points(group=_GROUP)})
 
 
 def parse_chardev(text: str) -> Chardev:
-    """Make a chardev of KIND[:ARGUMENT]; ValueError names what is wrong with either."""
+    """Make a chardev from KIND[:ARGUMENT]; ValueError names what is wrong with either."""
     kind, _, argument = text.partition(":")
     found = list(entry_points(group=_GROUP, name=kind))
     if not found:
@@ -145,10 +146,10 @@ def parse_chardev(text: str) -> Chardev:
     try:
         chardev = _load(found[0]).parse(argument)
         if not isinstance(chardev, Chardev):
-            raise TypeError(f"parse gave {chardev!r}, which is no Chardev")
+            raise TypeError(f"parse returned {chardev!r}, which is not a Chardev")
     except ValueError:
         raise
-    except Exception as error:  # of whatever kind: somebody else may have written it
+    except Exception as error:  # of any kind: the chardev may be another package's
         why = f"{type(error).__name__}: {error}"
         raise ValueError(f"chardev {kind!r} of {_package(found[0])} is broken: {why}") from error
     return chardev
@@ -157,7 +158,7 @@ def parse_chardev(text: str) -> Chardev:
 def _load(point: EntryPoint) -> type[Chardev]:
     kind = point.load()
     if not (isinstance(kind, type) and issubclass(kind, Chardev)):
-        raise TypeError(f"{point.value} is no subclass of vconfs.host.Chardev")
+        raise TypeError(f"{point.value} is not a subclass of vconfs.host.Chardev")
     return kind
 
 
@@ -166,7 +167,7 @@ def _package(point: EntryPoint) -> str:
 
 
 def describe_failure(error: BaseException) -> str:
-    """Say in one line why a chardev failed."""
+    """Return in one line why a chardev failed."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, VconfsError):

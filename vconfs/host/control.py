@@ -1,4 +1,4 @@
-"""The control socket of a host end: other programs look at its ports, and change them."""
+"""The control socket of a host end, by which other programs look at its ports and change them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from vconfs.system.listening import Door, listening_at
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import closing, receive_bytes
 
-#: So many clients are served at a time, and so many more can wait.
+#: How many clients are served at a time, and how many more can wait.
 _CLIENTS_MAX: Final = 64
 _BACKLOG: Final = 128
-#: Read from a client this much at a time.
+#: How many bytes to read from a client at a time.
 _CHUNK: Final = 1 << 16
 #: Only the owner of the host end may control it.
 _MODE: Final = 0o600
 
 
 def control_path(path: str) -> str:
-    """Give the path of a control socket; ValueError: it cannot be one."""
+    """Return `path` if it can be the path of a control socket; ValueError says why not."""
     if not path:
         raise ValueError("the control socket needs a path")
     return socket_path("control", path)
@@ -38,7 +38,10 @@ def control_path(path: str) -> str:
 async def serve_control(
     host: Host, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Answer the clients of the control socket at `path`, until cancelled; VconfsError."""
+    """Answer the clients of the control socket at `path`, until cancelled.
+
+    Raise VconfsError if there can be no socket.
+    """
     clients = trio.Semaphore(_CLIENTS_MAX)
     with listening_at(path, mode=_MODE, backlog=_BACKLOG) as listener, Door([listener]) as door:
         async with open_background() as nursery:
@@ -50,7 +53,7 @@ async def serve_control(
 
 
 class _Client:
-    """A client of the control socket. It gets no more replies than it reads."""
+    """A client of the control socket; no request is read before the last reply was sent."""
 
     def __init__(self, host: Host, sock: trio.socket.SocketType) -> None:
         self._host = host
@@ -59,18 +62,18 @@ class _Client:
         self._lines = control.LineReader()
 
     async def serve(self, left: Callable[[], None]) -> None:
-        """Answer it until it leaves, then call `left`."""
+        """Answer the client until it leaves, then call `left`."""
         try:
             with closing(self._sock):
                 await self._stream.send_all(control.encode_greeting())
                 try:
                     while data := await self._receive():
                         await self._answer(data)
-                    await self._answer(b"\n")  # its last line may have had no end
-                except RemoteProtocolError as error:  # where its next line begins is not known
+                    await self._answer(b"\n")  # the last line may have had no newline
+                except RemoteProtocolError as error:  # we cannot find the start of the next line
                     await self._stream.send_all(control.encode_error(str(error)))
         except trio.BrokenResourceError:
-            pass  # it has left
+            pass  # the client has left
         finally:
             left()
 
@@ -119,7 +122,7 @@ async def _disconnect(host: Host, request: control.Disconnect) -> list[HostPort]
 
 
 def _change(apply: Callable[[Host, int, Any], None]) -> _Action:
-    """Make the action of a request that changes one port at once."""
+    """Return the action of a request that changes one port at once."""
 
     async def act(host: Host, request: Any) -> list[HostPort]:
         port = _find(host, request.port)
@@ -147,7 +150,7 @@ _ACTIONS: Final[Mapping[type[control.Request], _Action]] = {
 
 
 def describe(port: HostPort) -> dict[str, object]:
-    """Tell what a port is and does, as control.schema.json has it."""
+    """Return a port's settings and state in the form of control.schema.json."""
     counters, (cols, rows) = port.counters, port.size
     return {
         "id": port.id,

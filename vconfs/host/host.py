@@ -1,4 +1,4 @@
-"""The host end: its ports, the chardevs that they are joined to, and the guest if there is one."""
+"""The host end: its ports, their chardevs, and the guest if there is one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 
-#: Seconds for a client that was hung up to be gone, and from one look whether it is to the next.
+#: Seconds to wait for a client that was hung up to be gone, and between checks for that.
 _HANG_UP_TIME: Final = 1.0
 _HANG_UP_LOOK: Final = 0.002
 
@@ -35,15 +35,15 @@ class Host:
 
     def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
         self.ports: dict[int, HostPort] = {}
-        #: Characters of the console on port 0 (0, 0: unknown).
+        #: Columns and rows of the console on port 0; (0, 0) if unknown.
         self.size = (0, 0)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda id: None
         self._nursery = nursery
         self._patience = patience
-        #: What each port had dropped when the host end began to end.
+        #: How many bytes each port had dropped when the host end began to end.
         self._dropped_before: dict[HostPort, int] = {}
-        #: Ports whose chardev has not started yet: nobody can see them, but their ids are taken.
+        #: Ports whose chardev has not started yet: they are not visible, but their ids are taken.
         self._starting: dict[int, HostPort] = {}
         self._scopes: dict[HostPort, trio.CancelScope] = {}
         self._guest: AttachedGuest | None = None
@@ -53,8 +53,8 @@ class Host:
     async def add(self, spec: HostPortSpec) -> HostPort:
         """Add a port and start its chardev; the guest is told at once.
 
-        Raises VconfsError: the id is taken or too large (also: for the guest that is attached), the
-        name cannot be one, or the chardev cannot start.
+        Raise VconfsError if the id is taken or too large (for the attached guest, too), the name is
+        not a valid one, or the chardev cannot start.
         """
         id = self._free_id() if spec.id is None else spec.id
         self._check_id(id)
@@ -73,7 +73,7 @@ class Host:
         return port
 
     def find(self, port: int | bytes) -> HostPort:
-        """Give the port with this id or name; VconfsError: there is none, or there are several."""
+        """Return the port with this id or name; VconfsError if there is none or more than one."""
         if isinstance(port, int):
             return self._find(port)
         found = [id for id in sorted(self.ports) if port and self.ports[id].name == port]
@@ -88,23 +88,23 @@ class Host:
         return self.ports[found[0]]
 
     def remove(self, id: int) -> None:
-        """Take a port away and end its chardev, which has ended when `HostPort.ended` is set.
+        """Remove a port and end its chardev; `HostPort.ended` is set when the chardev has ended.
 
-        What its chardev has not taken is dropped: see `remove_when_drained`.
+        What its chardev has not taken is dropped; `remove_when_drained` delivers it first.
         """
         port = self._find(id)
         self._take_away(port)
         self._end_chardev(port)
 
     async def remove_when_drained(self, id: int) -> None:
-        """Take a port away, and end its chardev when that has what the guest sent (draining.py)."""
+        """Remove a port, and end its chardev when it has all that the guest sent (draining.py)."""
         port = self._find(id)
         before = port.counters.dropped
         try:
             drained = await self._drain(port, last=True)
             if self.ports.get(id) is port:
                 self._take_away(port)
-            if drained:  # and now what was still on the way
+            if drained:  # then wait for what was still on the way
                 await drain(lambda: {port: port.settle()}, self._patience)
         finally:
             self._end_chardev(port)
@@ -134,7 +134,7 @@ class Host:
         return await drain(lambda: {port: port.settle()}, self._patience)
 
     def rename(self, id: int, name: bytes) -> None:
-        """Give a port another name."""
+        """Change a port's name."""
         port = self._find(id)
         _check_name(name)
         port.name = name
@@ -142,7 +142,7 @@ class Host:
             self._guest.port_renamed(port)
 
     def configure(self, id: int, *, cache: bool | None = None, limit: int | None = None) -> None:
-        """Change whether the guest keeps unread data, or how many MiB of it."""
+        """Set whether the guest keeps unread data when the port is closed, and how many MiB."""
         port = self._find(id)
         if limit is not None and not 0 < limit <= LIMIT_MAX:
             raise VconfsError(f"a limit is 1 to {LIMIT_MAX} MiB, not {limit}")
@@ -165,24 +165,24 @@ class Host:
             self._guest.port_resized(port)
 
     def throttle(self, id: int, on: bool) -> None:
-        """Take no more data from the guest on a port (THROTTLE_PORT), or go on.
+        """Take no more data from the guest on a port (THROTTLE_PORT), or take it again.
 
-        It holds until it is undone, also for the next guest. What the guest has sent already still
-        reaches the chardev.
+        This stays in force until it is undone, also for the next guest. What the guest has already
+        sent still reaches the chardev.
         """
         self._find(id).throttle_by_hand(on)
 
     def disconnect(self, id: int) -> None:
-        """Hang up the client at the far side of a port; the next one can come.
+        """Hang up the client at the far side of a port, so that the next one can connect.
 
-        What the client has not taken is dropped, unless the port caches: see
-        `disconnect_when_drained`. A file is opened anew, and what waits to be tried again is tried
-        now. Raises VconfsError if there is no client, or the chardev has none (an echo).
+        What the client has not taken is dropped, unless the port caches; `disconnect_when_drained`
+        delivers it first. A file is opened again, and what waits to be tried again is tried now.
+        Raise VconfsError if there is no client, or the chardev has no clients (an echo).
         """
         self._hang_up(self._find(id))()
 
     async def disconnect_when_drained(self, id: int) -> None:
-        """Hang up whoever is at the far side of a port when they have what the guest sent."""
+        """Hang up the client at the far side of a port when it has all that the guest sent."""
         port = self._find(id)
         if port.reopen is not None:
             port.reopen()
@@ -208,7 +208,7 @@ class Host:
         return hang_up
 
     def reopen_files(self) -> None:
-        """Open files anew, as after they were rotated, and try now what waits to be tried again."""
+        """Open files again, which may have been rotated, and try now what waits to be retried."""
         for port in self.ports.values():
             if port.reopen is not None:
                 port.reopen()
@@ -216,23 +216,23 @@ class Host:
     # --- an ending: see draining.py -------------------------------------------------------
 
     def begin_ending(self, *, hold: bool) -> None:
-        """Accept nothing more, because the host end is to end; with `hold`, nor from the guest."""
+        """Let every port begin to end; with `hold`, take nothing more from the guest either."""
         for port in self.ports.values():
             self._dropped_before.setdefault(port, port.counters.dropped)
             port.begin_ending(hold=hold)
 
     def owed(self) -> dict[int, int]:
-        """Look at how many bytes each port owes to those who are there to take them."""
+        """Return how many bytes each port must still deliver to a guest or client that is there."""
         guest = self._guest.untaken() if self._guest is not None else {}
         return {id: port.settle() + guest.get(id, 0) for id, port in self.ports.items()}
 
     async def drain(self) -> None:
-        """Begin to end, and wait until both the guest and the far sides have what is theirs."""
+        """Begin to end, and wait until the guest and the far sides have all that is for them."""
         self.begin_ending(hold=True)
         await drain(self.owed, self._patience)
 
     def lost(self) -> list[tuple[int, int]]:
-        """Tell what each port has dropped since it began to end, by its id."""
+        """Return (id, bytes dropped since the port began to end) of each port."""
         before = self._dropped_before
         return [
             (id, port.counters.dropped - before[port])
@@ -241,13 +241,13 @@ class Host:
         ]
 
     def say_what_was_lost(self) -> None:
-        """Log what ports have dropped since they began to end, if they have."""
+        """Log how many bytes ports have dropped since they began to end, if any."""
         lost = [(_name(self.ports[id]), size) for id, size in self.lost()]
         say_what_was_lost(log, "the host end has ended", lost)
 
     @property
     def port_count(self) -> int:
-        """The largest id and one, and at least 1: port 0 is always there."""
+        """The largest id plus one; at least 1, because port 0 always exists."""
         return max(self.ports, default=0) + 1
 
     def dropped(self, id: int) -> int:
@@ -258,19 +258,19 @@ class Host:
 
     @property
     def guest(self) -> AttachedGuest | None:
-        """The connection to the guest that is attached."""
+        """The attached guest, or None if there is none."""
         return self._guest
 
     def attach(
         self, link: Link, end: HostDialect, announce_config: Callable[[], None]
     ) -> AttachedGuest:
-        """Serve a guest whose driver has set up `link`; the one before it is let go."""
+        """Attach a guest whose driver has set up `link`, in place of the one before it."""
         self.detach()
         self._guest = AttachedGuest(self.ports, link, end, announce_config)
         return self._guest
 
     def detach(self, reason: str = "") -> None:
-        """Let the guest go."""
+        """Detach the guest, if there is one."""
         if self._guest is not None:
             self._guest.stop(reason)
             self._guest = None
@@ -290,7 +290,7 @@ class Host:
         try:
             with trio.CancelScope() as self._scopes[port]:
                 await port.spec.chardev.run(port, Status())
-        except* Exception as errors:  # of whatever kind: somebody else may have written it
+        except* Exception as errors:  # of any kind: the chardev may be another package's
             failed = describe_failure(errors)
             log.debug("port %s", _describe(port), exc_info=True)
             if started:
@@ -347,7 +347,8 @@ async def open_host(
 ) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does.
 
-    What they have not taken by then is dropped: see `Host.drain`, whose `patience` is in seconds.
+    What they have not taken at its end is dropped; `Host.drain` waits for them to take it, giving
+    up after `patience` seconds without progress.
     """
     ports: list[HostPort] = []
     try:
@@ -360,6 +361,6 @@ async def open_host(
             finally:
                 host.detach()
                 ports += host.ports.values()
-    finally:  # the chardevs have ended, and have put back what they had not delivered
+    finally:  # the chardevs have ended and have put back what they had not delivered
         for port in ports:
             port.give_up()

@@ -1,4 +1,4 @@
-"""Where the host end listens for guests: what can stand behind `vconfs host --listen`."""
+"""Where the host end listens for guests: the urls of `vconfs host --listen`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from vconfs.streams.url import parse_stream_address
 
 
 class Serve(Protocol):
-    """Serves guests, one at a time, until none can come any more.
+    """Serves guests, one at a time, until no more can connect.
 
-    Its arguments: the host end, what the url says after the scheme, and the dialect (None: the
-    transport's own). `started` is called when guests can come. VconfsError: it cannot listen.
+    The arguments are the host end, the url after the scheme, and the dialect (None for the
+    transport's own). It calls `started` when guests can connect, and raises VconfsError if it
+    cannot listen.
     """
 
     async def __call__(  # noqa: D102
@@ -31,15 +32,15 @@ class Serve(Protocol):
 
 @frozen
 class Kind:
-    """What a scheme of LISTEN urls stands for."""
+    """The meaning of a scheme of LISTEN urls."""
 
     serve: Serve
-    #: Reads what stands after the scheme; ValueError: it makes no sense.
+    #: Reads the url after the scheme; raises ValueError if it is wrong.
     check: Callable[[str], object]
     dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
 
 
-#: What can stand before the colon of a LISTEN url.
+#: The schemes of LISTEN urls.
 LISTENERS: Final[Mapping[str, Kind]] = {
     "stream": Kind(serve_stream, parse_stream_address, dialects=(STREAM_DIALECT,)),
     "vhost-user": Kind(serve_vhost_user, VhostUserAddress.parse),
@@ -48,7 +49,7 @@ LISTENERS: Final[Mapping[str, Kind]] = {
 
 @frozen
 class Listener:
-    """A place where guests are waited for."""
+    """A place where the host end waits for guests."""
 
     url: str
     dialect: str | None
@@ -58,7 +59,10 @@ class Listener:
     async def serve(
         self, host: Host, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve the guests that come there, until none can come any more; VconfsError."""
+        """Serve the guests that connect there, until no more can.
+
+        Raise VconfsError if it cannot listen.
+        """
         await self._serve(host, self._rest, self.dialect, task_status)
 
 
@@ -68,7 +72,7 @@ def parse_listener(url: str, dialect: str | None = None) -> Listener:
     kind = LISTENERS.get(scheme)
     if kind is None:
         known = ", ".join(f"{name}:…" for name in LISTENERS)
-        raise ValueError(f"nobody can listen on {url!r}: it is one of {known}")
+        raise ValueError(f"cannot listen on {url!r}: use one of {known}")
     kind.check(rest)
     if dialect is not None and dialect not in kind.dialects:
         raise ValueError(f"{scheme}: guests speak {' or '.join(kind.dialects)}, not {dialect}")

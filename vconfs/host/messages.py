@@ -7,26 +7,26 @@ from typing import Final
 
 #: The longest write request whose boundaries are kept; longer ones come in pieces of this size.
 MESSAGE_MAX: Final = 1 << 20
-#: What a queued message costs beside its bytes, so that a flood of tiny ones is bounded too.
+#: What a queued message counts in addition to its bytes, so that many tiny ones are bounded, too.
 _COST: Final = 64
-#: What each takes beside its bytes on its way to us, at least: a header.
+#: What a message takes on its way to us in addition to its bytes, at least: a header.
 UNDER_WAY: Final = 12
 
 
 class MessageQueue:
-    """What one port's chardev has not taken yet, message by message."""
+    """The messages that one port's chardev has not taken yet."""
 
     def __init__(self) -> None:
-        #: The messages that are all here.
+        #: The messages that are complete.
         self.whole: deque[bytes] = deque()
         #: Bytes in the queue.
         self.size = 0
-        self._partial = bytearray()  # the message that is coming
-        self._missing = 0  # bytes of it
+        self._partial = bytearray()  # the message that is still arriving
+        self._missing = 0  # how many bytes of it are missing
 
     @property
     def cost(self) -> int:
-        """What the queue holds, as it counts towards a limit."""
+        """The queue's size as it counts towards a limit."""
         return self.size + _COST * len(self.whole)
 
     def put(self, data: memoryview, size: int | None) -> None:
@@ -44,18 +44,18 @@ class MessageQueue:
             self._end()
 
     def take(self) -> bytes:
-        """Remove the oldest message, which there is."""
+        """Remove and return the oldest complete message; there must be one."""
         message = self.whole.popleft()
         self.size -= len(message)
         return message
 
     def put_back(self, message: bytes) -> None:
-        """Have a message come first that was taken."""
+        """Put a message that was taken back at the front."""
         self.whole.appendleft(message)
         self.size += len(message)
 
     def abandon(self) -> int:
-        """Drop a message whose rest will not come; tell how many bytes of it there were."""
+        """Drop a message whose rest will not arrive; return how many bytes that were."""
         dropped = len(self._partial)
         self._partial.clear()
         self._missing = 0
@@ -63,7 +63,7 @@ class MessageQueue:
         return dropped
 
     def clear(self) -> int:
-        """Drop everything; tell how many bytes that were."""
+        """Drop everything; return how many bytes that were."""
         dropped = self.size
         self.whole.clear()
         self._partial.clear()

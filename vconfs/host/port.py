@@ -1,13 +1,14 @@
-"""A port of the host end: the queue between the guest and a chardev, and who is throttled.
+"""A port of the host end: the queue between the guest and a chardev, and its throttling.
 
 Guest data that the chardev has not taken waits here, up to the port's host limit; then the guest
-is told to stop (THROTTLE_PORT 1), and below half of it to go on: see `throttle`. It is also told
-to stop for as long as somebody wants it so (`hold`), whatever the queue has; what the chardev
-takes meanwhile then makes no difference. The other way nothing waits here: when the guest
-throttles the port or has no buffers, `send` waits, and what is behind the chardev feels it.
+is told to stop (THROTTLE_PORT 1), and at half of the limit to go on: see link/throttle.py. It is
+also told to stop for as long as the port is throttled by hand (`throttle_by_hand`), however much
+is in the queue; what the chardev takes in that time changes nothing. In the other direction
+nothing waits here: when the guest throttles the port or has no buffers, `send` waits, and so does
+the program behind the chardev.
 
-Every byte of the guest is in the queue, in the chardev's hand (it was received and neither
-delivered nor put back), delivered or dropped; see draining.py.
+Every byte from the guest is in the queue, in the chardev's hand (received, and neither delivered
+nor put back), delivered or dropped; see draining.py.
 """
 
 from __future__ import annotations
@@ -33,28 +34,28 @@ log = logging.getLogger(__name__)
 _trouble = LogOnce(log)
 
 DEFAULT_HOST_LIMIT = 1 << 20
-#: How many opens and closes of the guest, one after the other, are kept for a busy chardev.
+#: How many sessions (an open and a close of the guest) wait for a busy chardev at most.
 _SESSIONS_MAX = 1000
-#: How much a `source` may give before others have their turn.
+#: How many bytes a `source` may supply before other ports have their turn.
 _HELPING = 768 << 10
 
 
 @frozen
 class HostPortSpec:
-    """What a port of the host end is to be: NAME=CHARDEV and its options."""
+    """The settings of a port of the host end: NAME=CHARDEV and its options."""
 
     name: bytes
     chardev: Chardev
-    id: int | None = None  # None: the lowest that is free
+    id: int | None = None  # None: the lowest free id
     console: bool = False
     cache: bool = False
-    limit: int = 0  # MiB of unread data that the guest may hold; 0: as the guest likes
+    limit: int = 0  # MiB of unread data that the guest may keep; 0: the guest decides
     host_limit: int = DEFAULT_HOST_LIMIT  # bytes of guest data kept for the chardev
     chardev_text: str = ""  # how the chardev was written
 
 
 class HostPortLine(Protocol):
-    """A port's way to the guest: the part of a connected guest that host ports use."""
+    """A port's way to the guest: the part of an attached guest that host ports use."""
 
     throttles: bool
 
@@ -72,17 +73,17 @@ class HostPortLine(Protocol):
 
 @define
 class HostCounters:
-    """What went through a port, and what was lost by rule."""
+    """Counts what went through a port, and what was lost by rule."""
 
     bytes_in: int = 0  # from the guest
     bytes_out: int = 0  # to the guest
-    resets: int = 0  # times that the guest went on sending after it was told to stop
+    resets: int = 0  # how often the guest went on sending after it was told to stop
     on_drop: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
     _dropped: int = 0
 
     @property
     def dropped(self) -> int:
-        """Bytes that were lost by rule; who adds to it causes `on_drop`."""
+        """Bytes that were lost by rule; adding to it calls `on_drop`."""
         return self._dropped
 
     @dropped.setter
@@ -113,28 +114,28 @@ class HostPort:
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
-    #: The guest's bytes that are with the far side.
+    #: How many bytes from the guest the far side has.
     delivered_bytes: int = field(init=False, default=0)
-    ended: trio.Event = field(init=False, factory=trio.Event)  # the chardev has
+    ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
 
     _throttle: Throttle = field(init=False, factory=Throttle)
-    _full: bool = field(init=False, default=False)  # and not yet half empty again
+    _full: bool = field(init=False, default=False)  # until it is half empty again
     _guest_connected: bool = field(init=False, default=False)
-    #: How often the guest has opened the port and the chardev has not heard of it.
+    #: How often the guest has opened the port without the chardev having been told.
     _sessions: int = field(init=False, default=0)
     _line: HostPortLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     _messages: MessageQueue | None = field(init=False)
-    #: Bytes that the chardev has received, and that are neither delivered nor back in the queue.
+    #: Bytes that the chardev has received and that are neither delivered nor back in the queue.
     _in_hand: int = field(init=False, default=0)
     #: Bytes of the chardev that `send` has not sent yet.
     _unsent: int = field(init=False, default=0)
-    #: An ending has begun, and whether the guest is kept from sending by it.
+    #: True if an ending has begun; if it tells the guest to stop; and if there is no `go_on`.
     _ending: bool = field(init=False, default=False)
     _holding: bool = field(init=False, default=False)
     _last: bool = field(init=False, default=False)
-    #: The ending listens to the far side no more.
+    #: True if the ending no longer listens to the far side.
     _deaf: bool = field(init=False, default=False)
     _listening: set[trio.CancelScope] = field(init=False, factory=set)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
@@ -146,12 +147,12 @@ class HostPort:
 
     @property
     def attached(self) -> bool:
-        """Whether there is a guest that has the port."""
+        """True if there is a guest that has the port."""
         return self._line is not None
 
     @property
     def guest_connected(self) -> bool:
-        """Whether the guest has the port open."""
+        """True if the guest has the port open."""
         return self._guest_connected
 
     @property
@@ -166,12 +167,12 @@ class HostPort:
 
     @property
     def _held_back(self) -> int:
-        """What waits for the chardev, as it counts towards the port's limit."""
+        """The size of what waits for the chardev as it counts towards the port's limit."""
         return self._messages.cost if self._messages else self._queue.cost
 
     @property
     def wants_data(self) -> bool:
-        """Whether there is space for more from the guest (asked where rings throttle)."""
+        """True if there is space for more from the guest (for links that throttle by rings)."""
         return (
             not (self.throttled_by_hand or self._holding) and self._held_back < self.spec.host_limit
         )
@@ -261,7 +262,7 @@ class HostPort:
         rest = memoryview(data)
         self._unsent += len(rest)
         try:
-            while self._deaf:  # it was not to be read any more
+            while self._deaf:  # the chardev should not have read this any more
                 await self._changed.park()
             while rest:
                 if (line := self._line) is None or self.guest_throttled:
@@ -301,18 +302,19 @@ class HostPort:
     # --- an ending: see draining.py -------------------------------------------------------
 
     def begin_ending(self, *, hold: bool, last: bool = True) -> None:
-        """Accept nothing more than what has to be; with `hold`, the guest is told to stop.
+        """Begin to end: deliver what is there; with `hold`, tell the guest to stop.
 
-        `last`: there is no `go_on`, so a chardev that `keeps_sessions` sees the end of its one.
+        `last` means that no `go_on` will follow, so a chardev that `keeps_sessions` is shown the
+        end of its session.
         """
         self._ending, self._holding, self._last = True, hold, last
         self._tell_throttle()
         self.settle()
 
     def settle(self) -> int:
-        """Tell how many bytes are owed, both ways, to those who are there to take them.
+        """Return how many bytes are still to be delivered, both ways, to an end that is there.
 
-        Once the far side of a port that ends has everything it is not listened to any more.
+        Once the far side of an ending port has everything, stop listening to it.
         """
         to_far_side = self.unread() if self.unread is not None else 0
         if self.connected:
@@ -330,7 +332,7 @@ class HostPort:
             scope.cancel()
 
     def go_on(self) -> None:
-        """Undo `begin_ending`: the next one at the far side can come."""
+        """Undo `begin_ending`, so that the next client can connect."""
         self._ending = self._holding = self._last = self._deaf = False
         self._tell_throttle()
         self._refill()
@@ -338,7 +340,7 @@ class HostPort:
         self.pump()
 
     def chardev_ended(self) -> None:
-        """Nobody is at the far side any more."""
+        """Note that the chardev has ended: there is no far side any more."""
         self.sink = self.source = self.unread = None
         self.hang_up_client = self.reopen = None
         self.disconnect()
@@ -346,14 +348,14 @@ class HostPort:
         self.ended.set()
 
     def give_up(self) -> None:
-        """Drop all that is queued: the port ends here."""
+        """Drop everything that is queued, because the port ends."""
         self._drop_in_hand()
         self._drop()
 
     # --- what the guest does --------------------------------------------------------------
 
     def attach(self, line: HostPortLine) -> None:
-        """A guest is there, anew or for the first time."""
+        """Use `line` to a guest that has taken up the port."""
         self._line = line
         self.guest_throttled = self._full = False
         self._throttle.forget()
@@ -365,7 +367,7 @@ class HostPort:
         self.pump()
 
     def detach(self) -> None:
-        """The guest is gone."""
+        """Note that the guest is gone."""
         self._line = None
         self.guest_throttled = False
         self._throttle.forget()
@@ -374,7 +376,7 @@ class HostPort:
         self.set_guest_connected(False)
 
     def set_guest_connected(self, connected: bool) -> None:
-        """The guest opened the port, or closed it."""
+        """Note that the guest opened the port, or closed it."""
         if connected == self._guest_connected:
             return
         self._guest_connected = connected
@@ -389,17 +391,17 @@ class HostPort:
         if self._queue.put_mark(always=self._sessions <= _SESSIONS_MAX):
             self._throttle.came(MARK_COST)
         else:
-            self._sessions -= 1  # it brought nothing, and too many wait already
+            self._sessions -= 1  # the session was empty, and too many wait already
         self._arrived.unpark()
 
     def set_guest_throttled(self, throttled: bool) -> None:
-        """The guest wants no more data, or wants it again."""
+        """Note that the guest wants no more data, or wants it again."""
         self.guest_throttled = throttled
         self._wake()
         self.pump()
 
     def feed(self, data: memoryview, size: int | None) -> None:
-        """The guest sent `data`; `size` as in `events.Data`."""
+        """Take `data` from the guest; `size` is that of `events.Data`."""
         self.counters.bytes_in += len(data)
         self._throttle.came(len(data))
         if not self.connected and not self.cache:
@@ -418,7 +420,7 @@ class HostPort:
             self._throttle_when_full()
 
     def pump(self) -> None:
-        """Send what a `source` has, at each of the port's turns until the guest takes no more."""
+        """Send what the `source` supplies, at each of the port's turns until the guest is full."""
         if self.source is not None and self._line is not None:
             self._line.offer(self.id, self._helping)
 
@@ -434,7 +436,7 @@ class HostPort:
     # --- throttling the guest -------------------------------------------------------------
 
     def throttle_by_hand(self, on: bool) -> None:
-        """Take nothing more from the guest, also from the next one, or go on."""
+        """Tell the guest to stop sending, whatever is queued, or to go on; also the next guest."""
         self.throttled_by_hand = on
         self._tell_throttle()
         self._refill()

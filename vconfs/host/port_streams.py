@@ -11,17 +11,17 @@ import trio
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.protocol.events import Buffer
 
-#: How much `receive_some` gives at most if it is not told.
+#: How many bytes `receive_some` returns at most by default.
 _CHUNK: Final = 1 << 16
 
 
 class PortListener(Chardev, trio.abc.Listener["PortStream"]):
     """The far side of one port: a stream for each time that the guest opens it.
 
-    It is the chardev of a HostPortSpec, and what `trio.serve_listeners` serves. The port is
+    It is both the chardev of a HostPortSpec and a listener for `trio.serve_listeners`. The port is
     connected until the listener is closed. There is one stream at a time: the next one comes when
-    the one before was closed, or read to its end. Until it is accepted, what the guest sends waits
-    in the port, which throttles the guest when that is much.
+    the one before it was closed, or read to its end. Until it is accepted, what the guest sends
+    waits in the port, which throttles the guest when its queue is full.
     """
 
     keeps_sessions = True
@@ -40,17 +40,17 @@ class PortListener(Chardev, trio.abc.Listener["PortStream"]):
         return cls()
 
     async def accept(self) -> PortStream:
-        """Wait until the guest opens the port, and give the stream of that.
+        """Wait until the guest opens the port, and return a stream for that.
 
-        Raises trio.ClosedResourceError: the listener was closed, or its port taken away.
+        Raise trio.ClosedResourceError if the listener was closed or its port removed.
         """
         try:
             return await self._offered.receive()
         except trio.EndOfChannel:
-            raise trio.ClosedResourceError("the port was taken away") from None
+            raise trio.ClosedResourceError("the port was removed") from None
 
     async def aclose(self) -> None:
-        """Accept nothing more; when the present stream has ended, the port is not connected."""
+        """Accept nothing more; the port is disconnected when the present stream has ended."""
         self._closed = True
         self._offered.close()
         if self._stream is None:
@@ -84,11 +84,12 @@ class PortListener(Chardev, trio.abc.Listener["PortStream"]):
 
 
 class PortStream(trio.abc.HalfCloseableStream):
-    """A port from where the guest opens it to where it closes it: bytes, both ways.
+    """A port from the guest's open to its close: bytes, both ways.
 
-    What is sent waits while the guest throttles the port; what is not received makes the host end
-    throttle the guest. The guest's close is the end of file here, and `send_eof` or `aclose` are
-    one for the guest. It may go on after `aclose`, but is not heard until it opens the port again.
+    Sending waits while the guest throttles the port; what is not received makes the host end
+    throttle the guest. The guest's close is an end of file here, and `send_eof` or `aclose` is an
+    end of file for the guest. The guest may go on sending after `aclose`, but that is dropped
+    until it opens the port again.
     """
 
     def __init__(self, port: PortSide) -> None:
@@ -97,7 +98,7 @@ class PortStream(trio.abc.HalfCloseableStream):
         self._said_all = False
         self._all_read = False  # up to where the guest closed the port
         self._followed = False  # the guest has opened the port again
-        self._over = trio.Event()  # nothing more can be received
+        self._over = trio.Event()  # set when nothing more can be received
         self._sending = _OneAtATime("another task is sending")
         self._receiving = _OneAtATime("another task is receiving")
 
@@ -106,7 +107,7 @@ class PortStream(trio.abc.HalfCloseableStream):
     async def send_all(self, data: Buffer) -> None:
         """Send all of `data` to the guest.
 
-        Raises trio.BrokenResourceError: the guest has closed the port, or was hung up.
+        Raise trio.BrokenResourceError if the guest has closed the port, or was hung up.
         """
         with self._sending.entered() as scope:
             await trio.lowlevel.checkpoint()
@@ -116,7 +117,7 @@ class PortStream(trio.abc.HalfCloseableStream):
             self._check_can_send()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Check what `send_all` would; it cannot be known when the guest goes on."""
+        """Raise as `send_all` would, else return: we cannot know when the guest takes data."""
         with self._sending.entered():
             await trio.lowlevel.checkpoint()
             self._check_can_send()
@@ -129,7 +130,7 @@ class PortStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait for bytes from the guest; none: it has closed the port, or was hung up."""
+        """Wait for bytes from the guest; return none if it closed the port, or was hung up."""
         size = _CHUNK if max_bytes is None else max_bytes
         if not isinstance(size, int):
             raise TypeError(f"max_bytes is an integer, not {size!r}")
@@ -146,7 +147,7 @@ class PortStream(trio.abc.HalfCloseableStream):
         return data
 
     async def aclose(self) -> None:
-        """Let the guest go, if it is there still: an end of file for it."""
+        """Close the stream, which is an end of file for a guest that is still there."""
         self._closed = True
         self.hang_up()
         await trio.lowlevel.checkpoint()
@@ -165,20 +166,20 @@ class PortStream(trio.abc.HalfCloseableStream):
     # --- what the listener does -----------------------------------------------------------
 
     def hang_up(self) -> None:
-        """End the conversation from our side."""
+        """End the stream from our side."""
         self._over.set()
         self._sending.interrupt()
         self._receiving.interrupt()
         self._say_all()
 
     async def wait_for_the_next(self) -> None:
-        """Return when the guest has opened the port again; nobody hears this stream then."""
+        """Return when the guest has opened the port again, and so no longer hears this stream."""
         await self._port.next_session()
         self._followed = True
         self._sending.interrupt()
 
     async def drop_the_rest(self) -> None:
-        """Wait for the end of the conversation, and for the place where the guest closed it."""
+        """Wait for the end of the stream, then drop the guest's data up to its close."""
         await self._over.wait()
         while not self._all_read:
             data = await self._port.receive()
@@ -198,7 +199,7 @@ class PortStream(trio.abc.HalfCloseableStream):
 
 
 class _OneAtATime:
-    """A block that one task can be in, and be thrown out of."""
+    """A block that one task at a time can be in, and that others can interrupt."""
 
     def __init__(self, busy: str) -> None:
         self._busy = busy

@@ -1,8 +1,9 @@
-"""Who becomes the guest, of those who come.
+"""Which of several peers that connect becomes the guest.
 
-There is one guest at a time. While there is none, several can say their hello at once, so that one
-who says nothing keeps nobody waiting: the first to finish is the guest. While there is a guest
-nobody else is let in; those who finished their hello just then are the next, in order.
+There is one guest at a time. While there is none, several peers can say their hello at once, so
+that a silent one does not keep the others waiting: the first to finish becomes the guest. While
+there is a guest no other peer is let in; those that had just finished their hello are next, in
+order.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ import trio
 
 T = TypeVar("T")
 
-#: The most that say their hello at once.
+#: How many peers can say their hello at once.
 GREETED_MAX: Final = 16
 
 
 class Reception:
-    """Lets in those who come, and one at a time be the guest."""
+    """Lets peers in, and lets one at a time be the guest."""
 
     def __init__(self) -> None:
-        self._door = trio.Lock()  # of the task that waits for the next one to come
+        self._door = trio.Lock()  # held by the task that waits for the next peer
         self._guest = trio.StrictFIFOLock()
         self._entering = trio.CancelScope()
 
     async def let_in(self, accept: Callable[[], Awaitable[T]]) -> T:
-        """Wait until there is no guest, then for `accept`; it is called anew after each guest."""
+        """Wait until there is no guest, then for `accept`; call it again after each guest."""
         async with self._door:
             while True:
                 async with self._guest:
@@ -38,7 +39,7 @@ class Reception:
 
     @asynccontextmanager
     async def as_guest(self) -> AsyncIterator[None]:
-        """Wait for the turn of one who has said hello, who is the guest while the block runs."""
+        """Wait for the turn of a peer that has said hello; it is the guest during the block."""
         async with self._guest:
             self._entering.cancel()
             yield

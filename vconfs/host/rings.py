@@ -1,11 +1,11 @@
 """The host end's link over virtqueues: the same rings as the driver's, seen by the device.
 
-Even queues carry what we send: the guest has put empty buffers there. Odd ones carry what the
-guest sent. Nothing in the rings is trusted; a guest that breaks their rules is lost.
+Even queues carry what we send, in empty buffers that the guest has put there. Odd queues carry
+what the guest sent. Nothing in the rings is trusted; a guest that breaks their rules is lost.
 
-What a buffer costs is its parts as much as its bytes, and a ring holds 32768 buffers of up to 1024
-parts: so what is done in one turn of the event loop is bounded by both (see `Effort`), and of the
-empty buffers we take no more than what is sent at once fills.
+The cost of a buffer depends on its parts as much as on its bytes, and a ring can hold 32768
+buffers of up to 1024 parts. So both bound what is done in one turn of the event loop (see
+`Effort`), and no more empty buffers are taken than one burst of sending fills.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Chain, DeviceQueue
 
-#: The largest buffer that a guest may send; more is refused, for it would have to be gathered.
+#: The largest buffer that a guest may send; a larger one is refused rather than copied together.
 BUFFER_MAX: Final = 4 << 20
-#: What a guest's buffer holds at most in practice; a ring full of these may be under way.
+#: The size of a guest's largest buffers in practice; a ring full of these may be under way.
 _BUFFER_USUAL: Final = 1 << 18
-#: Empty buffers are taken until they hold so many bytes, or consist of so many parts.
+#: Empty buffers are taken until they have this many bytes, or consist of this many parts.
 _OFFERED_BYTES: Final = 2 << 20
 _OFFERED_PARTS: Final = 256
 
 
 class _Offered:
-    """Empty buffers of the guest's that were taken from a queue, for us to fill."""
+    """Empty buffers of the guest that were taken from a queue, for us to fill."""
 
     def __init__(self, ring: DeviceQueue) -> None:
         self.ring = ring
@@ -39,8 +39,8 @@ class _Offered:
         self._parts = 0
 
     def collect(self, header_size: int, effort: Effort) -> None:
-        """Take some more, if there are not enough."""
-        for _ in range(self.ring.size):  # a guest may go on giving useless ones
+        """Take some more buffers, if there are not enough."""
+        for _ in range(self.ring.size):  # bounded: a guest may go on offering useless ones
             if self.bytes >= _OFFERED_BYTES or self._parts >= _OFFERED_PARTS or effort.is_spent:
                 return
             chain = self.ring.pop()
@@ -82,9 +82,9 @@ class DeviceLink(Link):
     """A link over virtqueues, seen by the device.
 
     `call(queue)` interrupts the driver; the transport calls `kicked(queue)` when the driver has
-    put buffers into a queue. `header_size` is what stands in front of data: a buffer of the
-    guest's that is no larger goes back empty. Queues can come and go; on one that is not there
-    nothing comes, and nothing can be sent.
+    put buffers into a queue. `header_size` is the size of the header before data: a buffer of the
+    guest that is not larger goes back empty. Queues can be started and stopped; on a stopped queue
+    nothing is received, and nothing can be sent.
     """
 
     def __init__(
@@ -104,17 +104,17 @@ class DeviceLink(Link):
         self._offered: dict[int, _Offered] = {}
         self._received: dict[int, deque[int]] = {}
         self._withheld: dict[int, list[int]] = {}
-        #: By queue: the head of a buffer -> whom to tell when the guest offers it again.
+        #: By queue: the head of a buffer → what to call when the guest offers the buffer again.
         self._awaited: dict[int, dict[int, Callable[[], None]]] = {}
-        self._seen: list[Callable[[], None]] = []  # those who are to be told now
+        self._seen: list[Callable[[], None]] = []  # what to call now
         self._effort = Effort(self._go_on)
-        #: Queues to look at in the next turn, those first that had nothing of this one.
+        #: Queues to look at in the next turn; first those that got nothing of this turn.
         self._put_off: dict[int, None] = {}
         for number, ring in queues.items():
             self.start_queue(number, ring)
 
     def start_queue(self, queue: int, ring: DeviceQueue) -> None:
-        """Serve a queue from now on; what it holds already is taken at `kicked`."""
+        """Serve a queue from now on; what is already in it is taken at `kicked`."""
         self._queues[queue] = ring
         if queue % 2:
             self._received[queue] = deque()
@@ -123,17 +123,17 @@ class DeviceLink(Link):
         else:
             self._offered[queue] = _Offered(ring)
             self._awaited[queue] = {}
-            ring.suppress_kicks()  # until somebody finds no buffer: see `want_room`
+            ring.suppress_kicks()  # until a sender finds no buffer: see `want_room`
 
     def stop_queue(self, queue: int) -> int:
-        """Leave a queue alone; give the entry of its available ring to go on with one day."""
+        """Stop serving a queue; return the entry of its available ring to resume at."""
         self.release(queue)
         awaited = self._awaited.pop(queue, {})
         ring = self._queues.pop(queue)
         for kept in (self._offered, self._received, self._withheld):
             kept.pop(queue, None)
         for seen in awaited.values():
-            seen()  # a guest that stops a queue has taken what came on it
+            seen()  # a guest that stops a queue has taken what was sent on it
         return ring.next_avail
 
     @property
@@ -143,11 +143,11 @@ class DeviceLink(Link):
 
     @property
     def config(self) -> bytes:
-        """Nothing: it is this end that has the config space."""
+        """Empty: the config space is on this end."""
         return b""
 
     def kicked(self, queue: int) -> None:
-        """The driver has put buffers into `queue`."""
+        """Look at `queue`, into which the driver has put buffers."""
         if self._dead:
             return
         if queue % 2:
@@ -158,7 +158,7 @@ class DeviceLink(Link):
             self.owner.room(queue)
 
     def fail(self, reason: str) -> None:
-        """Give the guest up."""
+        """Report to the owner that the guest is lost."""
         if not self._dead:
             self._dead = True
             self.owner.lost(reason)
@@ -191,11 +191,11 @@ class DeviceLink(Link):
         *,
         id: int | None = None,
     ) -> None:
-        """See `Link.send`; the guest has seen what came in a buffer that it offers again."""
+        """See `Link.send`; the guest has seen what was in a buffer when it offers it again."""
         offered = self._offered[queue]
         head = offered.fill(header, data)
         if seen is not None:
-            self._note_seen(queue)  # of an earlier message in this very buffer
+            self._note_seen(queue)  # for an earlier message in this same buffer
             self._awaited[queue][head] = seen
             offered.ring.watch(head)
 
@@ -262,9 +262,9 @@ class DeviceLink(Link):
             call_soon(self._tell_seen, queue)
 
     def _collect(self, queue: int) -> _Offered | None:
-        """Look for more empty buffers of the guest's; while there are none, a kick is asked for.
+        """Take more empty buffers of the guest; ask for a kick if there are none.
 
-        None: there are none to be had.
+        Return None if the queue is stopped or the guest is lost.
         """
         offered = self._offered.get(queue)
         if offered is None or self._dead:
@@ -281,7 +281,7 @@ class DeviceLink(Link):
         return offered
 
     def _go_on(self) -> None:
-        """Do what was too much for one turn."""
+        """Do the work that was too much for the last turn."""
         rest, self._put_off = deque(self._put_off), {}
         while rest and not self._effort.is_spent:
             if (queue := rest.popleft()) in self._queues:

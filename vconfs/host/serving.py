@@ -1,4 +1,4 @@
-"""A host end from beginning to end: its ports, whoever comes as a guest, and an orderly end."""
+"""A whole run of a host end: its ports, its guests, and an orderly end."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ from vconfs.system.tasks import open_background
 
 @frozen
 class Plan:
-    """Which ports there are to be, and where guests come."""
+    """Which ports to open, and where to listen for guests."""
 
     listener: Listener
     ports: Sequence[HostPortSpec] = ()
-    #: The path of the control socket; None: no control.
+    #: The path of the control socket; None for no control socket.
     control: str | None = None
-    #: Seconds without progress after which an ending gives a port's data up.
+    #: Seconds without progress after which an ending drops a port's data.
     drain: float = DRAIN_TIME
 
 
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
     """Open the ports, listen, call `ready`, and serve one guest after the other.
 
-    It ends when a signal asks for it, or when no guest can come any more; draining.py tells how.
-    A second signal ends it at once. Raises VconfsError, and has then left nothing behind.
+    Return after a signal, or when no more guests can connect, once data is delivered (see
+    draining.py). A second signal ends it at once. Raise VconfsError if the host end cannot start;
+    nothing is left behind then.
     """
     keep_freed_memory()
     allow_all_descriptors()

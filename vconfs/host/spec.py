@@ -1,8 +1,8 @@
-"""How a port of the host end is written: NAME=CHARDEV and its options.
+"""The syntax of a port of the host end: NAME=CHARDEV and its options.
 
     NAME=CHARDEV[,id=N][,console][,cache][,limit=MiB][,host-limit=BYTES]
 
-The options are read from the end, so that a chardev may have commas of its own.
+The options are read from the end, so that a chardev may contain commas.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _flag(option: str) -> Callable[[str], bool]:
     return parse
 
 
-#: Option -> the field of HostPortSpec, and how to read its value.
+#: Option → the field of HostPortSpec, and the parser of its value.
 _OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "id": ("id", _number("id", 0, PORTS_MAX - 1)),
     "console": ("console", _flag("console")),
@@ -47,7 +47,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def parse_port(text: str) -> HostPortSpec:
-    """Read NAME=CHARDEV[,OPTION…]; ValueError names what is wrong and how it is written."""
+    """Parse NAME=CHARDEV[,OPTION…]; ValueError names what is wrong and the right syntax."""
     name, equals, rest = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not NAME=CHARDEV, for example clipboard=unix:/run/clip.sock")

@@ -1,4 +1,4 @@
-"""Guests at the other end of byte streams (v8 only)."""
+"""Serving guests over byte streams (v8 only)."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ async def serve_stream(
     dialect: str | None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the guests that come on `stream:REST`, one after the other, until none can come.
+    """Serve the guests that connect on `stream:REST`, one after the other, until no more can.
 
-    ValueError: `rest` makes no sense; VconfsError: nobody can listen there.
+    Raise ValueError if `rest` is not valid, VconfsError if it is impossible to listen there.
     """
     address = parse_stream_address(rest)
     async with address.listen() as next_guest:
@@ -48,7 +48,7 @@ async def _serve_all(host: Host, address: StreamAddress, next_guest: NextGuest) 
                 await _serve_guest(host, address, wire, reception, tries.succeeded)
         except VconfsError as error:
             await tries.failed(str(error))
-        except OSError as error:  # no descriptor is left, say
+        except OSError as error:  # for example, no descriptor is left
             await tries.failed(error)
         return True
 
@@ -62,7 +62,7 @@ async def _serve_guest(
     reception: Reception,
     attached: Callable[[], None],
 ) -> None:
-    """Serve one guest until it leaves; call `attached` when it has said its hello."""
+    """Serve one guest until it leaves; call `attached` when it has finished its hello."""
     said, turn = _config(host), reception.as_guest()
     async with open_link(wire, address, Role.HOST, v8.FEATURES, said, turn) as link:
 
@@ -73,7 +73,7 @@ async def _serve_guest(
         guest = host.attach(link, v8.HostEnd(link.features), announce_config)
         try:
             guest.start()
-            if _config(host) != said:  # since the hello
+            if _config(host) != said:  # it has changed since the hello
                 announce_config()
             await guest.stopped.wait()
         finally:

@@ -1,12 +1,12 @@
 """Appending to a file that fails for a while, or is rotated: the work of the file chardev.
 
-A file that cannot be written for a while (the disk is full, its folder is gone, the reader of a
-fifo has left) is no reason to lose anything: the data stays in the port, which throttles the guest
-when its queue is full, and the write is tried again with growing pauses.
+Nothing is lost when a file cannot be written for a while (the disk is full, its folder is gone,
+the reader of a fifo has left): the data stays in the port, which throttles the guest when its
+queue is full, and the write is tried again with growing pauses.
 
-A file that was rotated is left: before each write the path is compared with the file that is open.
-That is only done for regular files. A device or a fifo keeps what it is for those that have it
-open, and it is opened anew when a write fails.
+Before each write the path is compared with the open file; if the file was rotated, the path is
+opened again. That is done for regular files only. A device or a fifo stays the same for a program
+that has it open; it is opened again when a write fails.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from vconfs.host.chardevs.client import pass_on
 from vconfs.system.backoff import Backoff
 from vconfs.system.path_errors import cannot
 
-#: Write up to this much at a time: a thread does it, and has to be worth it.
+#: How many bytes to write at a time: enough to be worth the thread that writes them.
 _PIECE: Final = 1 << 20
-#: The same after a failure: most of what waits stays in the port, and the guest throttled.
+#: The same after a failure: most of the data stays in the port, and the guest stays throttled.
 _PROBE: Final = 1 << 12
 
 
 @define
 class AppendedFile:
-    """The file at a path, open for appending. Its methods may block: threads call them."""
+    """The file at a path, open for appending. Its methods may block, so threads call them."""
 
     path: str
-    stale: bool = True  # it has to be opened anew before it is written to
+    stale: bool = True  # it must be opened again before it is written to
     descriptor: int = -1
-    _regular: os.stat_result | None = None  # what is open, if it is a regular file
+    _regular: os.stat_result | None = None  # of the open file, if it is a regular file
 
     def open(self) -> None:
-        """Open what the path leads to now; OSError: what was open before still is."""
-        self.stale = False  # first: while this runs it may be asked for again
+        """Open what the path leads to now; after an OSError the old file is still open."""
+        self.stale = False  # first, because it may be set again while this runs
         how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
         descriptor = os.open(self.path, how | os.O_NONBLOCK, 0o600)  # a fifo without a reader fails
         self.close()
@@ -48,13 +48,13 @@ class AppendedFile:
         self._regular = status if stat.S_ISREG(status.st_mode) else None
 
     def append(self, data: memoryview) -> int:
-        """Append some of `data` and return how much; OSError."""
+        """Append some of `data` and return how many bytes; raise OSError if that fails."""
         if self._was_moved():
             self.open()
         return os.write(self.descriptor, data)
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close the file if it is open."""
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
@@ -66,13 +66,13 @@ class AppendedFile:
             return not os.path.samestat(os.stat(self.path), self._regular)
         except (FileNotFoundError, NotADirectoryError):
             return True
-        except OSError:  # where the path leads cannot be seen now
+        except OSError:  # we cannot see now where the path leads
             return False
 
 
 @define(eq=False)
 class Appending:
-    """Moves data from a port to a file, and tries again when that fails."""
+    """Copies data from a port to a file, and tries again when that fails."""
 
     _port: PortSide
     _file: AppendedFile
@@ -86,7 +86,7 @@ class Appending:
         self._tries = Backoff(where, f"{where}: {self._file.path} can be written again")
 
     def reopen(self) -> None:
-        """Open the file anew, and write at once if that is waited for."""
+        """Open the file again, and write at once instead of waiting for the next try."""
         self._file.stale = True
         self._turn.cancel()
         self._tries.try_now()
@@ -109,7 +109,7 @@ class Appending:
             await pass_on(self._port, self._append, self._size)
         if self._turn.cancelled_caught:
             return
-        if self._size == _PIECE or self._written < self._size:  # else there may be more
+        if self._size == _PIECE or self._written < self._size:  # else more data may wait
             self._tries.succeeded()
         self._size = _PIECE
 

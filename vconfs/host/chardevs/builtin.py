@@ -1,4 +1,4 @@
-"""Chardevs without an outside: echo, null, zero. They need no task of their own to move data."""
+"""Chardevs that join a port to nothing outside: echo, null, zero. They need no task for data."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ class _Builtin(Chardev):
 
 
 class Echo(_Builtin):
-    """Sends back to the guest what it sent."""
+    """Sends what the guest sends back to it."""
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Send back at once what the guest takes at once; queue the rest, and keep the order."""
+        """Send back at once what the guest takes; queue the rest, and keep the order."""
         sending = False
 
         def sink(data: memoryview) -> int:
@@ -45,12 +45,12 @@ class Echo(_Builtin):
 
 
 class Null(_Builtin):
-    """Swallows what the guest sends, and sends nothing."""
+    """Discards what the guest sends, and sends nothing."""
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Swallow."""
+        """Discard data until cancelled."""
         port.sink = len
         port.connect()
         task_status.started()
@@ -58,12 +58,12 @@ class Null(_Builtin):
 
 
 class Zero(_Builtin):
-    """Sends zeros without end, and swallows what the guest sends."""
+    """Sends zeros without end, and discards what the guest sends."""
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Swallow, and give zeros."""
+        """Discard data and supply zeros until cancelled."""
 
         def source(size: int) -> Buffer:
             return _ZEROS[:size]

@@ -1,4 +1,4 @@
-"""Joining a port to somebody outside: `serve`, and what streams have in common."""
+"""Joining a port to a client: `serve`, and what chardevs on streams have in common."""
 
 from __future__ import annotations
 
@@ -19,46 +19,49 @@ from vconfs.system.unix_sockets import receive_bytes, takes_rights
 
 log = logging.getLogger(__name__)
 
-#: Read from outside this much at a time.
+#: How many bytes to read from a client at a time.
 CHUNK: Final = 1 << 16
 
 
 class Client(ABC):
-    """Somebody at the far side of a port.
+    """The program at the far side of a port.
 
-    They may have said all that they will say and still listen, so that being gone is a thing of
-    its own.
+    It may have sent all its data and still listen, so its end of data and its being gone are two
+    different events.
     """
 
     @abstractmethod
     async def receive(self) -> Buffer:
-        """Wait for what they say; none: they have said all. Good until the next call."""
+        """Wait for data from the client; return none at its end. Valid until the next call."""
 
     @abstractmethod
     async def take_from(self, port: PortSide) -> None:
-        """Wait until they take something, then until the port has something, and hand it over.
+        """Wait until the client takes data, then until the port has some, and hand it over.
 
-        In this order, so that what they do not take stays in the port, also where this raises.
-        OSError: they are gone, unless it is a passing one (`is_passing`).
+        The order matters: what the client does not take stays in the port, also if this raises.
+        An OSError means that the client is gone, unless the error is temporary (`is_passing`).
         """
 
     @abstractmethod
     async def gone(self) -> None:
-        """Wait, after all is said, until they are gone; OSError is as good, unless it passes."""
+        """Wait, after the end of its data, until the client is gone.
+
+        An OSError means that it is gone, too, unless the error is temporary (`is_passing`).
+        """
 
     def unread(self) -> int:
-        """Tell how many bytes that they took they would lose if they were left now."""
+        """Return how many bytes that the client took it would lose if it was left now."""
         return 0
 
     def leave(self) -> int:
-        """Leave them for good, and tell how many bytes they lose by that."""
+        """Leave the client for good, and return how many bytes it loses by that."""
         return self.unread()
 
 
 async def serve(port: PortSide, client: Client) -> bool:
-    """Join `port` and `client` until they are gone and all that they said is sent.
+    """Join `port` and `client` until the client is gone and all its data is sent.
 
-    False: they were hung up, and may not know it yet.
+    Return False if the client was hung up; it may not have noticed yet.
     """
     with hang_up_scope(port) as scope:
         port.connect()
@@ -67,7 +70,7 @@ async def serve(port: PortSide, client: Client) -> bool:
             async with trio.open_nursery() as nursery:
                 gone = trio.Event()
                 nursery.start_soon(_hand_over, port, client, gone)
-                # Also when they can take no more: what they said before they left is still sent.
+                # Also if the client can take no more: what it sent before it left is still sent.
                 if await _listen(port, client):
                     nursery.start_soon(_watch, client, gone)
                 await gone.wait()
@@ -80,7 +83,7 @@ async def serve(port: PortSide, client: Client) -> bool:
 
 
 async def _listen(port: PortSide, client: Client) -> bool:
-    """Send what they say until they have said all; False: the port listens no more."""
+    """Send the client's data to its end; return False if the port stops listening before that."""
     while True:
         with port.listening() as scope:
             data = await client.receive()
@@ -93,7 +96,7 @@ async def _listen(port: PortSide, client: Client) -> bool:
 
 @contextmanager
 def hang_up_scope(port: PortSide) -> Iterator[trio.CancelScope]:
-    """Serve a client in a block, which `PortSide.hang_up_client` cancels."""
+    """Let `PortSide.hang_up_client` cancel the block."""
     with trio.CancelScope() as scope:
         port.hang_up_client = scope.cancel
         try:
@@ -104,7 +107,7 @@ def hang_up_scope(port: PortSide) -> Iterator[trio.CancelScope]:
 
 @contextmanager
 def can_reopen(port: PortSide, reopen: Callable[[], None]) -> Iterator[None]:
-    """Have `PortSide.reopen` call `reopen` in a block."""
+    """Let `PortSide.reopen` call `reopen` during the block."""
     port.reopen = reopen
     try:
         yield
@@ -118,10 +121,10 @@ async def serve_anew(
     ready: Callable[[], None],
     pausing: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> None:
-    """Call `serve_one` again and again; it calls its argument when it has what it needs.
+    """Call `serve_one` again and again; it calls its argument when it has all it needs.
 
-    The first one calls `ready`, and may raise VconfsError. A later one that raises it is tried
-    again, after a pause in the context manager that `pausing` makes.
+    The first call gets `ready`, and may raise VconfsError. If a later call raises it, the next one
+    follows after a pause, in the context manager that `pausing` returns.
     """
     await serve_one(ready)
     while True:
@@ -166,7 +169,7 @@ async def pass_on(
 ) -> None:
     """Wait for up to `size` bytes from the guest and send them.
 
-    What is not sent, for whatever reason, goes back to the port.
+    What is not sent, for any reason, goes back to the port.
     """
     rest = memoryview(await port.receive(size))
     try:
@@ -200,17 +203,18 @@ class SocketClient(Client):
         await pass_on(port, self._sock.send)
 
     async def gone(self) -> None:
-        """See `Client`; a unix socket's peer that closes after SHUT_WR is a hang-up."""
+        """See `Client`; a unix socket reports a hang-up when its peer closes after SHUT_WR."""
         await wait_hang_up(self._sock.fileno())
 
 
 async def wait_hang_up(descriptor: int, successors: int | None = None) -> None:
     """Wait until a descriptor reports hang-up or error, or until `successors` is readable.
 
-    An epoll set of its own, for a peer's end of file keeps the descriptor readable for ever.
+    It uses a separate epoll set, because the descriptor stays readable after the peer's end of
+    file.
     """
     with select.epoll() as news:
-        news.register(descriptor, 0)  # EPOLLHUP and EPOLLERR are always told
+        news.register(descriptor, 0)  # EPOLLHUP and EPOLLERR are always reported
         if successors is not None:
             news.register(successors, select.EPOLLIN)
         await trio.lowlevel.wait_readable(news)

@@ -1,4 +1,4 @@
-"""Fifos that others may remove, and make anew, at any time: the work of the pipe chardev."""
+"""Fifos that others may remove and replace at any time: the work of the pipe chardev."""
 
 from __future__ import annotations
 
@@ -47,10 +47,10 @@ class _Fifo:
             return False
 
     def take_back(self) -> bytes:
-        """Return what was written and can reach no reader any more; then it can only be closed."""
+        """Return what was written and no reader can get; then the fifo can only be closed."""
         with suppress(OSError):
             writer = os.open(f"/proc/self/fd/{self.descriptor}", os.O_WRONLY | os.O_NONBLOCK)
-            os.dup2(writer, self.descriptor, inheritable=False)  # ours was a reader as well
+            os.dup2(writer, self.descriptor, inheritable=False)  # ours was a reader, too
             os.close(writer)
             if _has_reader(self.descriptor):
                 return b""
@@ -64,13 +64,13 @@ class _Fifo:
 
 def _has_reader(writer: int) -> bool:
     poll = select.poll()
-    poll.register(writer, 0)  # POLLERR is always told
+    poll.register(writer, 0)  # POLLERR is always reported
     return not poll.poll(0)
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[_Fifo]:
-    """Open a fifo, and make it for that long if there is none; VconfsError."""
+    """Open a fifo; if there is none, make one for the block. Raise VconfsError if that fails."""
     made = _make_fifo(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -80,9 +80,9 @@ def _opened(path: str) -> Iterator[_Fifo]:
         raise cannot(path, error) from None
     opened = _Fifo(path, descriptor)
     try:
-        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # it was replaced meanwhile
+        if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # it has just been replaced
             made = False
-            raise VconfsError(f"{path} exists and is no fifo: choose another path")
+            raise VconfsError(f"{path} exists and is not a fifo: choose another path")
         yield opened
     finally:
         if made and opened.in_place:
@@ -96,7 +96,7 @@ def _remove(path: str) -> None:
 
 
 def _make_fifo(path: str) -> bool:
-    """Make a fifo; return False if there is one."""
+    """Make a fifo; return False if it exists already."""
     try:
         os.mkfifo(path, 0o600)
     except FileExistsError as error:
@@ -105,7 +105,7 @@ def _make_fifo(path: str) -> bool:
         except OSError:  # a link to nowhere
             raise cannot(path, error) from None
         if not stat.S_ISFIFO(mode):
-            raise VconfsError(f"{path} exists and is no fifo: choose another path") from None
+            raise VconfsError(f"{path} exists and is not a fifo: choose another path") from None
         return False
     except OSError as error:
         raise cannot(path, error) from None
@@ -113,28 +113,28 @@ def _make_fifo(path: str) -> bool:
 
 
 class Way(ABC):
-    """One fifo of a port, and the copying through it, which goes on in the one that replaces it."""
+    """Copies one way through a fifo of a port, and goes on with a fifo that replaces it."""
 
     def __init__(self, port: PortSide, path: str) -> None:
         self._port = port
         self._path = path
         self._tries = Backoff(f"port {port.id}", f"port {port.id}: {path} is there again")
-        self._fifo: _Fifo | None = None  # until it is to be opened anew
-        self._turn = trio.CancelScope()  # of what waits for the fifo
+        self._fifo: _Fifo | None = None  # None when the path is to be opened again
+        self._turn = trio.CancelScope()  # around waiting for the fifo
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Copy until cancelled; VconfsError where the fifo cannot be had at first."""
+        """Copy until cancelled; raise VconfsError if the fifo cannot be opened at first."""
         await serve_anew(self._tries, self._serve, task_status.started)
 
     def reopen(self) -> None:
-        """Open the fifo anew if that is waited for, or if the path leads elsewhere."""
+        """Open the path again if that waits to be retried, or if it leads to another fifo."""
         self._tries.try_now()
         self.follow()
 
     def follow(self) -> bool:
-        """Open the fifo anew if the path leads to another one or to none; return True if so.
+        """Open the path again if it leads to another fifo or to none; return True if so.
 
-        What is in the old one is not lost.
+        What is in the old fifo is not lost.
         """
         if self._fifo is None or self._fifo.in_place:
             return False
@@ -150,11 +150,11 @@ class Way(ABC):
 
     @abstractmethod
     async def _copy(self, fifo: _Fifo) -> None:
-        """Copy until it is to be opened anew, and then what is left in it."""
+        """Copy until the path is to be opened again, and then what is left in `fifo`."""
 
 
 class Incoming(Way):
-    """What others write to the fifo goes to the guest."""
+    """Copies what others write to the fifo to the guest."""
 
     async def _copy(self, fifo: _Fifo) -> None:
         source = Pipe(fifo.descriptor)
@@ -171,7 +171,7 @@ class Incoming(Way):
 
 
 class Outgoing(Way):
-    """What the guest sends goes to the fifo."""
+    """Copies what the guest sends to the fifo."""
 
     async def _copy(self, fifo: _Fifo) -> None:
         sink = Pipe(fifo.descriptor)
@@ -187,14 +187,14 @@ class Outgoing(Way):
 
 
 async def follow(folder: str, ways: Sequence[Way]) -> None:
-    """Have those of the ways, all in `folder`, that lead to another fifo open it, as it happens."""
+    """Call `Way.follow` of the ways, all of which are in `folder`, when it may be needed."""
     while True:
         try:
             with watching(folder, _CHANGES) as changes:
-                while not _follow_all(ways):  # else the folder may be another one
+                while not _follow_all(ways):  # after a change the folder may be another one, too
                     await changes.wait()
                     changes.happened = False
-        except OSError:  # the folder is gone, or there are no more inotify instances
+        except OSError:  # the folder is gone, or no inotify instance is left
             await trio.sleep(LAST_PAUSE)
             _follow_all(ways)
 

@@ -21,21 +21,21 @@ from vconfs.system.tasks import open_background
 class File(Chardev):
     """Appends what the guest sends to a file.
 
-    When the path leads to another file, or to none, as after a rotation, the path is opened anew
-    before the next write; `vconfs ctl PATH disconnect PORT` does so at once.
+    When the path leads to another file, or to none, as after a rotation, it is opened again before
+    the next write; `vconfs ctl PATH disconnect PORT` does so at once.
     """
 
     path: str
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the file's path."""
+        """Take the path of the file."""
         return cls(path_argument("file", argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Append until cancelled; VconfsError where the file cannot be opened at first."""
+        """Append until cancelled; raise VconfsError if the file cannot be opened at first."""
         file = AppendedFile(self.path)
         try:
             file.open()
@@ -56,14 +56,14 @@ class File(Chardev):
 class Fifos(Chardev):
     """Two fifos: what is written to PATH.in goes to the guest, what it sends to PATH.out.
 
-    A fifo that is removed is made anew, and one that is put in its place is used.
+    A fifo that is removed is made again, and one that replaces it is used.
     """
 
     path: str
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the path that both fifos' names begin with."""
+        """Take the common beginning of both fifos' paths."""
         return cls(path_argument("pipe", argument, ", for PATH.in and PATH.out"))
 
     async def run(
@@ -84,5 +84,5 @@ class Fifos(Chardev):
                 with can_reopen(port, reopen):
                     task_status.started()
                     await follow(os.path.dirname(self.path) or ".", ways)
-        finally:  # when both ways have ended, and have put back what they had not delivered
+        finally:  # both ways have ended, and have put back what they had not delivered
             port.disconnect()

@@ -16,7 +16,7 @@ from vconfs.system.unix_sockets import closing
 
 
 class Listener(Chardev):
-    """Listens, and serves one client after the other; the next one waits in the backlog."""
+    """Listens, and serves one client after the other; the next client waits in the backlog."""
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -31,8 +31,8 @@ class Listener(Chardev):
 
     @abstractmethod
     def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        """Listen in a block; VconfsError."""
+        """Listen during the block; raise VconfsError if that is not possible."""
 
     @abstractmethod
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
-        """Make the client of an accepted socket."""
+        """Return a client for an accepted socket."""

@@ -1,4 +1,4 @@
-"""The peer of a seqpacket socket: whole write requests, whole packets."""
+"""The client of the seqpacket chardev: one packet for each write request of the guest."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ class PacketClient(Client):
         self._port = port
         self._buffer = bytearray(MESSAGE_MAX)
         self._trouble = LogOnce(log)
-        _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead as well
+        _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead, too
 
     async def receive(self) -> Buffer:
-        """See `Client`: the next packet that has bytes, all of which fit."""
+        """See `Client`: return the next packet that is neither empty nor too large."""
         while True:
             try:
                 size = await receive_packet(self._sock, self._buffer)
@@ -49,7 +49,7 @@ class PacketClient(Client):
                 return b""
 
     async def take_from(self, port: PortSide) -> None:
-        """See `Client`: one write request of the guest."""
+        """See `Client`: hand over one write request of the guest."""
         await trio.lowlevel.wait_writable(self._sock)
         packet = await port.receive_message()
         if not packet:
@@ -70,7 +70,7 @@ class PacketClient(Client):
         await wait_hang_up(self._sock.fileno())
 
     def _all_said(self) -> bool:
-        """Whether no bytes meant the end, and not a packet of none, which looks the same."""
+        """True if reading no bytes meant the end, and not an empty packet, which looks the same."""
         poll = select.poll()
         poll.register(self._sock.fileno(), select.POLLRDHUP)
         return bool(poll.poll(0)) and not bytes_to_read(self._sock.fileno())
@@ -81,7 +81,7 @@ class PacketClient(Client):
 
 
 def _large_buffer(sock: trio.socket.SocketType, size: int) -> None:
-    """Let a socket take a packet of this size, or as large a one as we may."""
+    """Let a socket take a packet of this size, or the largest that we are allowed."""
     try:
         sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
     except PermissionError:

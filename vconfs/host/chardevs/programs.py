@@ -1,4 +1,4 @@
-"""The exec chardev: a program for each time that the guest has the port open."""
+"""The exec chardev: one run of a program for each time the guest opens the port."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from vconfs.system.programs import Program, start_program
 
 log = logging.getLogger(__name__)
 
-#: How long a program may go on after it has read all its input, and after SIGTERM.
+#: Seconds that a program may run on after it has read all its input, and after SIGTERM.
 _PATIENCE: Final = 1.0
 
 
 @frozen
 class Exec(Chardev):
-    """Runs a shell command while the guest has the port open, its input and output the port.
+    """Runs a shell command while the guest has the port open; its input and output are the port.
 
-    It is started when a program in the guest first reads, writes or polls the port, or has had it
-    open for 100 ms: one that only opens and closes the port starts nothing.
+    The command starts when a program in the guest first reads, writes or polls the port, or has had
+    it open for 100 ms: a program that only opens and closes the port starts nothing.
 
-    When the guest closes the port, or somebody hangs the program up, its input ends once it has
-    read what the guest sent; a program that reads nothing for as long as an ending waits (5
-    seconds by default) loses the rest, which is counted. One that goes on for a second after that
-    gets SIGTERM, and a second later SIGKILL, with all that it started. What a program leaves in
-    the background when it ends by itself is left alone.
+    When the guest closes the port, or the command is hung up (`vconfs ctl PATH disconnect`), its
+    input ends once it has read what the guest sent. If it reads nothing for as long as an ending
+    waits (5 seconds by default), the rest is dropped, which is counted. If it still runs a second
+    after that, it gets SIGTERM, and a second later SIGKILL, as do all processes that it started.
+    Processes that it leaves in the background when it ends by itself are left alone.
     """
 
     command: str
@@ -43,13 +43,13 @@ class Exec(Chardev):
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the command, as for sh -c."""
+        """Take the command, as for `sh -c`."""
         return cls(command_argument(argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Run the command at each open; the port is connected when it can be opened."""
+        """Run the command at each open of the guest; the port is always connected."""
         port.connect()
         task_status.started()
         try:
@@ -71,16 +71,16 @@ class _Session:
     def __init__(self, port: PortSide, command: str, failure: str) -> None:
         self._port = port
         self._command = command
-        self.failure = failure  # of the program, in this run or else in the one before
-        self._followed = False  # whether the guest has opened the port again
-        self._all_read = False  # whether we have read up to where the guest closed the port
+        self.failure = failure  # of the program, in this run or else in the run before
+        self._followed = False  # True if the guest has opened the port again
+        self._all_read = False  # True if we have read up to where the guest closed the port
         self._hung_up = False
         self._input_ended = False
-        self._input = trio.CancelScope()  # of what the program is given
-        self._output = trio.CancelScope()  # of the piece that is being sent
+        self._input = trio.CancelScope()  # around feeding the program
+        self._output = trio.CancelScope()  # around sending a piece of its output
 
     async def wait_for_the_next(self) -> None:
-        """Return when the guest has opened the port again; this run is for nobody then."""
+        """Return when the guest has opened the port again, so that this run has no reader."""
         await self._port.next_session()
         self._followed = True
         self._output.cancel()
@@ -94,7 +94,7 @@ class _Session:
             await self._read_the_rest()
 
     async def _started(self) -> Program | None:
-        """Start the command; wait where the system is only short of what that needs."""
+        """Start the command; wait if the system is only short of resources for now."""
         where = f"port {self._port.id}: "
         command = self._command
         tries = Backoff(f"{where}cannot run {command!r}", f"{where}{command!r} runs again")
@@ -117,20 +117,20 @@ class _Session:
         return self._all_read or self._followed or self._hung_up or not connected
 
     def hang_up(self) -> None:
-        """Let the program see the end of its input, and end."""
+        """End the program's input, so that it ends."""
         self._hung_up = True
         self._input.cancel()
         self._output.cancel()
 
     def _note_failure(self, failure: str) -> None:
-        if failure and failure != self.failure:  # else it is in the log already
+        if failure and failure != self.failure:  # the same failure is already in the log
             log.warning("port %d: %r %s", self._port.id, self._command, failure)
         self.failure = failure
 
     async def _serve(self, program: Program) -> None:
         port = self._port
 
-        def unread() -> int:  # with all its input read, it may still be busy with it
+        def unread() -> int:  # a program that has read all its input may still be working on it
             busy = self._input_ended and not program.has_ended
             return program.unread() or int(busy)
 
@@ -147,29 +147,29 @@ class _Session:
             self._note_failure(program.failure)
 
     async def _deliver(self, program: Program) -> None:
-        """Send the program's output until it has ended and all of that is sent."""
+        """Send the program's output until the program has ended and all of it is sent."""
         while True:
             await trio.lowlevel.wait_readable(program.news)
-            ended = program.has_ended  # asked first, so that all it wrote is there to read
+            ended = program.has_ended  # checked first, so that all it wrote is there to read
             data = program.output.receive_nowait()
             if data:
                 await self._send(data)
             elif ended:
                 return
-            elif data is not None:  # it has closed its output, and goes on
+            elif data is not None:  # it has closed its output, and still runs
                 program.news.unregister(program.output.descriptor)
 
     async def _send(self, data: bytes) -> None:
-        if self._left:  # it is for nobody
+        if self._left:  # no reader is left in the guest
             self._port.counters.dropped += len(data)
             return
         with trio.CancelScope() as self._output:
             await self._port.send(data)
 
     async def _feed(self, program: Program) -> None:
-        """Give the program what the guest sends; at the guest's close its input ends, then it."""
+        """Feed the program what the guest sends; after the guest's close, make it end."""
         with self._input:
-            with suppress(OSError):  # EPIPE: it reads no more
+            with suppress(OSError):  # EPIPE: it has closed its input
                 await self._pass_on(program.input)
             self._input_ended = True
             await program.close_input()
@@ -198,7 +198,7 @@ class _Session:
                 self._port.put_back(rest)
 
     async def _takes(self, stdin: Pipe) -> bool:
-        """Wait until the program takes input; False: it does not, and the guest has gone."""
+        """Wait until the program takes input; return False if it does not and the guest is gone."""
         while True:
             with trio.move_on_after(self._port.patience):
                 await stdin.writable()

@@ -26,14 +26,14 @@ from vconfs.system.ptys import RawPty, open_pty
 
 @define
 class Pty(Chardev):
-    """A pty in raw mode; `path` is its slave's, and `link` a symlink to that, if one is wanted."""
+    """A pty in raw mode; `path` is the path of its slave, and `link` an optional symlink to it."""
 
     link: str = ""
     path: str = ""
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the symlink's path, which may be left out."""
+        """Take the path of a symlink to the slave, which may be left out."""
         if "\0" in argument:
             raise ValueError(f"pty: a path cannot contain a NUL: {argument!r}")
         return cls(argument)
@@ -41,9 +41,9 @@ class Pty(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Serve those who open the slave, one session after the other.
+        """Serve the programs that open the slave, one session after the other.
 
-        Those who are hung up are left with a dead pty, and the next ones find another.
+        Programs that are hung up keep a dead pty, and the next ones get another.
         """
         tries = Backoff(f"port {port.id}", f"port {port.id}: there is a pty again")
         await serve_anew(
@@ -54,7 +54,7 @@ class Pty(Chardev):
         )
 
     async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:
-        """Open a pty and serve those who open its slave, until it has to be another one."""
+        """Open a pty and serve the programs that open its slave, until another pty is needed."""
         with _opened() as pty, _linked(self.link, pty.path):
             self.path = pty.path
             ready()
@@ -69,12 +69,12 @@ def _opened() -> Iterator[RawPty]:
         try:
             pty = stack.enter_context(open_pty())
         except OSError as error:
-            raise VconfsError(f"there is no pty to be had: {error.strerror}") from None
+            raise VconfsError(f"cannot open a pty: {error.strerror}") from None
         yield pty
 
 
 class _PtyClient(Client):
-    """Those who have the slave open, taken together."""
+    """All programs that have the slave open, as one client."""
 
     def __init__(self, pty: RawPty) -> None:
         self._pty = pty
@@ -87,7 +87,7 @@ class _PtyClient(Client):
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            return b""  # the last one closed the slave
+            return b""  # the last program has closed the slave
 
     async def take_from(self, port: PortSide) -> None:
         """See `Client`."""
@@ -95,10 +95,10 @@ class _PtyClient(Client):
         await pass_on(port, self._master.send)
 
     async def gone(self) -> None:
-        """See `Client`: a terminal's end of file is its hang-up."""
+        """See `Client`: at the end of its data a terminal is hung up, so there is no wait."""
 
     def unread(self) -> int:
-        """See `Client`: a terminal that is closed loses it."""
+        """See `Client`: what is unread when a terminal is closed is lost."""
         return self._pty.unread()
 
     def leave(self) -> int:
@@ -107,11 +107,11 @@ class _PtyClient(Client):
 
 
 def _renew(pty: RawPty) -> bool:
-    """Drop what the last ones there did not read, and undo what they set.
+    """Drop what the last programs did not read, and undo their terminal settings.
 
-    Return False if that cannot be done now: the next ones need another pty.
+    Return False if that is not possible: the next programs need another pty.
     """
-    unused = not pty.occupied  # else the settings are those of the next one, who is there
+    unused = not pty.occupied  # else the next program is there, and the settings are its own
     try:
         slave = os.open(pty.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
@@ -127,7 +127,7 @@ def _renew(pty: RawPty) -> bool:
 
 @contextmanager
 def _linked(link: str, target: str) -> Iterator[None]:
-    """Keep a symlink to a pty, in place of one to a pty that may have gone."""
+    """Keep a symlink to a pty during the block; replace one that led to an earlier pty."""
     if not link:
         yield
         return
@@ -136,7 +136,8 @@ def _linked(link: str, target: str) -> Iterator[None]:
             os.unlink(link)
         os.symlink(target, link)
     except FileExistsError:
-        raise VconfsError(f"{link} exists and is no link to a pty: choose another path") from None
+        taken = f"{link} exists and is not a link to a pty: choose another path"
+        raise VconfsError(taken) from None
     except OSError as error:
         raise cannot(link, error) from None
     try:

@@ -25,17 +25,17 @@ from vconfs.system.unix_sockets import closing, connected_to
 class Unix(Listener):
     """Listens on a unix socket.
 
-    A client that shuts its sending side down goes on receiving until it closes.
+    A client that shuts down its sending side goes on receiving until it closes.
     """
 
     path: str
-    #: Whether clients may send descriptors.
+    #: True if clients may send descriptors.
     rights: bool = False
     kind = socket.SOCK_STREAM
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the socket's path."""
+        """Take the path of the socket."""
         return cls(socket_path(cls.__name__.lower(), argument))
 
     @asynccontextmanager
@@ -50,10 +50,10 @@ class Unix(Listener):
 
 @frozen
 class Seqpacket(Unix):
-    """Listens on a unix socket of packets: one for each write request of the guest.
+    """Listens on a unix socket of packets: one packet for each write request of the guest.
 
-    A packet that does not fit, in either direction, is dropped and counted; the log tells of a
-    client's first. Packets of no bytes are ignored.
+    A packet that is too large, in either direction, is dropped and counted; the first one of each
+    client is logged. Empty packets are ignored.
     """
 
     kind = socket.SOCK_SEQPACKET
@@ -65,22 +65,22 @@ class Seqpacket(Unix):
 
 @frozen
 class Connect(Chardev):
-    """Connects to a unix socket that another program listens on, again when that goes away.
+    """Connects to a unix socket that another program listens on, and again when it goes away.
 
-    The socket may also come later than the port.
+    The socket need not exist yet when the port is added.
     """
 
     path: str
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take the socket's path."""
+        """Take the path of the socket."""
         return cls(socket_path("connect", argument))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Keep connected until cancelled, with growing pauses between tries.
+        """Stay connected until cancelled, with growing pauses between tries.
 
         `PortSide.reopen` ends such a pause.
         """

@@ -21,9 +21,9 @@ _STDOUT: Final = 1
 
 @frozen
 class Stdio(Chardev):
-    """Our own standard input and output, for one port.
+    """The daemon's own standard input and output, for one port.
 
-    After the input's end the output goes on, until nobody reads it any more.
+    After the end of the input the output goes on, until its reader has gone.
     """
 
     @classmethod
@@ -36,7 +36,7 @@ class Stdio(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Copy until cancelled, or until nobody is there."""
+        """Copy until cancelled, or until both streams have ended."""
         if trouble := claim():
             raise VconfsError(f"stdio cannot be joined to a port: {trouble}")
         try:
@@ -47,23 +47,23 @@ class Stdio(Chardev):
 
 
 class _Standard(Client):
-    """Whoever is at our standard streams.
+    """The program at our standard streams.
 
-    These are shared with other programs, so they stay blocking: threads read and write, and do so
-    when it should not block.
+    We share them with other programs, so they stay blocking: threads read and write, when that
+    should not block.
     """
 
     async def receive(self) -> Buffer:
         """See `Client`."""
         while True:
             try:
-                with suppress(PermissionError):  # a file, which is always ready
+                with suppress(PermissionError):  # raised for a file, which is always ready
                     await trio.lowlevel.wait_readable(_STDIN)
                 return await trio.to_thread.run_sync(os.read, _STDIN, CHUNK, abandon_on_cancel=True)
-            except BlockingIOError:  # another program has read it, and made it non-blocking
+            except BlockingIOError:  # another program read first, and has made it non-blocking
                 continue
             except OSError:
-                return b""  # the terminal is gone, or not ours to read
+                return b""  # the terminal is gone, or we may not read it
 
     async def take_from(self, port: PortSide) -> None:
         """See `Client`."""
@@ -82,7 +82,7 @@ class _Standard(Client):
         """See `Client`."""
         try:
             await wait_hang_up(_STDOUT)
-        except PermissionError:  # a file: it never hangs up
+        except PermissionError:  # raised for a file, which never hangs up
             await trio.sleep_forever()
 
 

@@ -1,13 +1,13 @@
-"""The tcp chardev, and how it knows that a client is gone.
+"""The tcp chardev, and how it finds out that a client is gone.
 
-A peer that closes and a peer that only shuts its sending side down (`nc -N`) send the same FIN.
-The second one still listens, and must not lose what the guest answers; but the guest has to be
-told of the first one, and the next client is to have its turn. So after the FIN:
+A peer that closes and a peer that only shuts down its sending side (`nc -N`) send the same FIN.
+The second still listens, and must not lose what the guest answers; but if the peer has closed, the
+guest must be told, and the next client must have its turn. So after the FIN:
 
-- of a peer on this machine the kernel tells in /proc/net/tcp whether any program has its end open;
+- for a peer on this machine, /proc/net/tcp shows whether any program has its end open;
 - keepalive probes reach any peer: one that closed answers with a reset as soon as its kernel has
   forgotten the connection, which takes a minute (its tcp_fin_timeout);
-- a peer elsewhere has to go at once when another client waits.
+- a peer on another machine is dropped at once when another client waits.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vconfs.syntax.addresses import tcp_address
 from vconfs.system.backoff import Pauses
 from vconfs.system.listening import Door, listening_on
 
-#: Seconds from one look at the peer's end to the next.
+#: Seconds between two checks of the peer's end.
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
 #: Seconds of silence before a probe, and between probes.
 _PROBE: Final = 1
@@ -39,14 +39,14 @@ _PROBE: Final = 1
 
 @frozen
 class Tcp(Listener):
-    """Listens on a TCP port, at all addresses that the host's name has."""
+    """Listens on a TCP port, at all addresses of HOST."""
 
     host: str
     service: int
 
     @classmethod
     def parse(cls, argument: str) -> Self:
-        """Take HOST:PORT; an IPv6 address stands in brackets, and no host is localhost."""
+        """Take HOST:PORT; an IPv6 address is in brackets, and an empty HOST means localhost."""
         return cls(*tcp_address(argument))
 
     def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
@@ -76,12 +76,12 @@ class _TcpClient(SocketClient):
             await wait_hang_up(self._sock.fileno(), self._door.fileno())
 
     def unread(self) -> int:
-        """See `Client`: what the peer's kernel has not acknowledged."""
+        """See `Client`: count what the peer's kernel has not acknowledged."""
         answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
         return int(struct.unpack("i", answer)[0])
 
     def leave(self) -> int:
-        """See `Client`: a stream that has not got there whole ends in a reset, not a good end."""
+        """See `Client`: a stream that has not arrived whole ends with a reset, not a clean end."""
         if unread := self.unread():
             linger = struct.pack("ii", 1, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -95,7 +95,10 @@ def _probe(sock: trio.socket.SocketType) -> None:
 
 
 def _peer_inode(sock: trio.socket.SocketType) -> int | None:
-    """Give the inode of the peer's socket: 0, no program has it open; None, it is elsewhere."""
+    """Return the inode of the peer's socket, 0 if no program has it open.
+
+    Return None if the peer is on another machine.
+    """
     table = "/proc/net/tcp6" if sock.family == socket.AF_INET6 else "/proc/net/tcp"
     ends = [_in_table(sock.family, sock.getpeername()), _in_table(sock.family, sock.getsockname())]
     for line in Path(table).read_text().splitlines():
@@ -106,7 +109,7 @@ def _peer_inode(sock: trio.socket.SocketType) -> int | None:
 
 
 def _in_table(family: int, address: tuple[str, int]) -> str:
-    """Write an address as /proc/net/tcp does: words of the machine's byte order, the port."""
+    """Format an address as /proc/net/tcp does: words in the machine's byte order, then the port."""
     packed = socket.inet_pton(family, address[0].partition("%")[0])
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return "".join(f"{word:08X}" for word in words) + f":{address[1]:04X}"

@@ -1,1 +1,1 @@
-"""Guests behind vhost-user front-ends."""
+"""Serving guests behind vhost-user front-ends."""

@@ -1,4 +1,4 @@
-"""Where front-ends of vhost-user come, and what they are offered."""
+"""The address where vhost-user front-ends connect, and the options of what they are offered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vconfs.protocol.virtio1 import MAX_PORTS
 from vconfs.syntax.paths import socket_path
 from vconfs.syntax.url_options import resize_rows_first
 
-#: Each port of the standard's dialect has two queues, and control messages two.
+#: In the standard's dialect each port has two queues, and so have control messages.
 _MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
 _LAST_OPTION: Final = re.compile(
     "(.*),(?:(inband|require-seals)|(max-ports|resize)=([^,]*))", re.DOTALL
@@ -25,18 +25,18 @@ class VhostUserAddress:
     """PATH[,max-ports=N][,inband][,require-seals][,resize=rows-first]."""
 
     unix: Unix
-    #: Ids are smaller than this, in the standard's dialect.
+    #: Port ids are smaller than this, in the standard's dialect.
     max_ports: int = MAX_PORTS
-    #: Notify by messages instead of descriptors: some simulations need their strict order.
+    #: Offer notifications by message instead of descriptor; some simulations need their order.
     inband: bool = False
     #: Take only memory that cannot shrink while it is in use.
     require_seals: bool = False
-    #: Tell console sizes in the order that Linux reads, in the standard's dialect.
+    #: Send console sizes in the order that Linux reads, in the standard's dialect.
     resize_rows_first: bool = False
 
     @classmethod
     def parse(cls, rest: str) -> Self:
-        """Read what stands after the scheme; ValueError."""
+        """Parse the url after the scheme; raise ValueError if it is wrong."""
         options: dict[str, str] = {}
         while found := _LAST_OPTION.fullmatch(rest):
             rest, flag, name, value = found.groups()

@@ -1,7 +1,7 @@
-"""Our own requests to a front-end, on the socket that it has given us for them.
+"""Our own requests to a front-end, on the socket that it has sent us for them.
 
-No answers are asked for, and none are waited for: a front-end that waits for us while we wait for
-it would hang both (user-mode Linux does while its guest spins on a console's output).
+We neither ask nor wait for answers: if a front-end waited for us while we waited for it, both
+would hang (user-mode Linux waits in that way while its guest spins on a console's output).
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _NO_WAIT = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
 class FrontendChannel:
-    """The socket, when there is one, and what it has not taken yet."""
+    """The socket, if there is one, and the requests that it has not taken yet."""
 
     def __init__(self) -> None:
         self._sock: socket.socket | None = None
-        #: Requests that wait, each once: all that there are mean "look", however often said.
+        #: Requests that wait, each once: they all only say "look", so repeating one adds nothing.
         self._waiting: dict[bytes, None] = {}
         self._full = trio.Event()
 
     def open(self, fd: int) -> None:
-        """Use another socket, and close it in the end; RemoteProtocolError: it is none."""
+        """Use another socket, and own it; raise RemoteProtocolError if it is not a unix socket."""
         self.close()
         if not is_unix_socket(fd):
             close_descriptors([fd])
-            raise RemoteProtocolError("the descriptor for our requests is no unix socket")
+            raise RemoteProtocolError("the descriptor for our requests is not a unix socket")
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM, fileno=fd)
-        refuse_rights(self._sock)  # it is not read
+        refuse_rights(self._sock)  # because we never read it
 
     def close(self) -> None:
-        """Use no socket any more."""
+        """Close the socket, and send nothing more."""
         self._waiting.clear()
         if self._sock is not None:
             trio.lowlevel.notify_closing(self._sock)
@@ -46,13 +46,13 @@ class FrontendChannel:
             self._sock = None
 
     def post(self, request: Outgoing | None) -> None:
-        """Send a request, now or as soon as there is room; None: there is nothing to send."""
+        """Send a request, now or as soon as there is room; do nothing if it is None."""
         if request is not None and self._sock is not None:
             self._waiting[request.data] = None
             self._send_waiting(self._sock)
 
     async def run(self) -> None:
-        """Send what has to wait for room."""
+        """Send requests that wait for room, until cancelled."""
         while True:
             await self._full.wait()
             self._full = trio.Event()
@@ -70,7 +70,7 @@ class FrontendChannel:
             except BlockingIOError:
                 self._full.set()
                 return
-            except OSError:  # the front-end wants no requests any more
+            except OSError:  # the front-end takes no more requests
                 self.close()
                 return
             del self._waiting[data]

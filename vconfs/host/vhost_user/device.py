@@ -1,4 +1,4 @@
-"""What front-ends of vhost-user are shown of a host end."""
+"""The device that vhost-user front-ends see of a host end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
 
 _VIRTIO1: Final = "virtio1"
 _RING_FEATURES: Final = F_VERSION_1 | F_INDIRECT_DESC | F_EVENT_IDX
-#: Not STATUS: with it QEMU resets a device whenever its guest is only paused.
+#: STATUS is not offered: with it QEMU resets a device even when its guest is only paused.
 _PROTOCOL_FEATURES: Final = (
     vhost_user.PF_MQ
     | vhost_user.PF_REPLY_ACK
@@ -41,7 +41,7 @@ class VhostUserDevice:
     offer: VhostUserAddress
 
     def check_ports(self) -> None:
-        """Make sure that each port has a place in the dialect; VconfsError."""
+        """Raise VconfsError if the id of a port is too large for the dialect."""
         last, max_ports = self.host.port_count - 1, self.offer.max_ports
         if self.dialect == _VIRTIO1 and last >= max_ports:
             raise VconfsError(f"port id {last} is too large for {max_ports} ports: see max-ports")
@@ -53,7 +53,7 @@ class VhostUserDevice:
         return DIALECTS[self.dialect].features | _RING_FEATURES | emergency
 
     def end(self, features: int) -> HostDialect:
-        """Give our end of the dialect, with these features negotiated."""
+        """Return our end of the dialect, with these features negotiated."""
         if self.dialect == _VIRTIO1:
             return virtio1.HostEnd(
                 features,
@@ -68,7 +68,7 @@ class VhostUserDevice:
         return self.end(self.features).config(self.host.port_count, *self.host.size)
 
     def protocol(self, read_config: Callable[[], bytes]) -> vhost_user.Backend:
-        """Begin the protocol with a front-end, which is given what `read_config` gives."""
+        """Return our side of the protocol with one front-end; `read_config` answers GET_CONFIG."""
         inband = vhost_user.PF_INBAND_NOTIFICATIONS if self.offer.inband else 0
         return vhost_user.Backend(
             features=self.features,
@@ -79,7 +79,7 @@ class VhostUserDevice:
         )
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """Take what a guest wrote into the config space: a byte for port 0, in an emergency."""
+        """Take what a guest wrote into the config space: an emergency byte for port 0."""
         end = self.end(self.features)
         if not isinstance(end, virtio1.HostEnd):
             return
@@ -90,5 +90,5 @@ class VhostUserDevice:
     def attach(
         self, link: Link, features: int, announce_config: Callable[[], None]
     ) -> AttachedGuest:
-        """Join a guest to the ports."""
+        """Attach a guest to the ports."""
         return self.host.attach(link, self.end(features), announce_config)

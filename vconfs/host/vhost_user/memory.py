@@ -1,18 +1,20 @@
 """A guest's memory, which its front-end shares with us as parts of files.
 
-What was mapped must never be missing when it is touched, and touching it must never wait. So:
+Mapped memory must never be missing when we access it, and an access must never block. So:
 
-- The file is one in memory: a memfd, or on tmpfs or hugetlbfs. Others have a file system that may
-  not answer (FUSE, a network's). The kernel tells by the file's seals, without asking it.
-- A region that is not all in its file is refused, and the file is sealed against shrinking where
-  that is possible: a memfd that allows it, which is what QEMU and vconfs share. With
-  `require_seals` any other is refused.
-- The peer can keep the file locked meanwhile, so a thread does all this, and has limited time.
+- The file must be in memory: a memfd, or a file on tmpfs or hugetlbfs. Another file system may not
+  answer (FUSE, a network file system). Asking for the file's seals tells which it is, without
+  asking the file system.
+- A region that is not completely in its file is refused, and the file is sealed against shrinking
+  if possible: that is a memfd that allows it, as QEMU and vconfs share. With `require_seals` any
+  other file is refused.
+- The peer can keep the file locked during this, so a thread does all this, and has limited time.
 
-What remains without `require_seals` is a front-end that shares a file which cannot be sealed
-(user-mode Linux does, QEMU's memory-backend-file too) and cuts it off later: our next access ends
-this process by SIGBUS. No look at the size before an access can help, for the cut can come between
-the two. A guest cannot do it: who may open the listening socket is trusted not to.
+Without `require_seals` one risk remains: a front-end can share a file that cannot be sealed
+(user-mode Linux does, and so does QEMU's memory-backend-file) and truncate it later; then our next
+access ends this process by SIGBUS. Checking the size before an access does not help, because the
+file can be truncated between the two. A guest cannot do that; a program that may open the
+listening socket can, and is trusted not to.
 """
 
 from __future__ import annotations
@@ -34,16 +36,17 @@ from vconfs.system.aside import ASIDE, close_descriptors, seals_of
 
 #: Seconds that mapping a region may take.
 _PATIENCE: Final = 5.0
-#: Threads that map at a time; those of front-ends that have left may still wait.
+#: How many threads map at a time; threads for front-ends that have left may still be waiting.
 _THREADS: Final = 8
-#: What is unmapped last is freed, which takes half a second per GiB: from this size on, aside.
+#: The last unmapping frees memory, half a second per GiB; from this size on a thread does it.
 _LARGE: Final = 16 << 20
 
 
 class SharedMemory:
-    """The regions that are shared now. A mapping goes with the last view of it.
+    """The regions that are shared now. A mapping goes away with the last view of it.
 
-    Methods close the descriptors that they are given. RemoteProtocolError: a region cannot be had.
+    Methods close the descriptors that they are given, and raise RemoteProtocolError if a region
+    cannot be used.
     """
 
     def __init__(self, *, require_seals: bool = False) -> None:
@@ -52,11 +55,11 @@ class SharedMemory:
 
     @property
     def guest(self) -> GuestMemory:
-        """The memory as descriptors of the guest address it."""
+        """The memory by guest addresses, as ring descriptors use them."""
         return GuestMemory((region.guest_addr, view) for region, view in self._views.items())
 
     async def replace(self, regions: Sequence[Region], fds: Sequence[int]) -> None:
-        """Have these regions, and no others."""
+        """Use these regions, and no others."""
         self.clear()
         try:
             for region, fd in zip(regions, fds, strict=True):
@@ -65,19 +68,19 @@ class SharedMemory:
             close_descriptors(fds)
 
     def clear(self) -> None:
-        """Have no regions."""
+        """Drop all regions."""
         views, self._views = list(self._views.values()), {}
         _drop(views)
 
     async def add(self, region: Region, fd: int) -> None:
-        """Have one more region."""
+        """Use one more region."""
         try:
             self._views[region] = await _Mapper(region, fd, self._require_seals).map()
         finally:
             close_descriptors([fd])
 
     def remove(self, region: Region) -> None:
-        """Have a region no more."""
+        """Drop a region."""
         same = [known for known in self._views if known.is_same(region)]
         _drop([self._views.pop(known) for known in same])
 
@@ -91,7 +94,7 @@ _threads = trio.CapacityLimiter(_THREADS)
 
 
 class _Mapper:
-    """Maps a region of a file, of which it has a descriptor of its own."""
+    """Maps a region of a file, through its own duplicate of the file's descriptor."""
 
     def __init__(self, region: Region, fd: int, require_seals: bool) -> None:
         self._region = region
@@ -99,7 +102,7 @@ class _Mapper:
         self._require_seals = require_seals
         if seals_of(fd) is None:
             raise RemoteProtocolError(
-                f"{self._where} is in no file in memory: share a memfd, or a file on tmpfs"
+                f"{self._where} is not in a file in memory: share a memfd, or a file on tmpfs"
                 " or hugetlbfs"
             )
         self._fd = os.dup(fd)
@@ -107,11 +110,11 @@ class _Mapper:
         self._views: list[memoryview] = []
 
     async def map(self) -> memoryview:
-        """Map it; RemoteProtocolError: that is not possible, or takes too long."""
+        """Map the region; raise RemoteProtocolError if that is not possible or takes too long."""
         try:
             with trio.fail_after(_PATIENCE):
                 await trio.to_thread.run_sync(self._map, abandon_on_cancel=True, limiter=_threads)
-            return self._views.pop()  # the thread would keep a result for longer
+            return self._views.pop()  # a result of the thread would be kept alive for longer
         except trio.TooSlowError:
             raise RemoteProtocolError(f"{self._where} is kept locked") from None
         finally:
@@ -140,7 +143,7 @@ class _Mapper:
         end = region.mmap_offset + region.size
         status = os.fstat(self._fd)
         if not stat.S_ISREG(status.st_mode):
-            raise RemoteProtocolError(f"{self._where} is in no file")
+            raise RemoteProtocolError(f"{self._where} is not in a file")
         if end > status.st_size:
             raise RemoteProtocolError(
                 f"{self._where} ends at {end:#x} of a file of {status.st_size:#x}"
@@ -148,6 +151,6 @@ class _Mapper:
         start = region.mmap_offset // mmap.PAGESIZE * mmap.PAGESIZE
         try:
             mapping = mmap.mmap(self._fd, end - start, offset=start)
-        except (ValueError, OverflowError) as error:  # it has shrunk meanwhile, or is too large
+        except (ValueError, OverflowError) as error:  # it has just shrunk, or is too large
             raise RemoteProtocolError(f"{self._where} cannot be mapped: {error}") from None
         return memoryview(mapping)[region.mmap_offset - start :]

@@ -1,7 +1,7 @@
-"""Guests behind vhost-user front-ends: hypervisors, or vconfs mount.
+"""Serving guests behind vhost-user front-ends: hypervisors, or vconfs mount.
 
 One front-end at a time is served; the next one waits until it has left, or was turned away for
-what it did (see protocol/vhost_user.py). Before that, several can say their hello at once.
+breaking a rule (see protocol/vhost_user.py). Before that, several can say their hello at once.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ async def serve_vhost_user(
     dialect: str | None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve the front-ends that come on `vhost-user:REST`, one after the other.
+    """Serve the front-ends that connect on `vhost-user:REST`, one after the other.
 
-    ValueError: `rest` makes no sense; VconfsError: nobody can listen there, or the dialect has no
-    room for a port.
+    Raise ValueError if `rest` is not valid, VconfsError if it is impossible to listen there or the
+    id of a port is too large for the dialect.
     """
     address = VhostUserAddress.parse(rest)
     device = VhostUserDevice(host, dialect or DEFAULT_DIALECT, address)
@@ -66,12 +66,12 @@ async def _serve_all(device: VhostUserDevice, door: Door) -> None:
 async def _serve(
     device: VhostUserDevice, sock: trio.socket.SocketType, reception: Reception
 ) -> str:
-    """Serve a front-end until it leaves; return what it was turned away for."""
+    """Serve a front-end until it leaves; return why it was turned away, or an empty string."""
     try:
         with FrontendSession(device, sock) as session:
             await session.run(reception.as_guest())
     except RemoteProtocolError as error:
         return str(error)
-    except OSError as error:  # no descriptor is left, say: that is no reason to end
+    except OSError as error:  # for example, no descriptor is left; the next one may work
         return f"we cannot serve it: {error.strerror}"
     return ""

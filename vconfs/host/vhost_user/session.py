@@ -1,12 +1,12 @@
-"""One front-end of vhost-user, from its first message to its last.
+"""One vhost-user front-end, from its first message to its last.
 
-The guest behind it is attached to the host as soon as a ring is enabled, and queues join the link
-as their rings do. A front-end stops the rings whenever its guest pauses, so that alone detaches
-nobody: the guest stays, with nothing to be sent to or got from. A ring that begins elsewhere than
-where it stopped has a new driver, which knows nothing of what the one before it was told: then
-the guest is attached anew. A driver that broke the rules of a ring is let go, and the rings are
-left alone until the next driver sets them up: Linux takes its buffers back while user-mode Linux
-has not stopped the rings yet.
+The guest behind it is attached to the host as soon as a ring is enabled, and each queue joins the
+link when its ring is enabled. A front-end stops the rings whenever its guest pauses, so that alone
+does not detach the guest: it stays attached, and nothing is sent to it or received from it. A ring
+that starts at another place than where it stopped has a new driver, which knows nothing of what
+the driver before it was told; then the guest is attached again. A driver that broke the rules of a
+ring is detached, and the rings are left alone until the next driver sets them up: Linux takes its
+buffers back before user-mode Linux has stopped the rings.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 
-#: Seconds that a front-end has for its hello: others may be waiting.
+#: Seconds that a front-end has for its hello, because others may be waiting.
 _HELLO: Final = 10.0
-#: A front-end has said hello when it has sent these, or has gone on to something else.
+#: A front-end has said hello when it has sent these requests, or one that is not in the next set.
 _HELLO_NEEDS: Final = frozenset((Request.SET_OWNER, Request.GET_FEATURES))
 _HELLO_MESSAGES: Final = _HELLO_NEEDS | {
     Request.SET_FEATURES,
     Request.GET_PROTOCOL_FEATURES,
     Request.SET_PROTOCOL_FEATURES,
 }
-#: Seconds between looks at rings that nobody tells us of.
+#: Seconds between two checks of rings that have no notifications.
 _POLLING: Final = 0.001
 
 
@@ -56,7 +56,7 @@ class _Ring:
     layout: Layout
     base: int
     enabled: bool
-    #: What we wait for, and by what we notify; None: no descriptor was sent.
+    #: The descriptors to wait on, and to notify by; None if none was sent.
     kick: int | None
     bells: dict[Notifier, Bell | None]
     live: bool = False
@@ -68,19 +68,19 @@ class FrontendSession:
     _nursery: trio.Nursery
 
     def __init__(self, device: VhostUserDevice, sock: trio.socket.SocketType) -> None:
-        #: Requests that were refused without an end of the connection.
+        #: How many requests were refused without ending the connection.
         self.refused = 0
         self._device = device
         self._socket = MessageSocket(sock)
         self._protocol = device.protocol(self._read_config)
-        self._config: bytes | None = None  # as the front-end knows it
+        self._config: bytes | None = None  # as the front-end last read it
         self._channel = FrontendChannel()
         self._memory = SharedMemory(require_seals=device.offer.require_seals)
         self._kicks: Notices[int] = Notices()
         self._polled: set[int] = set()
         self._polling = trio.Event()
         self._rings: dict[int, _Ring] = {}
-        #: Where rings stopped that have not begun again.
+        #: Where rings stopped that have not started again.
         self._stopped: dict[int, int] = {}
         self._features = 0
         self._link: DeviceLink | None = None
@@ -100,9 +100,9 @@ class FrontendSession:
         close_descriptors(self._protocol.release())
 
     async def run(self, turn: AbstractAsyncContextManager[object] | None = None) -> None:
-        """Serve the front-end until it leaves; RemoteProtocolError: it broke a rule.
+        """Serve the front-end until it leaves; raise RemoteProtocolError if it breaks a rule.
 
-        What comes after its hello is done in its `turn`.
+        What comes after its hello is handled inside of `turn`.
         """
         async with open_background() as self._nursery:
             for task in (self._serve_kicks, self._poll, self._channel.run):
@@ -118,7 +118,7 @@ class FrontendSession:
                 raise RemoteProtocolError(f"the connection broke: {error.strerror}") from None
 
     async def _hear_hello(self) -> Message | None:
-        """Answer the front-end's hello; return what it has said too early, if anything."""
+        """Answer the front-end's hello; return the first message after it if it came early."""
         missing = set(_HELLO_NEEDS)
         with trio.move_on_after(_HELLO):
             while missing:
@@ -176,7 +176,7 @@ class FrontendSession:
     # --- rings that are live --------------------------------------------------------------
 
     def _go(self, index: int) -> None:
-        """Put a ring's queue on the link."""
+        """Start a ring's queue on the link."""
         ring = self._rings[index]
         if self._stopped.pop(index, ring.base) != ring.base:
             self._attach_anew()
@@ -193,7 +193,7 @@ class FrontendSession:
         link.kicked(index)
 
     def _pause(self, index: int) -> None:
-        """Take a ring's queue off the link, with all that was sent on it before."""
+        """Stop a ring's queue on the link, after taking what was sent on it before."""
         ring = self._rings[index]
         if ring.live and self._link is not None:
             self._kicked(index)
@@ -235,7 +235,7 @@ class FrontendSession:
                 self._kicked(index)
 
     async def _poll(self) -> None:
-        """Look at the rings for which there is neither a descriptor nor a message."""
+        """Check the rings for which neither descriptors nor messages notify us."""
         while True:
             if not self._polled:
                 self._polling = trio.Event()
@@ -322,7 +322,7 @@ class FrontendSession:
     def _notifier_changed(self, event: vu.NotifierChanged) -> None:
         ring = self._rings[event.index]
         if event.notifier is not Notifier.KICK:
-            ring.bells[event.notifier] = None  # the one before is closed, come what may
+            ring.bells[event.notifier] = None  # the old one is closed in any case
             ring.bells[event.notifier] = _bell(event.fd)
             return
         if ring.live:
@@ -339,7 +339,7 @@ class FrontendSession:
         self._kicked(event.index)
 
     def _config_written(self, event: vu.ConfigWritten) -> None:
-        if not event.migration:  # else it is what was read from us elsewhere
+        if not event.migration:  # else it is what was read from us before a migration
             self._device.write_config(event.offset, event.data)
 
     def _channel_set(self, event: vu.ChannelSet) -> None:
@@ -371,7 +371,7 @@ class FrontendSession:
 
 
 def _bell(fd: int | None) -> Bell | None:
-    """Make a bell of what the front-end sent to be notified by; RemoteProtocolError."""
+    """Return a bell for a descriptor from the front-end; RemoteProtocolError if it is unusable."""
     if fd is None:
         return None
     check_notifier(fd)
