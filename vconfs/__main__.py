@@ -6,7 +6,7 @@ from vconfs.system.standard_streams import open_missing_streams
 
 
 def main() -> None:
-    """Load the commands, without a traceback if Ctrl-C comes before that is done, and run one."""
+    """Load the commands and run one; Ctrl-C while loading ends us without a traceback."""
     open_missing_streams()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)

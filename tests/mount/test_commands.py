@@ -474,7 +474,7 @@ def test_doctor_fails_where_no_mount_can_work() -> None:
     command = "unshare", "--mount", "sh", "-c", script, "-", *VCONFS, "doctor"
     done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
     assert done.returncode == 1
-    assert done.stderr == "vconfs: no mount can work here: /dev/fuse is something else\n"
+    assert done.stderr == "vconfs: no mount can work here: /dev/fuse is not the FUSE device\n"
     assert "mknod -m 666 /dev/fuse c 10 229" in done.stdout
 
 

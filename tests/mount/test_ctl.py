@@ -178,25 +178,25 @@ def test_paths_where_no_host_end_answers(tmp_path: Path) -> None:
     def said(path: Path) -> str:
         return vconfs("ctl", str(path), "list", code=1).removeprefix(str(path))
 
-    assert said(tmp_path / "x").startswith(": there is no such socket: start `vconfs host --co")
-    assert said(tmp_path) == ": this is no socket"
+    assert said(tmp_path / "x").startswith(": there is no such socket: start `vconfs host --")
+    assert said(tmp_path) == ": this is not a socket"
     with closing(socket.socket(socket.AF_UNIX)) as stale:
         stale.bind(str(tmp_path / "stale"))
-    assert said(tmp_path / "stale").startswith(": nobody listens there: start `vconfs host --co")
+    assert said(tmp_path / "stale").startswith(": no program listens there: start `vconfs host --")
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as packets:
         packets.bind(str(tmp_path / "packets"))
         packets.listen()
-        assert said(tmp_path / "packets") == ": this is no control socket of vconfs"
+        assert said(tmp_path / "packets") == ": this is not a control socket of vconfs"
 
 
 @pytest.mark.parametrize(
     ("greeting", "message"),
     [
-        (b"220 mail.example.org ESMTP\r\n", " is no control socket of vconfs"),
-        (b"", " is no control socket of vconfs"),
+        (b"220 mail.example.org ESMTP\r\n", " is not a control socket of vconfs"),
+        (b"", " is not a control socket of vconfs"),
         (b'{"vconfs-control": 2}\n', ": the host end speaks version 2 of the control protocol"),
         (b'{"vconfs-control": 1}\n', ": the host end has ended before it answered"),
-        (b'{"vconfs-control": 1}\n{"ok": 1}\n', " is no control socket of vconfs"),
+        (b'{"vconfs-control": 1}\n{"ok": 1}\n', " is not a control socket of vconfs"),
     ],
 )
 def test_what_greets_in_another_way_is_told_nothing(

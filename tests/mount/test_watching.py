@@ -81,7 +81,7 @@ async def test_watch_gives_up_after_the_timeout(mounted: OpenMount) -> None:
         words = "--timeout", "0.05", "--until", "add=later"
         async with vconfs("watch", *words, it.path) as watch:
             assert await watch.wait() == 1
-            assert await rest(watch) == "vconfs: nothing came in time\n"
+            assert await rest(watch) == "vconfs: timed out after 0.05 s waiting for add=later\n"
 
 
 @pytest.mark.parametrize(

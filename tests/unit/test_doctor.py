@@ -90,7 +90,7 @@ def being(**fields: object) -> Change:
     [
         (being(kernel="4.19.0"), "kernel", "missing", "Linux 4.19.0 is too old", "5.1"),
         (without("dev/fuse"), "fuse-device", "missing", "there is no /dev/fuse", "modprobe fuse"),
-        (writing("dev/fuse", ""), "fuse-device", "missing", "something else", "mknod -m 666"),
+        (writing("dev/fuse", ""), "fuse-device", "missing", "not the FUSE device", "mknod -m 666"),
         (forbidding("dev/fuse"), "fuse-device", "missing", "no permission", "chmod 666 /dev/fuse"),
         (
             being(find_program=lambda name: None),
@@ -127,7 +127,7 @@ def being(**fields: object) -> Change:
         (forbidding("vfio/vfio"), "vfio", "optional", "no permission", "chmod 666 /dev/vfio/vfio"),
         (
             without(f"sys/bus/pci/devices/{CONSOLE}/driver"),
-            *("pci-console", "optional", "no driver has", f"vconfs bind {CONSOLE}"),
+            *("pci-console", "optional", "the driver none", f"vconfs bind {CONSOLE}"),
         ),
         (without(f"sys/bus/pci/devices/{CONSOLE}"), "pci-console", "optional", "no virtio", ""),
         (without("sys/class/virtio-ports"), "kernel-ports", "optional", "no ports", "modprobe"),
@@ -135,7 +135,7 @@ def being(**fields: object) -> Change:
         (without("dev/vsock"), "vsock", "optional", "no /dev/vsock", "modprobe vhost_vsock"),
         (
             being(alive=[]),
-            *("mount", "optional", "nobody answers at", "vconfs umount /mnt/vcon"),
+            *("mount", "optional", "the daemon of the mount", "vconfs umount /mnt/vcon"),
         ),
     ],
 )

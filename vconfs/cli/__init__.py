@@ -1,4 +1,4 @@
-"""The commands: they parse arguments and wire the layers together, nothing else."""
+"""The commands: they parse arguments, connect the layers, and do nothing else."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vconfs.errors import VconfsError
 
 log = logging.getLogger(__name__)
 
-#: Command -> its module, imported only when asked for.
+#: Command → its module, which is imported only when the command is used.
 _COMMANDS = {
     "mount": "vconfs.cli.mount",
     "host": "vconfs.cli.host",
@@ -61,7 +61,7 @@ def vconfs() -> None:
 
     \b
     Examples:
-      vconfs demo                                         see everything at work
+      vconfs demo                                         a short tour
       vconfs mount --port chat=unix:/tmp/chat.sock /mnt   one port, joined to a socket
       vconfs ls /mnt                                      what the ports are doing
       vconfs umount /mnt
@@ -73,7 +73,7 @@ def vconfs() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command; what mount(8) calls, `vconfs DEVICE DIR -o OPTIONS`, is `vconfs mount`."""
+    """Run a command. `vconfs DEVICE DIR -o OPTIONS`, as mount(8) calls it, is `vconfs mount`."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
         words = mount_words(words)
@@ -84,7 +84,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         importlib.import_module("vconfs.cli.completion")
     try:
         code = vconfs.main(words, prog_name="vconfs", standalone_mode=False)
-        click.echo(nl=False)  # what is not written yet may fail, too
+        click.echo(nl=False)  # flushes the output, which may fail
         sys.exit(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
@@ -98,18 +98,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message(), error.exit_code)
     except OSError as error:
-        # Python tries at its end to write what could not be written, and complains of it.
+        # At exit Python tries again to write its output, and prints an error if that fails.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         _fail(_describe(error), 1)
     except (click.Abort, KeyboardInterrupt):
-        # A shell ends its script, or its loop, only when a command has died of the signal.
+        # A shell ends its script, or its loop, only if the command was killed by the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
 
 
 def _describe(error: OSError) -> str:
-    """Name what failed: what has no name is our output, or that there can be no more files."""
+    """Name what failed. An error without a file name is of our output, or of too many files."""
     if error.filename:
         return str(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):

@@ -1,4 +1,4 @@
-"""Arguments that name a mount or a port, with what the shell proposes for them."""
+"""Arguments that name a mount or a port, and the shell's proposals for them."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from vconfs.files.names import port_id
 
 
 def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:
-    """Give the words that begin like `incomplete`, except those that no shell could show."""
+    """Return the words that begin with `incomplete`, except those that a shell cannot show."""
     return [
         CompletionItem(word) for word in words if word.startswith(incomplete) and word.isprintable()
     ]
 
 
 def port_names(mount: Path) -> Iterator[str]:
-    """Give the names of a mount's ports; none, when nobody serves it any more."""
+    """Yield the names of a mount's ports; none if its daemon is gone."""
     for file in _port_files(mount):
-        with suppress(OSError, UnicodeDecodeError):  # it has no name, or none that can be typed
+        with suppress(OSError, UnicodeDecodeError):  # it has no name, or one that cannot be typed
             yield os.getxattr(mount / file, "name").decode()
 
 
@@ -42,7 +42,7 @@ class Folder(click.Path):
     """A folder, to mount on."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Take it as it is: to look at a mount whose daemon is stopped would take for ever."""
+        """Take it without a check, which would hang on a mount whose daemon is stopped."""
         return Path(os.fsdecode(value))
 
     def shell_complete(
@@ -58,7 +58,7 @@ class Mount(Folder):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose the mounts that there are, or folders: it may be named in another way."""
+        """Propose the existing mounts; if none fits, folders, which can be other paths to one."""
         found = proposals(map(str, mounts()), incomplete)
         return found or super().shell_complete(ctx, param, incomplete)
 
@@ -69,13 +69,13 @@ class PortName(click.ParamType[str]):
     name = "port"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Take it as it is: which port it names is looked up when it is used."""
+        """Take it without a check: the port is looked up when it is used."""
         return str(value)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose names that one mount alone has, and behind a mountpoint all its ports."""
+        """Propose names that only one mount has, and after a mountpoint all its ports."""
         if "/" not in incomplete:
             names = Counter(name for mount in mounts() for name in port_names(mount))
             found = proposals(sorted(name for name in names if names[name] == 1), incomplete)

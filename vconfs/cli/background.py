@@ -1,4 +1,4 @@
-"""Going to the background the way mount helpers do: the caller goes on when the mount is there."""
+"""Going to the background as mount helpers do: the caller continues when the mount is ready."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Final, NoReturn
 from vconfs.cli.logs import log_in_background
 from vconfs.errors import VconfsError
 
-#: Signals that end who waits for a daemon to be ready, and then the daemon.
+#: Signals that end both us, while we wait for the daemon to be ready, and the daemon.
 _SHARED: Final = (signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT)
 
 
 def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
     """Run `serve(ready)` in a child that outlives us, and exit 0 as soon as it calls `ready`.
 
-    What the child writes to stderr before that is seen, and if it ends before that, its exit
-    code is ours. A signal that ends us before that ends the child, too. What it logs later goes
-    to the file of --log or to the system's log.
+    Before that, the child writes to our stderr; if it ends, we end with its exit code; and a
+    signal that ends us ends the child, too. After that, it logs to the file of --log or to the
+    system's log.
     """
     reader, writer = os.pipe()
     signal.pthread_sigmask(signal.SIG_BLOCK, _SHARED)
@@ -56,7 +56,7 @@ def run_in_background(serve: Callable[[Callable[[], None]], None]) -> NoReturn:
 
 
 def _share_signals(child: int) -> None:
-    """Have what ends us while we wait end the child as well, which is in a session of its own."""
+    """While we wait, let a signal that ends us end the child, too: it has its own session."""
 
     def end(number: int, frame: FrameType | None) -> None:
         os.kill(child, signal.SIGTERM)

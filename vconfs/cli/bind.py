@@ -18,7 +18,7 @@ class PciAddress(click.ParamType[str]):
     name = "ADDRESS"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read it; what is wrong with it is a usage error."""
+        """Parse it; a wrong address is a usage error."""
         try:
             return binding.parse_address(value)
         except ValueError as error:
@@ -27,7 +27,7 @@ class PciAddress(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose the consoles that there are."""
+        """Propose the virtio consoles of this machine."""
         return proposals(binding.candidates(), incomplete)
 
 
@@ -36,8 +36,8 @@ class PciAddress(click.ParamType[str]):
 def command(address: str | None) -> None:
     """Give the virtio console at the PCI address to VFIO, so that vconfs can drive it.
 
-    Without ADDRESS, list the virtio consoles of this machine and the drivers that have them. The
-    kernel's own ports of that console (/dev/vport*) go away until `vconfs unbind`.
+    Without ADDRESS, list the virtio consoles of this machine and their drivers. The kernel's own
+    ports of that console (/dev/vport*) are gone until `vconfs unbind`.
 
     \b
     Examples:

@@ -17,8 +17,8 @@ from vconfs.cli.ports import find_port
 def command(write: bool, port: str) -> None:
     """Wait for the host of PORT, and print what it sends until it hangs up.
 
-    PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount. With --write standard
-    input goes to the port; while the host wants no more, that waits.
+    PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount. With --write, copy
+    standard input to the port, and wait while the host wants no more data.
 
     \b
     Examples:

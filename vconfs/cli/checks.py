@@ -1,4 +1,4 @@
-"""What this machine has of what vconfs needs, and how to get the rest."""
+"""Checks for what vconfs needs on a machine, with advice on how to get what is missing."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from packaging.requirements import Requirement
 
 from vconfs.device.binding import PciFunction, candidates
 
-#: ok: it is there. optional: something that only some uses need is not. missing: nothing works.
+#: ok: it is there. optional: it is not there, and only some uses need it. missing: nothing works.
 State = Literal["ok", "optional", "missing"]
 
-#: The first kernel that lets a read and a write of one descriptor go on at a time (FOPEN_STREAM).
+#: The first kernel that allows a read and a write of one descriptor at a time (FOPEN_STREAM).
 _KERNEL_MIN: Final = (5, 1)
 #: Where mount(8) and systemd look for programs.
 _SYSTEM_PATH: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
@@ -30,7 +30,7 @@ _FUSE: Final = os.makedev(10, 229)
 
 @frozen
 class Finding:
-    """One thing that was looked at: how it is, and what to do about it."""
+    """The result of one check, and what to do about it."""
 
     check: str
     state: State
@@ -40,23 +40,23 @@ class Finding:
 
 @frozen
 class Machine:
-    """Where to look."""
+    """The machine to check."""
 
     root: Path = Path("/")
     uid: int = field(factory=os.getuid)
     kernel: str = field(factory=lambda: os.uname().release)
-    #: Whether we may read and write a file.
+    #: Returns True if we may read and write a file.
     can_use: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
     find_program: Callable[[str], str | None] = shutil.which
-    #: The program that we are.
+    #: Our own program.
     program: Path = field(factory=lambda: Path(sys.argv[0]).absolute())
     mounts: Sequence[Path] = ()
-    #: Those that somebody serves.
+    #: The mounts whose daemon answers.
     alive: Sequence[Path] = ()
 
 
 def examine(machine: Machine) -> Iterator[Finding]:
-    """Look at everything, the essential things first."""
+    """Make all checks, the essential ones first."""
     yield _kernel(machine)
     yield _fuse_device(machine)
     yield _fusermount(machine)
@@ -87,7 +87,7 @@ def _fuse_device(machine: Machine) -> Finding:
         return Finding(name, "missing", "there is no /dev/fuse", advice)
     if path.stat().st_rdev != _FUSE:
         advice = "as root: rm /dev/fuse; mknod -m 666 /dev/fuse c 10 229"
-        return Finding(name, "missing", "/dev/fuse is something else", advice)
+        return Finding(name, "missing", "/dev/fuse is not the FUSE device", advice)
     if not machine.can_use(path):
         advice = "as root: chmod 666 /dev/fuse"
         return Finding(name, "missing", "no permission to use /dev/fuse", advice)
@@ -95,7 +95,7 @@ def _fuse_device(machine: Machine) -> Finding:
 
 
 def _fusermount(machine: Machine) -> Finding:
-    """root mounts without a helper; others need one that becomes root."""
+    """Check for the mount helper: root needs none, others need one that becomes root."""
     name = "fusermount3"
     needed: State = "optional" if machine.uid == 0 else "missing"
     program = machine.find_program("fusermount3")
@@ -112,7 +112,7 @@ def _fusermount(machine: Machine) -> Finding:
 def python_packages(
     requirements: Sequence[str], installed: Callable[[str], str | None]
 ) -> Iterator[Finding]:
-    """Compare what our package requires with the versions that there are."""
+    """Compare the requirements of our package with the installed versions."""
     for text in requirements:
         requirement = Requirement(text)
         if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
@@ -137,7 +137,7 @@ def _installed(package: str) -> str | None:
 
 
 def _mount_command(machine: Machine) -> Finding:
-    """mount(8) calls mount.fuse, and that the program after which the type is called."""
+    """Check for what mount(8) calls: mount.fuse, which calls the program in the type's name."""
     name = "mount-command"
     for program, advice in (
         ("mount.fuse", "apt-get install fuse3"),
@@ -160,8 +160,8 @@ def _allow_other(machine: Machine) -> Finding:
 
 def _system_log(machine: Machine) -> Finding:
     if (machine.root / "dev/log").exists():
-        return Finding("log", "ok", "mounts in the background tell the system's log")
-    text = "there is no /dev/log: mounts in the background say nothing"
+        return Finding("log", "ok", "mounts in the background log to the system's log")
+    text = "there is no /dev/log: mounts in the background have no log"
     return Finding("log", "optional", text, "vconfs mount --log FILE, or a syslogd")
 
 
@@ -192,9 +192,9 @@ def _pci_consoles(machine: Machine) -> Iterator[Finding]:
     for address in consoles:
         driver = PciFunction(address, sysfs).driver
         if driver == "vfio-pci":
-            yield Finding(name, "ok", f"{address} is there for --device pci:{address}")
+            yield Finding(name, "ok", f"{address} can be used with --device pci:{address}")
         else:
-            text = f"{address} is a virtio console that {driver or 'no driver'} has"
+            text = f"{address} is a virtio console, with the driver {driver or 'none'}"
             yield Finding(name, "optional", text, f"vconfs bind {address}")
     if not consoles:
         yield Finding(name, "optional", "this machine has no virtio console on PCI")
@@ -204,7 +204,7 @@ def _kernel_ports(machine: Machine) -> Finding:
     ports = machine.root / "sys/class/virtio-ports"
     count = len(list(ports.iterdir())) if ports.exists() else 0
     if count:
-        return Finding("kernel-ports", "ok", f"{count} ports are there for --device kernel")
+        return Finding("kernel-ports", "ok", f"{count} ports can be used with --device kernel")
     text = "the kernel's own driver has no ports: --device kernel needs them"
     return Finding("kernel-ports", "optional", text, "modprobe virtio_console, in a guest")
 
@@ -221,5 +221,5 @@ def _mounts(machine: Machine) -> Iterator[Finding]:
         if mountpoint in machine.alive:
             yield Finding("mount", "ok", f"{mountpoint} is mounted")
         else:
-            text = f"nobody answers at the mount {mountpoint}"
+            text = f"the daemon of the mount {mountpoint} does not answer"
             yield Finding("mount", "optional", text, f"vconfs umount {mountpoint}")

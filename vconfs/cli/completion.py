@@ -1,8 +1,8 @@
-"""Completion of words with colons and equals signs in them, which click does not expect.
+"""Completion of words that contain colons and equals signs, which click does not expect.
 
-bash splits a word at such characters before it asks, and wants only the last part replaced. After
-one that ends with such a character something has to follow, and bash and zsh must not put a space
-there. fish does all that by itself.
+bash splits a word at such characters before it asks, and replaces only the last part. After a word
+that ends with such a character more must follow, so bash and zsh must not add a space. fish does
+all of this by itself.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
         return words[1:], incomplete
 
     def format_completion(self, item: CompletionItem[Any]) -> str:
-        """Give what replaces the part that bash takes for the word, and whether more follows."""
+        """Return the text for the part that bash replaces, and its kind: "part" if more follows."""
         if item.type != "plain":
             return f"{item.type},"
         _, incomplete = self.get_completion_args()

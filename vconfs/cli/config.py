@@ -5,7 +5,7 @@
     port = ["chat=unix:/run/chat.sock", "log=file:/var/log/guest"]
     once = true
 
-What the command line says of an option wins over the file.
+An option on the command line wins over the file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vconfs.syntax.toml import place_of
 
 
 def config_keys(command: click.Command) -> Mapping[str, click.Option]:
-    """Give the options of a command that a file may have, by their keys."""
+    """Return the options of a command that a file may set, by their keys."""
     return {
         max(param.opts, key=len).removeprefix("--"): param
         for param in command.params
@@ -29,7 +29,7 @@ def config_keys(command: click.Command) -> Mapping[str, click.Option]:
 
 
 def read_text(file: str) -> str:
-    """Read a file that an option names; ValueError names it and what is wrong."""
+    """Return the text of a file that an option names; ValueError names it and what is wrong."""
     try:
         return Path(file).read_text()
     except OSError as error:
@@ -39,7 +39,7 @@ def read_text(file: str) -> str:
 
 
 def _read(ctx: click.Context, param: click.Parameter, file: str | None) -> None:
-    """Take the file's values as the defaults of the other options."""
+    """Use the values of the file as the defaults of the other options."""
     if file is None:
         return
     try:
@@ -68,7 +68,7 @@ def _parse(text: str, file: str) -> dict[str, object]:
 
 
 def _checked(ctx: click.Context, option: click.Option, key: str, value: object) -> object:
-    """Give a value as the command line would have it; ValueError says what is wrong with it."""
+    """Return a value in its form on the command line; ValueError says what is wrong with it."""
     if option.is_flag:
         if not isinstance(value, bool):
             raise ValueError(f"{key} is true or false, not {value!r}")
@@ -85,7 +85,7 @@ def _checked(ctx: click.Context, option: click.Option, key: str, value: object) 
     return given
 
 
-#: An option of every command that can be started with many.
+#: The option of every command that has many others.
 config_option = click.option(
     "--config",
     type=click.Path(),
@@ -93,5 +93,5 @@ config_option = click.option(
     callback=_read,
     is_eager=True,
     expose_value=False,
-    help="Options from a TOML file, see vconfs.toml(5).",
+    help="TOML file with options, see vconfs.toml(5).",
 )

@@ -19,7 +19,7 @@ def command(port: str) -> None:
     """Wait for the host of PORT, then send it standard input and print what it sends.
 
     PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount. The command ends when the
-    host hangs up. The end of standard input does not end it: the answer may be still to come.
+    host hangs up, and not at the end of standard input, because an answer may still come.
 
     \b
     Examples:
@@ -33,10 +33,10 @@ def command(port: str) -> None:
 
 
 def _join(port: int) -> None:
-    """Copy both ways until the port hangs up; OSError, KeyboardInterrupt.
+    """Copy both ways until the port hangs up; raise OSError or KeyboardInterrupt.
 
-    When our input ends, what the port still says is printed: a port has no way to tell the host
-    of that end, other than closing.
+    After the end of our input, what the port sends is still printed: the only way to tell the host
+    of that end would be to close the port.
     """
     try:
         trio.run(_copy_both_ways, port)

@@ -1,4 +1,4 @@
-"""Asking a host end through its control socket."""
+"""Sending requests to a host end through its control socket."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from vconfs.errors import VconfsError
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 
-#: Seconds in which a host that is alive has greeted us.
+#: Seconds to wait for the greeting of a host end.
 _PATIENCE: Final = 5.0
-#: The longest reply that is believed, in bytes.
+#: The longest reply that is accepted, in bytes.
 _REPLY_MAX: Final = 1 << 26
 
 
 def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
-    """Ask the host end whose control socket is at `path`, and give the ports that it tells of.
+    """Send a request to the host end with the control socket `path`; return the ports it replies.
 
-    Raises VconfsError: there is no such host end, or it refuses.
+    Raise VconfsError if there is no host end, or it refuses.
     """
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_PATIENCE)
@@ -35,7 +35,7 @@ def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
                 line = replies.readline(_REPLY_MAX)
         except TimeoutError:
             raise VconfsError(
-                f"{path}: nobody answers: this is no control socket of vconfs, or its host end is"
+                f"{path}: no answer: this is not a control socket of vconfs, or its host end is"
                 " stopped"
             ) from None
         except OSError as error:
@@ -45,18 +45,18 @@ def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
     try:
         reply = control.parse_reply(line)
     except RemoteProtocolError:
-        raise VconfsError(f"{path} is no control socket of vconfs") from None
+        raise VconfsError(f"{path} is not a control socket of vconfs") from None
     if isinstance(reply, str):
         raise VconfsError(reply)
     return reply
 
 
 def _check_greeting(path: Path, replies: IO[bytes]) -> None:
-    """Know a host end before saying anything: what else listens there might act on it."""
+    """Check that a host end listens there before sending: another program might act on it."""
     try:
         version = control.parse_greeting(replies.readline(control.LINE_MAX))
     except RemoteProtocolError:
-        raise VconfsError(f"{path} is no control socket of vconfs") from None
+        raise VconfsError(f"{path} is not a control socket of vconfs") from None
     if version != control.VERSION:
         raise VconfsError(
             f"{path}: the host end speaks version {version} of the control protocol,"
@@ -69,11 +69,11 @@ def _why(path: Path, error: OSError) -> str:
         case errno.ENOENT:
             return f"there is no such socket: start `vconfs host --control {path}` first"
         case errno.ECONNREFUSED if not stat.S_ISSOCK(path.stat().st_mode):
-            return "this is no socket"
+            return "this is not a socket"
         case errno.ECONNREFUSED:
-            return f"nobody listens there: start `vconfs host --control {path}` first"
+            return f"no program listens there: start `vconfs host --control {path}` first"
         case errno.EPROTOTYPE:
-            return "this is no control socket of vconfs"
+            return "this is not a control socket of vconfs"
         case errno.EACCES:
-            return "it is for the one who runs `vconfs host` only"
+            return "only the user who runs `vconfs host` may use it"
     return error.strerror or str(error)

@@ -29,15 +29,15 @@ from vconfs.protocol.v8 import LIMIT_MAX
 
 
 def _address(word: str) -> int | str:
-    """Read a port's id or name: what is all digits is an id."""
+    """Parse a port's id or name; digits alone are an id."""
     return int(word) if word.isascii() and word.isdigit() else word
 
 
 def _propose_ports(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[Any]]:
-    """Propose the names of the host end's ports, and the ids of those that have none."""
-    assert ctx.parent is not None  # the group's own context knows the socket
+    """Propose the names of the host end's ports, and the ids of ports without a name."""
+    assert ctx.parent is not None  # the group's context has the path of the socket
     try:
         ports = ask(ctx.parent.params["path"], List())
     except VconfsError:
@@ -47,9 +47,7 @@ def _propose_ports(
 
 _port = click.argument("port", type=_address, shell_complete=_propose_ports)
 _switch = click.argument("switch", type=click.Choice(["on", "off"]), metavar="on|off")
-_as_json = click.option(
-    "--json", "as_json", is_flag=True, help="One JSON object per port and line."
-)
+_as_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per port.")
 
 
 @click.group("ctl", short_help="Control a running host end.")
@@ -58,8 +56,8 @@ _as_json = click.option(
 def command(ctx: click.Context, path: Path) -> None:
     """Control the host end that `vconfs host --control PATH` runs.
 
-    PORT is a port's id, a number, or its name. Every command changes it at once, for the guest
-    that is there and for those that come.
+    PORT is a port's id, a number, or its name. Every command takes effect at once, for the
+    attached guest and for later ones.
 
     \b
     Examples:
@@ -72,7 +70,7 @@ def command(ctx: click.Context, path: Path) -> None:
 
 
 def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
-    """Ask for it; with --json, print the ports as they are now."""
+    """Send the request; with --json, print the ports of the reply."""
     ports = ask(click.get_current_context().obj, request)
     if as_json:
         for port in ports:
@@ -83,9 +81,9 @@ def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:
 @command.command("list", short_help="List the ports and what they are doing.")
 @_as_json
 def list_ports(as_json: bool) -> None:
-    """List the ports, whom they are joined to, and what they are doing.
+    """List the ports, their chardevs, and what they are doing.
 
-    DROPPED, bytes that were lost by rule, is shown when there are any.
+    DROPPED, the bytes that were lost by rule, is shown only if there are any.
 
     \b
     Examples:
@@ -103,7 +101,7 @@ def list_ports(as_json: bool) -> None:
 def add(as_json: bool, spec: str) -> None:
     """Add a port, and print its id.
 
-    It is written as for --port of `vconfs host`; the paths in it are the host end's.
+    The syntax is that of --port of `vconfs host`; paths are those of the host end.
 
     \b
     Example:
@@ -119,10 +117,10 @@ def add(as_json: bool, spec: str) -> None:
 @_as_json
 @_port
 def remove(as_json: bool, port: int | str) -> None:
-    """Take a port away, and end what it is joined to.
+    """Remove a port, and end its chardev.
 
     What the guest has written is delivered first, as long as the far side takes any of it (see
-    --drain of `vconfs host`); the rest is dropped, which the host's log says.
+    --drain of `vconfs host`); the rest is dropped, and the host logs how much.
 
     \b
     Example:
@@ -136,7 +134,7 @@ def remove(as_json: bool, port: int | str) -> None:
 @_port
 @click.argument("name")
 def rename(as_json: bool, port: int | str, name: str) -> None:
-    """Give a port another name; '' takes its name away.
+    """Change the name of a port; '' removes its name.
 
     \b
     Example:
@@ -145,15 +143,15 @@ def rename(as_json: bool, port: int | str, name: str) -> None:
     _carry_out(Rename(port, name), as_json)
 
 
-@command.command("throttle", short_help="Take no more data from the guest, or go on.")
+@command.command("throttle", short_help="Take no more data from the guest, or take it again.")
 @_as_json
 @_port
 @_switch
 def throttle(as_json: bool, port: int | str, switch: str) -> None:
-    """Take no more data from the guest on a port, or go on.
+    """Take no more data from the guest on a port, or take it again.
 
-    It holds until it is undone. A port is throttled by itself while nobody reads what the guest
-    sends: `off` leaves that alone.
+    `on` stays in force until `off`. A port is also throttled automatically while the far side does
+    not read what the guest sends: `off` does not change that.
 
     \b
     Example:
@@ -162,12 +160,12 @@ def throttle(as_json: bool, port: int | str, switch: str) -> None:
     _carry_out(Throttle(port, switch == "on"), as_json)
 
 
-@command.command("limit", short_help="Set how many MiB the guest may hold unread.")
+@command.command("limit", short_help="Set how many MiB of unread data the guest may keep.")
 @_as_json
 @_port
 @click.argument("mib", type=click.IntRange(1, LIMIT_MAX), metavar="MIB")
 def limit(as_json: bool, port: int | str, mib: int) -> None:
-    """Let the guest hold so many MiB of unread data for a port (dialect v8).
+    """Set how many MiB of unread data the guest may keep for a port (dialect v8).
 
     \b
     Example:
@@ -181,7 +179,7 @@ def limit(as_json: bool, port: int | str, mib: int) -> None:
 @_port
 @_switch
 def cache(as_json: bool, port: int | str, switch: str) -> None:
-    """Keep data that nobody has read when a port is closed, at either end, or drop it.
+    """Keep unread data when a port is closed, at either end, or drop it.
 
     \b
     Example:
@@ -212,10 +210,10 @@ def resize(as_json: bool, port: int | str, cols: int, rows: int) -> None:
 @_as_json
 @_port
 def disconnect(as_json: bool, port: int | str) -> None:
-    """Hang up the client at the far side of a port; the next one can come.
+    """Hang up the client at the far side of a port, so that the next one can connect.
 
-    The file of a `file:` port is opened anew. Where the far side fails, and would be tried again in
-    a while, it is tried at once.
+    The file of a `file:` port is opened again. If the far side has failed and waits to be tried
+    again, it is tried at once.
 
     \b
     Examples:

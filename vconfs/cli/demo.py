@@ -1,4 +1,4 @@
-"""vconfs demo: a tour of what ports do, in a scratch mount, command by command."""
+"""vconfs demo: a tour of what ports do, in a temporary mount, command by command."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vconfs.syntax.printable import printable
 
 _LIMIT = 20
 
-#: The mount of the tour; $D is the scratch folder, $M the mountpoint in it and $N another one.
+#: The mount of the tour; $D is the temporary folder, $M the mountpoint in it and $N another one.
 _MOUNT = (
     "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
     "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
@@ -31,7 +31,7 @@ _MOUNT = (
 
 @frozen
 class _Step:
-    """One thing to try: what it shows, and the shell command that does."""
+    """One step of the tour: what it shows, and its shell command."""
 
     shows: str
     command: str
@@ -40,7 +40,7 @@ class _Step:
 _STEPS = (
     _Step("The ports are files.", "ls $M"),
     _Step(
-        "Each tells its name, and has a link by it.",
+        "Each has its name in an attribute, and a link with that name.",
         "getfattr --absolute-names --only-values -n name $M/vcon1; echo; ls $M/by-name",
     ),
     _Step(
@@ -57,11 +57,11 @@ _STEPS = (
         "socat -u UNIX-CONNECT:$D/chat.sock,readbytes=15 -",
     ),
     _Step(
-        "A port can be a program, run each time that somebody opens it.",
+        "A port can be a program, which runs each time the port is opened.",
         "cat $M/by-name/org.example.hostname",
     ),
     _Step(
-        "Nobody is at the socket of vcon2, and the host keeps 16 bytes for it. The write that "
+        "No client is at the socket of vcon2, and the host keeps 16 bytes for it. The write that "
         "fills it throttles the port; the next one waits half a second for the host (by default 10 "
         "seconds) and fails, and nothing is lost.",
         "echo 'sixteen bytes..' > $M/vcon2; echo more > $M/vcon2",
@@ -71,15 +71,15 @@ _STEPS = (
         "socat -u UNIX-CONNECT:$D/small.sock,readbytes=16 -",
     ),
     _Step(
-        "A blocked reader can be interrupted, and takes nothing with it.",
+        "A blocked reader can be interrupted, and no data is lost.",
         'timeout -s INT 0.3 cat $M/vcon0; echo "cat ended with $?"',
     ),
     _Step(
-        "A console has a pty in the mount, and whoever looks at it from the host another.",
+        "A console has a pty in the mount, and here another one on the side of the host.",
         "exec 3<>$M/hvc0 4<>$D/viewer; echo 'login:' >&3; read -r seen <&4; echo $seen",
     ),
     _Step(
-        "Whatever happens to a port is an event that one can wait for.",
+        "Every change of a port is an event that a script can wait for.",
         "(sleep 0.3; exec socat -u UNIX-CONNECT:$D/chat.sock -) & "
         "vconfs watch --until connect=org.example.chat $M && echo there; kill $!",
     ),
@@ -93,7 +93,8 @@ _STEPS = (
         "vconfs umount $N; kill $!; wait",
     ),
     _Step(
-        "And it ends in order, even with somebody waiting.", "cat $M/vcon0 & vconfs umount $M; wait"
+        "The mount ends in order, even while a program waits to read.",
+        "cat $M/vcon0 & vconfs umount $M; wait",
     ),
 )
 
@@ -101,9 +102,9 @@ _STEPS = (
 @click.command("demo", short_help="Show in under 20 seconds what ports do.")
 @click.option("--shell", is_flag=True, help="Open a shell in the mount instead of the tour.")
 def command(shell: bool) -> None:
-    """Show in under 20 seconds what ports do, in a scratch mount that goes away by itself.
+    """Show in under 20 seconds what ports do, in a temporary mount.
 
-    Each command is printed before it runs, and then what came of it.
+    Each command is printed before it runs, and its output follows.
 
     \b
     Examples:
@@ -137,7 +138,7 @@ def _environment(scratch: Path, mountpoint: Path, other: Path) -> dict[str, str]
 
 
 def _show(step: _Step, environment: dict[str, str]) -> None:
-    """Print a step and run it; what fails in it is part of the show, but not a hang."""
+    """Print a step and run it. A command may fail as part of the tour, but not hang."""
     click.secho(f"\n# {step.shows}", dim=True)
     click.secho(f"$ {step.command}", bold=True)
     with subprocess.Popen(
@@ -156,11 +157,11 @@ def _show(step: _Step, environment: dict[str, str]) -> None:
 
 
 def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Leave by an exception, so that what was mounted goes away."""
+    """End by an exception, so that everything is unmounted."""
     sys.exit(128 + number)
 
 
 def _unmount(mountpoint: Path) -> None:
-    """Leave nothing behind, however the tour ended."""
+    """Unmount a folder that the tour has left mounted."""
     if os.path.ismount(mountpoint):
         subprocess.run([sys.executable, "-m", "vconfs", "umount", str(mountpoint)], check=False)

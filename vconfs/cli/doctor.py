@@ -1,6 +1,6 @@
-"""vconfs doctor: what is missing on this machine, and what to do about it.
+"""vconfs doctor: check what is missing on this machine, and how to get it.
 
-It imports none of what may be missing.
+It imports nothing that may be missing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from vconfs.syntax.printable import printable
 _COLOURS = {"ok": "green", "optional": "yellow", "missing": "red"}
 
 
-@click.command("doctor", short_help="Say what this machine lacks, and what to do.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per thing and line.")
+@click.command("doctor", short_help="Check what this machine lacks, and how to get it.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per check.")
 def command(as_json: bool) -> None:
-    """Look at what vconfs needs on this machine, and say what to do about what is not there.
+    """Check this machine for what vconfs needs, and say how to get what is not there.
 
-    Each thing is ok, optional (some uses need it), or missing. If anything is missing, the exit
-    code is 1: no mount can work then.
+    The result of each check is ok, optional (only some uses need it) or missing. If anything is
+    missing, no mount can work, and the exit code is 1.
 
     \b
     Examples:

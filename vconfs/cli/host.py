@@ -40,15 +40,15 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
 @click.command("host", short_help="Serve ports to guests in other processes.")
 @config_option
 @log_format_option
-@click.option("--listen", "url", type=LISTEN_URL, required=True, help="Where guests come.")
-@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with them.")
-@click.option("--port", "ports", type=PortSpec(), multiple=True, help="A port.")
+@click.option("--listen", "url", type=LISTEN_URL, required=True, help="Address to listen on.")
+@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
+@click.option("--port", "ports", type=PortSpec(), multiple=True, help="Port to serve.")
 @click.option(
     "--control",
     type=click.Path(),
     callback=_control_path,
     metavar="PATH",
-    help="A socket for `vconfs ctl`.",
+    help="Path of a socket for `vconfs ctl`.",
 )
 @log_option
 @click.option(
@@ -57,7 +57,7 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
     default=f"{DRAIN_TIME:g}s",
     show_default=True,
     metavar="TIME",
-    help="How long an ending waits for those who take nothing of what is still theirs.",
+    help="How long to wait at the end for a peer that takes no data.",
 )
 def command(
     url: str,
@@ -67,12 +67,11 @@ def command(
     log_path: str | None,
     drain: float,
 ) -> None:
-    """Serve ports to a guest that comes at URL, and to the next one when it has left.
+    """Serve ports to a guest that connects to URL, and to the next guest when it has left.
 
-    It stays in the foreground, and ends on SIGINT and SIGTERM: at the first one when all that it
-    has accepted is where it goes, at a second one at once. SIGHUP opens its log and the files of
-    ports anew. The ports stay when a guest goes; what each is joined to is written as for
-    `vconfs mount`.
+    It stays in the foreground. On SIGINT or SIGTERM it delivers all data that it has accepted, and
+    ends; on a second signal it ends at once. On SIGHUP it reopens its log and the files of ports.
+    The ports stay when a guest leaves. Their syntax is that of `vconfs mount`.
 
     \b
     URL is one of:
@@ -81,12 +80,12 @@ def command(
       stream:vsock:CID:PORT        a port to virtual machines; -1 is any CID
       stream:tty:PATH[,baud=N]     a serial line
       stream:exec:COMMAND          the input and output of a shell command
-      stream:stdio                 our own; ends with it
+      stream:stdio                 our own input and output; ends with them
       vhost-user:PATH              a hypervisor or vconfs mount, over shared memory
-    and any stream with ,window=BYTES that may be under way to us (2048 on a tty). A vhost-user
-    device has, with --dialect virtio1, room for 31 ports or ,max-ports=N of them, and tells
-    console sizes as Linux reads them with ,resize=rows-first; with ,inband it offers notifications
-    by message. With ,require-seals it takes only memory that cannot shrink while it is in use.
+    Any stream takes ,window=BYTES, the most that may be on its way to us (2048 on a tty).
+    vhost-user takes ,inband (offer notifications by message), ,require-seals (take only memory
+    that cannot shrink while it is in use) and, with --dialect virtio1, ,max-ports=N (31 by default)
+    and ,resize=rows-first (send console sizes in the order that Linux reads).
 
     \b
     Examples:
@@ -95,7 +94,7 @@ def command(
       vconfs host --listen vhost-user:/run/vcon.sock,max-ports=8 --dialect virtio1 --port log=null
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
-      vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (a port more, at run time)
+      vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
     """
     try:
         listener = parse_listener(url, dialect)

@@ -1,4 +1,4 @@
-"""Copying between a port and our own standard input and output."""
+"""Copying between a port and standard input and output."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ _STDIN, _STDOUT = 0, 1
 
 @contextmanager
 def opened(port: Path, flags: int) -> Iterator[int]:
-    """Open a port's file; VconfsError says why not, also if what we read there could go nowhere."""
+    """Open a port's file for the block.
+
+    Raise VconfsError if that fails, or if it is to be read and there is no standard output.
+    """
     if flags != os.O_WRONLY and (closed := closed_streams(_STDOUT)):
         raise VconfsError(f"{closed}: what comes from the port would be lost")
     try:
@@ -33,7 +36,7 @@ def opened(port: Path, flags: int) -> Iterator[int]:
     try:
         yield descriptor
     except BrokenPipeError:
-        os._exit(1)  # who reads our output has gone; Python would complain once more at exit
+        os._exit(1)  # the reader of our output is gone; at exit Python would report that again
     except OSError as error:
         raise VconfsError(f"{port}: {error.strerror}") from None
     finally:
@@ -41,7 +44,7 @@ def opened(port: Path, flags: int) -> Iterator[int]:
 
 
 def wait_for_host(path: Path, port: int) -> None:
-    """Wait until the host has its side of the port open, or has left something to read."""
+    """Wait until the host has its side of the port open, or there is something to read."""
     now = select.poll()
     now.register(port, select.POLLIN)
     with select.epoll() as changes:
@@ -69,7 +72,7 @@ def _write_to_stdout(data: memoryview) -> int:
 
 
 def stdin_to_port(port: int) -> None:
-    """Copy standard input to the port until its end, waiting while the host wants no more."""
+    """Copy standard input to the port until its end, waiting while the host wants no more data."""
     while data := os.read(_STDIN, _CHUNK):
         _write_to_port(port, data)
 

@@ -1,7 +1,7 @@
-"""What a command says on stderr: lines for people or, with --log-format json, for programs.
+"""Messages on stderr: lines of text or, with --log-format json, of JSON.
 
-A daemon says the same to the file of --log. In the background, where nobody sees stderr, one
-without such a file says it to the system's log.
+A daemon writes the same messages to the file of --log. In the background, where there is no
+stderr, a daemon without such a file writes them to the system's log.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ log = logging.getLogger(__name__)
 
 
 class _Lines(logging.Formatter):
-    """The message, always one line."""
+    """Formats the message as one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         return printable(record.getMessage())
 
 
 class _NamedLines(_Lines):
-    """`vconfs: MESSAGE`."""
+    """Formats lines as `vconfs: MESSAGE`."""
 
     def format(self, record: logging.LogRecord) -> str:
         return "vconfs: " + super().format(record)
 
 
 class _StampedLines(_Lines):
-    """`TIME vconfs[PID]: LEVEL: MESSAGE`, with the time as in 2026-01-31T23:59:59.123+01:00."""
+    """Formats `TIME vconfs[PID]: LEVEL: MESSAGE`; TIME is like 2026-01-31T23:59:59.123+01:00."""
 
     def format(self, record: logging.LogRecord) -> str:
         time = datetime.fromtimestamp(record.created).astimezone()
@@ -53,7 +53,7 @@ class _StampedLines(_Lines):
 
 
 class _JsonLines(logging.Formatter):
-    """One object per line: {"time": 1760000000.5, "level": "warning", "message": "…"}.
+    """Formats one object per line: {"time": 1760000000.5, "level": "warning", "message": "…"}.
 
     "time" is in seconds since 1970; "level" is info, warning or error.
     """
@@ -79,7 +79,7 @@ _SYSLOG: Final = "/dev/log"
 
 
 def set_log_format(name: str = "text") -> None:
-    """Send what is logged from now on to stderr, in this format."""
+    """Log to stderr from now on, in this format."""
     handler = logging.StreamHandler()
     handler.setFormatter(_FORMATS[name]())
     handler.addFilter(_LINE_LIMIT)
@@ -88,7 +88,7 @@ def set_log_format(name: str = "text") -> None:
 
 
 class _SystemLog(logging.Handler):
-    """Writes to syslogd or the journal. A line that it does not take at once is lost."""
+    """Writes to syslogd or the journal. A line that is not taken at once is lost."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -108,10 +108,10 @@ class _SystemLog(logging.Handler):
 
 
 def open_log(path: str | None, mountpoint: Path | None = None) -> None:
-    """Send what is logged from now on to the file of --log, too, if there is one.
+    """Log to the file of --log, too, from now on, if there is one.
 
-    Raises VconfsError: it cannot be opened; or it is below `mountpoint`, and to open it
-    anew we would have to answer ourselves.
+    Raise VconfsError if it cannot be opened, or if it is below `mountpoint`: we would have to
+    answer ourselves to reopen it.
     """
     if path is None:
         return
@@ -131,9 +131,9 @@ def _is_below(path: str, folder: Path) -> bool:
 
 
 def log_in_background(path: str = _SYSLOG) -> None:
-    """Log to the file of --log alone or, without one, to the system's log; nowhere if it is none.
+    """Log to the file of --log only or, without one, to the system's log, if there is one.
 
-    What ends us unexpectedly is logged as well, and what our programs say goes to the file.
+    An unexpected exception is logged, too, and the stderr of our programs goes to the file.
     """
     files = [it for it in logging.getLogger().handlers if isinstance(it, LogFile)]
     for file in files:
@@ -155,7 +155,7 @@ def _in_json() -> bool:
 def _log_failure(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
-    """Log what ends the program, for sys.excepthook."""
+    """Log an exception that ends the program, as sys.excepthook."""
     words = "".join(traceback.format_exception(kind, error, trace)).split()
     log.critical("ended by an internal error: %s", " ".join(words))
 
@@ -164,16 +164,16 @@ def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:
     set_log_format(name)
 
 
-#: An option of every daemon.
+#: The option of every daemon.
 log_option = click.option(
     "--log",
     "log_path",
     type=click.Path(),
     metavar="FILE",
-    help="Append what happens to a file, which SIGHUP opens anew.",
+    help="File to append the log to; SIGHUP reopens it.",
 )
 
-#: An option of every command that runs on; eager, so that it holds for the errors in the others.
+#: An option of every daemon; eager, so that it applies to errors in other options.
 log_format_option = click.option(
     "--log-format",
     type=click.Choice(list(_FORMATS)),
@@ -182,5 +182,5 @@ log_format_option = click.option(
     callback=_choose,
     is_eager=True,
     expose_value=False,
-    help="How to write what is told on stderr: lines for people, or JSON objects.",
+    help="Format of the messages on stderr: lines of text, or JSON objects.",
 )

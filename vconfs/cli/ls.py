@@ -18,18 +18,18 @@ from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE, port_id
 from vconfs.files.status import STATUS
 
-#: Attributes that are yes or no, and those that are numbers.
+#: Attributes that are true or false, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
 _NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out", "dropped", "host_dropped"}
 
-#: Ports that are read in the time that a mount has to answer.
+#: How many ports are read in the time that a mount has to answer.
 _AT_ONCE = 256
 
 
 def read_ports(mountpoint: Path) -> list[dict[str, object]]:
-    """Read the status of every port in a mount; VconfsError: that is none.
+    """Read the status of every port in a mount; raise VconfsError if it is not a mount.
 
-    Of a port that we may not read there is nothing but "port", its file's name.
+    A port that we may not read has only "port", the name of its file.
     """
     try:
         files = in_time(mountpoint, lambda: _list_files(mountpoint))
@@ -66,18 +66,18 @@ def _read_port(path: Path) -> dict[str, object]:
         except PermissionError:
             return {"port": path.name}
         except OSError:
-            continue  # it has no such attribute
+            continue  # the port has no such attribute
         port[key] = value == "1" if key in _FLAGS else int(value) if key in _NUMBERS else value
     return port
 
 
 @click.command("ls", short_help="List the ports of a mount and what they are doing.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per port and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per port.")
 @click.argument("mountpoint", type=Mount())
 def command(as_json: bool, mountpoint: Path) -> None:
     """List the ports of the mount at MOUNTPOINT and what they are doing.
 
-    DROPPED, bytes that were lost by rule, is shown when there are any.
+    DROPPED, the bytes that were lost by rule, is shown only if there are any.
 
     \b
     Examples:
@@ -118,7 +118,7 @@ def _cells(port: dict[str, object], shows_dropped: bool) -> list[object]:
 
 
 def dropped(port: Mapping[str, Any]) -> int:
-    """Return how many bytes of a port were lost by rule, at either end as far as is known."""
+    """Return how many bytes of a port were lost by rule, at both ends as far as is known."""
     return int(port.get("dropped", 0)) + int(port.get("host_dropped", 0))
 
 

@@ -1,4 +1,4 @@
-"""vconfs manual: the manual pages, made of what `--help` says.
+"""vconfs manual: the manual pages, generated from the texts of `--help`.
 
 FOLDER/man1/vconfs.1          every command
 FOLDER/man5/vconfs.toml.5     the files for --config and --rules
@@ -18,20 +18,20 @@ from vconfs.cli.config import config_keys
 from vconfs.cli.roff import escape, head, literal, paragraph, see_also, table
 from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
-#: What no command's help says.
+#: What is in no command's help.
 _EXIT_STATUS = (
-    ("0", "It is done."),
-    ("1", "It cannot be done: one line on standard error says why, and what to do."),
-    ("2", "It was not asked for in the right way."),
+    ("0", "Success."),
+    ("1", "Failure; the reason, and what to do, is on standard error, in one line."),
+    ("2", "Usage error."),
 )
 _FILES = (
     ("MOUNTPOINT/vconN", "a port, by its number"),
     ("MOUNTPOINT/by-name/NAME", "a link to the port with that name"),
     ("MOUNTPOINT/hvcN", "a link to the pty of a console"),
-    ("MOUNTPOINT/.events", "what happens to the ports, a line of JSON each"),
+    ("MOUNTPOINT/.events", "the events of the ports, one line of JSON each"),
 )
 _CONFIG_OPTION = ("config", "in fstab, a file of options as for --config")
-_FSTAB = "The first field is DEVICE, or none for the one that the file of options names."
+_FSTAB = "The first field is DEVICE, or none if the file of options names the device."
 _FSTAB_LINE = "none  /mnt/vcon  fuse.vconfs  config=/etc/vconfs/vcon.toml,nofail  0  0"
 _CONFIG = """
 device = "stream:unix:/run/vcon.sock"
@@ -56,7 +56,7 @@ tty = false
 
 
 def manual_pages() -> Mapping[str, str]:
-    """Give the text of every page, by the name of its file."""
+    """Return the text of every page, by the name of its file."""
     return {"man1/vconfs.1": _lines(_commands()), "man5/vconfs.toml.5": _lines(_files())}
 
 
@@ -79,7 +79,7 @@ def _commands() -> Iterator[str]:
 
 
 def commands_below(group: click.Context) -> Iterator[click.Context]:
-    """Go through the commands of a group, and through theirs."""
+    """Yield the commands of a group, each followed by its own commands."""
     assert isinstance(group.command, click.Group)
     for name in group.command.list_commands(group):
         command = group.command.get_command(group, name)
@@ -109,16 +109,17 @@ def _files() -> Iterator[str]:
         yield f".SH OPTIONS OF VCONFS {str(name).upper()}"
         yield from paragraph(
             f"A file for `vconfs {name} --config FILE` has the command's long options as its keys. "
-            "A flag is true or false; what can be given several times is a text or a list of "
-            "texts. The command line wins over the file."
+            "A flag is true or false; an option that can be repeated is a string or a list of "
+            "strings. The command line wins over the file."
         )
         yield from literal(example.strip().splitlines())
         yield from table((key, option.help or "") for key, option in config_keys(command).items())
     yield ".SH RULES FOR PORTS"
     yield from paragraph(
-        "A file for `vconfs mount --rules FILE` has a table [[port]] for some ports: those whose "
-        "name matches the pattern `name`, or that with the number `id`, or both. Every table that "
-        "a port matches holds, over the options of the mount, and a later one wins."
+        "A file for `vconfs mount --rules FILE` has tables [[port]]. Each is for the ports whose "
+        "name matches the pattern `name`, or for the port with the number `id`, or for a port that "
+        "matches both. All tables that a port matches apply, and win over the options of the "
+        "mount; a later table wins over an earlier one."
     )
     yield from literal(_RULES.strip().splitlines())
     keys = [*ACCESS_OPTIONS, *PORT_OPTIONS, "tty"]
@@ -127,7 +128,7 @@ def _files() -> Iterator[str]:
 
 
 def _help(command: click.Command) -> Iterator[str]:
-    """Give a command's help; what follows \\b keeps its lines."""
+    """Yield a command's help; a paragraph after \\b keeps its lines."""
     for text in inspect.cleandoc(command.help or "").split("\n\n"):
         if text.startswith("\b\n"):
             yield from _kept(text.splitlines()[1:])
@@ -136,7 +137,7 @@ def _help(command: click.Command) -> Iterator[str]:
 
 
 def _kept(lines: list[str]) -> Iterator[str]:
-    """Give lines as they are: those that are indented as an example below the others."""
+    """Yield lines unfilled: indented lines as an example, the others as a paragraph."""
     for indented, group in groupby(lines, lambda line: line.startswith(" ")):
         block = list(group)
         if indented:
@@ -148,7 +149,7 @@ def _kept(lines: list[str]) -> Iterator[str]:
 @click.command("manual", hidden=True)
 @click.argument("folder", type=click.Path(path_type=Path))
 def command(folder: Path) -> None:
-    """Write the manual pages below FOLDER, which is something like /usr/local/share/man.
+    """Write the manual pages to FOLDER, for example /usr/local/share/man.
 
     \b
     Example:

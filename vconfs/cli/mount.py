@@ -1,4 +1,4 @@
-"""vconfs mount: find a device, and show its ports as files."""
+"""vconfs mount: open a device, and show its ports as files."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.system.signals import survive_hang_ups
 
-#: The ports of the embedded device when none is asked for.
+#: The ports of the embedded device by default.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
 
 
@@ -65,13 +65,13 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     type=DEVICE_URL,
     default=EMBEDDED,
     show_default=True,
-    help="Where the ports come from.",
+    help="Device whose ports to mount.",
 )
-@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="What to speak with the device.")
-@click.option("--once", is_flag=True, help="End when the device is lost, and do not try it again.")
+@click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
+@click.option("--once", is_flag=True, help="End when the device is lost; do not try it again.")
 @click.option("--bind", is_flag=True, help="Take a PCI device from its driver until the end.")
 @click.option(
-    "--port", "ports", type=PortSpec(), multiple=True, help="A port of the embedded device."
+    "--port", "ports", type=PortSpec(), multiple=True, help="Port of the embedded device."
 )
 @click.option(
     "-o",
@@ -79,13 +79,13 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     multiple=True,
     callback=_options,
     shell_complete=_propose_options,
-    help="Mount options, with commas between.",
+    help="Mount options, separated by commas.",
 )
 @click.option(
     "--rules",
     type=click.Path(),
     callback=_rules,
-    help="Options by port, from a TOML file.",
+    help="TOML file with options for single ports.",
     metavar="FILE",
 )
 @log_option
@@ -106,18 +106,18 @@ def command(
 ) -> None:
     """Mount the ports of a device at MOUNTPOINT.
 
-    With no device, both ends run in this process, and each --port joins one port to something
-    outside. With no --port either: a console on a pty, and an echo. A device that is lost is tried
-    again, while the ports stay, hung up. In the background it tells the system's log what happens,
-    or the file of --log; SIGHUP opens that and the files of ports anew.
+    Without --device, both ends run in this process, and each --port joins one port to something
+    outside; without --port, there are a console on a pty and an echo. A device that is lost is
+    tried again, and meanwhile its ports stay, hung up. In the background, messages go to the
+    system's log, or to the file of --log. SIGHUP reopens that file and the files of ports.
 
     \b
     DEVICE is one of:
       embedded                     a host end in this process
-      pci:ADDRESS                  a virtio console that vfio-pci has, or that --bind gives to it
+      pci:ADDRESS                  a virtio console with the driver vfio-pci, or with --bind
       kernel                       the ports of the kernel's own driver, /dev/vport0p1 …
       qtest:DIR[,addr=SLOT.FUNC]   a console of a QEMU process without a guest
-                                   (pci and qtest with ,resize=rows-first: the device tells
+                                   (pci and qtest with ,resize=rows-first: the device sends
                                    console sizes in the order that Linux reads)
       stream:PLACE                 a `vconfs host` at the other end of a byte stream; PLACE is
                                    unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
@@ -132,9 +132,9 @@ def command(
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
       throttle=enospc|block|TIME (how long a write waits for a host that wants no more, like 10s,
                                   500ms, 2m; the default is 10s)
-      limit=BYTES  tty=NAME (a pty beside each port of that name pattern)
+      limit=BYTES  tty=NAME (a pty beside each port whose name matches that pattern)
       log=FILE (as --log)
-      drain=TIME (how long the end waits for those who take nothing of what is still theirs: 5s)
+      drain=TIME (how long to wait at the end for a peer that takes no data: 5s)
 
     \b
     A file of rules has tables [[port]] with a name pattern or an id, and options for those ports:
@@ -183,7 +183,7 @@ def _device(
 ) -> Device:
     if url == EMBEDDED:
         if bind:
-            raise click.BadParameter("only a PCI device is bound", param_hint="--bind")
+            raise click.BadParameter("only a PCI device can be bound", param_hint="--bind")
         specs = ports or [parse_port(port) for port in DEFAULT_PORTS]
         return Embedded(specs, dialect or "v8", drain)
     if ports:

@@ -1,15 +1,15 @@
-"""What mount(8) calls for a file system of type fuse.vconfs: `vconfs DEVICE DIR -o OPTIONS`."""
+"""The command line of mount(8) for the type fuse.vconfs: `vconfs DEVICE DIR -o OPTIONS`."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-#: What stands in fstab for the embedded device, or for the one that the configuration names.
+#: What fstab has for the embedded device, or for a device that the file of options names.
 _NO_DEVICE = ("none", "vconfs")
 
 
 def mount_words(words: Sequence[str]) -> list[str]:
-    """Say the same as `vconfs mount` does; `-o config=FILE` is its --config FILE."""
+    """Return the same command line for `vconfs mount`; `-o config=FILE` becomes --config FILE."""
     device, *rest = words
     return ["mount", *([] if device in _NO_DEVICE else ["--device", device]), *_with_config(rest)]
 

@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 _MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.vconfs ", re.MULTILINE)
 _ESCAPE = re.compile(r"\\([0-7]{3})")
-#: Seconds that a mount has to answer, where any mount will do.
+#: Seconds that each mount has to answer when all mounts are asked.
 _PATIENCE: Final = 1.0
-#: Seconds that a mount has to answer that is named.
+#: Seconds that a single mount has to answer.
 _PATIENCE_WITH_ONE: Final = 5.0
 
 
 def all_mounts() -> list[Path]:
-    """List where vconfs is mounted, dead or alive."""
+    """Return all mountpoints of vconfs, with or without a running daemon."""
     table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
     return [
         Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), found[1]))
@@ -33,7 +33,7 @@ def all_mounts() -> list[Path]:
 
 
 def in_time(what: str | Path, call: Callable[[], T]) -> T:
-    """Return what `call` returns; VconfsError if the mount of `what` lets it wait for long.
+    """Return what `call` returns; raise VconfsError if the mount of `what` does not answer.
 
     A call into a mount whose daemon is stopped does not return, and cannot be interrupted.
     """
@@ -60,7 +60,7 @@ def in_time(what: str | Path, call: Callable[[], T]) -> T:
 
 
 def answering(folders: Sequence[Path]) -> list[Path]:
-    """Leave out what one stopped daemon would hold us up at: a call into its mount never ends."""
+    """Return the mounts whose daemon answers; a call into a mount of a stopped one never ends."""
     alive: set[Path] = set()
 
     def ask(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The -o options of a mount, as text and as what they mean."""
+"""The -o options of a mount: parsing and completion."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.patience import PATIENCE_EXAMPLES
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
 
-#: Options that mount(8) and fstab add, and that mean nothing here.
+#: Options that mount(8) and fstab add, and that have no meaning here.
 _FOR_OTHERS = re.compile(
     "rw|defaults|auto|noauto|nofail|_netdev|user|nouser|users|owner|group|suid|nosuid|dev|nodev"
     "|exec|noexec|relatime|noatime|x-.*|comment=.*|subtype=.*|fsname=.*"
@@ -22,9 +22,9 @@ _FOR_OTHERS = re.compile(
 
 
 def option_beginnings(typed: str) -> Iterator[str]:
-    """List the options, with an equals sign where a value follows.
+    """Yield the options, with an equals sign where a value follows.
 
-    Once `throttle=` is typed, list that option with its values instead.
+    Once `throttle=` is typed, yield that option with its values instead.
     """
     if typed.startswith("throttle="):
         yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
@@ -40,7 +40,7 @@ def option_beginnings(typed: str) -> Iterator[str]:
 
 @define
 class MountOptions:
-    """What the -o options of a mount ask for."""
+    """The -o options of a mount, parsed."""
 
     port: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
@@ -51,7 +51,7 @@ class MountOptions:
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
-    """Read options like "wait", "mode=0660"; ValueError names the wrong one and the way out."""
+    """Parse options like "wait", "mode=0660"; ValueError names the wrong one and the valid ones."""
     port: dict[str, Any] = {}
     access: dict[str, Any] = {}
     allow_other = False

@@ -22,7 +22,7 @@ class PortSpec(click.ParamType[HostPortSpec]):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> HostPortSpec:
-        """Read it; what is wrong with it is a usage error."""
+        """Parse it; a wrong port is a usage error."""
         if isinstance(value, HostPortSpec):
             return value
         try:
@@ -33,7 +33,7 @@ class PortSpec(click.ParamType[HostPortSpec]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose chardevs behind the name."""
+        """Propose chardevs after the name."""
         name, equals, _ = incomplete.partition("=")
         return proposals((f"{name}={kind}" for kind in _beginnings()), incomplete) if equals else []
 

@@ -1,4 +1,4 @@
-"""Ports as arguments of commands: by path, or by name."""
+"""Finding the port that an argument names, by path or by name."""
 
 from __future__ import annotations
 
@@ -11,29 +11,35 @@ from vconfs.files.names import link_name
 
 
 def find_port(argument: str) -> Path:
-    """Find a port's file: by its path, MOUNTPOINT/NAME, or its NAME in any mount. VconfsError."""
+    """Return a port's file, by its path, MOUNTPOINT/NAME, or its NAME in any mount.
+
+    Raise VconfsError if there is no such port, or more than one.
+    """
     path = Path(argument)
     if _exists(path):
         return _checked(path)
     link = link_name(os.fsencode(path.name))
     if link is None or not path.name:
-        raise VconfsError(f"{argument!r} names no port")
+        raise VconfsError(f"{argument!r} is not the name of a port")
     folders = mounts() if path.name == argument else [path.parent]
     found = [port for folder in folders if _exists(port := folder / "by-name" / os.fsdecode(link))]
     if not found:
-        raise VconfsError(f"there is no port {argument}: vconfs ls MOUNTPOINT shows those that are")
+        raise VconfsError(f"there is no port {argument}: vconfs ls MOUNTPOINT lists the ports")
     if len(found) > 1:
-        raise VconfsError(f"{argument} is a port of several mounts: name one, like {found[0]}")
+        raise VconfsError(f"several mounts have a port {argument}: name one, like {found[0]}")
     return _checked(found[0])
 
 
 def mounts() -> list[Path]:
-    """List where vconfs is mounted, but for the mounts whose daemon died or does not answer."""
+    """Return the mountpoints of vconfs, except those whose daemon died or does not answer."""
     return answering(all_mounts())
 
 
 def _exists(path: Path) -> bool:
-    """Whether a file is there; VconfsError: we may not know. Nothing is where a daemon died."""
+    """True if a file exists; False in a mount whose daemon died.
+
+    Raise VconfsError if we have no permission to know.
+    """
     try:
         in_time(path, path.stat)
     except PermissionError:

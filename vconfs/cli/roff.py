@@ -1,4 +1,4 @@
-"""Pieces of a manual page, as lines of roff with the man macros."""
+"""Parts of a manual page, as lines of roff with the man macros."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from importlib.metadata import version
 
 
 def head(name: str, section: int, meaning: str) -> Iterator[str]:
-    """Begin the page."""
+    """Yield the head of a page."""
     yield f'.TH {name.upper()} {section} "" "vconfs {version("vconfs")}"'
     yield from (".SH NAME", rf"{name} \- {escape(meaning)}")
 
 
 def see_also(*pages: str) -> Iterator[str]:
-    """Name other pages, like "mount (8)"."""
+    """Yield the section that names other pages, like "mount (8)"."""
     last = len(pages) - 1
     yield ".SH SEE ALSO"
     for index, page in enumerate(pages):
@@ -22,24 +22,24 @@ def see_also(*pages: str) -> Iterator[str]:
 
 
 def paragraph(text: str) -> Iterator[str]:
-    """Give a paragraph, filled."""
+    """Yield a filled paragraph."""
     yield ".PP"
     yield escape(" ".join(text.split()))
 
 
 def literal(lines: list[str]) -> Iterator[str]:
-    """Give lines as they are, indented."""
+    """Yield lines unfilled and indented."""
     if lines:
         yield from (".RS 4", ".nf", *map(escape, lines), ".fi", ".RE")
 
 
 def table(rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Give terms with their meanings."""
+    """Yield terms with their meanings."""
     for term, meaning in rows:
         yield from (".TP", rf"\fB{escape(term)}\fR", escape(meaning))
 
 
 def escape(text: str) -> str:
-    """Write text so that roff takes none of it for its own."""
+    """Escape text so that roff prints all of it as it is."""
     text = text.replace("\\", r"\e").replace("-", r"\-")
     return re.sub(r"^(?=[.'])", r"\&", text)

@@ -1,4 +1,4 @@
-"""Tables for people: of the ports of a mount, and of a host end."""
+"""Tables on the terminal: of the ports of a mount, and of a host end."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def make_table(texts: Sequence[str], numbers: Sequence[str], more: Sequence[str]
 
 
 def add_row(table: Table, cells: Iterable[object]) -> None:
-    """Add a row; what the cells have in them is made printable."""
+    """Add a row, with the text of its cells made printable."""
     table.add_row(*(printable(str(cell)) for cell in cells))
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; elsewhere with 120 columns."""
+    """Print a table as wide as the terminal; 120 columns wide if there is no terminal."""
     Console(width=None if os.isatty(1) else 120, markup=False).print(table)

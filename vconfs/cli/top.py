@@ -25,15 +25,15 @@ from vconfs.cli.tables import add_row, make_table, print_table
     default=1.0,
     show_default=True,
     metavar="S",
-    help="Seconds between two looks.",
+    help="Seconds between two tables.",
 )
-@click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N looks.")
+@click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N tables.")
 @click.argument("mountpoint", type=Mount())
 def command(interval: float, looks: int | None, mountpoint: Path) -> None:
     """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
 
-    On a terminal the table is kept up to date, until Ctrl-C; elsewhere each look is printed.
-    DROPPED, bytes that were lost by rule, is shown when there are any.
+    On a terminal the table is updated in place, until Ctrl-C; elsewhere each table is printed.
+    DROPPED, the bytes that were lost by rule, is shown only if there are any.
 
     \b
     Examples:
@@ -51,7 +51,7 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
 
 
 def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Table]:
-    """Give a table per look, the first after no time: it has no rates yet."""
+    """Yield one table per interval; the first comes at once, and has no rates yet."""
     before: dict[object, dict[str, Any]] = {}
     then = time.monotonic()
     for look in count(1):
@@ -98,7 +98,7 @@ def _throttled(port: dict[str, Any]) -> str:
 
 
 def readable_size(size: float) -> str:
-    """Write a number of bytes with at most four digits: 999, 1.5K, 20M."""
+    """Return a number of bytes with at most four digits: 999, 1.5K, 20M."""
     for unit in ("", "K", "M", "G"):
         if size < 1000:
             return f"{size:.1f}{unit}" if unit and size < 10 else f"{size:.0f}{unit}"

@@ -1,4 +1,4 @@
-"""vconfs umount: hang the ports up, then unmount, even when somebody is blocked on one."""
+"""vconfs umount: hang up the ports, then unmount, even while programs are blocked on them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.fuse.mount import listed
 
-#: Seconds that the daemon may take to end when it has unmounted, or does not wait for data.
+#: Seconds that the daemon may take to end after unmounting, or if it does not wait for data.
 _PATIENCE = 5.0
-#: Seconds from one look whether the daemon still answers to the next.
+#: Seconds between two checks that the daemon still answers.
 _LOOK = 2.0
 
 
@@ -29,11 +29,11 @@ _LOOK = 2.0
 def command(force: bool, mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.
 
-    Writing fails from now on, but what was written before reaches the host, and what has come is
-    read, for as long as those who are to have it take any (see -o drain of `vconfs mount`). With
-    -f, or when it is called a second time, what is on its way is dropped. Programs that are blocked
-    on a port get end of file, and a device that --bind took from its driver is given back. A mount
-    whose daemon was killed, or does not answer, goes as well.
+    New writes fail, but data on its way is still delivered, in both directions, as long as its
+    receiver takes any of it (see -o drain of `vconfs mount`). With -f, or when the command is run a
+    second time, that data is dropped. Programs that are blocked on a port get an end of file, and a
+    device that --bind took from its driver is given back. A mount whose daemon was killed, or does
+    not answer, is unmounted, too.
 
     \b
     Examples:
@@ -42,7 +42,7 @@ def command(force: bool, mountpoint: Path) -> None:
     """
     target = Path(os.path.abspath(mountpoint))
     if not fuse.is_mounted(target):
-        target = Path(os.path.realpath(target))  # mount(2) followed the links as well
+        target = Path(os.path.realpath(target))  # mount(2) followed the links, too
     if not fuse.is_mounted(target):
         raise VconfsError(f"{mountpoint} is not a vconfs mount")
     answers = bool(answering([target]))
@@ -50,7 +50,7 @@ def command(force: bool, mountpoint: Path) -> None:
         if answers and _ask_daemon(target, force=force):
             return
     except (OSError, ValueError):
-        pass  # somebody else's daemon: unmount it ourselves
+        pass  # the daemon of another user, or none: unmount it ourselves
     try:
         fuse.unmount(target, lazy=True, abort=not answers)
     except OSError as error:
@@ -58,7 +58,7 @@ def command(force: bool, mountpoint: Path) -> None:
 
 
 def _ask_daemon(target: Path, *, force: bool) -> bool:
-    """Have the daemon unmount, and wait until it has put everything back; False: it did not."""
+    """Let the daemon unmount, and wait until it has ended; return False if it does not unmount."""
     daemon = os.pidfd_open(int(os.getxattr(target, PID_ATTRIBUTE)))
     try:
         signal.pidfd_send_signal(daemon, signal.SIGTERM)
@@ -75,9 +75,10 @@ def _ask_daemon(target: Path, *, force: bool) -> bool:
 
 
 def _wait_unmounted(target: Path, *, force: bool) -> bool:
-    """Wait until the mount is gone; False: its daemon does not answer any more, or takes too long.
+    """Wait until the mount is gone; return False if its daemon stops answering.
 
-    The kernel tells of changes by POLLPRI. A daemon that waits for data may take its time.
+    With `force`, also return False if the daemon takes too long; without, it may be waiting for
+    data to be delivered. The kernel reports changes of the table by POLLPRI.
     """
     deadline = time.monotonic() + _PATIENCE
     with open("/proc/self/mountinfo", "rb") as table:

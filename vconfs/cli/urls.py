@@ -18,14 +18,14 @@ from vconfs.streams.url import ADDRESSES
 
 @frozen
 class Url(click.ParamType[str]):
-    """A url that is checked when it is read, and used later."""
+    """A url that is checked when it is parsed, and used later."""
 
     check: Callable[[str], object]
     beginnings: Callable[[], Sequence[str]]
     name: str = "URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """Read it; what is wrong with it is a usage error."""
+        """Check it; a wrong url is a usage error."""
         try:
             self.check(value)
         except ValueError as error:
@@ -35,7 +35,7 @@ class Url(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose how urls begin."""
+        """Propose the beginnings of urls."""
         return proposals(self.beginnings(), incomplete)
 
 

@@ -1,4 +1,4 @@
-"""vconfs watch: a line per event of a mount's ports."""
+"""vconfs watch: print a line per event of a mount's ports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
 
-#: What one can wait for: event -> whether a port that is so (None: that is not there) is that far.
+#: Event that --until can wait for → predicate on the port's last state (None: no such port).
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
     "add": lambda port: port is not None,
     "remove": lambda port: port is None,
@@ -38,13 +38,13 @@ _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
 
 @frozen
 class Goal:
-    """EVENT=NAME: what has to be so before `watch` ends."""
+    """EVENT=NAME: the state of a port at which `watch` ends."""
 
     event: str
     name: str
 
     def reached(self, ports: dict[int, dict[str, Any]]) -> bool:
-        """Whether it is so, given the last line of every port."""
+        """True if the port is in that state, given the last line of every port."""
         found = (port for port in ports.values() if self.name in (port["name"], port["port"]))
         return _REACHED[self.event](next(found, None))
 
@@ -68,17 +68,17 @@ def _propose_goals(
 
 
 @click.command("watch", short_help="Print a line per event of the ports of a mount.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object per event and line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per event.")
 @click.option(
     "--until",
     "goal",
     callback=_goal,
     shell_complete=_propose_goals,
     metavar="EVENT=NAME",
-    help="End as soon as this is so, at once if it is.",
+    help="End when the port is in the state after EVENT, at once if it is already.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0), metavar="S", help="Give up after S seconds: exit code 1."
+    "--timeout", type=click.FloatRange(0), metavar="S", help="Fail after S seconds: exit code 1."
 )
 @click.argument("mountpoint", type=Mount())
 def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint: Path) -> None:
@@ -86,7 +86,7 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
 
     \b
     The events are:
-      add  remove  name  console      ports that come, go, are named, turn out to be consoles
+      add  remove  name  console      a port was added, removed, named, found to be a console
       connect  disconnect             the host opened its side, or hung up
       open  close                     the first program opened the port, the last one closed it
       throttle  unthrottle            the host wants no more data, or wants it again
@@ -103,10 +103,13 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
       vconfs watch --until connect=org.example.chat --timeout 10 /mnt/vcon && echo hi >chat
       vconfs watch --json /mnt/vcon | jq -r 'select(.event == "throttle") | .name'
     """
+    late = "" if timeout is None else f"timed out after {timeout:g} s"
+    if timeout is not None and goal is not None:
+        late += f" waiting for {goal.event}={goal.name}"
     deadline = None if timeout is None else time.monotonic() + timeout
     ports: dict[int, dict[str, Any]] = {}
     ready = False
-    for line in _lines(mountpoint, deadline):
+    for line in _lines(mountpoint, deadline, late):
         event = json.loads(line)
         kind = event["event"]
         ready = ready or kind == "ready"
@@ -123,8 +126,11 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
         raise VconfsError(f"{mountpoint} was unmounted before {goal.event}={goal.name}")
 
 
-def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
-    """Give the lines of the mount's events, to its end; VconfsError, also when it is too late."""
+def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]:
+    """Yield the lines of the mount's events, until it is unmounted.
+
+    Raise VconfsError if it is not a mount, and with the message `late` after the deadline.
+    """
     try:
         path = mountpoint / os.fsdecode(EVENTS_FILE)
         file = in_time(mountpoint, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
@@ -141,7 +147,7 @@ def _lines(mountpoint: Path, deadline: float | None) -> Iterator[str]:
             yield from (line.decode() for line in lines)
             left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
             if not changes.poll(left) and left is not None:
-                raise VconfsError("nothing came in time")
+                raise VconfsError(late)
             try:
                 data = os.read(file, 1 << 16)
             except BlockingIOError:

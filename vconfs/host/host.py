@@ -82,9 +82,7 @@ class Host:
             raise VconfsError(f"there is no port {name}")
         if len(found) > 1:
             ids = ", ".join(map(str, found))
-            raise VconfsError(
-                f"{len(found)} ports have the name {name}: say which by its id, {ids}"
-            )
+            raise VconfsError(f"{len(found)} ports have the name {name}: use an id, one of {ids}")
         return self.ports[found[0]]
 
     def remove(self, id: int) -> None:
