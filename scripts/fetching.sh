@@ -1,6 +1,6 @@
 #!/bin/sh
-# Read by scripts that fetch packages into a folder, and install nothing: NAME, DIR and SUITE are
-# set. DIR appears when it is complete, however many do this at once, and wherever one is stopped.
+# Sourced by scripts that fetch packages into a folder, and install nothing. They set NAME, DIR and
+# SUITE. DIR appears only when it is complete, even if several scripts run at once or one is stopped.
 
 mkdir -p "$(dirname "$DIR")"
 work=$(mktemp -d "$DIR.XXXXXX")
@@ -9,14 +9,14 @@ trap 'exit 1' HUP INT TERM
 log=$work/log
 mkdir -p "$work/new" "$work/deb" "$work/lists/partial" "$work/cache/archives/partial"
 
-# Ends with what went wrong, and what the programs said of it.
+# Ends with an error message, after the last messages of the programs that were run.
 fail() {
     [ ! -s "$log" ] || tail -n 5 "$log" >&2
     echo "$NAME: $*" >&2
     exit 1
 }
 
-# An apt program with this machine's settings, which writes nothing where apt keeps its own.
+# Runs an apt program with this machine's settings, but writes to none of apt's own folders.
 apt() {
     program=$1
     shift
@@ -24,8 +24,8 @@ apt() {
         -o Dir::State::Lists="$lists" "$@" 2>>"$log"
 }
 
-# Runs a command with the lists of packages that this machine has; if it fails, with new ones.
-# Sources that cannot be reached do not matter if others have the package.
+# Runs a command with this machine's package lists; if it fails, with freshly fetched ones.
+# Sources that cannot be reached do not matter if another has the package.
 with_lists() {
     lists=$(apt-config shell lists Dir::State::Lists/d | sed "s/^lists='\(.*\)'$/\1/")
     "$@" && return
@@ -38,7 +38,7 @@ download() {
     (cd "$work/deb" && apt apt-get download "$@" >>"$log")
 }
 
-# Unpacks files of a package, by tar's options and patterns, into a folder.
+# Unpacks files of a package into a folder; they are chosen by tar's options and patterns.
 unpack() {
     package=$1 folder=$2
     shift 2
@@ -46,7 +46,7 @@ unpack() {
         2>>"$log" || fail "the package $package of $SUITE lacks some of: $*"
 }
 
-# Puts what is in $work/new where it is wanted, if FILE is not there already.
+# Moves $work/new to DIR, unless DIR already has FILE.
 place() {
     [ -e "$DIR/$1" ] || rm -rf "$DIR"
     mv -T "$work/new" "$DIR" 2>>"$log" || [ -e "$DIR/$1" ] || fail "cannot put it into $DIR"
