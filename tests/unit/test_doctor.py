@@ -127,7 +127,7 @@ def being(**fields: object) -> Change:
         (forbidding("vfio/vfio"), "vfio", "optional", "no permission", "chmod 666 /dev/vfio/vfio"),
         (
             without(f"sys/bus/pci/devices/{CONSOLE}/driver"),
-            *("pci-console", "optional", "the driver none", f"vconfs bind {CONSOLE}"),
+            *("pci-console", "optional", "without a driver", f"vconfs bind {CONSOLE}"),
         ),
         (without(f"sys/bus/pci/devices/{CONSOLE}"), "pci-console", "optional", "no virtio", ""),
         (without("sys/class/virtio-ports"), "kernel-ports", "optional", "no ports", "modprobe"),

@@ -20,7 +20,7 @@ from vconfs.device.binding import PciFunction, candidates
 #: ok: it is there. optional: it is not there, and only some uses need it. missing: nothing works.
 State = Literal["ok", "optional", "missing"]
 
-#: The first kernel that allows a read and a write of one descriptor at a time (FOPEN_STREAM).
+#: The first kernel on which one descriptor can be read and written at once (FOPEN_STREAM).
 _KERNEL_MIN: Final = (5, 1)
 #: Where mount(8) and systemd look for programs.
 _SYSTEM_PATH: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
@@ -194,7 +194,8 @@ def _pci_consoles(machine: Machine) -> Iterator[Finding]:
         if driver == "vfio-pci":
             yield Finding(name, "ok", f"{address} can be used with --device pci:{address}")
         else:
-            text = f"{address} is a virtio console, with the driver {driver or 'none'}"
+            having = f"with the driver {driver}" if driver else "without a driver"
+            text = f"{address} is a virtio console {having}"
             yield Finding(name, "optional", text, f"vconfs bind {address}")
     if not consoles:
         yield Finding(name, "optional", "this machine has no virtio console on PCI")

@@ -20,7 +20,7 @@ _REPLY_MAX: Final = 1 << 26
 
 
 def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
-    """Send a request to the host end with the control socket `path`; return the ports it replies.
+    """Send a request to the host end with the control socket `path`; return the ports of its reply.
 
     Raise VconfsError if there is no host end, or it refuses.
     """

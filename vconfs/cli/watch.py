@@ -75,7 +75,7 @@ def _propose_goals(
     callback=_goal,
     shell_complete=_propose_goals,
     metavar="EVENT=NAME",
-    help="End when the port is in the state after EVENT, at once if it is already.",
+    help="End after this event, or at once if the port is already in that state.",
 )
 @click.option(
     "--timeout", type=click.FloatRange(0), metavar="S", help="Fail after S seconds: exit code 1."

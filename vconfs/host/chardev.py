@@ -93,7 +93,7 @@ class PortSide(Protocol):
         """Count `size` bytes as dropped that were counted as delivered but did not arrive."""
 
     def put_back(self, data: Buffer) -> None:
-        """Return what was received, or the rest of it, to the queue for the next client."""
+        """Put what was received, or the rest of it, back into the queue for the next client."""
 
     def listening(self) -> AbstractContextManager[trio.CancelScope]:
         """Receive from the far side in this block, which is cancelled when the port is to end."""

@@ -53,7 +53,7 @@ async def serve_control(
 
 
 class _Client:
-    """A client of the control socket; no request is read before the last reply was sent."""
+    """A client of the control socket; nothing more is read from it until its replies are sent."""
 
     def __init__(self, host: Host, sock: trio.socket.SocketType) -> None:
         self._host = host

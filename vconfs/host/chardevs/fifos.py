@@ -187,7 +187,7 @@ class Outgoing(Way):
 
 
 async def follow(folder: str, ways: Sequence[Way]) -> None:
-    """Call `Way.follow` of the ways, all of which are in `folder`, when it may be needed."""
+    """Let the ways, all of them in `folder`, follow their paths whenever the folder changes."""
     while True:
         try:
             with watching(folder, _CHANGES) as changes:

@@ -36,7 +36,7 @@ class Stdio(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Copy until cancelled, or until both streams have ended."""
+        """Copy until cancelled, or until the program at the streams is gone."""
         if trouble := claim():
             raise VconfsError(f"stdio cannot be joined to a port: {trouble}")
         try:
