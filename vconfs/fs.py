@@ -65,7 +65,7 @@ class PortFS(pyfuse3.Operations):
         self._listings: dict[int, list[Entry]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()
-        manager.listeners.append(self)
+        manager.observers.append(self)
 
     # --- reading, writing, polling --------------------------------------------------------
 

@@ -208,7 +208,7 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
             plan.wants_pty,
             lambda port: plan.settings(port.id, port.name).access,
         )
-        with manager.listening(_Ruler(plan)), manager.listening(consoles):
+        with manager.observing(_Ruler(plan)), manager.observing(consoles):
             yield ended
 
 
@@ -245,7 +245,7 @@ async def _serve(
                         await filesystem.wait_all_closed()
     finally:
         mount.close()
-        manager.listeners.remove(filesystem)
+        manager.observers.remove(filesystem)
 
 
 async def _run_session(

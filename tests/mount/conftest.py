@@ -50,7 +50,7 @@ class Mounted:
     @property
     def events_readers(self) -> int:
         """How many have the file of events open, and have read what it says of the present."""
-        filesystem = next(one for one in self.manager.listeners if isinstance(one, PortFS))
+        filesystem = next(one for one in self.manager.observers if isinstance(one, PortFS))
         return sum(not reader._lines for reader in filesystem._events._readers.values())
 
     async def run(self, command: str, *, code: int = 0) -> str:

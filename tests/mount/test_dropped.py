@@ -83,7 +83,7 @@ async def test_many_losses_are_told_together(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(time, "monotonic", lambda: now)
     manager = PortManager()
     events = EventsFile(manager)
-    manager.listeners.append(events)
+    manager.observers.append(events)
     first, second = manager.add(0), manager.add(1)
     reader = events.open(Opener(1), os.O_RDONLY, lambda reader: None)
 

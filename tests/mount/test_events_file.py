@@ -47,7 +47,7 @@ class Reader:
 
 
 def openers(it: Mounted) -> int:
-    filesystem = next(one for one in it.manager.listeners if isinstance(one, PortFS))
+    filesystem = next(one for one in it.manager.observers if isinstance(one, PortFS))
     return len(filesystem._events._readers)
 
 
@@ -139,7 +139,7 @@ async def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: OpenMount) -
             seen = b""
             while b"ready" not in seen:
                 seen += await cat.stdout.receive_some()
-            next(it for it in it.manager.listeners if isinstance(it, PortFS)).shut()
+            next(it for it in it.manager.observers if isinstance(it, PortFS)).shut()
             assert await cat.wait() == 0
 
 

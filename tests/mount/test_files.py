@@ -345,7 +345,7 @@ async def test_every_change_wakes_whoever_polls(
 
 def poll_handles(it: Mounted) -> int:
     return sum(
-        len(listener._polling) for listener in it.manager.listeners if isinstance(listener, PortFS)
+        len(listener._polling) for listener in it.manager.observers if isinstance(listener, PortFS)
     )
 
 

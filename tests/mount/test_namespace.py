@@ -220,7 +220,7 @@ async def test_what_lies_below_a_mount_is_left_alone_after_a_lazy_unmount(
 
 
 def announcer(it: Mounted) -> Announcer:
-    return next(one._announcer for one in it.manager.listeners if isinstance(one, PortFS))
+    return next(one._announcer for one in it.manager.observers if isinstance(one, PortFS))
 
 
 async def next_notice(watch: INotify, kind: int) -> str:

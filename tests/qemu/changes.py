@@ -16,7 +16,7 @@ class Changes:
     def __init__(self, manager: PortManager) -> None:
         self.ports = manager.ports
         self._changed = trio.Event()
-        manager.listeners.append(self)
+        manager.observers.append(self)
 
     def port_added(self, port: Port) -> None:
         self._changed.set()

@@ -59,7 +59,7 @@ class Joined:
             def port_removed(self, port: Port) -> None: ...
             def port_renamed(self, port: Port, old: bytes) -> None: ...
 
-        self.ends.manager.listeners.append(Listener())
+        self.ends.manager.observers.append(Listener())
         if not condition(self.port):
             await changed.wait()
 

@@ -106,7 +106,7 @@ async def test_a_driver_that_stops_adds_no_more_ports() -> None:
 
 def test_names_are_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
-    manager.listeners.append(PortFS(manager))
+    manager.observers.append(PortFS(manager))
     begun = time.process_time()
     for id in range(COUNT):
         manager.rename(manager.add(id), b"name" if id % 2 else b"name%d" % id)

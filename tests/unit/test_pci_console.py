@@ -144,7 +144,7 @@ async def transfer(rings: int, vectors: int, sizes: list[int], chance: Random, w
         async with driven(fake) as (driver, manager):
             await settled(lambda: len(manager.ports) == 2)
             room = Room()
-            with manager.listening(room), trio.fail_after(1):
+            with manager.observing(room), trio.fail_after(1):
                 async with trio.open_nursery() as nursery:
                     if "up" in ways:
                         nursery.start_soon(write_waiting, manager.ports[0], data, sizes)

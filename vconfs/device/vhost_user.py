@@ -19,7 +19,7 @@ import trio
 
 from vconfs.device.queue_shapes import queue_specs
 from vconfs.device.rings import RingLink
-from vconfs.device.vhost_user_backend import BackEnd
+from vconfs.device.vhost_user_backend import RemoteBackend
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.link.notifications import Bell, Notices
@@ -60,7 +60,7 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
     with ExitStack() as stack:
         stack.callback(close_socket, sock)
         try:
-            back_end = BackEnd(sock)
+            back_end = RemoteBackend(sock)
             stack.callback(back_end.release)
             end = await back_end.negotiate(dialect)
             running = _Running(back_end, stack)
@@ -83,7 +83,7 @@ class _Running:
     What it opens is closed by `stack`.
     """
 
-    def __init__(self, back_end: BackEnd, stack: ExitStack) -> None:
+    def __init__(self, back_end: RemoteBackend, stack: ExitStack) -> None:
         self._back_end = back_end
         self._stack = stack
         self._specs = queue_specs(back_end.queues)

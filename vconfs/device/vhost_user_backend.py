@@ -23,7 +23,7 @@ _PROTOCOL_FEATURES: Final = (
 )
 
 
-class BackEnd:
+class RemoteBackend:
     """The back-end at the other end of `sock`.
 
     Only one task may ask at a time. VconfsError and RemoteProtocolError: it is of no more use.

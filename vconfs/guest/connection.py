@@ -100,7 +100,7 @@ async def _announced(joint: Joint, manager: PortManager) -> None:
     A slow one has all its time while there is no port yet, or not each that was there before.
     """
     changes = _Changes()
-    with manager.listening(changes), trio.move_on_after(_ANNOUNCING_MAX):
+    with manager.observing(changes), trio.move_on_after(_ANNOUNCING_MAX):
         while not joint.stopped.is_set() and not _all_told(joint, manager):
             if not changes.seen and not _some_are_missing(joint, manager):
                 return

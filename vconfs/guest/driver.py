@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 import trio
 
-from vconfs.guest.emergency import CONSOLE, EarlyLine
+from vconfs.guest.emergency import CONSOLE, EmergencyLine
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.end import LinkEnd
@@ -65,9 +65,9 @@ class Driver(LinkEnd[Port]):
     def _let_console_speak(self) -> None:
         """Take output of a console that is known from before, until its port comes."""
         port = self._manager.ports.get(CONSOLE)
-        line = EarlyLine(self._link, self._end)
+        line = EmergencyLine(self._link, self._end)
         if port is not None and port.console and line.works:
-            port.speak_early(line)
+            port.use_emergency_line(line)
 
     def _detach_ports(self) -> None:
         for port in list(self._manager.ports.values()):

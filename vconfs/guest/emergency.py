@@ -22,7 +22,7 @@ CONSOLE: Final = 0
 _HELPING: Final = 256
 
 
-class EarlyLine:
+class EmergencyLine:
     """A way to the host that takes output of one console and does nothing else."""
 
     throttles = True  # by not taking more at once; there is no host to wait for

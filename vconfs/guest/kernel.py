@@ -196,7 +196,7 @@ class KernelPorts:
         for id in self._paths:
             self._manager.ports[id].detach()
 
-    # --- what the ports ask for: see `port.Line` ------------------------------------------
+    # --- what the ports ask for: see `port.PortLine` ------------------------------------------
 
     def open_port(self, id: int, opened: bool) -> None:
         """Open the kernel's port, or close it. OSError: it does not let us, EBUSY or ENXIO."""

@@ -93,7 +93,7 @@ class Opener:
         return 0
 
 
-class Line(Protocol):
+class PortLine(Protocol):
     """The port's way to its host: the part of a connected device that ports use."""
 
     #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
@@ -151,9 +151,9 @@ class Port:
     #: How many bytes the host has dropped; None if it is not in this process.
     dropped_by_host: Callable[[], int | None] = field(default=lambda: None)
 
-    _line: Line | None = field(init=False, default=None)
+    _line: PortLine | None = field(init=False, default=None)
     #: Of a console: where its output goes while its device is up and the port is not there.
-    _early: Line | None = field(init=False, default=None)
+    _emergency: PortLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
     #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
     _delivered: bool = field(init=False, default=False)
@@ -224,7 +224,7 @@ class Port:
             mask |= _READABLE
         if not self.host_connected:
             mask |= select.POLLHUP
-        line = line or self._early
+        line = line or self._emergency
         if line is None:
             return mask
         if not line.throttles and not self.host_connected:
@@ -423,9 +423,9 @@ class Port:
         return line.throttles or self.host_connected
 
     @property
-    def _way_out(self) -> Line | None:
+    def _way_out(self) -> PortLine | None:
         """What takes the port's output, if anything does."""
-        return self._line or self._early
+        return self._line or self._emergency
 
     @property
     def _is_refused(self) -> bool:
@@ -438,7 +438,7 @@ class Port:
         """Seconds that a write may wait from now on."""
         return self.options.throttle if self._is_refused else math.inf
 
-    def _check_writable(self, *, nonblock: bool = False, accepted: bool = False) -> Line | None:
+    def _check_writable(self, *, nonblock: bool = False, accepted: bool = False) -> PortLine | None:
         """Return the line to write to, or None if the caller has to wait."""
         if self.removed:
             self._refuse()
@@ -460,12 +460,12 @@ class Port:
 
     # --- what the host does ---------------------------------------------------------------
 
-    def attach(self, line: Line, introduce: Callable[[], None] = lambda: None) -> None:
+    def attach(self, line: PortLine, introduce: Callable[[], None] = lambda: None) -> None:
         """The port's device is connected, anew or for the first time.
 
         `introduce` makes the port known to its host, who then listens to it.
         """
-        self._line, self._early = line, None
+        self._line, self._emergency = line, None
         self.host_throttled = self._was_reset = False
         self._throttle.forget()
         self._write_limit.restart(self._patience)
@@ -476,9 +476,9 @@ class Port:
         self._check_limit()
         self._changed()
 
-    def speak_early(self, line: Line) -> None:
+    def use_emergency_line(self, line: PortLine) -> None:
         """Take output by `line` until the port is there: its device is up (a console's only)."""
-        self._early = line
+        self._emergency = line
         self._write_limit.restart(self._patience)
         self._changed()
 
@@ -628,7 +628,7 @@ class Port:
 
     def _let_go(self) -> None:
         was_there = self._way_out is not None
-        line, self._line, self._early = self._line, None, None
+        line, self._line, self._emergency = self._line, None, None
         if was_there:
             self._write_limit.restart(self._patience)
         if line is not None:

@@ -17,7 +17,7 @@ from vconfs.system.log_once import LogOnce
 log = logging.getLogger(__name__)
 
 
-class PortListener(Protocol):
+class PortObserver(Protocol):
     """Somebody who wants to know what becomes of the ports; called at once, must not wait."""
 
     def port_added(self, port: Port) -> None: ...  # noqa: D102
@@ -29,7 +29,7 @@ class PortListener(Protocol):
 
 @define(eq=False)
 class PortManager:
-    """Keeps the ports by id, and tells its listeners what becomes of them.
+    """Keeps the ports by id, and tells its observers what becomes of them.
 
     The ports live on when their device goes away and come back to life with the next one, so
     that whoever has one open keeps it.
@@ -38,7 +38,7 @@ class PortManager:
     #: The options for a port, asked for when it is added.
     options_for: Callable[[int], PortOptions] = field(default=lambda id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
-    listeners: list[PortListener] = field(init=False, factory=list)
+    observers: list[PortObserver] = field(init=False, factory=list)
     #: Of a host end in the same process: how many bytes of a port it has dropped.
     dropped_by_host: Callable[[int], int] | None = field(init=False, default=None)
     #: What the device sent that it may not send, outside of any port.
@@ -48,15 +48,15 @@ class PortManager:
     _trouble: LogOnce = field(init=False, factory=lambda: LogOnce(log))
 
     @contextmanager
-    def listening(self, listener: PortListener) -> Iterator[None]:
-        """Tell a listener of the ports that are there, and of what becomes of them from now on."""
-        self.listeners.append(listener)
+    def observing(self, observer: PortObserver) -> Iterator[None]:
+        """Tell a observer of the ports that are there, and of what becomes of them from now on."""
+        self.observers.append(observer)
         try:
             for port in list(self.ports.values()):
-                listener.port_added(port)
+                observer.port_added(port)
             yield
         finally:
-            self.listeners.remove(listener)
+            self.observers.remove(observer)
 
     def add(self, id: int) -> Port:
         """Add a port, or find the one that is there."""
@@ -64,8 +64,8 @@ class PortManager:
         if port is None:
             port = self.ports[id] = Port(id, self.options_for(id), self._changed)
             port.dropped_by_host = partial(self._dropped_by_host, id)
-            for listener in self.listeners:
-                listener.port_added(port)
+            for observer in self.observers:
+                observer.port_added(port)
         return port
 
     def remove(self, id: int) -> None:
@@ -75,8 +75,8 @@ class PortManager:
             return
         self._forget_name(port)
         port.remove()
-        for listener in self.listeners:
-            listener.port_removed(port)
+        for observer in self.observers:
+            observer.port_removed(port)
 
     def remove_detached(self) -> None:
         """Remove the ports that an earlier device had and the present one does not."""
@@ -93,8 +93,8 @@ class PortManager:
         port.name = name
         if name:
             insort(self._named.setdefault(name, []), port.id)
-        for listener in self.listeners:
-            listener.port_renamed(port, old)
+        for observer in self.observers:
+            observer.port_renamed(port, old)
         self._changed(port)
 
     def begin_ending(self, *, hold: bool) -> None:
@@ -135,7 +135,7 @@ class PortManager:
         self._trouble.warning((whose, reason), "%s: %s", whose, reason)
 
     def host_dropped(self, id: int) -> None:
-        """Tell the listeners that the host end in the same process has dropped some of a port."""
+        """Tell the observers that the host end in the same process has dropped some of a port."""
         if id in self.ports:
             self._changed(self.ports[id])
 
@@ -143,5 +143,5 @@ class PortManager:
         return None if self.dropped_by_host is None else self.dropped_by_host(id)
 
     def _changed(self, port: Port) -> None:
-        for listener in self.listeners:
-            listener.port_changed(port)
+        for observer in self.observers:
+            observer.port_changed(port)
