@@ -50,7 +50,7 @@ class Joined:
         """Wait for a change of the port after which `condition` holds."""
         changed = trio.Event()
 
-        class Listener:
+        class Observer:
             def port_changed(self, port: Port) -> None:
                 if condition(port):
                     changed.set()
@@ -59,7 +59,7 @@ class Joined:
             def port_removed(self, port: Port) -> None: ...
             def port_renamed(self, port: Port, old: bytes) -> None: ...
 
-        self.ends.manager.observers.append(Listener())
+        self.ends.manager.observers.append(Observer())
         if not condition(self.port):
             await changed.wait()
 

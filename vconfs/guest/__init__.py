@@ -1,1 +1,1 @@
-"""The guest end: ports, the driver that joins them to a device, and the table of devices."""
+"""The guest end: ports, the driver that connects them to a device, and the table of devices."""

@@ -1,8 +1,8 @@
-"""Keeping the ports joined to a device that may go away and come back.
+"""Keeping the ports connected to a device that may go away and come back.
 
-When the device is lost the ports hang up and stay, and it is tried again with growing pauses. Ports
-with the same id come back to life; those that the device does not have any more go once it has had
-time to announce them.
+When the device is lost, the ports hang up and stay, and the device is opened again with growing
+pauses. Ports with the same id then continue. Ports that the device no longer has are removed once
+it has had time to announce them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,21 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.system.backoff import Backoff
 
-#: A device has announced its ports when it was quiet for so many seconds, or has had its time.
+#: A device has announced its ports when it has been quiet for `_QUIET` seconds, and at the latest
+#: after `_ANNOUNCING_MAX`.
 _QUIET: Final = 0.1
 _ANNOUNCING_MAX: Final = 2.0
 
 
 class Connection:
-    """Joins the ports of `manager` to `device`, again and again or, with `once`, once."""
+    """The connection of the ports of `manager` to `device`; with `once`, it is not renewed."""
 
     def __init__(self, device: Device, manager: PortManager, *, once: bool = False) -> None:
-        #: Set when the device is lost and not tried again.
+        #: Set when the device is lost and will not be opened again.
         self.lost = trio.Event()
-        #: Why the device was lost, or could not be had, the last time.
+        #: Why the device was lost, or could not be opened, the last time.
         self.reason = ""
-        #: What joins the ports to the device now.
+        #: What connects the ports to the device now; None if they are not connected.
         self.joint: Joint | None = None
         self._device = device
         self._manager = manager
@@ -38,9 +39,9 @@ class Connection:
         self._tries = Backoff(device.url, f"{device.url}: connected again")
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Connect, say that we have started when the ports are there, and stay connected.
+        """Connect, report that we have started once the ports are there, and stay connected.
 
-        Raises what opening the device raises, when the very first try fails.
+        If the very first attempt fails, raise what opening the device raised.
         """
         had = False
         while True:
@@ -58,7 +59,7 @@ class Connection:
             await self._tries.failed(reason)
 
     async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
-        """Serve one connection; tell why it was lost."""
+        """Serve one connection; return why it was lost."""
         try:
             async with self._device.open(self._manager) as joint:
                 await _announced(joint, self._manager)
@@ -72,12 +73,12 @@ class Connection:
                 await joint.stopped.wait()
                 self.joint = None
                 return joint.reason
-        except OSError as error:  # no descriptor is left, say
+        except OSError as error:  # for example, no descriptor is left
             raise VconfsError(f"cannot open {self._device.url}: {error.strerror}") from error
 
 
 class _Changes:
-    """Notices whether anything has become of the ports."""
+    """An observer that notes whether ports were added, removed or renamed."""
 
     def __init__(self) -> None:
         self.seen = True
@@ -97,7 +98,7 @@ class _Changes:
 async def _announced(joint: Joint, manager: PortManager) -> None:
     """Wait until the device has announced its ports: no message says which is the last.
 
-    A slow one has all its time while there is no port yet, or not each that was there before.
+    The full time is only used if there is no port yet, or if ports from before are missing.
     """
     changes = _Changes()
     with manager.observing(changes), trio.move_on_after(_ANNOUNCING_MAX):
@@ -114,6 +115,6 @@ def _some_are_missing(joint: Joint, manager: PortManager) -> bool:
 
 
 def _all_told(joint: Joint, manager: PortManager) -> bool:
-    """Whether the device told all ports at once, and by now their names too."""
+    """True if the device told all ports at once, and by now their names too."""
     attached = [port for port in manager.ports.values() if port.attached]
     return joint.tells_all_ports and all(port.name or port.console for port in attached)

@@ -1,4 +1,4 @@
-"""DEVICE urls: which device the guest end has, and how it is reached."""
+"""DEVICE urls: which device the guest end uses, and how it is reached."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ KERNEL: Final = "kernel"
 
 
 class Joint(Protocol):
-    """What joins ports to a device, until that is lost."""
+    """A connection of ports to a device, until the device is lost."""
 
     @property
     def stopped(self) -> trio.Event:
@@ -43,36 +43,36 @@ class Joint(Protocol):
         """Why nothing more will come."""
 
     def begin_ending(self) -> None:
-        """Have nothing more accepted from either side: see draining.py."""
+        """Accept nothing more from either side: see draining.py."""
 
     def owed(self) -> Mapping[int, int]:
-        """Look at how many bytes each port owes to the device, and a host end in this process."""
+        """Return, by port, how many bytes are still owed to the device or to our own host end."""
 
     def dropped_by_host(self) -> Mapping[int, int]:
-        """Tell how many bytes a host end in this process has dropped since, by port."""
+        """Return how many bytes a host end in this process has dropped since then, by port."""
 
     @property
     def tells_all_ports(self) -> bool:
-        """True if all ports are known by now; else they come one by one."""
+        """True if all ports are known by now; False if they come one by one."""
 
 
-#: Opens a device, by what its url says after the scheme and the dialect, where one is wanted.
-#: ValueError: the url makes no sense; VconfsError: the device cannot be used.
+#: Opens a device. The arguments are the url after the scheme, and the dialect if the user chose
+#: one. Raises ValueError if the url is malformed, VconfsError if the device cannot be used.
 Open = Callable[[str, str | None], AbstractAsyncContextManager[OpenDevice]]
 
 
 class Device(Protocol):
-    """A device that the guest end can open, and open again when it was lost."""
+    """A device that the guest end can open, and open again after it was lost."""
 
     @property
     def url(self) -> str:
-        """What the user calls it."""
+        """The url that the user gave."""
 
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """Join the ports of `manager` to it for as long as the block runs; VconfsError."""
+        """Connect the ports of `manager` to it while the block runs; may raise VconfsError."""
 
     def reopen_files(self) -> None:
-        """Open the files anew that its ports are joined to, if they are ours."""
+        """Reopen the files that its ports write to, if the host end is in this process."""
 
 
 @frozen
@@ -99,7 +99,7 @@ class _Both:
         return self.driver.reason
 
     def begin_ending(self) -> None:
-        """See `Joint`: between both ends data goes on."""
+        """See `Joint`: data still moves between the two ends."""
         self.manager.begin_ending(hold=False)
         self.host.begin_ending(hold=False)
 
@@ -116,9 +116,9 @@ class _Both:
 async def join_embedded(
     host: Host, manager: PortManager, dialect: str = "v8"
 ) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to a host end in this process, for as long as the block runs.
+    """Connect the ports of `manager` to a host end in this process while the block runs.
 
-    The ports then also tell how many bytes the host end has dropped.
+    The ports then also report how many bytes the host end has dropped.
     """
     manager.dropped_by_host, host.on_drop = host.dropped, manager.host_dropped
     try:
@@ -130,18 +130,18 @@ async def join_embedded(
 
 @define
 class Embedded:
-    """A host end of our own, in this process, with these ports."""
+    """A host end in this process, with these ports."""
 
     host_ports: Sequence[HostPortSpec]
     dialect: str = "v8"
-    #: Seconds without progress after which an ending gives a port up.
+    #: Seconds without progress after which an ending gives up a port.
     patience: float = DRAIN_TIME
     url: str = EMBEDDED
     _host: Host | None = field(init=False, default=None)
 
     @asynccontextmanager
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
-        """See `Device.open`; VconfsError: a port cannot be had."""
+        """See `Device.open`; raise VconfsError if a port cannot be opened."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
             join_embedded(host, manager, self.dialect) as driver,
@@ -160,7 +160,7 @@ class Embedded:
 
 @frozen
 class Kernel:
-    """The ports of the kernel's own driver."""
+    """The ports of the kernel's driver."""
 
     url: str
 
@@ -169,22 +169,22 @@ class Kernel:
         return open_kernel(manager)
 
     def reopen_files(self) -> None:
-        """See `Device.reopen_files`: the files are the host's."""
+        """Do nothing: the files belong to the host."""
 
 
 @frozen
 class Kind:
-    """What a scheme of DEVICE urls stands for."""
+    """What a scheme of DEVICE urls means."""
 
     open: Open
-    #: Reads what stands after the scheme; ValueError: it makes no sense.
+    #: Parses the url after the scheme; raises ValueError if it is malformed.
     check: Callable[[str], object]
     dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
-    #: Opens the device after taking it from the driver that has it.
+    #: Opens the device after unbinding it from its current driver.
     open_bound: Open | None = None
 
 
-#: What can stand before the colon of a DEVICE url, beside `embedded` and `kernel`.
+#: The schemes of DEVICE urls, besides `embedded` and `kernel`.
 KINDS: Final[Mapping[str, Kind]] = {
     "pci": Kind(
         lambda rest, dialect: open_vfio(VfioAddress.parse(rest)),
@@ -218,20 +218,20 @@ class _Remote:
         return drive(manager, self._open(self._rest, self.dialect))
 
     def reopen_files(self) -> None:
-        """See `Device.reopen_files`: the files are the host's."""
+        """Do nothing: the files belong to the host."""
 
 
 def dialects_of(scheme: str) -> Sequence[str]:
-    """Return the dialects that devices with such a url speak."""
+    """Return the dialects that devices with this scheme speak."""
     if scheme in KINDS:
         return KINDS[scheme].dialects
     return (PCI_DIALECT,) if scheme == KERNEL else tuple(DIALECTS)
 
 
 def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:
-    """Read a DEVICE url other than `embedded`; ValueError says what is wrong with it.
+    """Parse a DEVICE url other than `embedded`; raise ValueError if it is wrong.
 
-    With `bind`, a PCI function is taken from its driver while it is open, and given back.
+    With `bind`, a PCI function is unbound from its driver while it is open, and bound again after.
     """
     scheme, _, rest = url.partition(":")
     kind = KINDS.get(scheme)

@@ -19,14 +19,14 @@ from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer, Event
 
-#: Bytes in a buffer from which on it stays where it is until it is read.
+#: A received buffer of at least this many bytes stays in place until it is read, not copied.
 _WORTH_HOLDING: Final = 1 << 16
-#: Events of the config space that are handled at once: a port that is added takes some 50 µs.
+#: The most config space events handled in one turn: adding a port takes about 50 µs.
 _CONFIG_TURN: Final = 256
 
 
 class Driver(LinkEnd[Port]):
-    """Joins the ports of a manager to one link, until the link is lost."""
+    """The guest end of one link: connects the ports of a manager to it until the link is lost."""
 
     peer = "device"
     can_refuse = False
@@ -34,22 +34,22 @@ class Driver(LinkEnd[Port]):
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
         super().__init__(link, end, manager.ports)
-        #: Ports that were removed: what the host sent before that may still come.
+        #: Ports that were removed: data that the host sent before may still come.
         self._removed_ids: set[int] = set()
-        #: What the config space told and was not handled yet.
+        #: Events from the config space that are not handled yet.
         self._coming: deque[Event] = deque()
-        #: It has changed meanwhile, and data has come on these queues.
+        #: Whether the config space has changed meanwhile, and the queues on which data has come.
         self._config_changed = False
         self._kept_back: set[int] = set()
-        #: Ports that found no room when they were polled: room is then a change of their state.
+        #: Ports that had no room to send when polled: when they have some, their pollers are told.
         self._without_room: set[int] = set()
-        #: Ports with new data, in order, of which nobody was told yet.
+        #: Ports with new data, in order, whose readers are not woken yet.
         self._fed: dict[Port, None] = {}
         self._manager = manager
         self._end = end
 
     def start(self) -> None:
-        """Bring the device up: learn its ports and ask for their names."""
+        """Start the device: learn its ports and ask for their names."""
         self._link.start()
         self._let_console_speak()
         self.config_changed()
@@ -58,12 +58,12 @@ class Driver(LinkEnd[Port]):
             self.received(queue)
 
     def take_rest(self) -> None:
-        """Take what the device has sent and we have not looked at yet, before it is let go."""
+        """Receive what the device has already sent, before it is closed."""
         for queue in range(0, self._end.queues, 2):
             self.received(queue)
 
     def _let_console_speak(self) -> None:
-        """Take output of a console that is known from before, until its port comes."""
+        """Accept output of a console that an earlier device had, until its port is added."""
         port = self._manager.ports.get(CONSOLE)
         line = EmergencyLine(self._link, self._end)
         if port is not None and port.console and line.works:
@@ -80,19 +80,19 @@ class Driver(LinkEnd[Port]):
         self._manager.begin_ending(hold=True)
 
     def owed(self) -> Mapping[int, int]:
-        """Look at how many bytes each port owes to the host."""
+        """Return how many bytes each port still owes to the host."""
         return self.untaken()
 
     def dropped_by_host(self) -> Mapping[int, int]:
-        """Nothing: what this end drops is counted by its ports."""
+        """Return nothing: bytes that this end drops are counted by its ports."""
         return {}
 
-    # --- what the link tells --------------------------------------------------------------
+    # --- called by the link ---------------------------------------------------------------
 
     def _take(self, queue: int, port: Port | None) -> None:
-        """Take much at once from a port's own queue (virtio1), where nothing but its data comes.
+        """Take several buffers per call from a port's own queue (virtio1), which has only its data.
 
-        It ends with the ring, for nothing is given back before the flush.
+        The loop ends with the ring, because no buffer goes back to the device before the flush.
         """
         if port is None:
             super()._take(queue, None)
@@ -109,7 +109,7 @@ class Driver(LinkEnd[Port]):
         self._taken()
 
     def room(self, queue: int) -> None:
-        """Send what waited for room on `queue`, and let pollers know."""
+        """Send what waited for room on `queue`, and notify pollers."""
         self._sender.room(queue)
         self._tell_room()
 
@@ -127,14 +127,14 @@ class Driver(LinkEnd[Port]):
         return self._end.ports_in_config and not self._coming
 
     def received(self, queue: int) -> None:
-        """Handle what came, but not before the ports that the config space told of are there."""
+        """Handle buffers on `queue`, or keep them until all ports in the config space are added."""
         if self._coming:
             self._kept_back.add(queue)
         else:
             super().received(queue)
 
     def config_changed(self) -> None:
-        """Look at the config space again."""
+        """Read the config space again."""
         if self._coming:
             self._config_changed = True
         else:
@@ -142,7 +142,7 @@ class Driver(LinkEnd[Port]):
             self._take_coming()
 
     def _take_coming(self) -> None:
-        """Handle some of what the config space told, and the others when tasks had their turn."""
+        """Handle some config space events; handle the rest after other tasks have had a turn."""
         for _ in range(min(_CONFIG_TURN, len(self._coming))):
             event = self._coming.popleft()
             self.handlers[type(event)](self, event)
@@ -160,10 +160,10 @@ class Driver(LinkEnd[Port]):
             self._coming.clear()
         self._take_coming()
 
-    # --- what the ports ask for -----------------------------------------------------------
+    # --- called by the ports --------------------------------------------------------------
 
     def has_room(self, id: int) -> bool:
-        """Whether a write of this port would take something; if not, it is told when it would."""
+        """True if a write of this port would take something. If not, tell it when one would."""
         room = self._sender.has_room(id) or (self.throttles and self._sender.can_deposit(id))
         if not room:
             self._without_room.add(id)
@@ -171,7 +171,7 @@ class Driver(LinkEnd[Port]):
         return room
 
     def send_nowait(self, id: int, data: Buffer) -> int:
-        """See `Sender.send_nowait`; who could not send all is told when there is room again."""
+        """See `Sender.send_nowait`; if not all was sent, tell the port when there is room again."""
         try:
             sent = self._sender.send_nowait(id, data)
         except trio.WouldBlock:
@@ -183,13 +183,13 @@ class Driver(LinkEnd[Port]):
         return sent
 
     def send_later(self, id: int, data: Buffer) -> int:
-        """See `Sender.deposit`; where a port has a queue of its own, there is nobody to pass."""
+        """See `Sender.deposit`. A port with its own queue (virtio1) does not wait for a turn."""
         if not self.throttles:
             raise trio.WouldBlock
         return self._sender.deposit(id, data)
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """See `Sender.send`; the others who found the queue taken are told that it is free."""
+        """See `Sender.send`; then tell ports that found the queue taken that it is free."""
         try:
             return await super().send(id, data, wanted)
         finally:
@@ -229,7 +229,7 @@ class Driver(LinkEnd[Port]):
             port.attach(self, ready)
 
     def _removed(self, event: events.PortRemoved) -> None:
-        if event.id in self._manager.ports:  # v8's config space tells of gaps again
+        if event.id in self._manager.ports:  # v8's config space reports gaps again
             self._take_last(event.id)
             self._manager.ports[event.id].counters.dropped += self._sender.forget(event.id)
             self._manager.remove(event.id)
@@ -295,7 +295,7 @@ class Driver(LinkEnd[Port]):
 async def drive(
     manager: PortManager, device: AbstractAsyncContextManager[OpenDevice]
 ) -> AsyncIterator[Driver]:
-    """Join the ports of `manager` to a device for as long as the block runs."""
+    """Connect the ports of `manager` to a device while the block runs."""
     async with device as (link, end):
         driver = Driver(manager, link, end)
         driver.start()

@@ -1,8 +1,9 @@
 """A console's output while its device is up and its port is not there yet.
 
-It goes byte by byte through the device's config space, where that is offered (virtio 1.2 §5.3.4,
-EMERG_WRITE), so that what a login or a kernel log wrote meanwhile reaches the host even if the
-port never comes. Elsewhere it waits: a pty keeps what is written to it (see console.py).
+If the device offers it (virtio 1.2 §5.3.4, EMERG_WRITE), output goes byte by byte through the
+device's config space, so that what a login or a kernel log writes meanwhile reaches the host even
+if the port never comes. Otherwise the output waits: a pty keeps what is written to it (see
+files/consoles.py).
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ from vconfs.link.link import Link
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
 
-#: The port whose output can go out early.
+#: The id of the port whose output can go out before the port is there.
 CONSOLE: Final = 0
-#: So many bytes go out at once; then other tasks have their turn.
+#: The most bytes sent at once, so that other tasks have their turn.
 _HELPING: Final = 256
 
 
 class EmergencyLine:
-    """A way to the host that takes output of one console and does nothing else."""
+    """A line to the host that takes the output of one console and does nothing else."""
 
-    throttles = True  # by not taking more at once; there is no host to wait for
+    throttles = True  # only in that it takes little at once; there is no host to wait for
     can_refuse = False
     in_flight = 0
 
@@ -35,37 +36,37 @@ class EmergencyLine:
 
     @property
     def works(self) -> bool:
-        """Whether the device takes such output."""
+        """True if the device takes such output."""
         return bool(self._end.emergency_writes(b"?"))
 
     def has_room(self, id: int) -> bool:
-        """Whether a write would take something: it would."""
+        """Return True: a write always takes something."""
         return True
 
     def send_nowait(self, id: int, data: Buffer) -> int:
-        """Send the first bytes of `data`; how many."""
+        """Send the first bytes of `data`; return how many."""
         some = memoryview(data)[:_HELPING]
         for write in self._end.emergency_writes(some):
             self._link.write_config(write.offset, write.data)
         return len(some)
 
     def send_later(self, id: int, data: Buffer) -> int:
-        """Send the first bytes of `data`: there is always room for some."""
+        """Send the first bytes of `data`; there is always room for some."""
         return self.send_nowait(id, data)
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """Send the first bytes of `data`, if that is still `wanted` in our turn; how many."""
+        """Send the first bytes of `data`, if still `wanted` after a checkpoint; return how many."""
         await trio.lowlevel.checkpoint()
         return self.send_nowait(id, data) if wanted() else 0
 
     def nudge(self, id: int) -> None:
-        """Nothing: nobody waits here for long."""
+        """Do nothing: no send waits here."""
 
     def open_port(self, id: int, opened: bool) -> None:
-        """Nothing: it is told when the port is there."""
+        """Do nothing: the host is told when the port is there."""
 
     def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
-        """Nothing: no data comes from the host."""
+        """Do nothing: no data comes from the host."""
 
     def refill(self, port: object) -> None:
-        """Nothing: no data comes from the host."""
+        """Do nothing: no data comes from the host."""

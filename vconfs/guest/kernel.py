@@ -1,18 +1,18 @@
-"""The ports of the kernel's own driver: /dev/vport0p1 … joined to the ports of a mount.
+"""The ports of the kernel's driver: /dev/vport0p1 … connected to the ports of a mount.
 
-Where virtio_console has the device and keeps it, scripts then find the same files, names and
-attributes as with a driver of ours, and several programs can have one port open. The kernel's port
-is open, for this process alone, as long as any program has ours open; nothing else is known of it
-before. Back-pressure is as in the standard's dialect: what is not read stays in the kernel.
+If virtio_console has the device and keeps it, scripts find the same files, names and attributes as
+with our own driver, and several programs can have one port open. The kernel's port is open, by this
+process alone, while any program has ours open; before that, only its name is known. Back-pressure
+is as in the standard's dialect: what is not read stays in the kernel.
 
-The kernel's port is opened at the first open of ours, not at the first use of it as elsewhere,
-because the kernel may refuse it: EBUSY while another process has it open, ENXIO for a console's
-port, which is /dev/hvcN. So the host sees every open and close here, also of a program that does
-nothing with the port. What such a program leaves unread is kept, as far as it has come to us (up
-to the port's limit); the kernel drops the rest when its port is closed.
+The kernel's port is opened at the first open of ours, not at its first use as with other devices,
+because the kernel may refuse: EBUSY while another process has it open, ENXIO for a console's port,
+which is /dev/hvcN. So the host sees every open and close here, even of a program that does nothing
+with the port. Data that such a program leaves unread is kept if we have already read it from the
+kernel (up to the port's limit); the kernel drops the rest when its port is closed.
 
-What the kernel does not tell: whether the host is there while its port is not open, and where in
-the bytes a hang-up was that a new connection followed at once.
+The kernel does not report whether the host is connected while its port is not open, nor where in
+the bytes a hang-up was if a new connection followed at once.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 _PORTS: Final = "class/virtio-ports"
 #: vport DEVICE p PORT
 _NAME: Final = re.compile(r"vport(\d+)p(\d+)")
-#: Ports of the second device and on have ids that start at multiples of this.
+#: The ids of each further device's ports start at the next multiple of this.
 _IDS_PER_DEVICE: Final = 1 << 10
 
 _NETLINK_KOBJECT_UEVENT: Final = 15
@@ -51,7 +51,7 @@ _READ_SIZE: Final = 1 << 16
 
 
 def port_id(name: str) -> int | None:
-    """Give the id of the port that the kernel calls, say, vport0p1; None: it has no such name."""
+    """Return the id of the port that the kernel calls `name` (say vport0p1), or None."""
     found = _NAME.fullmatch(name)
     if found is None or int(found[2]) >= _IDS_PER_DEVICE:
         return None
@@ -60,14 +60,14 @@ def port_id(name: str) -> int | None:
 
 @define(eq=False)
 class _Channel:
-    """A port of the kernel's while it is open."""
+    """An open port of the kernel."""
 
     port: Port
     descriptor: int
-    #: Readable whenever anything has become of the port: an epoll that waits for edges.
+    #: An edge-triggered epoll that is readable whenever the port has changed.
     changes: select.epoll
     room: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
-    #: Somebody polled and there was no room: room is then a change of the port's state.
+    #: True if a poll found no room: pollers must then be told when there is some.
     polled: bool = False
 
     @classmethod
@@ -87,14 +87,14 @@ class _Channel:
         self.room.unpark_all()
 
     async def watch(self) -> None:
-        """Act on what becomes of the port until it is closed."""
+        """React to changes of the port until it is closed."""
         with suppress(trio.ClosedResourceError):
             while not self.changes.closed:
                 await trio.lowlevel.wait_readable(self.changes.fileno())
                 self._changed()
 
     def fetch(self) -> None:
-        """Take what the host sent, as far as the port wants it, and see whether it is there."""
+        """Read as much data as the port wants, and note whether the host is connected."""
         port = self.port
         while port.wants_data:
             try:
@@ -103,7 +103,7 @@ class _Channel:
                 port.set_connected(True)
                 return
             except OSError:
-                return  # the port is going: `KernelPorts.look` will find it gone
+                return  # the port is being removed, which `KernelPorts.look` will find
             if not data:
                 port.set_connected(False)
                 return
@@ -118,7 +118,7 @@ class _Channel:
         return room
 
     def write(self, data: Buffer) -> int:
-        """Write as much as goes; trio.WouldBlock: nothing does."""
+        """Write as much as fits; raise trio.WouldBlock if nothing does."""
         view, sent = memoryview(data), 0
         try:
             while sent < len(view):
@@ -129,7 +129,7 @@ class _Channel:
         return sent
 
     def _changed(self) -> None:
-        if self.changes.closed:  # after the waiting was over, and before we had our turn
+        if self.changes.closed:  # after the wait ended, and before we ran
             return
         events = self.changes.poll(0)
         self.fetch()
@@ -141,7 +141,7 @@ class _Channel:
 
 
 class KernelPorts:
-    """All ports of the kernel's driver; the line of the manager's ports to them."""
+    """All ports of the kernel's driver; the `PortLine` of the manager's ports."""
 
     throttles = False
     can_refuse = True
@@ -161,7 +161,7 @@ class KernelPorts:
         self._channels: dict[int, _Channel] = {}
 
     def look(self) -> None:
-        """Find out which ports there are now, and their names."""
+        """Update the ports and their names from sysfs."""
         listed = [(port_id(path.name), path) for path in self._folder.iterdir()]
         found = {id: path for id, path in listed if id is not None}
         for id in self._paths.keys() - found.keys():
@@ -181,28 +181,28 @@ class KernelPorts:
         self._manager.begin_ending(hold=True)
 
     def owed(self) -> Mapping[int, int]:
-        """Nothing: what the kernel has taken it keeps for the host."""
+        """Return nothing: the kernel keeps for the host what it has taken."""
         return {}
 
     def dropped_by_host(self) -> Mapping[int, int]:
-        """Nothing."""
+        """Return nothing."""
         return {}
 
     def stop(self) -> None:
-        """Leave the kernel's ports alone; ours stay, hung up."""
+        """Close the kernel's ports; ours stay, hung up."""
         self.stopped.set()
         for id in list(self._channels):
             self._close(id)
         for id in self._paths:
             self._manager.ports[id].detach()
 
-    # --- what the ports ask for: see `port.PortLine` ------------------------------------------
+    # --- called by the ports: see `PortLine` ----------------------------------------------
 
     def open_port(self, id: int, opened: bool) -> None:
-        """Open the kernel's port, or close it. OSError: it does not let us, EBUSY or ENXIO."""
+        """Open or close the kernel's port; raise OSError (EBUSY, ENXIO) if the kernel refuses."""
         if not opened:
             self._close(id)
-            self._manager.ports[id].set_connected(False)  # as far as anybody knows
+            self._manager.ports[id].set_connected(False)  # the kernel no longer reports it
         elif id not in self._channels:
             channel = _Channel.open(self._manager.ports[id], self._paths[id])
             self._channels[id] = channel
@@ -210,22 +210,22 @@ class KernelPorts:
             self._nursery.start_soon(channel.watch)
 
     def has_room(self, id: int) -> bool:
-        """Whether a write of this port would take something."""
+        """True if a write of this port would take something."""
         channel = self._channels.get(id)
         return channel is not None and channel.has_room()
 
     def send_nowait(self, id: int, data: Buffer) -> int:
-        """Write to the kernel's port. OSError; trio.WouldBlock."""
+        """Write to the kernel's port; return how many bytes. Raise OSError or trio.WouldBlock."""
         if id not in self._channels:
             raise trio.WouldBlock
         return self._channels[id].write(data)
 
     def send_later(self, id: int, data: Buffer) -> int:
-        """Refuse: ports do not share a queue here. trio.WouldBlock."""
+        """Raise trio.WouldBlock: ports do not share a queue here."""
         raise trio.WouldBlock
 
     async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """Like `send_nowait`, but wait for room; 0: it is not wanted any more."""
+        """Like `send_nowait`, but wait for room; return 0 if it is no longer wanted."""
         while (channel := self._channels.get(id)) is not None and wanted():
             try:
                 return channel.write(data)
@@ -234,15 +234,15 @@ class KernelPorts:
         return 0
 
     def nudge(self, id: int) -> None:
-        """Let whoever waits to send look whether that is still wanted."""
+        """Let a waiting `send` check whether it is still wanted."""
         if id in self._channels:
             self._channels[id].room.unpark_all()
 
     def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
-        """Never called: the kernel holds back what is not read."""
+        """Do nothing; never called, because the kernel keeps what is not read."""
 
     def refill(self, port: Port) -> None:
-        """The port has space again."""
+        """Read more from the kernel: the port has space again."""
         if port.id in self._channels:
             self._channels[port.id].fetch()
 
@@ -264,9 +264,9 @@ class KernelPorts:
 async def open_kernel(
     manager: PortManager, sysfs: Path = Path("/sys"), devices: Path = Path("/dev")
 ) -> AsyncIterator[KernelPorts]:
-    """Join the ports of `manager` to the kernel's, for as long as the block runs.
+    """Connect the ports of `manager` to the kernel's while the block runs.
 
-    VconfsError: the kernel has no driver for such ports.
+    Raise VconfsError if the kernel's driver is not loaded.
     """
     if not (sysfs / _PORTS).is_dir():
         raise VconfsError(f"there is no {sysfs / _PORTS}: is the module virtio_console loaded?")
@@ -293,7 +293,7 @@ def _uevents() -> socket.socket:
 
 
 async def _look_at_changes(ports: KernelPorts, uevents: socket.socket) -> None:
-    """Look again whenever the kernel says that something became of a port."""
+    """Update the ports whenever the kernel reports a change of one."""
     while True:
         await trio.lowlevel.wait_readable(uevents)
         try:

@@ -1,4 +1,4 @@
-"""The time limit of writes that wait for a host which takes nothing."""
+"""The time limit for writes that wait for a host that takes nothing."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Final
 import trio
 from attrs import define, field
 
-#: A write that comes this soon after another gave up, as a part of the patience, was waiting too.
+#: A write that comes within this fraction of the patience after another gave up was waiting too.
 _BEHIND: Final = 1 / 50
 
 
 @define
 class WaitLimit:
-    """Ends the waits of one port's writes that have lasted too long.
+    """The time limit of one port's waiting writes.
 
     The kernel lets one write to a file through at a time: other writers queue up behind one that
-    waits, where no signal reaches them. They have waited already when their turn comes, but it
-    does not say so. So a write that comes right after another one gave up gives up at once;
+    waits, where no signal reaches them. They have already waited when their turn comes, but the
+    kernel does not say so. So a write that comes right after another one gave up gives up at once;
     otherwise the last of ten writers would wait ten times as long.
     """
 
@@ -29,7 +29,7 @@ class WaitLimit:
 
     @contextmanager
     def applied(self, patience: float) -> Iterator[None]:
-        """Cancel the block after `patience` seconds, or when `restart` says."""
+        """Cancel the block after `patience` seconds, counted anew after each `restart`."""
         now = trio.current_time()
         deadline = now if self._has_just_ended(patience) else now + patience
         with trio.CancelScope(deadline=deadline) as scope:
@@ -40,12 +40,12 @@ class WaitLimit:
                 self._waits.discard(scope)
 
     def gave_up(self, patience: float) -> None:
-        """Note that a write has waited for `patience` seconds in vain."""
+        """Note that a write gave up after waiting for `patience` seconds."""
         if not self._has_just_ended(patience):
             self._gave_up = trio.current_time()
 
     def restart(self, patience: float) -> None:
-        """Count anew for each wait: it may go on for `patience` seconds from now on."""
+        """Let each waiting write go on for `patience` seconds from now."""
         self._gave_up = -math.inf
         if self._waits:
             deadline = trio.current_time() + patience

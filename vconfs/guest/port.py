@@ -1,29 +1,31 @@
-"""A port of the guest end: what a program that has it open can do with it.
+"""A port of the guest end, and what a program that has it open can do with it.
 
 Theory of operation
 -------------------
-A `Port` is a queue of bytes that came from the host, and a way to send to it. It outlives the
-connection to its device: while there is none, the port looks hung up.
+A `Port` is a queue of bytes that came from the host, and a line to send to the host. It outlives
+the connection to its device: while there is no connection, the port looks hung up.
 
-Each call comes twice, as in trio: `read_nowait` and `write_nowait` do it at once or raise
-trio.WouldBlock, `read` and `write` wait. Readers take turns, first come, first served, and so do
-writers; whoever waits holds the turn, and one who is cancelled passes it on. A reader takes its
-bytes only when it has been woken and has its turn, and nothing is awaited after that: a cancelled
-reader has taken nothing.
+Reading and writing have two forms each, as in trio: `read_nowait` and `write_nowait` act at once or
+raise trio.WouldBlock, `read` and `write` wait. Readers take turns in the order in which they came,
+and so do writers. A waiting reader or writer holds the turn; one that is cancelled passes it on. A
+reader takes its bytes only after it was woken and has its turn, and awaits nothing after that, so a
+cancelled reader has taken nothing.
 
-A hang-up is a place in the stream of bytes. What the host sent before it can be read; then comes
-one end of file; what a later connection sends comes after that. So a hang-up leaves a mark in the
-queue when there is something that it has to be told apart from.
+A hang-up has a place in the stream of bytes. Data that the host sent before it can be read; then
+comes one end of file; then the data of a later connection. A hang-up leaves a mark in
+the queue if a reader has to see it there: if data is unread, if data of this connection was read,
+or if a reader waits.
 
-An opener has seen a hang-up when it has read that end of file, or when its poll gave POLLHUP with
-nothing before it (`answer_poll`). For an opener that polled, the next connection then starts clean.
-The mark stays for the other openers until one of them reads it, because what one program polls
-says nothing about what another one knows. It goes, for all openers, with the first read that gives
-the end of file or what comes after it: like each byte, an end of file is given to one reader.
+An opener has seen a hang-up when it has read that end of file, or when its poll returned POLLHUP
+with no data before it (`answer_poll`). For an opener that polled, the next connection then starts
+without an end of file. The mark stays for the other openers until one of them reads it, because
+what one program polls says nothing about what another one knows. The mark is removed, for all
+openers, by the first read that returns the end of file or what comes after it: like each byte, an
+end of file goes to one reader.
 
-A port is used once any opener has read, written or polled. The last close drops unread data only
-of a port that was used. A program's open is quiet: the host is told of it when the port is used, or
-after a short time (see opens.py; there is no clock here).
+A port is used once any opener has read, written or polled. The last close drops unread data only if
+the port was used. A program's open is quiet: the host is told of it when the port is used, or after
+a short time (see idle_opens.py; there is no clock here).
 
 Errors are OSError with the errno that the caller of read(2) or write(2) gets.
 """
@@ -55,9 +57,9 @@ _trouble = LogOnce(log)
 _READABLE = select.POLLIN | select.POLLRDNORM
 _WRITABLE = select.POLLOUT | select.POLLWRNORM
 
-#: Unread bytes per port where neither the options nor the host name a limit.
+#: The limit of unread bytes per port if neither the options nor the host set one.
 DEFAULT_LIMIT = 1 << 20
-#: The highest limit that a host can set where the options name none.
+#: The highest limit that a host can set if the options set none.
 DEFAULT_CEILING = 16 << 20
 
 
@@ -66,35 +68,35 @@ class PortOptions:
     """How the ports of a mount behave; see "What a file does" in README.md."""
 
     exclusive: bool = False  # a second open is refused with EBUSY
-    wait: bool = False  # a read with no host waits for one instead of reporting end of file
-    cache: bool = False  # unread data survives a close, whatever the host says
-    #: Seconds that a write waits while the host throttles the port, or its device is away. It can
-    #: be given like the option: "enospc" is 0, "block" is infinity, "500ms" is 0.5.
+    wait: bool = False  # without a host, a read waits for one instead of returning end of file
+    cache: bool = False  # unread data survives the last close, whatever the host says
+    #: Seconds that a write waits while the host throttles the port, or its device is away. It also
+    #: accepts the option's text: "enospc" is 0, "block" is infinity, "500ms" is 0.5.
     throttle: float = field(default=DEFAULT_PATIENCE, converter=parse_patience)
-    #: Unread bytes per port, and the most that the host can set; None: see `Port.limit`.
+    #: The limit of unread bytes, and the highest that the host can set; None: see `Port.limit`.
     limit: int | None = None
 
 
 @frozen(eq=False)
 class Opener:
-    """One open file of a port, and which process opened it."""
+    """One open file of a port, and the process that opened it."""
 
     pid: int
-    command: bytes = b""  # what it was called then, fit to be shown
+    command: bytes = b""  # the process's name at the open, safe to print
     can_read: bool = True
 
     @property
     def reads(self) -> bool:
-        """True if this one may read what is queued in the port."""
+        """True if this opener may read what is queued in the port."""
         return self.can_read
 
     def owed(self) -> int:
-        """Return how many bytes this one has taken and not passed on (a pty beside the port)."""
+        """Return how many bytes this opener has taken and not passed on (a pty beside the port)."""
         return 0
 
 
 class PortLine(Protocol):
-    """The port's way to its host: the part of a connected device that ports use."""
+    """A port's line to its host: the part of a connected device that ports use."""
 
     #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
     throttles: bool
@@ -104,7 +106,7 @@ class PortLine(Protocol):
 
     @property
     def in_flight(self) -> int:
-        """Bytes that may still come when the host has seen that it is to stop."""
+        """The most bytes that may be under way when the host has seen the request to stop."""
 
     def has_room(self, id: int) -> bool: ...  # noqa: D102
     def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
@@ -118,7 +120,7 @@ class PortLine(Protocol):
 
 @define
 class Counters:
-    """What went through a port, and what was lost by rule."""
+    """Counts of what went through a port, and of what was dropped by rule."""
 
     bytes_in: int = 0
     bytes_out: int = 0
@@ -145,30 +147,30 @@ class Port:
     removed: bool = False
     host_cache: bool = False
     host_limit: int = 0
-    #: In the order in which they came.
+    #: In the order in which they opened the port.
     openers: dict[Opener, None] = field(factory=dict)
     counters: Counters = field(factory=Counters)
-    #: How many bytes the host has dropped; None if it is not in this process.
+    #: Returns how many bytes the host has dropped, or None if the host is not in this process.
     dropped_by_host: Callable[[], int | None] = field(default=lambda: None)
 
     _line: PortLine | None = field(init=False, default=None)
-    #: Of a console: where its output goes while its device is up and the port is not there.
+    #: Takes a console's output while its device is up and the port is not there.
     _emergency: PortLine | None = field(init=False, default=None)
     _queue: ByteQueue = field(init=False, factory=ByteQueue)
-    #: Whether somebody has read bytes of this connection: its hang-up must then be seen.
+    #: True if bytes of this connection were read: readers must then see its hang-up.
     _delivered: bool = field(init=False, default=False)
-    #: Whether the host was told that the port is open, or will be when the device is there.
+    #: True if the host was told that the port is open, or will be once the device is there.
     _told: bool = field(init=False, default=False)
-    #: Whether any opener has read, written or polled since the first open.
+    #: True if any opener has read, written or polled since the first open.
     _used: bool = field(init=False, default=False)
     #: Openers to which a poll has shown the hang-up at the head of the queue.
     _seen: set[Opener] = field(init=False, factory=set)
-    #: The host overran its limit and is not heard until it opens the port anew.
+    #: True if the host overran its limit: its data is dropped until it opens the port again.
     _was_reset: bool = field(init=False, default=False)
     _throttle: Throttle = field(init=False, factory=Throttle)
-    #: The mount is ending: nobody may wait any more.
+    #: True once the mount has ended: no call may wait any more.
     _shut: bool = field(init=False, default=False)
-    #: The mount is about to end: nothing more is accepted, with `_holding` from the host neither.
+    #: True once the mount is ending: no writes are accepted and, with `_holding`, no host data.
     ending: bool = field(init=False, default=False)
     _holding: bool = field(init=False, default=False)
     _read_turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
@@ -181,7 +183,7 @@ class Port:
 
     @property
     def queued(self) -> int:
-        """Bytes that came from the host and were not read yet."""
+        """The number of bytes that came from the host and are unread."""
         return self._queue.size
 
     @property
@@ -191,9 +193,9 @@ class Port:
 
     @property
     def limit(self) -> int:
-        """Unread bytes at which the host is asked to stop.
+        """The number of unread bytes at which the host is asked to stop.
 
-        The host can set it up to a ceiling: the limit of the options or, without one, 16 MiB. While
+        The host can set it, up to a ceiling: the limit of the options or, without one, 16 MiB. If
         the host has not set it, it is the limit of the options or, without one, 1 MiB.
         """
         ceiling = self.options.limit or DEFAULT_CEILING
@@ -201,21 +203,21 @@ class Port:
 
     @property
     def wants_data(self) -> bool:
-        """Whether there is space for more from the host (asked where rings throttle)."""
+        """True if there is space for more data (used where full rings throttle the host)."""
         return self.space > 0 and not self._holding
 
     @property
     def space(self) -> int:
-        """Bytes that may still come until the host is asked to stop."""
+        """The number of bytes that may still come before the host is asked to stop."""
         return self.limit - self._queue.cost
 
     @property
     def cache(self) -> bool:
-        """Whether unread data survives a close."""
+        """True if unread data survives the last close."""
         return self.host_cache or self.options.cache
 
     def poll(self, opener: Opener | None = None) -> int:
-        """Return the poll(2) mask of the port as it is now, for `opener` or for any other."""
+        """Return the current poll(2) mask, for `opener` or, if None, for a new opener."""
         if self.removed:
             return select.POLLHUP | select.POLLERR | (_READABLE if self._queue.size else 0)
         mask = 0
@@ -235,15 +237,16 @@ class Port:
 
     @property
     def attached(self) -> bool:
-        """Whether the port's device is connected."""
+        """True if the port's device is connected."""
         return self._line is not None
 
     # --- open and close -------------------------------------------------------------------
 
     def open(self, opener: Opener, *, quiet: bool = False) -> None:
-        """Add an opener, and tell the host of the first. EBUSY, ENXIO, or what the device says.
+        """Add an opener, and tell the host of the first.
 
-        With `quiet`, the host is told later: when the port is used, or by `tell_open`.
+        With `quiet`, the host is told later: when the port is used, or by `tell_open`. Raise EBUSY,
+        ENXIO, or the error of the device.
         """
         if self.removed:
             _fail(errno.ENXIO)
@@ -262,14 +265,14 @@ class Port:
             self.on_change(self)
 
     def tell_open(self) -> None:
-        """Tell the host that the port is open, if it is and the host was not told before."""
+        """Tell the host that the port is open, if it is open and the host does not know yet."""
         if self.openers and not self._told:
             self._told = True
             if self._line is not None:
                 self._line.open_port(self.id, True)
 
     def close(self, opener: Opener) -> None:
-        """Take an opener away; the last close is told, and drops what is unread of a used port."""
+        """Remove an opener. After the last, tell the host, and drop unread data if it was used."""
         self.openers.pop(opener, None)
         self._seen.discard(opener)
         if self.openers:
@@ -280,7 +283,7 @@ class Port:
             if not self.cache:
                 self.counters.dropped += self._queue.clear()
             elif self._queue.at_mark:
-                self._pass_mark()  # a hang-up that concerns no later opener
+                self._pass_mark()  # a later opener need not see this hang-up
         told, self._told, self._used = self._told, False, False
         if told and self._line is not None:
             self._line.open_port(self.id, False)
@@ -288,7 +291,7 @@ class Port:
         self.on_change(self)
 
     def _use(self) -> None:
-        """An opener reads, writes or polls: the open has effects from now on."""
+        """Note that an opener reads, writes or polls, and tell the host of the open."""
         if not self._used and self.openers:
             self._used = True
             self.tell_open()
@@ -296,16 +299,16 @@ class Port:
     # --- polling --------------------------------------------------------------------------
 
     def answer_poll(self, opener: Opener) -> int:
-        """Return the mask that `opener` polls for, and note that it was shown a hang-up."""
+        """Return the poll(2) mask for `opener`, and note if it shows a hang-up."""
         self._use()
         mask = self.poll(opener)
         shows_hang_up = not self.host_connected and self._queue.at_mark and not self._queue.size
-        if shows_hang_up and not self._read_turn.locked():  # or a reader is about to be given it
+        if shows_hang_up and not self._read_turn.locked():  # else a waiting reader will get it
             self._seen.add(opener)
         return mask
 
     def _is_over(self, opener: Opener | None) -> bool:
-        """True if `opener` has seen the hang-up at the head, and a new connection came after it."""
+        """True if `opener` has seen the hang-up at the head, and a new connection has begun."""
         return opener in self._seen and (self.host_connected or self._queue.size > 0)
 
     def _pass_mark(self) -> None:
@@ -316,9 +319,10 @@ class Port:
     # --- reading --------------------------------------------------------------------------
 
     def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Take up to `size` bytes, in pieces; none: end of file. ENODEV; trio.WouldBlock.
+        """Take up to `size` bytes, in pieces; return no pieces at end of file.
 
-        The pieces may lie in the device's memory, and are good until the next call.
+        The pieces may lie in the device's memory, and are valid until the next call. Raise ENODEV
+        or trio.WouldBlock.
         """
         self._use()
         if self._read_turn.locked():
@@ -326,7 +330,7 @@ class Port:
         return self._take(size, opener)
 
     async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Like `read_nowait`, but wait for a turn and then for data, a hang-up or a removal."""
+        """Like `read_nowait`, but wait for a turn, then for data, a hang-up or a removal."""
         self._use()
         async with self._read_turn:
             while True:
@@ -369,10 +373,11 @@ class Port:
     # --- writing --------------------------------------------------------------------------
 
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
-        """Send as much of `data` as goes at once. ENOSPC, ENODEV, ENOTCONN; trio.WouldBlock.
+        """Send as much of `data` as fits now; return how much.
 
-        With `nonblock`, for one who will not `write` then, some of it may wait for its turn, and
-        a host that has throttled the port is ENOSPC unless writes wait for ever.
+        Set `nonblock` if no `write` follows a WouldBlock. Some of the data may then be stored until
+        its turn comes, and if the host has throttled the port, ENOSPC is raised unless writes
+        wait without limit. Raise ENOSPC, ENODEV, ENOTCONN or trio.WouldBlock.
         """
         self._use()
         line = self._check_writable(nonblock=nonblock)
@@ -390,8 +395,9 @@ class Port:
     async def write(self, data: Buffer, *, accepted: bool = False) -> int:
         """Like `write_nowait`, but wait for a turn, and then until the host takes something.
 
-        With `accepted`, also when the mount ends: the data was taken from its writer before.
-        ENOSPC, ENOTCONN: the host took nothing for as long as the option `throttle` says.
+        Set `accepted` if the data was already taken from its writer: it is then sent even while
+        the mount is ending. Raise ENOSPC or ENOTCONN if the host took nothing for as long as the
+        option `throttle` allows.
         """
         self._use()
         while True:
@@ -399,7 +405,7 @@ class Port:
                 async with self._write_turn:
                     return await self._send(data, accepted)
             patience = self._patience
-            if patience < math.inf:  # else the host has gone on at this very moment
+            if patience < math.inf:  # else the host has resumed at this very moment
                 self._write_limit.gave_up(patience)
                 self._refuse()
 
@@ -424,7 +430,7 @@ class Port:
 
     @property
     def _way_out(self) -> PortLine | None:
-        """What takes the port's output, if anything does."""
+        """The line that takes the port's output, or None."""
         return self._line or self._emergency
 
     @property
@@ -435,7 +441,7 @@ class Port:
 
     @property
     def _patience(self) -> float:
-        """Seconds that a write may wait from now on."""
+        """The number of seconds that a write may wait from now on."""
         return self.options.throttle if self._is_refused else math.inf
 
     def _check_writable(self, *, nonblock: bool = False, accepted: bool = False) -> PortLine | None:
@@ -453,17 +459,17 @@ class Port:
         return line if line is not None and (line.throttles or self.host_connected) else None
 
     def _refuse(self) -> NoReturn:
-        """Raise the error of a write that the host does not take."""
+        """Raise the error for a write that the host does not take."""
         if self.removed:
             _fail(errno.ENODEV)
         _fail(errno.ENOTCONN if self._way_out is None else errno.ENOSPC)
 
-    # --- what the host does ---------------------------------------------------------------
+    # --- called by the device -------------------------------------------------------------
 
     def attach(self, line: PortLine, introduce: Callable[[], None] = lambda: None) -> None:
-        """The port's device is connected, anew or for the first time.
+        """Connect the port to its device, for the first time or again.
 
-        `introduce` makes the port known to its host, who then listens to it.
+        `introduce` makes the port known to its host, which then accepts messages for it.
         """
         self._line, self._emergency = line, None
         self.host_throttled = self._was_reset = False
@@ -477,13 +483,13 @@ class Port:
         self._changed()
 
     def use_emergency_line(self, line: PortLine) -> None:
-        """Take output by `line` until the port is there: its device is up (a console's only)."""
+        """Send output by `line` until `attach` (only for a console whose device is up)."""
         self._emergency = line
         self._write_limit.restart(self._patience)
         self._changed()
 
     def detach(self) -> None:
-        """The port's device is gone; the port stays, hung up."""
+        """Disconnect the port from its device; the port stays, hung up."""
         self.host_throttled = False
         self._throttle.forget()
         self._queue.own()
@@ -491,7 +497,7 @@ class Port:
         self._let_go()
 
     def set_connected(self, connected: bool) -> None:
-        """The host opened its side, or hung up."""
+        """Note that the host opened its side, or hung up."""
         if connected:
             self._was_reset = False
         if connected == self.host_connected:
@@ -502,25 +508,25 @@ class Port:
                 if self._queue.put_mark():
                     self._throttle.came(MARK_COST)
                 if self._queue.marks == 1:
-                    self._seen.clear()  # the mark that comes first stands for this hang-up
+                    self._seen.clear()  # the first mark is this hang-up's
             self._delivered = False
         elif self._queue.at_mark and not self._used:
-            self._pass_mark()  # no opener has read what came before it, or waits for more
+            self._pass_mark()  # no opener has read what came before the mark, or waits
             self._after_read()
         self._changed()
 
     def become_console(self) -> None:
-        """The host says that this port is a console."""
+        """Note that the host calls this port a console."""
         self.console = True
         self.on_change(self)
 
     def resize(self, cols: int, rows: int) -> None:
-        """The host tells the size of the console on this port."""
+        """Note the size of the console on this port, as the host reports it."""
         self.size = (cols, rows)
         self.on_change(self)
 
     def set_options(self, options: PortOptions) -> None:
-        """Behave otherwise from now on; who waits looks whether that changes anything."""
+        """Change the options from now on; waiting calls check whether that affects them."""
         if options != self.options:
             self.options = options
             self._write_limit.restart(self._patience)
@@ -528,29 +534,29 @@ class Port:
             self._changed()
 
     def set_throttled(self, throttled: bool) -> None:
-        """The host wants no more data, or wants it again."""
+        """Note that the host wants no more data, or wants it again."""
         if throttled != self.host_throttled:
             self.host_throttled = throttled
             self._write_limit.restart(self._patience)
         self._changed()
 
     def set_limit(self, limit: int) -> None:
-        """The host names how many unread bytes we may hold, up to our ceiling; 0: our default."""
+        """Set the limit of unread bytes that the host asks for (see `limit`); 0: our default."""
         self.host_limit = limit
         self._check_limit()
         self.on_change(self)
 
     def feed(self, data: memoryview, give_back: Callable[[], None] | None = None) -> None:
-        """The host sent `data`: `put`, and then `fed`."""
+        """Queue data that the host sent, and wake readers: `put`, then `fed`."""
         self.put(data, give_back)
         self.fed()
 
     def fed(self) -> None:
-        """Tell whoever waits what was `put`; once for many buffers, for that is what costs."""
+        """Wake readers after `put`. This is costly, so call it once for several buffers."""
         self._changed()
 
     def put(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
-        """Queue what the host sent: a copy or, with a `give_back`, lent (see `ByteQueue`)."""
+        """Queue data that the host sent: copied or, with a `give_back`, lent (see `ByteQueue`)."""
         size = len(data)
         if self._was_reset:
             self.counters.dropped += size
@@ -558,7 +564,7 @@ class Port:
                 give_back()
             return
         if not self.host_connected and self._line is not None and self._line.throttles:
-            self.host_connected = True  # its PORT_OPEN was sent before we listened (v8 patch)
+            self.host_connected = True  # its PORT_OPEN came before we listened (v8 patch)
         self.counters.bytes_in += size
         if give_back is None:
             self._queue.put(data)
@@ -573,11 +579,11 @@ class Port:
                 self._reset()
 
     def room_came(self) -> None:
-        """There are buffers to send again, and poll had said that there were none."""
+        """Notify pollers that there is room to send again, after a poll that found none."""
         self.on_change(self)
 
     def remove(self) -> None:
-        """The host took the port away; whoever has it open learns it."""
+        """Remove the port: the host took it away. Its openers get errors from now on."""
         self.removed = True
         self.host_connected = False
         self._let_go()
@@ -585,7 +591,7 @@ class Port:
     # --- the end of the mount: see draining.py --------------------------------------------
 
     def begin_ending(self, *, hold: bool) -> None:
-        """Refuse writers from now on; with `hold`, have the host send nothing more."""
+        """Refuse writes from now on; with `hold`, also ask the host to send nothing more."""
         self.ending, self._holding = True, hold
         line = self._line
         if hold and line is not None and line.throttles and not self._throttle.on:
@@ -593,18 +599,18 @@ class Port:
         self._changed()
 
     def owed(self) -> int:
-        """Tell how many bytes are owed to those who have the port open to read."""
+        """Return how many bytes are owed to openers that read."""
         reads = any(opener.reads for opener in self.openers)
         in_hand = sum(opener.owed() for opener in self.openers)
         return (self._queue.size if reads else 0) + in_hand
 
     def shut(self) -> None:
-        """Hang up for good, because the mount ends: nobody waits here any more."""
+        """Hang up for good, because the mount ends; no call waits after this."""
         self._shut = True
         self.detach()
 
     def give_up(self) -> None:
-        """Drop what nobody has read, for the mount has ended."""
+        """Drop the unread data, because the mount has ended."""
         self.counters.dropped += self._queue.clear()
 
     def _reset(self) -> None:
@@ -612,12 +618,12 @@ class Port:
         self.counters.resets += 1
         self.counters.dropped += self._queue.clear()
         self._was_reset = True
-        self._delivered = True  # whoever reads must see that the stream is broken here
+        self._delivered = True  # readers must see that the stream is broken here
         self.set_connected(False)
         self._after_read()
 
     def _check_limit(self) -> None:
-        """Ask the host to stop, or to go on, after a change of the limit or the line."""
+        """Ask the host to stop or to resume, after a change of the limit or the line."""
         line = self._line
         if line is None:
             return

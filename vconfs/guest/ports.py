@@ -1,4 +1,4 @@
-"""All ports of the guest end, whatever becomes of the device behind them."""
+"""All ports of the guest end. They outlive the device behind them."""
 
 from __future__ import annotations
 
@@ -18,38 +18,38 @@ log = logging.getLogger(__name__)
 
 
 class PortObserver(Protocol):
-    """Somebody who wants to know what becomes of the ports; called at once, must not wait."""
+    """An observer of the ports. Its methods are called at once, and must not wait."""
 
     def port_added(self, port: Port) -> None: ...  # noqa: D102
     def port_removed(self, port: Port) -> None: ...  # noqa: D102
     def port_renamed(self, port: Port, old: bytes) -> None: ...  # noqa: D102
     def port_changed(self, port: Port) -> None:
-        """Anything that `Port.poll` or the port's status depends on may have changed."""
+        """Called when anything that `Port.poll` or the status depends on may have changed."""
 
 
 @define(eq=False)
 class PortManager:
-    """Keeps the ports by id, and tells its observers what becomes of them.
+    """The ports by id; notifies its observers when ports come, go or change.
 
-    The ports live on when their device goes away and come back to life with the next one, so
-    that whoever has one open keeps it.
+    Ports stay when their device goes away, and continue with the next device, so programs keep
+    them open.
     """
 
-    #: The options for a port, asked for when it is added.
+    #: Returns the options for a port; called when it is added.
     options_for: Callable[[int], PortOptions] = field(default=lambda id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
-    #: Of a host end in the same process: how many bytes of a port it has dropped.
+    #: Returns how many bytes of a port a host end in this process has dropped.
     dropped_by_host: Callable[[int], int] | None = field(init=False, default=None)
-    #: What the device sent that it may not send, outside of any port.
+    #: The number of messages that the device may not send and that belong to no port.
     ignored: int = field(init=False, default=0)
-    #: The ids of the ports that have a name, in order, by their names.
+    #: Name -> the ids of the ports with this name, in order.
     _named: dict[bytes, list[int]] = field(init=False, factory=dict)
     _trouble: LogOnce = field(init=False, factory=lambda: LogOnce(log))
 
     @contextmanager
     def observing(self, observer: PortObserver) -> Iterator[None]:
-        """Tell a observer of the ports that are there, and of what becomes of them from now on."""
+        """Notify an observer of the ports that are there, and of changes while the block runs."""
         self.observers.append(observer)
         try:
             for port in list(self.ports.values()):
@@ -59,7 +59,7 @@ class PortManager:
             self.observers.remove(observer)
 
     def add(self, id: int) -> Port:
-        """Add a port, or find the one that is there."""
+        """Return the port with this id; add it if it is not there."""
         port = self.ports.get(id)
         if port is None:
             port = self.ports[id] = Port(id, self.options_for(id), self._changed)
@@ -69,7 +69,7 @@ class PortManager:
         return port
 
     def remove(self, id: int) -> None:
-        """Take a port away; whoever has it open is told."""
+        """Remove a port; its openers get errors from now on."""
         port = self.ports.pop(id, None)
         if port is None:
             return
@@ -79,13 +79,13 @@ class PortManager:
             observer.port_removed(port)
 
     def remove_detached(self) -> None:
-        """Remove the ports that an earlier device had and the present one does not."""
+        """Remove the ports that an earlier device had and the present one does not have."""
         for port in list(self.ports.values()):
             if not port.attached:
                 self.remove(port.id)
 
     def rename(self, port: Port, name: bytes) -> None:
-        """Give a port its name; empty: none."""
+        """Set a port's name; empty for no name."""
         old = port.name
         if old == name:
             return
@@ -98,7 +98,7 @@ class PortManager:
         self._changed(port)
 
     def begin_ending(self, *, hold: bool) -> None:
-        """Have every port refuse writers; with `hold`, have the host send nothing more."""
+        """Let every port refuse writes; with `hold`, also ask the host to send nothing more."""
         for port in list(self.ports.values()):
             port.begin_ending(hold=hold)
 
@@ -108,12 +108,12 @@ class PortManager:
             port.shut()
 
     def by_name(self, name: bytes) -> Port | None:
-        """Return the port of that name: of several, the one with the lowest id."""
+        """Return the port with this name: of several, the one with the lowest id."""
         ids = self._named.get(name)
         return self.ports[ids[0]] if ids else None
 
     def names(self) -> Iterator[tuple[bytes, int]]:
-        """Yield each name that ports have, with the lowest id of those."""
+        """Yield each name that ports have, with the lowest id of its ports."""
         for name, ids in self._named.items():
             yield name, ids[0]
 
@@ -125,7 +125,7 @@ class PortManager:
                 del self._named[port.name]
 
     def ignore(self, id: int | None, reason: str) -> None:
-        """Count something that the host may not send, and log it once."""
+        """Count a message that the host may not send, and log it once."""
         port = None if id is None else self.ports.get(id)
         if port is None:
             self.ignored += 1
@@ -135,7 +135,7 @@ class PortManager:
         self._trouble.warning((whose, reason), "%s: %s", whose, reason)
 
     def host_dropped(self, id: int) -> None:
-        """Tell the observers that the host end in the same process has dropped some of a port."""
+        """Notify the observers that the host end in this process has dropped data of a port."""
         if id in self.ports:
             self._changed(self.ports[id])
 
