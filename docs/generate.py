@@ -1,6 +1,6 @@
-"""Writes those parts of the pages that say what the code says: `python docs/generate.py`.
+"""Writes the parts of the pages that are taken from the code: `python docs/generate.py`.
 
-They stand between two comments, and a test holds that they are current:
+Each part is between two comments, and a test checks that all parts are current:
 
     <!-- generated: NAME -->
     <!-- end -->
@@ -41,7 +41,7 @@ from vconfs.syntax.values import OPTION_MEANINGS
 
 _HERE: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
-#: The module that tells of each kind of device.
+#: The module whose docstring describes each kind of device.
 _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
     "pci": "vconfs.device.vfio",
@@ -56,18 +56,18 @@ _DEVICE_MODULES: Final = {
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Write a table."""
+    """Return a Markdown table."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 
 
 def code(word: object) -> str:
-    """Write a word as code."""
+    """Return a word as Markdown code."""
     return f"`{word}`"
 
 
 def prose(text: str) -> str:
-    """Write a docstring as Markdown: its indented parts become blocks of their own."""
+    """Return a docstring as Markdown: its indented parts become fenced blocks."""
     text = re.sub(r"^Theory of operation\n-+\n", "", dedent(text), flags=re.MULTILINE)
     text = re.sub(r"^(.+)\n-{3,}$", r"#### \1", text, flags=re.MULTILINE)
     parts = re.split(r"\n\n(?=    )(.*?)(?=\n\n\S|\Z)", text.strip(), flags=re.DOTALL)
@@ -78,17 +78,17 @@ def prose(text: str) -> str:
 
 
 def kind(block: str) -> str:
-    """Tell what is in an indented part of a docstring."""
+    """Return the language of an indented part of a docstring."""
     return "python" if re.search(r"\bawait\b|\basync\b", block) else "text"
 
 
 def doc(thing: object) -> str:
-    """Give the docstring of a thing, written out."""
+    """Return the whole docstring of an object, as Markdown."""
     return prose(inspect.getdoc(thing) or "")
 
 
 def first_paragraph(thing: object) -> str:
-    """Give the first paragraph of a docstring, on one line."""
+    """Return the first paragraph of an object's docstring, on one line."""
     return " ".join((inspect.getdoc(thing) or "").partition("\n\n")[0].split())
 
 
@@ -96,25 +96,25 @@ def first_paragraph(thing: object) -> str:
 
 
 def attributes() -> str:
-    """Tell of the extended attributes of a port, and of the mount's."""
+    """Return a table of the extended attributes of ports and of the mount."""
     rows = [(code(name.decode()), MEANINGS[name]) for name in STATUS]
     root = (code(PID_ATTRIBUTE.decode()), "of the mount's root: the process that serves it")
     return table(("attribute", "meaning"), [*rows, root])
 
 
 def options() -> str:
-    """Tell of the options of mounts and of rules."""
+    """Return a table of the options of mounts and rules."""
     return table(("option", "meaning"), [(code(key), it) for key, it in OPTION_MEANINGS.items()])
 
 
 def events() -> str:
-    """Tell of the events that are changes of a flag."""
+    """Return a table of the events that are changes of a flag."""
     rows = [(code(flag), code(begins), code(ends)) for flag, (begins, ends) in EVENTS.items()]
     return table(("flag", "event when it becomes true", "when it becomes false"), rows)
 
 
 def chardevs() -> str:
-    """Tell of every kind of chardev that there is."""
+    """Return a section for each kind of chardev."""
     return "\n".join(_chardevs())
 
 
@@ -126,7 +126,7 @@ def _chardevs() -> Iterator[str]:
 
 
 def devices() -> str:
-    """Tell of every kind of device, and who speaks what there."""
+    """Return a section for each kind of device, with its dialects."""
     parts = []
     for scheme, module in _DEVICE_MODULES.items():
         spoken = " or ".join(map(code, dialects_of(scheme)))
@@ -137,13 +137,13 @@ def devices() -> str:
 
 
 def listeners() -> str:
-    """Tell where a host end can listen, and who speaks what there."""
+    """Return a table of the URLs of `vconfs host --listen`, with their dialects."""
     rows = [(code(f"{it}:…"), ", ".join(map(code, LISTENERS[it].dialects))) for it in LISTENERS]
     return table(("URL", "dialects"), rows)
 
 
 def control_events(dialect: ModuleType) -> Callable[[], str]:
-    """Tell of the control events of a dialect, and what each end makes of them."""
+    """Return a function that returns the table of a dialect's control events."""
 
     def meaning(end: type, event: IntEnum) -> str:
         handler = end._handlers.get(event)
@@ -165,7 +165,7 @@ def control_events(dialect: ModuleType) -> Callable[[], str]:
 
 
 def vhost_user_requests() -> str:
-    """Tell which requests a back-end takes, and what they need."""
+    """Return a table of the requests that the vhost-user back-end accepts."""
     names = {
         value: name
         for name, value in vars(_vhost_user_messages).items()
@@ -184,7 +184,7 @@ def vhost_user_requests() -> str:
 
 
 def features() -> str:
-    """Tell of the feature bits of both dialects."""
+    """Return a table of the feature bits of both dialects."""
     bits = {
         "SIZE": v8.F_SIZE,
         "MULTIPORT": v8.F_MULTIPORT,
@@ -203,7 +203,7 @@ def features() -> str:
 
 
 def requests() -> str:
-    """Tell of the requests of the control protocol."""
+    """Return a table of the requests of the control protocol."""
     rows = []
     for op, kind in REQUESTS.items():
         fields = ", ".join(code(field) for field in inspect.get_annotations(kind))
@@ -212,7 +212,7 @@ def requests() -> str:
 
 
 def commands() -> str:
-    """Tell of every command what its help says."""
+    """Return a section for each command, with its help."""
     top = click.Context(vconfs.cli.vconfs, info_name="vconfs")
     return "\n".join(_command(below.command_path, below.command) for below in commands_below(top))
 
@@ -230,7 +230,7 @@ def _command(path: str, command: click.Command) -> str:
 
 
 def _help(text: str) -> str:
-    """Write a command's help; what follows \\b keeps its lines."""
+    """Return a command's help as Markdown; a paragraph that starts with \\b becomes a block."""
     parts = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(
         f"```text\n{part[2:]}\n```" if part.startswith("\b\n") else part for part in parts
@@ -238,13 +238,13 @@ def _help(text: str) -> str:
 
 
 def config(command: click.Command) -> Callable[[], str]:
-    """Tell of the keys that a command's file of options can have."""
+    """Return a function that returns the table of keys of a command's file of options."""
     rows = [(code(key), option.help or "") for key, option in config_keys(command).items()]
     return lambda: table(("key", "meaning"), rows)
 
 
 def theory(module: str) -> Callable[[], str]:
-    """Give a module's theory of operation."""
+    """Return a function that returns the docstring of a module of `vconfs.protocol`."""
     return lambda: doc(importlib.import_module(f"vconfs.protocol.{module}")) + "\n"
 
 
@@ -277,7 +277,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
 
 
 def pages() -> dict[Path, str]:
-    """Give every page as it should be."""
+    """Return the text that each page should have."""
     return {
         page: _PART.sub(
             lambda part: f"{part[1]}{PARTS[part[2]]().rstrip()}\n{part[3]}", page.read_text()
@@ -287,7 +287,7 @@ def pages() -> dict[Path, str]:
 
 
 def main() -> None:
-    """Write the pages anew, and tell which ones were out of date."""
+    """Rewrite the pages, and print the names of those that were out of date."""
     for page, text in pages().items():
         if page.read_text() != text:
             page.write_text(text)

@@ -1,4 +1,4 @@
-"""What a port does in each state, found by asking a real one; a part of `generate`."""
+"""What a port does in each state, found by calling a real port. Used by `generate`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _DATA: Final = memoryview(b"data")
 
 @frozen
 class _Line:
-    """A device that takes everything, with back-pressure by message or by ring."""
+    """A device that takes all data, with back-pressure by messages or by a ring."""
 
     throttles: bool
     can_refuse: bool = False
@@ -74,7 +74,7 @@ _STATES: Final[dict[tuple[str, ...], str]] = {
 
 
 def _port(dialect: str, happened: tuple[str, ...]) -> Port:
-    """Make a port that a program has open, and to which that has happened."""
+    """Return an open port after these events."""
     port = Port(0)
     port.attach(_Line(throttles=dialect == "v8"))
     port.open(Opener(0))
@@ -94,7 +94,7 @@ def _outcome(call: Callable[[], object], something: str) -> str:
 
 
 def _write_outcome(port: Port) -> str:
-    """Ask as one who waits, and then what the waiting may end with."""
+    """Return the outcome of a blocking write, with the error that can end its wait."""
     outcome = _outcome(lambda: port.write_nowait(_DATA), "sends")
     if outcome == "waits":
         end = _outcome(lambda: port.write_nowait(_DATA, nonblock=True), "sends")
@@ -103,7 +103,7 @@ def _write_outcome(port: Port) -> str:
 
 
 def _row(dialect: str, happened: tuple[str, ...]) -> tuple[str, str, str]:
-    """Ask ports of that kind what read, write and poll do."""
+    """Return what read, write and poll do with such a port."""
     reader, writer = _port(dialect, happened), _port(dialect, happened)
     names = ("POLLIN", "POLLOUT", "POLLERR", "POLLHUP")
     mask = reader.poll()
@@ -120,7 +120,7 @@ def _applies(dialect: str, happened: tuple[str, ...]) -> bool:
 
 
 def calls() -> str:
-    """Write the table of what read, write and poll do in each state."""
+    """Return a table of what read, write and poll do in each state."""
     lines = ["| state | dialect | read | write | poll |\n", "|---|---|---|---|---|\n"]
     for happened, name in _STATES.items():
         spoken = [dialect for dialect in ("v8", "virtio1") if _applies(dialect, happened)]
@@ -153,7 +153,7 @@ def _name(port: Port) -> str:
 
 
 def _transitions() -> Iterator[tuple[str, str, str]]:
-    """Walk from a fresh port through all that can happen to a v8 port without data."""
+    """Yield (state, next state, event) for all states that a v8 port without data can reach."""
     events = [word for word in _HAPPENS if word not in ("data comes", "ring is full")]
     seen = {"no_host"}
     ways: list[tuple[str, ...]] = [()]
@@ -174,7 +174,7 @@ def _transitions() -> Iterator[tuple[str, str, str]]:
 
 
 def diagram() -> str:
-    """Draw the states of a port and what leads from one to the other."""
+    """Return a diagram of the states of a port and the events between them."""
     lines = ["```mermaid\n", "stateDiagram-v2\n", "    [*] --> no_host\n"]
     lines += [f"    {name}: {words}\n" for name, words in _WORDS.items()]
     lines += [f"    {here} --> {there}: {event}\n" for here, there, event in _transitions()]
