@@ -1,8 +1,8 @@
 """PortFS: the ports of a port manager as files.
 
-A file's calls are those of its `Port`; this module has only what is the file system's own:
-open files, polling, and the order of calls; the names are in `tree`. Nothing here waits but `read`
-and `write`, and those only in the port.
+A file's calls are those of its `Port`. This module adds what belongs to the file system: open
+files, polling, and the order of calls. The names are in `files.tree`. Only `read` and `write` wait,
+and only in the port.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ class _Handle:
 
 
 class PortFS(pyfuse3.Operations):
-    """The file system; also a listener of the manager, and `fuse.PortOperations`."""
+    """The file system; also an observer of the manager, and `fuse.PortOperations`."""
 
-    #: See `fuse.PortOperations.prompt`: everything is done at once but reading and writing.
+    #: See `fuse.PortOperations.prompt`: only reading and writing can wait.
     prompt = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
     def __init__(
@@ -60,7 +60,7 @@ class PortFS(pyfuse3.Operations):
         self._handles: dict[int, _Handle] = {}
         self._polling: dict[Port | EventsReader, set[_Handle]] = {}
         self._events = EventsFile(manager)
-        #: Its task tells the hosts of ports that are open and not used.
+        #: Its task reports ports that are open and unused to the host.
         self.idle_opens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
         self._next_handle = 1
@@ -86,7 +86,7 @@ class PortFS(pyfuse3.Operations):
             raise FUSEError(error.errno or errno.EIO) from None
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Wait for data; only asked when `read_nowait` would block."""
+        """Wait for data; only called when `read_nowait` would block."""
         try:
             handle = self._handles[fh]
             return b"".join(await handle.port.read(size, handle.opener))
@@ -94,7 +94,7 @@ class PortFS(pyfuse3.Operations):
             raise FUSEError(error.errno or errno.EIO) from None
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        """Wait until the host takes something; only asked when `write_nowait` would block."""
+        """Wait until the host takes data; only called when `write_nowait` would block."""
         try:
             return await self._handles[fh].port.write(buf)
         except OSError as error:
@@ -107,7 +107,7 @@ class PortFS(pyfuse3.Operations):
         poll_handle: pyfuse3.PollHandle | None,
         ctx: pyfuse3.RequestContext,
     ) -> int:
-        """Return the port's poll mask; the newest handle is told of the next change."""
+        """Return the port's poll mask; the latest poll handle is notified of the next change."""
         handle = self._handles[fh]
         if poll_handle is not None:
             handle.poll_handle = poll_handle
@@ -119,7 +119,7 @@ class PortFS(pyfuse3.Operations):
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        """Open a port, of which its host is told later; O_TRUNC and O_APPEND change nothing."""
+        """Open a port; its host is told later. O_TRUNC and O_APPEND have no effect."""
         reads = flags & os.O_ACCMODE != os.O_WRONLY
         opener = Opener(*process_of(ctx.pid), can_read=reads)
         try:
@@ -150,22 +150,22 @@ class PortFS(pyfuse3.Operations):
             self._all_closed.unpark_all()
 
     async def wait_all_closed(self) -> None:
-        """Wait until nobody has a port open."""
+        """Wait until no file is open."""
         while self._handles:
             await self._all_closed.park()
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
-        """Do nothing: it comes at each close of a duplicate, and is no close."""
+        """Do nothing: it comes at each close of a duplicate, and is not the last close."""
 
     async def fsync(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
-        """Do nothing: what was written is on its way already."""
+        """Do nothing: written data is already on its way."""
 
     # --- names and attributes -------------------------------------------------------------
 
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Find a name; the announcer sees what it is about to create or remove differently."""
+        """Look up a name; show the announcer the faked entry of a name that it announces."""
         entry = self._tree.find(parent_inode, name)
         pretended = self._announcer.pretends(parent_inode == BY_NAME, name, ctx.pid)
         if pretended is not None:
@@ -177,7 +177,7 @@ class PortFS(pyfuse3.Operations):
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Give a node's attributes, also when its port is gone but still open."""
+        """Return an inode's attributes, even if its port was removed and is still open."""
         return self._tree.attributes(inode)
 
     async def setattr(
@@ -188,7 +188,7 @@ class PortFS(pyfuse3.Operations):
         fh: pyfuse3.FileHandleT | None,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Accept what changes nothing; a truncation, a time, or the owner and mode that are."""
+        """Accept a truncation, a time, or the present owner and mode, and change nothing."""
         now = self._tree.attributes(inode)
         changes = (
             (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
@@ -202,14 +202,14 @@ class PortFS(pyfuse3.Operations):
     async def readlink(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileNameT:
-        """Give a symlink's target."""
+        """Return a symlink's target."""
         target = self._tree.target(inode)
         if target is None:
             raise FUSEError(errno.ENOENT)
         return pyfuse3.FileNameT(target)
 
     async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
-        """Give the number of ports as the number of files."""
+        """Return the number of ports as the number of files."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
         data.f_files = len(self._manager.ports)
@@ -223,14 +223,14 @@ class PortFS(pyfuse3.Operations):
         return True
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
-        """Do nothing: inodes are numbers made of ids."""
+        """Do nothing: inodes are computed from ids."""
 
     # --- extended attributes --------------------------------------------------------------
 
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        """Give the port's name, or its status; see `status`."""
+        """Return the port's name, or a part of its status; see `files.status`."""
         port = self._tree.port_of(inode)
         value = None if port is None else status_value(port, name)
         if inode == ROOT and name == PID_ATTRIBUTE:
@@ -253,13 +253,13 @@ class PortFS(pyfuse3.Operations):
         value: bytes,
         ctx: pyfuse3.RequestContext,
     ) -> None:
-        """Refuse: the attributes are for reading."""
+        """Refuse: the attributes are read-only."""
         raise FUSEError(errno.EPERM)
 
     async def removexattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> None:
-        """Refuse: the attributes are for reading."""
+        """Refuse: the attributes are read-only."""
         raise FUSEError(errno.EPERM)
 
     # --- directories ----------------------------------------------------------------------
@@ -290,7 +290,7 @@ class PortFS(pyfuse3.Operations):
     async def fsyncdir(self, fh: pyfuse3.FileHandleT, datasync: bool) -> None:
         """Do nothing."""
 
-    # --- what only the announcer may do ---------------------------------------------------
+    # --- only for the announcer -----------------------------------------------------------
 
     async def mknod(
         self,
@@ -300,7 +300,7 @@ class PortFS(pyfuse3.Operations):
         rdev: int,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Let our own announcer "create" a port that has come; others may not (EPERM)."""
+        """Let our announcer "create" the file of a new port; refuse others with EPERM."""
         return self._announced(parent_inode, name, ctx)
 
     async def symlink(
@@ -310,13 +310,13 @@ class PortFS(pyfuse3.Operations):
         target: pyfuse3.FileNameT,
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
-        """Let our own announcer "create" a link that has come; others may not (EPERM)."""
+        """Let our announcer "create" a new link; refuse others with EPERM."""
         return self._announced(parent_inode, name, ctx)
 
     async def unlink(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> None:
-        """Let our own announcer "remove" what has gone; others may not (EPERM)."""
+        """Let our announcer "remove" a name that is gone; refuse others with EPERM."""
         if not self._announcer.is_me(ctx.pid):
             raise FUSEError(errno.EPERM)
 
@@ -327,10 +327,10 @@ class PortFS(pyfuse3.Operations):
             raise FUSEError(errno.EPERM)
         entry = self._tree.find(parent, name)
         if entry is None:
-            raise FUSEError(errno.ENOENT)  # it has gone again meanwhile
+            raise FUSEError(errno.ENOENT)  # it was removed again meanwhile
         return self._tree.attributes(entry.inode)
 
-    # --- listening to the manager ---------------------------------------------------------
+    # --- called by the manager ------------------------------------------------------------
 
     def port_added(self, port: Port) -> None:
         """Announce the new file."""
@@ -345,19 +345,19 @@ class PortFS(pyfuse3.Operations):
         self._announce_link(port.name, created=False)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
-        """Announce the change of an attribute, and of the links."""
+        """Announce the changed attribute and links."""
         self._events.port_renamed(port, old)
         self._announcer.changed(port_file(port.id))
         self._announce_link(old, created=False)
         self._announce_link(port.name, created=True)
 
     def port_changed(self, port: Port) -> None:
-        """Notify whoever polls the port, and whoever reads of events."""
+        """Notify the port's pollers and the readers of events."""
         self._notify(port)
         self._events.port_changed(port)
 
     def shut(self) -> None:
-        """Hang everything up for good, because the mount ends."""
+        """Hang up everything for good, because the mount ends."""
         self._manager.shut()
         self._events.shut()
 
@@ -393,7 +393,7 @@ class PortFS(pyfuse3.Operations):
 
 
 class StockPortFS(PortFS):
-    """PortFS for pyfuse3.main(), which gives no flags: those of the open have to do."""
+    """PortFS for pyfuse3.main(), which does not pass flags: it uses those of the open."""
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Read, waiting unless the file was opened with O_NONBLOCK."""

@@ -35,11 +35,11 @@ from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 
-#: Seconds that programs have to close their files at the end of a mount.
+#: Seconds that programs have to close their files when the mount ends.
 _GRACE = 0.5
 
 _Session = fuse.Session | fuse.StockSession
-#: What serves a mount, and by what.
+#: `Plan.session` -> the file system, and the session that serves it.
 _SESSIONS: Final[dict[str, tuple[type[PortFS], type[_Session]]]] = {
     "vconfs": (PortFS, fuse.Session),
     "pyfuse3": (StockPortFS, fuse.StockSession),
@@ -48,28 +48,28 @@ _SESSIONS: Final[dict[str, tuple[type[PortFS], type[_Session]]]] = {
 
 @frozen
 class Plan:
-    """What is to be mounted, and how."""
+    """The settings of a mount."""
 
     mountpoint: Path
-    #: What mount(8) and /proc/mounts show of the device.
+    #: The device, as mount(8) and /proc/mounts show it.
     source: str = "none"
     port_options: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
     allow_other: bool = False
     session: Literal["vconfs", "pyfuse3"] = "vconfs"
-    #: Patterns of the names of ports that are to have a pty though they are no consoles.
+    #: Name patterns of ports that get a pty although they are not consoles.
     ttys: Sequence[str] = ()
     rules: Sequence[Rule] = ()
-    #: Seconds without progress after which the end of the mount gives a port's data up.
+    #: Seconds without progress after which the end of the mount gives up a port's data.
     drain: float = DRAIN_TIME
 
     def settings(self, id: int, name: bytes) -> Settings:
-        """Tell what is set for the port with this id and name."""
+        """Return the settings of the port with this id and name."""
         default = Settings(self.port_options, self.access)
         return settings_for(self.rules, id, name, default)
 
     def wants_pty(self, port: Port) -> bool:
-        """Whether a port is to have a pty."""
+        """True if a port should have a pty."""
         if (tty := self.settings(port.id, port.name).tty) is not None:
             return tty
         name = os.fsdecode(port.name)
@@ -78,7 +78,7 @@ class Plan:
 
 @frozen
 class _Ruler:
-    """Applies the rules of a plan to the ports, as they come and are named."""
+    """Applies the rules of a plan to ports when they are added and named."""
 
     plan: Plan
 
@@ -98,9 +98,9 @@ async def serve_mount(
 ) -> None:
     """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
-    It ends when it is unmounted, when a signal asks for it or, with `once`, when the device is
-    lost; draining.py tells how. A second signal ends it at once. Raises VconfsError, VconfsError or
-    fuse.MountError, and has then left nothing behind.
+    It ends when it is unmounted, when a signal comes or, with `once`, when the device is lost; the
+    steps of the end are in draining.py. A second signal ends it at once. Raise VconfsError or
+    fuse.MountError if it fails; then nothing is left mounted.
     """
     keep_freed_memory()
     allow_all_descriptors()
@@ -108,7 +108,7 @@ async def serve_mount(
     connection = Connection(device, manager, once=once)
     stop, hurry = trio.Event(), trio.Event()
     ending = _Ending(manager, connection)
-    # Signals first: one that came between mounting and listening for it would leave a dead mount.
+    # Signals first: a signal between mounting and listening for it would leave a dead mount.
     with trio.open_signal_receiver(*ENDING) as signals:
         async with answering_signals(device.reopen_files), open_background() as nursery:
             nursery.start_soon(_heed_signals, signals, stop, hurry)
@@ -135,12 +135,12 @@ async def serve_mount(
 
 @define
 class _Ending:
-    """What the end of a mount still owes, and what it has dropped; see draining.py."""
+    """What an ending mount still owes, and what it has dropped; see draining.py."""
 
     _manager: PortManager
     _connection: Connection
     _joint: Joint | None = field(init=False, default=None)
-    #: What each port had dropped before.
+    #: How many bytes each port had dropped before.
     _before: dict[Port, int] = field(init=False, factory=dict)
 
     def begin(self) -> None:
@@ -154,7 +154,7 @@ class _Ending:
             self._manager.begin_ending(hold=True)
 
     def owed(self, *, readers: bool) -> Mapping[int, int]:
-        """Look at how many bytes each port owes; without `readers`, only to the host."""
+        """Return how many bytes each port owes; without `readers`, only those for the host."""
         owed: Counter[int] = Counter()
         if self._joint is not None and not self._joint.stopped.is_set():
             owed.update(self._joint.owed())
@@ -163,7 +163,7 @@ class _Ending:
         return owed
 
     def say_what_was_lost(self) -> None:
-        """Log what was dropped since, now that all has ended."""
+        """Log what was dropped since `begin`; called after everything has ended."""
         dropped = Counter(dict(self._joint.dropped_by_host()) if self._joint is not None else {})
         names = {}
         for port, before in self._before.items():
@@ -192,15 +192,14 @@ async def _after(wait: Callable[[], Awaitable[object]], then: Callable[[], None]
 
 @asynccontextmanager
 async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Event]:
-    """Mount the ports of `manager` for as long as the block runs.
+    """Mount the ports of `manager` while the block runs.
 
-    Gives an event that is set when somebody else unmounts. At the end the ports are hung up,
-    everybody who waited on one has their answer, and nothing is left mounted. Raises
-    fuse.MountError.
+    Yield an event that is set when another process unmounts. At the end the ports hang up, all
+    waiting calls have returned, and nothing is left mounted. Raise fuse.MountError if it fails.
     """
     announcer = Announcer()
     async with _serve(plan, manager, announcer) as ended, open_background() as nursery:
-        # Not relative: to somebody whose folder this is, "." is what lies below the mount.
+        # Not relative: for a process inside the folder, "." is the directory below the mount.
         nursery.start_soon(announcer.run, plan.mountpoint.absolute())
         consoles = Consoles(
             nursery,

@@ -1,4 +1,4 @@
-"""For tests, of vconfs and of programs that embed it: both ends in one process, and a puppet."""
+"""For tests of vconfs and of programs that embed it: both ends in one process, and a puppet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vconfs.host.port import HostPortSpec
 
 
 class Puppet(Chardev):
-    """A chardev that does nothing by itself: the test moves its `port`."""
+    """A chardev that does nothing by itself: the test drives its `port`."""
 
     port: PortSide
 
@@ -34,7 +34,7 @@ class Puppet(Chardev):
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Hand the port to the test."""
+        """Make `port` available to the test."""
         self.port = port
         if self._connected:
             port.connect()
@@ -44,7 +44,7 @@ class Puppet(Chardev):
 
 @frozen
 class Ends:
-    """Both ends, joined."""
+    """Both ends, connected."""
 
     host: Host
     manager: PortManager
@@ -62,7 +62,7 @@ async def open_ends(
     options: PortOptions | None = None,
     dialect: str = "v8",
 ) -> AsyncIterator[Ends]:
-    """Run a host end with these ports and a guest end on it, over real rings."""
+    """Run a host end with these ports, and a guest end connected to it over real rings."""
     manager = PortManager(lambda id: options or PortOptions())
     async with open_host(specs) as host, join_embedded(host, manager, dialect) as driver:
         yield Ends(host, manager, driver)

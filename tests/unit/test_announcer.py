@@ -35,4 +35,4 @@ async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory
         it.created(False, b"later")
         assert await makes.receive() == "later"
         nursery.cancel_scope.cancel()
-    assert caplog.messages == ["the ports change too fast: inotify is not told of all of it"]
+    assert caplog.messages == ["the ports change too fast: inotify does not report every change"]

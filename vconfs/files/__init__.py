@@ -1,1 +1,1 @@
-"""What a mount shows beside the bytes: names, attributes, rules, events, consoles."""
+"""What a mount shows besides the ports' bytes: names, attributes, rules, events, consoles."""

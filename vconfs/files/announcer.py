@@ -1,10 +1,10 @@
-"""Makes inotify tell of ports that come and go.
+"""Inotify events for ports that come and go.
 
-The kernel raises CREATE and DELETE in a directory only when somebody creates or removes a name
-by a system call. So for each name that has come or gone, this process itself makes the call on
-its own mount, from a worker thread. The file system recognises the thread (`is_me`): to it alone
-a new name looks absent, and a removed one present, so that the kernel lets the call through; to
-everybody else names come and go at once.
+The kernel raises CREATE and DELETE in a directory only when a process creates or removes a name
+by a system call. So for each name that was added or removed, this process makes that call on its
+own mount, from a worker thread. The file system recognises the thread (`is_me`) and shows it, and
+no other process, a new name as absent and a removed name as present, so that the kernel lets the
+call through. All other processes see names come and go at once.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from vconfs.system.log_once import LogOnce
 
 log = logging.getLogger(__name__)
 
-#: So many announcements wait; inotify keeps no more for its readers either (max_queued_events).
+#: The most announcements that wait; inotify queues no more for a reader (max_queued_events).
 _JOBS_MAX: Final = 1 << 14
-#: What the file system pretends to the announcer that a name is: an inode, or "not there".
+#: What the file system shows the announcer under a name: an inode, or `_NOT_THERE`.
 Pretence = int
 _NOT_THERE: Final = 0
-#: Does something to a name in an opened folder.
+#: A system call on a name in an open folder.
 _Call = Callable[[bytes, int], None]
 
 
 class Announcer:
-    """Announces, in order, what `created`, `removed` and `changed` were told.
+    """Announces, in order, the names passed to `created`, `removed` and `changed`.
 
-    The first argument of those says whether the name is in by-name/ (else in the mount's root).
-    When a host changes its ports faster than can be announced, for long, some is left out.
+    `by_name` is True for a name in by-name/ and False for one in the mount's root. If a host
+    changes its ports for long faster than they can be announced, some changes are left out.
     """
 
     #: The number of the mounted file system, like "0:42".
@@ -52,30 +52,30 @@ class Announcer:
         self._pretence: tuple[bool, bytes, Pretence] | None = None
 
     def is_me(self, thread: int) -> bool:
-        """Whether a request comes from the announcer's own thread."""
+        """True if a request comes from the announcer's own thread."""
         return thread != 0 and thread == self._thread
 
     def pretends(self, by_name: bool, name: bytes, thread: int) -> Pretence | None:
-        """What a name has to look like to this thread; None: like it is."""
+        """Return the inode to fake for this thread, `_NOT_THERE`, or None for the real entry."""
         if self._pretence is None or not self.is_me(thread):
             return None
         where, what, pretence = self._pretence
         return pretence if (where, what) == (by_name, name) else None
 
     def created(self, by_name: bool, name: bytes, *, link: bool = False) -> None:
-        """A name has come; it is a link if it is in by-name/, or if `link` says so."""
+        """Announce a new name. It is a link if it is in by-name/ or `link` is set, else a file."""
         self._add(_make_link if by_name or link else _make_file, by_name, name, _NOT_THERE)
 
     def removed(self, by_name: bool, name: bytes, was: int) -> None:
-        """A name has gone; it was this inode."""
+        """Announce that a name is gone; `was` is the inode that it had."""
         self._add(_remove, by_name, name, was)
 
     def changed(self, name: bytes) -> None:
-        """An attribute of a port's file is another."""
+        """Announce that an attribute of a port's file has changed."""
         self._add(_touch, False, name, None)
 
     async def run(self, mountpoint: Path) -> None:
-        """Announce what comes from now on, below `mountpoint`."""
+        """Announce the changes from now on, below `mountpoint`."""
         self._running = True
         while True:
             if not self._jobs:
@@ -90,9 +90,9 @@ class Announcer:
 
     def _call(self, call: _Call, folder: Path, name: bytes) -> None:
         self._thread = threading.get_native_id()
-        # OSError: the name has come or gone again meanwhile, or the mount is ending.
+        # OSError: the name was added or removed again meanwhile, or the mount is ending.
         with suppress(OSError), _opened(folder) as descriptor:
-            # Else our mount is not there any more, and this is somebody else's folder.
+            # Otherwise our mount is gone, and this is a folder of another file system.
             if _file_system(descriptor) == self.file_system:
                 call(name, descriptor)
         self._thread = 0
@@ -104,7 +104,7 @@ class Announcer:
             self._jobs.append((call, by_name, name, pretence))
             self._more.unpark()
         else:
-            lost = "the ports change too fast: inotify is not told of all of it"
+            lost = "the ports change too fast: inotify does not report every change"
             self._trouble.warning("overrun", lost)
 
 

@@ -1,24 +1,24 @@
-"""Consoles: ptys on console ports, and beside other ports that are to have one.
+"""Consoles: ptys on console ports, and on other ports if the user asks for it.
 
 Every console port of the guest end has a pty, on which agetty, screen or stty work as on the
-kernel's /dev/hvc0, and a number, by which the mount shows it: `hvc0 -> /dev/pts/7`. Numbers are
-given in the order in which consoles appear, the lowest free one first. A port that is no console
-may be given a pty as well (`-o tty=NAME`); it has no number, only the attribute user.pty.
+kernel's /dev/hvc0, and a number, under which the mount shows it: `hvc0 -> /dev/pts/7`. Consoles are
+numbered in the order in which they appear, with the lowest free number. A port that is not a
+console can have a pty as well (`-o tty=NAME`); it has no number, only the attribute user.pty.
 
-The pty is one more opener of its port, as long as both live: the host sees the port open at once,
-and nothing that is unread is dropped when another opener closes it. It has these rules:
+The pty is an opener of its port, as long as both exist: the host sees the port open at once, and
+no unread data is dropped when another opener closes it. These are its rules:
 
-- It takes data only while somebody has its slave open. Until then the data waits in the port, up
-  to the port's limit, and then the host is throttled, that port alone. So when nobody is at the
-  pty, whoever reads the port's own file gets everything.
-- While both are read, reads are answered in the order in which they were asked, as for any two
+- It takes data only while a process has its slave open. Until then the data waits in the port, up
+  to the port's limit; then the host is throttled, for that port alone. So while no process uses the
+  pty, a reader of the port's file gets everything.
+- While both are read, reads are answered in the order in which they were made, as for any two
   readers of a port: nothing is lost or doubled, but each gets a part. Use one of them.
-- What is written to the slave goes to the host like any write. When the host throttles the port,
-  it stays in the pty, and who writes there waits; there is no ENOSPC on a terminal.
-- A hang-up of the host is not shown: like the kernel's console, the pty goes on with the next
-  connection. Removing the port hangs the terminal up.
-- Who may use the port's file may use the pty: they have the same owner and mode.
-- With `-o exclusive` the pty is the port's one opener: opening the file is refused with EBUSY.
+- What is written to the slave goes to the host like any write. If the host throttles the port, the
+  data stays in the pty and the writer waits; a terminal has no ENOSPC.
+- A hang-up of the host is not shown: like the kernel's console, the pty continues with the next
+  connection. Removing the port hangs up the terminal.
+- The pty has the same owner and mode as the port's file, so the same users may use it.
+- With `-o exclusive` the pty is the port's only opener: opening the file fails with EBUSY.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from vconfs.system.tasks import open_background
 
 log = logging.getLogger(__name__)
 
-#: Bytes on their way from the port to the pty at most; the others wait in the port.
+#: The most bytes on their way from the port to the pty; the others wait in the port.
 _CHUNK = 4096
 _PORT_GONE = (errno.ENODEV, errno.ENXIO)
 
@@ -58,18 +58,18 @@ class _PtyOpener(Opener):
 
     @property
     def reads(self) -> bool:
-        """See `Opener`: it takes data while somebody has its slave open."""
+        """See `Opener`: True while a process has the pty's slave open."""
         return self.console.pty.occupied
 
     def owed(self) -> int:
-        """See `Opener`: what is on its way in either direction, and what nobody there has read."""
+        """See `Opener`: the bytes on their way in either direction, and unread in the pty."""
         console = self.console
         return len(console.to_pty) + len(console.from_pty) + console.pty.unread()
 
 
 @define(eq=False)
 class _Console:
-    """A pty beside one port, and the copying between the two."""
+    """The pty of one port, and the copying between the two."""
 
     port: Port
     pty: RawPty
@@ -77,12 +77,12 @@ class _Console:
     scope: trio.CancelScope = field(factory=trio.CancelScope)
     _changed: ParkingLot = field(factory=ParkingLot)
     _size: tuple[int, int] = (0, 0)
-    #: Taken from the port, not yet by the pty; and the other way.
+    #: Data taken from the port and not yet written to the pty; and in the other direction.
     to_pty: memoryview = field(factory=lambda: memoryview(b""))
     from_pty: memoryview = field(factory=lambda: memoryview(b""))
 
     def port_changed(self) -> None:
-        """The port's state or size may be another."""
+        """Called when the port's state or size may have changed."""
         self._changed.unpark_all()
         if self.port.size != self._size:
             self._size = self.port.size
@@ -115,7 +115,7 @@ class _Console:
             except OSError as error:
                 if error.errno != errno.EBUSY:
                     raise
-                await self._changed.park()  # exclusive, and somebody else is there
+                await self._changed.park()  # exclusive, and another program has it open
 
     async def _to_pty(self) -> None:
         port, master = self.port, Pipe(self.pty.master)
@@ -123,14 +123,14 @@ class _Console:
             while self.to_pty:
                 await master.writable()
                 self.to_pty = self.to_pty[master.send_nowait(self.to_pty) :]
-            await master.writable()  # until then the data is left in the port
+            await master.writable()  # until then the data stays in the port
             self.to_pty = memoryview(b"".join(await port.read(_CHUNK)))
-            if not self.to_pty:  # a hang-up, which a terminal is not told of
+            if not self.to_pty:  # a hang-up, which the terminal does not see
                 while not (port.host_connected or port.queued or port.removed):
                     await self._changed.park()
 
     async def _from_pty(self) -> None:
-        """Copy what is written to the slave, until the last one there closes it."""
+        """Copy what is written to the slave, until its last opener closes it."""
         master = Pipe(self.pty.master)
         while True:
             while self.from_pty:
@@ -155,11 +155,11 @@ class _Console:
 
 
 class Consoles:
-    """Gives ports their ptys; a listener of the manager.
+    """The ptys of all ports; an observer of the manager.
 
-    `wanted` says whether a port is to have a pty; it is asked again whenever the port changes.
-    `access_for` says who may use it; that is asked again when the port has another name.
-    The ptys are served by tasks of `nursery`, and end with it.
+    `wanted` returns whether a port should have a pty; it is called whenever the port changes.
+    `access_for` returns who may use it; it is called when the port is renamed. The ptys are served
+    by tasks of `nursery`, and end with it.
     """
 
     def __init__(
@@ -174,19 +174,19 @@ class Consoles:
         self._wanted = wanted
         self._access_for = access_for
         self._trouble = LogOnce(log)
-        self._consoles: dict[Port, _Console | None] = {}  # None: there was no pty to be had
+        self._consoles: dict[Port, _Console | None] = {}  # None: no pty could be opened
 
     def port_added(self, port: Port) -> None:
-        """Give it a pty if it is to have one."""
+        """Open a pty for the port if it should have one."""
         self.port_changed(port)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
-        """Let those use its pty who may by its new name; a change follows."""
+        """Change who may use the pty, by the new name; `port_changed` follows."""
         if console := self._consoles.get(port):
             self._give_away(console)
 
     def port_changed(self, port: Port) -> None:
-        """Begin or end a pty, and tell the one that is there."""
+        """Open or close the port's pty as wanted, and notify it of the change."""
         if self._wanted(port) != (port in self._consoles):
             if port in self._consoles:
                 self._end(port)
@@ -197,7 +197,7 @@ class Consoles:
             console.port_changed()
 
     def port_removed(self, port: Port) -> None:
-        """Hang the terminal up."""
+        """Hang up the terminal."""
         self._end(port)
 
     def _begin(self, port: Port) -> None:
@@ -220,7 +220,9 @@ class Consoles:
             console.pty.give_to(access.uid, access.gid, access.mode)
         except OSError as error:
             kind, id = ("owner", error.errno), console.port.id
-            self._trouble.warning(kind, "vcon%d: its pty stays ours: %s", id, error.strerror)
+            self._trouble.warning(
+                kind, "vcon%d: cannot change the owner of its pty: %s", id, error.strerror
+            )
 
     def _end(self, port: Port) -> None:
         console = self._consoles.pop(port, None)
@@ -233,7 +235,7 @@ class Consoles:
             self._announcer.removed(False, link.name, link.inode)
 
     def _number(self, port: Port) -> None:
-        """Give a console the lowest free number; a port may become one later than it came."""
+        """Give a console the lowest free number; a port may become a console after it was added."""
         if port.console and port.hvc is None:
             taken = {other.hvc for other in self._consoles}
             port.hvc = next(number for number in count() if number not in taken)

@@ -1,28 +1,28 @@
-"""What happens to the ports, as a file of lines: MOUNTPOINT/.events.
+"""The events of the ports as a file of lines: MOUNTPOINT/.events.
 
-Each opener first gets a line per port that is there ("present"), then "ready", and from then on
-a line per event. A line is one JSON object:
+Each opener first gets a line for each port that is there ("present"), then "ready", and from then
+on a line for each event. A line is one JSON object:
 
     {"time": 1760000000.5, "event": "connect", "port": "vcon1", "id": 1, "name": "org.example",
      "host": true, "open": false, "throttled": false, "guest_throttled": false, "console": false}
 
 The flags are the port's state after the event; "time" is in seconds since 1970. The events:
 
-    add remove               the port came or went
-    name                     it has another name, told as "name"
+    add remove               the port was added or removed
+    name                     its name has changed, to "name"
     connect disconnect       the host opened its side, or hung up
-    open close               the first program opened the port, or the last one closed it, also
-                             one that did nothing with it
+    open close               the first program opened the port, or the last one closed it, even if
+                             it did nothing with the port
     throttle unthrottle      the host wants no more data, or wants it again
-    full drained             we asked the host to stop sending, or to go on
-    console                  the port turned out to be a console
-    dropped                  "count" bytes were lost by rule, "by" the "guest" or the "host" end
+    full drained             we asked the host to stop sending, or to resume
+    console                  the host says that the port is a console
+    dropped                  "count" bytes were dropped by rule, "by" the "guest" or the "host" end
                              (the host's are only known if it is in the same process); at once,
-                             then once in a second, and the rest with the next other event
-    present ready            how it was when the file was opened
+                             then once a second, and the rest with the next other event
+    present ready            the state when the file was opened
     lost                     this opener reads too slowly: "count" events are missing here
 
-Reads wait for a line, unless with O_NONBLOCK, and poll tells of one. The end of the mount is the
+Reads wait for a line, unless with O_NONBLOCK, and poll reports one. The end of the mount is the
 end of the file. Up to 256 openers at a time are served; a further open fails with ENFILE.
 """
 
@@ -47,11 +47,11 @@ from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
 
-#: Bytes of lines that wait for one opener; when there are more, events are left out and counted.
+#: The most bytes of lines that wait for one opener; events beyond that are counted as lost.
 _BACKLOG: Final = 1 << 18
 #: Seconds between two events about dropped bytes of a port to which nothing else happens.
 _LOSSES_PAUSE: Final = 1.0
-#: Openers at a time: each may come to have a backlog.
+#: The most openers at a time: each can have a backlog.
 _READERS_MAX: Final = 256
 
 _READABLE: Final = select.POLLIN | select.POLLRDNORM
@@ -59,7 +59,7 @@ _READABLE: Final = select.POLLIN | select.POLLRDNORM
 
 @frozen
 class _State:
-    """What events tell of a port: a change of each flag is an event."""
+    """The flags of a port in the events: each change of one is an event."""
 
     host: bool
     open: bool
@@ -68,7 +68,7 @@ class _State:
     console: bool
 
 
-#: Flag -> the event when it becomes true, and when it becomes false.
+#: Flag -> the events when it becomes true and when it becomes false.
 EVENTS: Final = {
     "host": ("connect", "disconnect"),
     "open": ("open", "close"),
@@ -80,7 +80,7 @@ EVENTS: Final = {
 
 @define
 class _Losses:
-    """How many dropped bytes of a port were told of, by end, and when (on the monotonic clock)."""
+    """The dropped bytes of a port, by end, that were reported, and when (monotonic clock)."""
 
     guest: int
     host: int
@@ -114,11 +114,11 @@ def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
 
 @define(eq=False)
 class EventsReader:
-    """One opener of the file: like a `Port`, as far as the file system uses one."""
+    """One opener of the file. The file system uses it like a `Port`."""
 
     on_change: Callable[[EventsReader], None]
     _readers: dict[Opener, EventsReader]
-    #: Set when the mount ends: after what is left comes end of file.
+    #: Set when the mount ends: after the remaining lines comes end of file.
     ended: bool = False
     _lines: deque[bytes] = field(init=False, factory=deque)
     _size: int = field(init=False, default=0)
@@ -126,7 +126,7 @@ class EventsReader:
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
 
     def put(self, line: bytes) -> None:
-        """Queue a line, after one for those that were lost before it; or count it as lost."""
+        """Queue a line, after a count of lost ones if there are any; or count it as lost."""
         lines = [_line("lost", count=self._lost), line] if self._lost else [line]
         if self._size + sum(map(len, lines)) > _BACKLOG:
             self._lost += 1
@@ -137,7 +137,7 @@ class EventsReader:
         self.wake()
 
     def wake(self) -> None:
-        """Let whoever waits look again."""
+        """Wake readers and notify pollers."""
         self._readable.unpark_all()
         self.on_change(self)
 
@@ -147,7 +147,7 @@ class EventsReader:
         return mask | (select.POLLHUP if self.ended else 0)
 
     def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Take up to `size` bytes; none: the mount ends. trio.WouldBlock."""
+        """Take up to `size` bytes; return none if the mount ends. Raise trio.WouldBlock."""
         taken: list[Buffer] = []
         while size and self._lines:
             line = self._lines.popleft()
@@ -173,11 +173,11 @@ class EventsReader:
                 await self._readable.park()
 
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> NoReturn:
-        """Refuse: the file is for reading."""
+        """Refuse: the file is read-only."""
         raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
     async def write(self, data: Buffer) -> NoReturn:
-        """Refuse: the file is for reading."""
+        """Refuse: the file is read-only."""
         self.write_nowait(data)
 
     def close(self, opener: Opener) -> None:
@@ -186,19 +186,19 @@ class EventsReader:
 
 
 class EventsFile:
-    """The file; a listener of the manager."""
+    """The file; an observer of the manager."""
 
     def __init__(self, manager: PortManager) -> None:
         self._manager = manager
         self._readers: dict[Opener, EventsReader] = {}
         self._states = {port: _state(port) for port in manager.ports.values()}
-        #: Also of ports that were removed and are still open: what is unread will be dropped.
+        #: This includes removed ports that are still open: their unread data will be dropped.
         self._losses = {port: _losses(port) for port in manager.ports.values()}
 
     def open(
         self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
     ) -> EventsReader:
-        """Open the file; EACCES unless for reading only, ENFILE if too many have it open."""
+        """Open the file; raise EACCES unless read-only, ENFILE if there are too many openers."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if len(self._readers) >= _READERS_MAX:
@@ -212,21 +212,21 @@ class EventsFile:
         return reader
 
     def shut(self) -> None:
-        """End the file for everybody, because the mount ends."""
+        """End the file for all openers, because the mount ends."""
         for reader in list(self._readers.values()):
             reader.ended = True
             reader.wake()
 
-    # --- listening to the manager ---------------------------------------------------------
+    # --- called by the manager ------------------------------------------------------------
 
     def port_added(self, port: Port) -> None:
-        """Tell of it."""
+        """Report a new port."""
         state = self._states[port] = _state(port)
         self._losses[port] = _losses(port)
         self._tell("add", port, state)
 
     def port_removed(self, port: Port) -> None:
-        """Tell of it; that it was closed or hung up goes without saying."""
+        """Report that the port is gone; this implies that it hung up and was closed."""
         state = self._states.pop(port, None)
         if state is not None:
             self._tell("remove", port, evolve(state, host=False))
@@ -234,11 +234,11 @@ class EventsFile:
             self._losses.pop(port, None)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
-        """Tell of it."""
+        """Report a new name."""
         self._tell("name", port, self._states.get(port) or _state(port))
 
     def port_changed(self, port: Port) -> None:
-        """Tell what is different, if it is something of which events tell."""
+        """Report each flag that has changed, and dropped bytes."""
         old = self._states.get(port)
         new = _state(port)
         self._tell_losses(port, at_once=old != new)
@@ -250,9 +250,9 @@ class EventsFile:
                 self._tell(begins if getattr(new, flag) else ends, port, new)
 
     def _tell_losses(self, port: Port, *, at_once: bool) -> None:
-        """Tell of the bytes that were dropped since the last time, unless that was just now.
+        """Report the bytes dropped since the last report: now if `at_once`, else after a pause.
 
-        There may be a loss with each piece of a long stream.
+        Without the pause, a long stream could cause a report for each piece.
         """
         told = self._losses.get(port)
         if told is None:

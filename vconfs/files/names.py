@@ -14,28 +14,28 @@ PID_ATTRIBUTE: Final = b"user.pid"
 _PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
 _PTY_LINK = re.compile(rb"hvc(0|[1-9][0-9]{0,9})")
 _FILE_NAME_MAX = 255
-#: Bytes that a file name cannot have, and the one that marks an encoded byte.
+#: Bytes that a file name cannot have, and the byte that marks an encoded one.
 _ENCODED = re.compile(rb"[/\0%]")
 
 
 def port_file(id: int) -> bytes:
-    """Name the file of a port."""
+    """Return the name of a port's file."""
     return b"vcon%d" % id
 
 
 def port_id(file: bytes) -> int | None:
-    """Tell which port a file is of; None: that is no port's file."""
+    """Return the id of the port that a file belongs to, or None if it is not a port's file."""
     match = _PORT_FILE.fullmatch(file)
     return int(match[1]) if match else None
 
 
 def is_pty_link(file: bytes) -> bool:
-    """True if a file can be the link to the pty of a console."""
+    """True if a file name can be that of a link to a console's pty."""
     return _PTY_LINK.fullmatch(file) is not None
 
 
 def link_name(name: bytes) -> bytes | None:
-    """Make a file name of a port's name; None: it can have none.
+    """Return the file name for a port's name, or None if it cannot have one.
 
     "/", NUL and "%" are written %2F, %00 and %25, and the dots of "." and ".." %2E, so that two
     names never get one link and a link never leaves its folder. Only names that are empty, or
@@ -50,6 +50,6 @@ def link_name(name: bytes) -> bytes | None:
 
 
 def named_by(link: bytes) -> bytes | None:
-    """Return the port's name that has this link; None if no name has."""
+    """Return the port's name for a link, or None if no name has this link."""
     name = unquote_to_bytes(link)
     return name if link_name(name) == link else None

@@ -10,8 +10,8 @@
     id = 0
     tty = false
 
-Every table that a port matches is applied, in the order of the file, over the options of the
-mount: a later one wins. A port that has no name yet is matched as soon as it gets one.
+Every table that matches a port is applied, in the order of the file, over the options of the
+mount: a later table wins. A port that has no name yet is matched as soon as it gets one.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ _ID_MAX: Final = (1 << 32) - 1
 
 
 class RulesError(ValueError):
-    """A file of rules is wrong; the message names the file, the line if known, and the key."""
+    """Error in a file of rules; the message names the file, the line if known, and the key."""
 
 
 @frozen
 class Settings:
-    """All that can be set for one port."""
+    """All settings of one port."""
 
     port: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
-    tty: bool | None = None  # whether it has a pty; None: if it is a console
+    tty: bool | None = None  # whether it has a pty; None: only if it is a console
 
 
 @frozen
 class Rule:
-    """One table: which ports it is for, and what it sets."""
+    """One table: the ports that it is for, and the options that it sets."""
 
     name: str | None
     id: int | None
@@ -61,13 +61,13 @@ class Rule:
     tty: bool | None
 
     def matches(self, id: int, name: bytes) -> bool:
-        """Whether the rule is for this port."""
+        """True if the rule is for this port."""
         if self.id is not None and self.id != id:
             return False
         return self.name is None or fnmatchcase(os.fsdecode(name), self.name)
 
     def apply(self, to: Settings) -> Settings:
-        """Set what the rule sets."""
+        """Return the settings with those of the rule applied."""
         return Settings(
             evolve(to.port, **self.port),
             evolve(to.access, **self.access),
@@ -76,7 +76,7 @@ class Rule:
 
 
 def settings_for(rules: Sequence[Rule], id: int, name: bytes, default: Settings) -> Settings:
-    """Tell what is set for a port."""
+    """Return the settings for a port."""
     settings = default
     for rule in rules:
         if rule.matches(id, name):
@@ -85,7 +85,7 @@ def settings_for(rules: Sequence[Rule], id: int, name: bytes, default: Settings)
 
 
 def parse_rules(text: str, file: str) -> list[Rule]:
-    """Read the text of a file of rules; RulesError."""
+    """Parse the text of a file of rules; raise RulesError if it is wrong."""
     try:
         config = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,4 +1,4 @@
-"""A port's status as text: what its extended attributes say, and `vconfs ls` shows.
+"""A port's status as text, for its extended attributes and `vconfs ls`.
 
 The names without "user." in front are the keys of `vconfs ls --json`.
 """
@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-if TYPE_CHECKING:  # commands that only look at a mount start sooner without trio
+if TYPE_CHECKING:  # commands that only look at a mount start faster without trio
     from vconfs.guest.port import Port
 
-#: The most openers that are named.
+#: The most openers that are listed.
 _OPENERS_MAX: Final = 16
 
 
@@ -36,7 +36,7 @@ def _dropped_by_host(port: Port) -> bytes | None:
     return None if count is None else _number(count)
 
 
-#: Attribute -> its value; None: the port has no such attribute now.
+#: Attribute -> a function that returns its value, or None if the port does not have it now.
 STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"name": lambda port: port.name or None,
     b"user.name": lambda port: port.name or None,
@@ -62,22 +62,22 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.id": "its number",
     b"user.console": "1 if the host says that it is a console",
     b"user.host": "1 while a host is connected",
-    b"user.openers": "who has it open: number and command of each process, of the first 16 only",
+    b"user.openers": "processes that have it open: pid and command of each, of the first 16 only",
     b"user.throttled": "1 while the host wants no more data",
     b"user.guest_throttled": "1 while the host is asked to send no more",
-    b"user.queued": "bytes that came and nobody has read yet",
-    b"user.limit": "bytes of that kind at which the host is asked to stop",
-    b"user.cache": "1 if what is unread outlives the last close",
+    b"user.queued": "bytes that came from the host and are unread",
+    b"user.limit": "unread bytes at which the host is asked to stop",
+    b"user.cache": "1 if unread bytes survive the last close",
     b"user.bytes_in": "bytes that came from the host",
     b"user.bytes_out": "bytes that were sent to the host",
     b"user.dropped": "bytes that were dropped at this end, by [rules](dropped.md)",
-    b"user.host_dropped": "the same of the host end, if that is in the same process (embedded)",
+    b"user.host_dropped": "the same at the host end, if it is in the same process (embedded)",
     b"user.pty": "path of the pty beside the port, if it has one",
 }
 
 
 def status_value(port: Port, name: bytes) -> bytes | None:
-    """Return one attribute of a port; None if it has no such one."""
+    """Return an attribute of a port, or None if the port does not have it."""
     return STATUS[name](port) if name in STATUS else None
 
 

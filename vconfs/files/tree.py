@@ -3,9 +3,9 @@
     /            vcon0 vcon1 …   one file for each port
                  hvc0 …          symlinks to the ptys of console ports
                  by-name/        symlinks by the ports' names: NAME -> ../vconN
-                 .events         what happens to the ports, line by line; see `events_file`
+                 .events         the events of the ports, line by line; see `events_file`
 
-Inodes are numbers made of the ports' ids, so that a port that comes back has the one it had.
+Inodes are computed from the ports' ids, so a port that comes back has the same inode.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vconfs.guest.ports import PortManager
 ROOT: Final = pyfuse3.ROOT_INODE
 BY_NAME: Final = pyfuse3.InodeT(2)
 EVENTS: Final = pyfuse3.InodeT(3)
-#: Inodes of ports, of links by name and of links to ptys: this plus the port's id.
+#: The inode of a port, a link by name or a link to a pty is one of these plus the port's id.
 _PORTS: Final = 1 << 33
 _LINKS: Final = 1 << 34
 _PTYS: Final = 1 << 35
@@ -39,7 +39,7 @@ _DIRECTORY: Final = stat.S_IFDIR | 0o755
 
 @frozen
 class Access:
-    """Who may use the files: permission bits and owner."""
+    """The permission bits and the owner of files."""
 
     mode: int = 0o600
     uid: int = field(factory=os.getuid)
@@ -54,22 +54,22 @@ class Entry(NamedTuple):
 
 
 def port_inode(id: int) -> int:
-    """Give the inode of a port's file."""
+    """Return the inode of a port's file."""
     return _PORTS + id
 
 
 def by_name_link(name: bytes, id: int = 0) -> Entry:
-    """Describe the link of that name to a port's file."""
+    """Return the entry of the link `name` to a port's file."""
     return Entry(name, _LINKS + id)
 
 
 def pty_link(number: int, id: int) -> Entry:
-    """Describe the link `hvcN` to a port's pty."""
+    """Return the entry of the link `hvcN` to a port's pty."""
     return Entry(b"hvc%d" % number, _PTYS + id)
 
 
 class Tree:
-    """What is where in the mount of a manager's ports, as it is now."""
+    """The current contents of the mount of a manager's ports."""
 
     def __init__(
         self, manager: PortManager, access_for: Callable[[int], Access], access: Access
@@ -81,7 +81,7 @@ class Tree:
         self._started = time.time_ns()
 
     def port_of(self, inode: int) -> Port | None:
-        """Give the port whose file this inode is."""
+        """Return the port whose file has this inode, or None."""
         return self._ports.get(inode - _PORTS)
 
     def names(self, directory: int) -> list[Entry]:
@@ -92,7 +92,7 @@ class Tree:
         return [*self._fixed(), *self._ptys(), *(self._file(id) for id in sorted(self._ports))]
 
     def find(self, directory: int, name: bytes) -> Entry | None:
-        """Look a name up in a directory."""
+        """Look up a name in a directory; return None if it is not there."""
         if directory == BY_NAME:
             named = named_by(name)
             port = self._manager.by_name(named) if named else None
@@ -103,7 +103,7 @@ class Tree:
         return next((entry for entry in others if entry.name == name), None)
 
     def target(self, inode: int) -> bytes | None:
-        """Give what a symlink points to; None: there is no such link."""
+        """Return the target of a symlink, or None if there is no such link."""
         if inode >= _PTYS:
             port = self._ports.get(inode - _PTYS)
             return None if port is None or port.hvc is None else port.pty.encode()
@@ -111,7 +111,7 @@ class Tree:
         return None if port is None else b"../" + port_file(port.id)
 
     def mode(self, inode: int) -> int:
-        """Give type and permissions of an inode, also of a port that is gone but still open."""
+        """Return the type and permissions of an inode, also of a removed port that is open."""
         if inode in (ROOT, BY_NAME):
             return _DIRECTORY
         if inode >= _LINKS:
@@ -129,7 +129,7 @@ class Tree:
         is_port = _PORTS <= inode < _LINKS
         access = self._access_for(inode - _PORTS) if is_port else self._access
         if stat.S_ISDIR(mode):
-            access = Access()  # ours: who announces ports there is us
+            access = Access()  # ours: our announcer creates names there
         attributes.st_uid, attributes.st_gid = access.uid, access.gid
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_blksize = 1 << 16

@@ -288,7 +288,9 @@ def _uevents() -> socket.socket:
         sock.bind((0, _KERNEL_GROUP))
     except OSError as error:
         sock.close()
-        raise VconfsError(f"cannot hear of the kernel's devices: {error.strerror}") from None
+        raise VconfsError(
+            f"cannot listen for the kernel's device events: {error.strerror}"
+        ) from None
     return sock
 
 

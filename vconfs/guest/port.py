@@ -12,9 +12,9 @@ reader takes its bytes only after it was woken and has its turn, and awaits noth
 cancelled reader has taken nothing.
 
 A hang-up has a place in the stream of bytes. Data that the host sent before it can be read; then
-comes one end of file; then the data of a later connection. A hang-up leaves a mark in
-the queue if a reader has to see it there: if data is unread, if data of this connection was read,
-or if a reader waits.
+comes one end of file; then the data of a later connection. A hang-up leaves a mark in the queue if
+a reader has to see it there: if data is unread, if data of this connection was read, or if a reader
+waits.
 
 An opener has seen a hang-up when it has read that end of file, or when its poll returned POLLHUP
 with no data before it (`answer_poll`). For an opener that polled, the next connection then starts
