@@ -69,8 +69,9 @@ async def test_the_driver_leaves_the_device_and_takes_it_again(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send_until_hung_up, client)
             await remote.read_digest(file, 1 << 20)
-            nursery.start_soon(until_gone, remote.read_digest(file, 1 << 40))
-            await remote.run(f"echo virtio0 >{driver}/unbind")
+            async with trio.open_nursery() as reading:
+                reading.start_soon(until_gone, remote.read_digest(file, 1 << 40))
+                await remote.run(f"echo virtio0 >{driver}/unbind")
             assert await remote.poll(file) & select.POLLHUP
             await remote.close(file)
             await client.aclose()
