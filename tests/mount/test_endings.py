@@ -462,8 +462,8 @@ def test_a_second_signal_ends_a_host_end_at_once(folder: Path, far_side: FarSide
 def test_ctl_waits_for_the_far_side(
     folder: Path, far_side: FarSide, listen: str, dialect: str, action: str, slow: bool
 ) -> None:
-    if far_side.kind == "pipe" and action == "disconnect":
-        pytest.skip("fifos have no clients that could be hung up")
+    if far_side.kind == "pipe":
+        action = "remove"  # fifos have no client that could be hung up
     control = str(folder.parent / "control")
     words = ("--control", control, *(() if slow else ("--drain", SOON)))
     with host_and_guest(folder, listen, far_side, *words, dialect=dialect) as host:
