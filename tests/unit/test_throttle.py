@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import cast
+from typing import Protocol, cast
 
 import pytest
 import trio
@@ -234,6 +234,23 @@ async def test_a_guest_that_looks_and_goes_on_all_the_same_is_reset() -> None:
         assert host_port.counters.dropped > HOST_LIMIT
 
 
+class Late(Protocol):
+    """What an end waits for before it looks."""
+
+    def let(self) -> None: ...
+
+
+async def take_step(pair: Pair, host: Late, guest: Late, what: str, id: int, size: int) -> None:
+    """Have an end look at what has come, or do something with a port."""
+    if what in ("kick", "call"):
+        (host if what == "kick" else guest).let()
+    elif what == "receive":
+        await pair.receive(id, size)
+    else:
+        getattr(pair, what)(id, size)
+    await trio.testing.wait_all_tasks_blocked()
+
+
 SIZES = st.integers(1, 3000)
 STEPS = st.lists(
     st.one_of(
@@ -254,13 +271,7 @@ async def test_no_order_of_looking_loses_a_byte_or_stops_both_ends(
 ) -> None:
     async with late_ends() as (pair, kicks, calls):
         for what, id, size in steps:
-            if what in ("kick", "call"):
-                (kicks if what == "kick" else calls).let()
-            elif what == "receive":
-                await pair.receive(id, size)
-            else:
-                getattr(pair, what)(id, size)
-            await trio.testing.wait_all_tasks_blocked()
+            await take_step(pair, kicks, calls, what, id, size)
             pair.check()
         await pair.drain(lambda: look(pair))
 
@@ -273,13 +284,7 @@ async def test_an_end_in_the_middle_accounts_for_every_byte(
     """Accepted is delivered, still queued, or counted as dropped, by port."""
     async with late_ends() as (pair, kicks, calls):
         for what, id, size in steps:
-            if what in ("kick", "call"):
-                (kicks if what == "kick" else calls).let()
-            elif what == "receive":
-                await pair.receive(id, size)
-            else:
-                getattr(pair, what)(id, size)
-            await trio.testing.wait_all_tasks_blocked()
+            await take_step(pair, kicks, calls, what, id, size)
         ports = list(zip(pair.guest, pair.puppets, strict=True))
     for id, (guest, host) in enumerate(ports):
         accepted = pair.written[id] + pair.sent[id]
@@ -310,6 +315,13 @@ class LateWire(Wire):
     def let(self) -> None:
         """Have this end read once."""
         self._may_read.release()
+
+
+def read_on(*wires: LateWire) -> None:
+    """Have these ends read, and go on reading."""
+    for wire in wires:
+        wire.eager = True
+        wire.let()
 
 
 @asynccontextmanager
@@ -355,12 +367,7 @@ async def test_two_ends_of_a_stream_that_ask_each_other_to_stop_go_on(window: in
         while any([pair.write(0, 5000), pair.send(0, 5000), pair.write(1, 1), pair.send(1, 1)]):
             await trio.testing.wait_all_tasks_blocked()
 
-        def read() -> None:
-            for wire in (host_wire, guest_wire):
-                wire.eager = True
-                wire.let()
-
-        await pair.drain(read)
+        await pair.drain(lambda: read_on(host_wire, guest_wire))
 
 
 @pytest.mark.parametrize("window", [1024, 4096])
@@ -372,20 +379,9 @@ async def test_no_order_of_reading_a_stream_loses_a_byte_or_stops_both_ends(
     async with late_streams(window) as (pair, host_wire, guest_wire):
         host_wire.eager = guest_wire.eager = False
         for what, id, size in steps:
-            if what in ("kick", "call"):
-                (host_wire if what == "kick" else guest_wire).let()
-            elif what == "receive":
-                await pair.receive(id, size)
-            else:
-                getattr(pair, what)(id, size)
-            await trio.testing.wait_all_tasks_blocked()
+            await take_step(pair, host_wire, guest_wire, what, id, size)
             for port in (*pair.guest, *pair.puppets):
                 assert port.counters.resets == port.counters.dropped == 0
                 assert port.queued <= max(HOST_LIMIT, GUEST_LIMIT) + 2 * window
 
-        def read() -> None:
-            for wire in (host_wire, guest_wire):
-                wire.eager = True
-                wire.let()
-
-        await pair.drain(read)
+        await pair.drain(lambda: read_on(host_wire, guest_wire))

@@ -196,6 +196,8 @@ class DeviceLink(Link):
         head = offered.fill(header, data)
         if seen is not None:
             self._note_seen(queue)  # for an earlier message in this same buffer
+            if self._seen:
+                call_soon(self._tell_seen, queue)
             self._awaited[queue][head] = seen
             offered.ring.watch(head)
 
@@ -238,9 +240,10 @@ class DeviceLink(Link):
 
     def release(self, queue: int) -> None:
         """See `Link.release`."""
-        withheld = self._withheld.get(queue)
-        while withheld:
-            self._queues[queue].push(withheld.pop(0), 0)
+        if withheld := self._withheld.get(queue):
+            self._withheld[queue] = []
+            for head in withheld:
+                self._queues[queue].push(head, 0)
         self.flush(queue)
 
     def flush(self, queue: int) -> None:
@@ -250,16 +253,16 @@ class DeviceLink(Link):
             self._call(queue)
 
     def _tell_seen(self, queue: int) -> None:
-        if not self._dead and queue in self._awaited:
+        if self._dead:
+            return
+        if queue in self._awaited:
             self._note_seen(queue)
-            while self._seen:
-                self._seen.pop(0)()
+        while self._seen:
+            self._seen.pop(0)()
 
     def _note_seen(self, queue: int) -> None:
         awaited = self._awaited[queue]
         self._seen += [awaited.pop(head) for head in self._queues[queue].returned()]
-        if self._seen:
-            call_soon(self._tell_seen, queue)
 
     def _collect(self, queue: int) -> _Offered | None:
         """Take more empty buffers of the guest; ask for a kick if there are none.
