@@ -37,7 +37,7 @@ def main() -> None:
 
 def measure(place: Path, name: str, count: int) -> tuple[list[int], list[float]]:
     """Give the memory of each process in KiB, and how long mount, ls and ls -l took."""
-    specs = [f"--port=p{id}=unix:{place}/{id}" for id in range(count)]
+    specs = [f"--port=p{port_id}=unix:{place}/{port_id}" for port_id in range(count)]
     mountpoint = place / "mnt"
     with host(name, place, specs) as (device, hosts):
         seconds = [timed([*VCONFS, "mount", *device, str(mountpoint)])]

@@ -25,23 +25,23 @@ class _Line:
     ring_is_full: bool = False
     in_flight: int = 1 << 20
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         return not self.ring_is_full
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         if self.ring_is_full:
             raise trio.WouldBlock
         return len(data)
 
-    def send_later(self, id: int, data: Buffer) -> int:
+    def send_later(self, port_id: int, data: Buffer) -> int:
         raise trio.WouldBlock
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         return len(data)
 
-    def nudge(self, id: int) -> None: ...
-    def open_port(self, id: int, opened: bool) -> None: ...
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...
+    def nudge(self, port_id: int) -> None: ...
+    def open_port(self, port_id: int, opened: bool) -> None: ...
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...
     def refill(self, port: Port) -> None: ...
 
 

@@ -49,7 +49,7 @@ class PortFS(pyfuse3.Operations):
     def __init__(
         self,
         manager: PortManager,
-        access_for: Callable[[int], Access] = lambda id: Access(),
+        access_for: Callable[[int], Access] = lambda port_id: Access(),
         announcer: Announcer | None = None,
         access: Access | None = None,
     ) -> None:

@@ -63,10 +63,10 @@ class Plan:
     #: Seconds without progress after which the end of the mount gives up a port's data.
     drain: float = DRAIN_TIME
 
-    def settings(self, id: int, name: bytes) -> Settings:
+    def settings(self, port_id: int, name: bytes) -> Settings:
         """Return the settings of the port with this id and name."""
         default = Settings(self.port_options, self.access)
-        return settings_for(self.rules, id, name, default)
+        return settings_for(self.rules, port_id, name, default)
 
     def wants_pty(self, port: Port) -> bool:
         """True if a port should have a pty."""
@@ -104,7 +104,7 @@ async def serve_mount(
     """
     keep_freed_memory()
     allow_all_descriptors()
-    manager = PortManager(lambda id: plan.port_options)
+    manager = PortManager(lambda port_id: plan.port_options)
     connection = Connection(device, manager, once=once)
     stop, hurry = trio.Event(), trio.Event()
     ending = _Ending(manager, connection)
@@ -159,7 +159,7 @@ class _Ending:
         if self._joint is not None and not self._joint.stopped.is_set():
             owed.update(self._joint.owed())
         if readers:
-            owed.update({id: port.owed() for id, port in self._manager.ports.items()})
+            owed.update({port_id: port.owed() for port_id, port in self._manager.ports.items()})
         return owed
 
     def say_what_was_lost(self) -> None:
@@ -170,7 +170,9 @@ class _Ending:
             port.give_up()
             dropped[port.id] += port.counters.dropped - before
             names[port.id] = " ".join((f"vcon{port.id}", *_quoted(port.name)))
-        lost = [(names.get(id, f"vcon{id}"), dropped[id]) for id in sorted(dropped)]
+        lost = [
+            (names.get(port_id, f"vcon{port_id}"), dropped[port_id]) for port_id in sorted(dropped)
+        ]
         say_what_was_lost(log, "the mount has ended", lost)
 
 
@@ -212,9 +214,9 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
 
 
 def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
-    def access(id: int) -> Access:
-        port = manager.ports.get(id)
-        return plan.settings(id, port.name if port else b"").access
+    def access(port_id: int) -> Access:
+        port = manager.ports.get(port_id)
+        return plan.settings(port_id, port.name if port else b"").access
 
     return access
 

@@ -63,6 +63,6 @@ async def open_ends(
     dialect: str = "v8",
 ) -> AsyncIterator[Ends]:
     """Run a host end with these ports, and a guest end connected to it over real rings."""
-    manager = PortManager(lambda id: options or PortOptions())
+    manager = PortManager(lambda port_id: options or PortOptions())
     async with open_host(specs) as host, join_embedded(host, manager, dialect) as driver:
         yield Ends(host, manager, driver)

@@ -52,7 +52,7 @@ class Listener(Puppet):
 @asynccontextmanager
 async def serving(url: str) -> AsyncIterator[tuple[Host, list[Listener]]]:
     puppets = [Listener() for _ in UP]
-    specs = [HostPortSpec(b"port%d" % id, puppet) for id, puppet in enumerate(puppets)]
+    specs = [HostPortSpec(b"port%d" % port_id, puppet) for port_id, puppet in enumerate(puppets)]
     async with open_host(specs) as host, open_background() as nursery:
         for puppet in puppets:
             puppet.listen()
@@ -97,14 +97,14 @@ async def converse(folder: Path, options: str) -> Talk:
         drive(manager, open_stream(f"unix:{front}{options}")),
     ):
         await until(lambda: len([p for p in manager.ports.values() if p.host_connected]) == len(UP))
-        openers = {id: Opener(1) for id in UP}
-        for id, data in UP.items():
-            manager.ports[id].open(openers[id])
+        openers = {port_id: Opener(1) for port_id in UP}
+        for port_id, data in UP.items():
+            manager.ports[port_id].open(openers[port_id])
             while data:
-                data = data[await manager.ports[id].write(data) :]
-            await puppets[id].port.send(DOWN[id])
+                data = data[await manager.ports[port_id].write(data) :]
+            await puppets[port_id].port.send(DOWN[port_id])
         await until(lambda: [puppet.came for puppet in puppets] == list(UP.values()))
-        await until(lambda: all(manager.ports[id].queued for id in UP))
+        await until(lambda: all(manager.ports[port_id].queued for port_id in UP))
         host.rename(1, b"renamed")
         host.configure(1, cache=True, limit=2)
         await host.add(HostPortSpec(b"added", Puppet(), console=True))
@@ -113,8 +113,8 @@ async def converse(folder: Path, options: str) -> Talk:
         host.remove(3)
         puppets[2].port.disconnect()
         await until(lambda: 3 not in manager.ports and not manager.ports[2].host_connected)
-        for id in UP:
-            manager.ports[id].close(openers[id])
+        for port_id in UP:
+            manager.ports[port_id].close(openers[port_id])
         await until(lambda: not host.ports[2].guest_connected)
     return talk
 
@@ -123,7 +123,7 @@ async def assert_served(url: str, puppets: list[Listener]) -> None:
     manager = PortManager()
     async with drive(manager, open_stream(url)):
         await until(lambda: len([p for p in manager.ports.values() if p.host_connected]) == len(UP))
-        for id, puppet in enumerate(puppets):
+        for port_id, puppet in enumerate(puppets):
             puppet.came = b""
-            await manager.ports[id].write(b"still there")
+            await manager.ports[port_id].write(b"still there")
         await until(lambda: {puppet.came for puppet in puppets} == {b"still there"})

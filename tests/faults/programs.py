@@ -84,17 +84,17 @@ class Both:
     def mountpoint(self) -> Path:
         return self.folder / "mnt"
 
-    def file(self, id: int = 0) -> Path:
-        return self.mountpoint / f"vcon{id}"
+    def file(self, port_id: int = 0) -> Path:
+        return self.mountpoint / f"vcon{port_id}"
 
-    def attribute(self, name: str, id: int = 0) -> bytes:
+    def attribute(self, name: str, port_id: int = 0) -> bytes:
         """An attribute of a port, empty where it has none now."""
         with suppress(OSError):
-            return os.getxattr(self.file(id), f"user.{name}")
+            return os.getxattr(self.file(port_id), f"user.{name}")
         return b""
 
-    async def until_connected(self, id: int = 0) -> None:
-        await until(lambda: self.attribute("host", id) == b"1")
+    async def until_connected(self, port_id: int = 0) -> None:
+        await until(lambda: self.attribute("host", port_id) == b"1")
 
     async def host(self, *ports: str) -> Program:
         """Start a host end with these ports, and wait until guests can come."""

@@ -39,8 +39,8 @@ async def test_what_a_guest_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -
                     while await client.receive_some():
                         pass
             await until(lambda: host.guest is None)
-            for id, port in host.ports.items():
-                assert UP[id].startswith(puppets[id].came)
+            for port_id, port in host.ports.items():
+                assert UP[port_id].startswith(puppets[port_id].came)
                 assert not port.guest_connected
                 assert not port.guest_throttled
             heard = puppets[0].came
@@ -61,11 +61,11 @@ async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) ->
                     async with drive(manager, open_stream(f"unix:{path}")) as driver:
                         await driver.stopped.wait()
                         assert driver.reason
-            heard = {id: everything(port) for id, port in manager.ports.items()}
-            for id, port in manager.ports.items():
+            heard = {port_id: everything(port) for port_id, port in manager.ports.items()}
+            for port_id, port in manager.ports.items():
                 assert not port.attached
                 assert not port.host_connected
-                assert id not in DOWN or DOWN[id].startswith(heard[id])
+                assert port_id not in DOWN or DOWN[port_id].startswith(heard[port_id])
         assert heard[0] == DOWN[0]
     await assert_comes_back(manager, tmp_path)
 
@@ -91,8 +91,8 @@ async def assert_comes_back(manager: PortManager, folder: Path) -> None:
     ports: Mapping[int, Port] = manager.ports
     async with serving(f"unix:{folder}/real") as (_, puppets):
         async with drive(manager, open_stream(f"unix:{folder}/real")):
-            await until(lambda: all(ports[id].host_connected for id in UP))
-            for id, puppet in enumerate(puppets):
+            await until(lambda: all(ports[port_id].host_connected for port_id in UP))
+            for port_id, puppet in enumerate(puppets):
                 await puppet.port.send(b"anew")
-                await until(lambda id=id: ports[id].queued)
-                assert b"".join(ports[id].read_nowait(10)) == b"anew"
+                await until(lambda port_id=port_id: ports[port_id].queued)
+                assert b"".join(ports[port_id].read_nowait(10)) == b"anew"

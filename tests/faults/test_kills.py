@@ -39,7 +39,7 @@ class Traffic:
 
     @property
     def ports(self) -> list[str]:
-        return [f"port{id}=unix:{self.both.folder}/{id}" for id in range(PORTS)]
+        return [f"port{port_id}=unix:{self.both.folder}/{port_id}" for port_id in range(PORTS)]
 
     @property
     def received(self) -> int:
@@ -50,15 +50,15 @@ class Traffic:
     async def use_sockets(self) -> None:
         """Use the host's sockets until the host is gone."""
         async with trio.open_nursery() as nursery:
-            for id in range(PORTS):
-                nursery.start_soon(self._use_socket, id)
+            for port_id in range(PORTS):
+                nursery.start_soon(self._use_socket, port_id)
 
-    async def _use_socket(self, id: int) -> None:
+    async def _use_socket(self, port_id: int) -> None:
         with suppress(OSError):
-            async with await trio.open_unix_socket(f"{self.both.folder}/{id}") as client:
+            async with await trio.open_unix_socket(f"{self.both.folder}/{port_id}") as client:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send, client, self.down[id])
-                    await self._receive(client, self.up[id])
+                    nursery.start_soon(self._send, client, self.down[port_id])
+                    await self._receive(client, self.up[port_id])
                     nursery.cancel_scope.cancel()
 
     async def _receive(self, client: trio.SocketStream, track: Track) -> None:
@@ -78,16 +78,16 @@ class Traffic:
     async def use_files(self) -> None:
         """Use the guest's files until the mount is gone."""
         async with trio.open_nursery() as nursery:
-            for id in range(PORTS):
-                nursery.start_soon(self._use_file, id)
+            for port_id in range(PORTS):
+                nursery.start_soon(self._use_file, port_id)
 
-    async def _use_file(self, id: int) -> None:
+    async def _use_file(self, port_id: int) -> None:
         with suppress(OSError):
-            fd = await in_thread(lambda: os.open(self.both.file(id), os.O_RDWR))
+            fd = await in_thread(lambda: os.open(self.both.file(port_id), os.O_RDWR))
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write, fd, self.up[id])
-                    nursery.start_soon(self._read, fd, self.down[id])
+                    nursery.start_soon(self._write, fd, self.up[port_id])
+                    nursery.start_soon(self._read, fd, self.down[port_id])
             finally:
                 os.close(fd)
 

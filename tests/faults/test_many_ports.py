@@ -18,7 +18,7 @@ COST = 100
 
 
 def sockets(folder: Path, count: int) -> list[str]:
-    return [f"p{id}=unix:{folder}/s{id}" for id in range(count)]
+    return [f"p{port_id}=unix:{folder}/s{port_id}" for port_id in range(count)]
 
 
 def assert_cheap(few: int, many: int) -> None:
@@ -55,15 +55,15 @@ async def test_both_ends_in_one_program(tmp_path: Path) -> None:
 async def assert_all_there(both: Both, count: int) -> None:
     """Check the files and names, and that the last port carries data while all are polled."""
     names = await in_thread(lambda: set(os.listdir(both.mountpoint)))
-    assert names == {".events", "by-name", *(f"vcon{id}" for id in range(count))}
+    assert names == {".events", "by-name", *(f"vcon{port_id}" for port_id in range(count))}
     links = both.mountpoint / "by-name"
-    for id in range(count):
-        assert os.readlink(links / f"p{id}") == f"../vcon{id}"
-        assert both.attribute("id", id) == b"%d" % id
+    for port_id in range(count):
+        assert os.readlink(links / f"p{port_id}") == f"../vcon{port_id}"
+        assert both.attribute("id", port_id) == b"%d" % port_id
     last = count - 1
     client = await trio.open_unix_socket(f"{both.folder}/s{last}")
     await both.until_connected(last)
-    files = [os.open(both.file(id), os.O_RDWR) for id in range(count)]
+    files = [os.open(both.file(port_id), os.O_RDWR) for port_id in range(count)]
     poll = select.poll()
     for fd in files:
         poll.register(fd, select.POLLIN)

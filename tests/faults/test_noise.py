@@ -60,8 +60,8 @@ def buffers(numbers: random.Random, hello: bytes, said: bytes, queue: int) -> by
     """Buffers with good headers, and control messages with anything in them."""
     out = hello
     for _ in range(numbers.randrange(200)):
-        id = numbers.choice([0, 1, 2, 3, 4, 1 << 31, numbers.randrange(1 << 32)])
-        head = v8.HEADER.pack(id, numbers.randrange(2), numbers.choice([0, 1, 20, 1 << 31]))
+        port_id = numbers.choice([0, 1, 2, 3, 4, 1 << 31, numbers.randrange(1 << 32)])
+        head = v8.HEADER.pack(port_id, numbers.randrange(2), numbers.choice([0, 1, 20, 1 << 31]))
         control = struct.pack("<HH", numbers.randrange(11), numbers.choice([0, 1, 2, 65535]))
         payload = head + control + numbers.randbytes(numbers.choice([0, 1, 4, 100, 5000]))
         out += HEADER.pack(len(payload), queue) + payload

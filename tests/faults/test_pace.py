@@ -154,13 +154,16 @@ async def carry(both: Both, numbers: random.Random, seconds: float) -> None:
     with ExitStack() as stack:
         async with open_background() as readers:
             async with open_background() as writers:
-                for id in range(PORTS):
+                for port_id in range(PORTS):
                     sock = stack.enter_context(trio.socket.socket(trio.socket.AF_UNIX))
-                    await sock.connect(str(both.folder / f"p{id}"))
-                    await both.until_connected(id)
-                    file = os.open(both.file(id), os.O_RDWR | os.O_NONBLOCK)
+                    await sock.connect(str(both.folder / f"p{port_id}"))
+                    await both.until_connected(port_id)
+                    file = os.open(both.file(port_id), os.O_RDWR | os.O_NONBLOCK)
                     stack.callback(os.close, file)
-                    up, down = Flow(f"port {id} up", numbers), Flow(f"port {id} down", numbers)
+                    up, down = (
+                        Flow(f"port {port_id} up", numbers),
+                        Flow(f"port {port_id} down", numbers),
+                    )
                     flows += [up, down]
                     writers.start_soon(write_file, file, up)
                     readers.start_soon(read_socket, sock, up)

@@ -41,11 +41,11 @@ class Mounted:
     host: Host
     manager: PortManager
 
-    def port(self, id: int = 0) -> Port:
-        return self.manager.ports[id]
+    def port(self, port_id: int = 0) -> Port:
+        return self.manager.ports[port_id]
 
-    def file(self, id: int = 0) -> Path:
-        return self.path / f"vcon{id}"
+    def file(self, port_id: int = 0) -> Path:
+        return self.path / f"vcon{port_id}"
 
     @property
     def events_readers(self) -> int:
@@ -148,7 +148,7 @@ def mounted(tmp_path: Path, device: OpenDevice) -> OpenMount:
         path.mkdir(exist_ok=True)
         port_options = PortOptions(**options)  # type: ignore[arg-type]
         ports: Sequence[str] = specs or ["port=echo"]
-        manager = PortManager(lambda id: port_options)
+        manager = PortManager(lambda port_id: port_options)
         plan = Plan(
             path,
             access=access or Access(),

@@ -140,7 +140,7 @@ def umount(folder: Path) -> None:
 
 def test_an_idle_mount_with_64_ports_is_below_60_mib(tmp_path: Path) -> None:
     folder = tmp_path / "mnt"
-    ports = [f"--port=p{id}=unix:{tmp_path}/{id}" for id in range(64)]
+    ports = [f"--port=p{port_id}=unix:{tmp_path}/{port_id}" for port_id in range(64)]
     daemon = mount(folder, *ports)
     try:
         assert len(list(folder.glob("vcon*"))) == 64

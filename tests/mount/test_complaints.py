@@ -75,8 +75,8 @@ async def test_the_agent_starts_before_the_name_exists(mounted: OpenMount) -> No
             async with program(*VCONFS, "watch", "--until", "add=late", str(it.path)) as watch:
                 await it.until(lambda: it.events_readers)
                 # inotifywait does not tell, with -q, when it watches: names come until it does.
-                for id in range(1, 100):
-                    await it.host.add(parse_port(f"name{id}=echo"))
+                for port_id in range(1, 100):
+                    await it.host.add(parse_port(f"name{port_id}=echo"))
                     with trio.move_on_after(0.1):
                         assert await agent.stdout.receive_some()
                         break

@@ -44,9 +44,9 @@ def device(request: pytest.FixtureRequest) -> OpenDevice:
     return open_sized
 
 
-async def open_slave(it: Mounted, id: int = 0) -> int:
-    await it.until(lambda: it.port(id).pty)
-    return os.open(it.port(id).pty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+async def open_slave(it: Mounted, port_id: int = 0) -> int:
+    await it.until(lambda: it.port(port_id).pty)
+    return os.open(it.port(port_id).pty, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
 
 
 async def read_some(fd: int, size: int = 1 << 16) -> bytes:
@@ -126,7 +126,7 @@ async def test_a_full_console_holds_nobody_else_up(mounted: OpenMount) -> None:
 async def test_numbers_are_given_in_order_and_the_lowest_free_one(mounted: OpenMount) -> None:
     async with mounted("a=echo,console", "b=echo", "c=echo,console") as it:
         await it.until(lambda: it.port(2).hvc is not None)
-        assert [it.port(id).hvc for id in range(3)] == [0, None, 1]
+        assert [it.port(port_id).hvc for port_id in range(3)] == [0, None, 1]
         first = it.port(0)
         it.manager.remove(0)
         assert (first.hvc, first.pty) == (None, "")
@@ -153,9 +153,9 @@ async def test_a_console_that_comes_and_goes_is_announced(mounted: OpenMount) ->
                 seen += await events.stdout.receive_some()
 
 
-async def until_sized(it: Mounted, id: int, size: tuple[int, int]) -> None:
-    await it.until(lambda: it.port(id).pty and it.port(id).size == size)
-    slave = await open_slave(it, id)
+async def until_sized(it: Mounted, port_id: int, size: tuple[int, int]) -> None:
+    await it.until(lambda: it.port(port_id).pty and it.port(port_id).size == size)
+    slave = await open_slave(it, port_id)
     assert os.get_terminal_size(slave) == size
     os.close(slave)
 
@@ -169,14 +169,14 @@ async def test_the_size_of_the_console_is_the_window_s(mounted: OpenMount) -> No
 
 async def test_each_console_has_its_own_size_and_data(mounted: OpenMount) -> None:
     async with mounted("a=echo,console", "b=echo,console", "c=echo,console") as it:
-        for id in range(3):
-            it.host.resize(id, 80 + id, 25)
-            await until_sized(it, id, (80 + id, 25))
-        slaves = [await open_slave(it, id) for id in range(3)]
-        for id, slave in enumerate(slaves):
-            os.write(slave, b"%d" % id * 1000)
-        for id, slave in enumerate(slaves):
-            assert await read_exactly(slave, 1000) == b"%d" % id * 1000
+        for port_id in range(3):
+            it.host.resize(port_id, 80 + port_id, 25)
+            await until_sized(it, port_id, (80 + port_id, 25))
+        slaves = [await open_slave(it, port_id) for port_id in range(3)]
+        for port_id, slave in enumerate(slaves):
+            os.write(slave, b"%d" % port_id * 1000)
+        for port_id, slave in enumerate(slaves):
+            assert await read_exactly(slave, 1000) == b"%d" % port_id * 1000
             os.close(slave)
 
 

@@ -28,7 +28,7 @@ async def shout(stream: PortStream) -> None:
 async def test_other_programs_open_its_ports_as_files(tmp_path: Path) -> None:
     path, listener = tmp_path / "mnt", PortListener()
     path.mkdir()
-    manager = PortManager(lambda id: PortOptions())
+    manager = PortManager(lambda port_id: PortOptions())
     with trio.fail_after(20):
         async with (
             open_host([HostPortSpec(b"shout", listener)]) as host,

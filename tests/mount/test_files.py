@@ -25,8 +25,8 @@ OUT = select.POLLOUT | select.POLLWRNORM
 HUP = select.POLLHUP
 
 
-async def open_port(it: Mounted, flags: int = os.O_RDWR, id: int = 0) -> int:
-    return await in_thread(lambda: os.open(it.file(id), flags))
+async def open_port(it: Mounted, flags: int = os.O_RDWR, port_id: int = 0) -> int:
+    return await in_thread(lambda: os.open(it.file(port_id), flags))
 
 
 async def close(*descriptors: int) -> None:

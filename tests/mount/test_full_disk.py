@@ -64,7 +64,7 @@ async def test_writers_wait_for_a_full_disk_and_lose_nothing(
 ) -> None:
     log = disk / "log"
     (tmp_path / "mnt").mkdir()
-    manager = PortManager(lambda id: PortOptions(throttle="block"))
+    manager = PortManager(lambda port_id: PortOptions(throttle="block"))
     async with (
         open_host([parse_port(f"log=file:{log}")]) as host,
         drive(manager, open_embedded(host, dialect)),

@@ -52,7 +52,7 @@ async def vconfs(*words: str | bytes, code: int = 0) -> str:
 
 
 async def test_each_command_shows_hostile_names_escaped(mounted: OpenMount, tmp_path: Path) -> None:
-    specs = [f"port{id}=echo" for id in range(len(NAMES))]
+    specs = [f"port{port_id}=echo" for port_id in range(len(NAMES))]
     async with mounted(*specs) as it, open_background() as nursery:
         await nursery.start(serve_control, it.host, f"{tmp_path}/ctl")
         opener = [sys.executable, "-c", OPENER, str(it.file(0)), str(it.file(1))]
@@ -61,8 +61,8 @@ async def test_each_command_shows_hostile_names_escaped(mounted: OpenMount, tmp_
             assert await process.stdout.receive_some() == b"open\n"
             async with program(sys.executable, "-m", "vconfs", "watch", str(it.path)) as watching:
                 await it.until(lambda: it.events_readers)
-                for id, name in enumerate(NAMES):
-                    it.host.rename(id, name)
+                for port_id, name in enumerate(NAMES):
+                    it.host.rename(port_id, name)
                 await assert_tables(str(it.path), f"{tmp_path}/ctl")
                 it.host.rename(1, NAMES[0])
                 await assert_errors(str(it.path), f"{tmp_path}/ctl")

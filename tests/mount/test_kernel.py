@@ -18,7 +18,7 @@ from attrs import frozen
 
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from vconfs.errors import VconfsError
-from vconfs.guest.kernel import KernelPorts, open_kernel, port_id
+from vconfs.guest.kernel import KernelPorts, id_of_device, open_kernel
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 
@@ -168,8 +168,8 @@ async def test_a_kernel_without_the_driver(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "id"),
+    ("name", "port_id"),
     [("vport0p0", 0), ("vport0p7", 7), ("vport2p7", 2055), ("vport0p1024", None), ("ttyS0", None)],
 )
-def test_ids(name: str, id: int | None) -> None:
-    assert port_id(name) == id
+def test_ids(name: str, port_id: int | None) -> None:
+    assert id_of_device(name) == port_id

@@ -33,9 +33,11 @@ async def test_all_ptys_share_one_inotify_instance(
         assert instances() == before + 1
         for _ in range(20):
             added = await it.host.add(parse_port("=null,console"))
-            await it.until(lambda id=added.id: id in it.manager.ports and it.port(id).pty)
+            await it.until(
+                lambda port_id=added.id: port_id in it.manager.ports and it.port(port_id).pty
+            )
             it.host.remove(added.id)
-            await it.until(lambda id=added.id: id not in it.manager.ports)
+            await it.until(lambda port_id=added.id: port_id not in it.manager.ports)
         assert instances() == before + 1
         names = await in_thread(lambda: os.listdir(it.path))
         assert sum(name.startswith("hvc") for name in names) == COUNT

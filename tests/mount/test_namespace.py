@@ -106,16 +106,20 @@ NAMES = {
 
 async def test_links_by_name_never_leave_their_folder(mounted: OpenMount) -> None:
     async with mounted("first=echo") as it:
-        for id, name in enumerate(NAMES, 1):
-            await it.host.add(parse_port(f"x=echo,id={id}"))
-            await it.until(lambda id=id: id in it.manager.ports and it.port(id).name == b"x")  # type: ignore[misc]
-            it.manager.rename(it.port(id), name)
+        for port_id, name in enumerate(NAMES, 1):
+            await it.host.add(parse_port(f"x=echo,id={port_id}"))
+            await it.until(
+                lambda port_id=port_id: (
+                    port_id in it.manager.ports and it.port(port_id).name == b"x"
+                )
+            )  # type: ignore[misc]
+            it.manager.rename(it.port(port_id), name)
         by_name = os.fsencode(it.path / "by-name")
         names = await in_thread(lambda: set(os.listdir(by_name)))
         assert names == {*NAMES.values(), b"first"}
-        for id, (name, link) in enumerate(NAMES.items(), 1):
+        for port_id, (name, link) in enumerate(NAMES.items(), 1):
             path = os.path.join(by_name, link)
-            assert await in_thread(lambda path=path: os.readlink(path)) == b"../vcon%d" % id  # type: ignore[misc]
+            assert await in_thread(lambda path=path: os.readlink(path)) == b"../vcon%d" % port_id  # type: ignore[misc]
             assert await in_thread(lambda path=path: os.getxattr(path, b"name")) == name  # type: ignore[misc]
 
 
@@ -241,16 +245,16 @@ async def test_a_port_is_there_for_everybody_while_it_is_being_announced(
             port = await it.host.add(parse_port("late=echo"))
             await it.until(lambda: it.manager.by_name(b"late"))
             assert await error_of(lambda: os.stat(it.path / "by-name" / "late")) is None
-            assert await error_of(lambda id=port.id: os.stat(it.file(id))) is None  # type: ignore[misc]
+            assert await error_of(lambda port_id=port.id: os.stat(it.file(port_id))) is None  # type: ignore[misc]
             it.host.remove(port.id)
             await it.until(lambda: not it.manager.by_name(b"late"))
-            assert await error_of(lambda id=port.id: os.stat(it.file(id))) == errno.ENOENT  # type: ignore[misc]
+            assert await error_of(lambda port_id=port.id: os.stat(it.file(port_id))) == errno.ENOENT  # type: ignore[misc]
 
 
 async def test_five_hundred_ports(mounted: OpenMount) -> None:
     async with mounted() as it:
-        for id in range(1, 500):
-            await it.host.add(parse_port(f"p{id}=null,id={id}"))
+        for port_id in range(1, 500):
+            await it.host.add(parse_port(f"p{port_id}=null,id={port_id}"))
         await it.until(lambda: it.manager.by_name(b"p499"))
         assert len(await in_thread(lambda: os.listdir(it.path))) == 502  # by-name and .events too
         assert len(await in_thread(lambda: os.listdir(it.path / "by-name"))) == 500
@@ -264,7 +268,7 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
 async def served_by(session: str, path: Path) -> AsyncIterator[Path]:
     """Mount by the command, in a process of its own: pyfuse3 keeps global state."""
     path.mkdir()
-    ports = [f"--port=port.{id}=null" for id in range(300)]
+    ports = [f"--port=port.{port_id}=null" for port_id in range(300)]
     command = (sys.executable, "-m", "vconfs", "mount", "-f", "--session", session, *ports)
     async with program(*command, "-o", "mode=0640,uid=7,gid=9", str(path)) as daemon:
         with trio.fail_after(20):
@@ -289,9 +293,9 @@ def answers(path: Path) -> dict[str, object]:
             found[key] = (entry.inode(), *status[:2], *status[3:7])  # not the device number
             if entry.is_symlink():
                 found[key + " link"] = os.readlink(where)
-    for id in (0, 17, 299):
-        file = path / f"vcon{id}"
-        found[f"{id} attributes"] = {
+    for port_id in (0, 17, 299):
+        file = path / f"vcon{port_id}"
+        found[f"{port_id} attributes"] = {
             name: os.getxattr(file, name) for name in sorted(os.listxattr(file))
         }
     tries = {

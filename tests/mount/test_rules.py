@@ -36,8 +36,8 @@ async def test_each_port_gets_what_its_rules_say(mounted: OpenMount) -> None:
     async with mounted(*specs, rules=RULES) as it:
         await it.until(lambda: it.port(2).pty)
         assert await it.run("stat -c '%a %g' vcon*") == "600 0\n640 65534\n600 0\n"
-        assert [it.port(id).limit for id in range(3)] == [1 << 20, 4096, 1 << 20]
-        assert [it.port(id).options.exclusive for id in range(3)] == [False, True, False]
+        assert [it.port(port_id).limit for port_id in range(3)] == [1 << 20, 4096, 1 << 20]
+        assert [it.port(port_id).options.exclusive for port_id in range(3)] == [False, True, False]
         assert (it.port(0).pty, it.port(0).hvc) == ("", None)
 
 
@@ -56,13 +56,13 @@ async def test_a_rule_keeps_data_over_a_close_and_gives_port_and_pty_away(
     mounted: OpenMount,
 ) -> None:
     async with mounted("kept=echo,console", "dropped=echo", rules=KEPT) as it:
-        for id in range(2):
-            queued = f"getfattr --only-values -n user.queued vcon{id}"
+        for port_id in range(2):
+            queued = f"getfattr --only-values -n user.queued vcon{port_id}"
             await it.run(
-                f"exec 3<>{it.file(id)}; echo data >&3; read -r x <&3; "
+                f"exec 3<>{it.file(port_id)}; echo data >&3; read -r x <&3; "
                 f"echo more >&3; until [ $({queued}) = 5 ]; do :; done"
             )
-        assert [it.port(id).queued for id in range(2)] == [5, 0]
+        assert [it.port(port_id).queued for port_id in range(2)] == [5, 0]
         assert it.port(0).options == PortOptions(cache=True, throttle="block", wait=True)
         await it.until(lambda: it.port().pty)
         assert await it.run("stat -c '%u %a' vcon0; stat -L -c '%u %a' hvc0") == "65534 620\n" * 2

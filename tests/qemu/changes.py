@@ -36,9 +36,11 @@ class Changes:
                 self._changed = trio.Event()
                 await self._changed.wait()
 
-    async def named(self, id: int, name: str) -> Port:
-        await self.until(lambda: id in self.ports and self.ports[id].name == name.encode())
-        return self.ports[id]
+    async def named(self, port_id: int, name: str) -> Port:
+        await self.until(
+            lambda: port_id in self.ports and self.ports[port_id].name == name.encode()
+        )
+        return self.ports[port_id]
 
     async def connected(self, port: Port, connected: bool = True) -> None:
         await self.until(lambda: port.host_connected == connected)

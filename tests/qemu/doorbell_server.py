@@ -28,30 +28,30 @@ class DoorbellServer:
         self._listener = trio.socket.from_stdlib_socket(stack.enter_context(listener(path)))
 
     async def run(self) -> None:
-        id = 0
+        peer = 0
         while True:
             accepted, _ = await self._listener.accept()
             sock = socket.fromfd(accepted.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
             accepted.close()
             self._stack.callback(sock.close)
-            self.greet(id, sock)
-            id += 1
+            self.greet(peer, sock)
+            peer += 1
 
-    def greet(self, id: int, sock: socket.socket) -> None:
+    def greet(self, peer: int, sock: socket.socket) -> None:
         doorbells = [os.eventfd(0) for _ in range(self._vectors)]
         for doorbell in doorbells:
             self._stack.callback(os.close, doorbell)
         tell(sock, 0)
-        tell(sock, id)
+        tell(sock, peer)
         tell(sock, -1, self._memory)
         for other, (other_sock, others) in self._peers.items():
             for doorbell in others:
                 tell(sock, other, doorbell)
             for doorbell in doorbells:
-                tell(other_sock, id, doorbell)
-        self._peers[id] = sock, doorbells
+                tell(other_sock, peer, doorbell)
+        self._peers[peer] = sock, doorbells
         for doorbell in doorbells:
-            tell(sock, id, doorbell)
+            tell(sock, peer, doorbell)
 
 
 def tell(sock: socket.socket, value: int, descriptor: int | None = None) -> None:

@@ -78,7 +78,7 @@ async def test_ports_names_and_kinds(tmp_path: Path) -> None:
         await changes.until(lambda: 2 in changes.ports and console.console)
         assert not changes.ports[1].console
         assert changes.ports[2].name == b""
-        connected = [changes.ports[id].host_connected for id in range(3)]
+        connected = [changes.ports[port_id].host_connected for port_id in range(3)]
         assert connected == [True, False, False]  # QEMU's consoles are always connected
         assert manager.ignored == 0
         assert driver.reason == ""

@@ -99,21 +99,21 @@ class Remote:
         await self._send(next(_ids), "leave", status)
 
     async def _ask(self, call: str, *arguments: object) -> Any:
-        id = next(_ids)
-        await self._send(id, call, *arguments)
-        return await self._answer(id)
+        call_id = next(_ids)
+        await self._send(call_id, call, *arguments)
+        return await self._answer(call_id)
 
-    async def _send(self, id: int, call: str, *arguments: object) -> None:
+    async def _send(self, call_id: int, call: str, *arguments: object) -> None:
         async with self._sending:
-            await self._stream.send_all(json.dumps([id, call, arguments]).encode() + b"\n")
+            await self._stream.send_all(json.dumps([call_id, call, arguments]).encode() + b"\n")
 
-    async def _answer(self, id: int) -> Any:
-        waiting = self._waiting[id] = trio.Event()
+    async def _answer(self, call_id: int) -> Any:
+        waiting = self._waiting[call_id] = trio.Event()
         with trio.fail_after(PATIENCE):
-            if id not in self._answers:
+            if call_id not in self._answers:
                 await waiting.wait()
-        del self._waiting[id]
-        result, error = self._answers.pop(id)
+        del self._waiting[call_id]
+        result, error = self._answers.pop(call_id)
         assert error >= 0, result
         if error:
             raise OSError(error, os.strerror(error))
@@ -125,10 +125,10 @@ class Remote:
         while data := await self._stream.receive_some():
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
-                id, result, error = json.loads(line)
-                self._answers[id] = (result, error)
-                if id in self._waiting:
-                    self._waiting[id].set()
+                call_id, result, error = json.loads(line)
+                self._answers[call_id] = (result, error)
+                if call_id in self._waiting:
+                    self._waiting[call_id].set()
 
 
 @asynccontextmanager

@@ -144,7 +144,7 @@ def main(path: str = "") -> None:
         descriptor = sys.stdin.fileno()
     one_at_a_time = threading.Lock()
 
-    def answer(id: int, call: str, arguments: list[Any]) -> None:
+    def answer(call_id: int, call: str, arguments: list[Any]) -> None:
         result, error = None, 0
         try:
             result = CALLS[call](*arguments)
@@ -152,7 +152,7 @@ def main(path: str = "") -> None:
             error = raised.errno or 0
         except Exception as raised:
             result, error = repr(raised), -1
-        line = json.dumps([id, result, error]).encode() + b"\n"
+        line = json.dumps([call_id, result, error]).encode() + b"\n"
         with one_at_a_time:
             while line:
                 line = line[os.write(descriptor, line) :]

@@ -12,10 +12,10 @@ from vconfs.host.host import Host
 
 
 class AnnouncingHost(Host):
-    def rename(self, id: int, name: bytes) -> None:
-        if self.guest is not None and self.find(id).name == name:
-            self.guest.port_added(id, False)
-        super().rename(id, name)
+    def rename(self, port_id: int, name: bytes) -> None:
+        if self.guest is not None and self.find(port_id).name == name:
+            self.guest.port_added(port_id, False)
+        super().rename(port_id, name)
 
 
 if __name__ == "__main__":

@@ -30,9 +30,9 @@ LIMIT = 240
 
 async def test_names(remote: Remote, line_host: HostEnd) -> None:
     assert await remote.listdir(f"{MOUNTPOINT}/by-name") == NAMES
-    for id, name in enumerate(NAMES):
-        assert await remote.readlink(file_of(name)) == f"../vcon{id}"
-        assert await remote.getxattr(f"{MOUNTPOINT}/vcon{id}", "name") == name.encode()
+    for port_id, name in enumerate(NAMES):
+        assert await remote.readlink(file_of(name)) == f"../vcon{port_id}"
+        assert await remote.getxattr(f"{MOUNTPOINT}/vcon{port_id}", "name") == name.encode()
 
 
 async def test_cat_and_echo(remote: Remote, line_host: HostEnd) -> None:

@@ -172,7 +172,9 @@ def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
         st.one_of(
             st.binary(max_size=16),
             st.builds(
-                lambda id, event, value, rest: struct.pack("<IHH", id, event, value) + rest,
+                lambda port_id, event, value, rest: (
+                    struct.pack("<IHH", port_id, event, value) + rest
+                ),
                 st.one_of(st.integers(0, 5), st.integers(0, 2**32 - 1)),
                 st.one_of(st.integers(0, 9), st.integers(0, 65535)),
                 st.integers(0, 2),

@@ -35,8 +35,8 @@ def from_guest(ends: Ends, *buffers: bytes) -> None:
     link.flush(v8.OUTPUT)
 
 
-def header(id: int, flags: int = 0, size: int = 0) -> bytes:
-    return struct.pack("<III", id, flags, size)
+def header(port_id: int, flags: int = 0, size: int = 0) -> bytes:
+    return struct.pack("<III", port_id, flags, size)
 
 
 GOOD = header(0, 0, 4) + b"good"

@@ -99,7 +99,9 @@ SPOKEN = [
             FROM_HOST,
             V8_THROTTLE,
             calls("cache_buffers", events.CacheSet, IDS, FLAGS),
-            calls("buffer_limit", lambda id, mib: events.LimitSet(id, mib << 20), IDS, MIB),
+            calls(
+                "buffer_limit", lambda port_id, mib: events.LimitSet(port_id, mib << 20), IDS, MIB
+            ),
         ),
         from_guest=st.one_of(
             FROM_BOTH,
@@ -123,7 +125,7 @@ SPOKEN = [
             FROM_BOTH,
             calls("throttle", None, IDS, FLAGS),
             calls("device_ready", lambda: events.DeviceReady(True)),
-            calls("port_ready", lambda id: events.PortReady(id, True), IDS),
+            calls("port_ready", lambda port_id: events.PortReady(port_id, True), IDS),
         ),
     ),
 ]
@@ -210,14 +212,14 @@ def test_bytes_after_a_message_change_nothing(
 
 
 @both
-@given(id=IDS, size=st.integers(0, 2**32 - 1), content=st.binary(max_size=40))
-def test_data_arrives_at_its_port(spoken: Spoken, id: int, size: int, content: bytes) -> None:
+@given(port_id=IDS, size=st.integers(0, 2**32 - 1), content=st.binary(max_size=40))
+def test_data_arrives_at_its_port(spoken: Spoken, port_id: int, size: int, content: bytes) -> None:
     for sender, receiver, _, _ in spoken.directions:
-        header = sender.data_header(id, size)
+        header = sender.data_header(port_id, size)
         assert len(header) == sender.header_size
-        event = receive(receiver, sender.data_queue(id), header + content)
+        event = receive(receiver, sender.data_queue(port_id), header + content)
         told = size if sender.throttles else None
-        assert event == events.Data(id, memoryview(content), told)
+        assert event == events.Data(port_id, memoryview(content), told)
 
 
 @both
@@ -225,12 +227,12 @@ def test_both_ends_agree_on_the_queues(spoken: Spoken) -> None:
     guest, host = spoken.guest, spoken.host
     guest.receive_config(host.config(1))
     assert guest.queues == host.queues
-    for id in range(31):
-        pair = guest.receive_queue(id), host.receive_queue(id)
-        assert (host.data_queue(id), guest.data_queue(id)) == pair
+    for port_id in range(31):
+        pair = guest.receive_queue(port_id), host.receive_queue(port_id)
+        assert (host.data_queue(port_id), guest.data_queue(port_id)) == pair
         assert [queue % 2 for queue in pair] == [0, 1]
         assert max(pair) < guest.queues
-        assert {guest.port_of(queue) for queue in pair} <= {id, None}
+        assert {guest.port_of(queue) for queue in pair} <= {port_id, None}
 
 
 # --- names and sizes ----------------------------------------------------------------------
@@ -350,11 +352,11 @@ def test_any_series_of_config_spaces_is_read(spoken: Spoken, data: DataObject) -
     for config in data.draw(st.lists(spaces, max_size=6)):
         for event in guest.receive_config(config):
             match event:
-                case events.PortAdded(id):
-                    assert id not in there
-                    there.add(id)
-                case events.PortRemoved(id):
-                    there.remove(id)
+                case events.PortAdded(port_id):
+                    assert port_id not in there
+                    there.add(port_id)
+                case events.PortRemoved(port_id):
+                    there.remove(port_id)
                 case _:
                     assert isinstance(event, (*FOR_GUEST, events.NameStale))
         assert there == set(range(len(there)))

@@ -45,8 +45,8 @@ def read_all(port: Port) -> bytes:
 async def test_ports_come_with_their_names_and_kinds() -> None:
     specs = [spec(b"con", console=True), spec(b"org.example.0"), spec(b"", cache=True, limit=2)]
     async with open_ends(specs) as ends:
-        assert [ends.ports[id].name for id in range(3)] == [b"con", b"org.example.0", b""]
-        assert [ends.ports[id].console for id in range(3)] == [True, False, False]
+        assert [ends.ports[port_id].name for port_id in range(3)] == [b"con", b"org.example.0", b""]
+        assert [ends.ports[port_id].console for port_id in range(3)] == [True, False, False]
         assert all(port.host_connected for port in ends.ports.values())
         assert ends.ports[2].cache
         assert ends.ports[2].limit == 2 << 20
@@ -331,7 +331,7 @@ async def test_a_device_that_goes_leaves_hung_up_ports_and_comes_back_to_them() 
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 async def test_a_new_connection_tells_what_is_open_and_full_already(dialect: str) -> None:
     puppet = Puppet()
-    manager = PortManager(lambda id: PortOptions(limit=100))
+    manager = PortManager(lambda port_id: PortOptions(limit=100))
     async with open_host([spec(puppet=puppet)]) as host:
         async with drive(manager, open_embedded(host, dialect)):
             manager.ports[0].open(Opener(1))
@@ -497,7 +497,7 @@ async def test_what_was_sent_before_it_was_held_still_reaches_the_chardev() -> N
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 async def test_a_held_port_is_held_for_the_next_guest_too(dialect: str) -> None:
     puppet = Puppet()
-    manager = PortManager(lambda id: PortOptions())
+    manager = PortManager(lambda port_id: PortOptions())
     async with open_host([spec(puppet=puppet)]) as host:
         host.throttle(0, True)
         async with drive(manager, open_embedded(host, dialect)):

@@ -55,8 +55,11 @@ class Ends:
 async def ends(
     request: pytest.FixtureRequest, tmp_path: Path, nursery: trio.Nursery
 ) -> AsyncIterator[Ends]:
-    specs = [HostPortSpec(b"p%d" % id, Puppet(), host_limit=1 << 17) for id in range(FLOODERS + 1)]
-    manager = PortManager(lambda id: PortOptions(throttle="block"))
+    specs = [
+        HostPortSpec(b"p%d" % port_id, Puppet(), host_limit=1 << 17)
+        for port_id in range(FLOODERS + 1)
+    ]
+    manager = PortManager(lambda port_id: PortOptions(throttle="block"))
     async with open_host(specs) as host, LINKS[request.param](host, manager, tmp_path):
         while len([p for p in manager.ports.values() if p.host_connected]) <= FLOODERS:
             await trio.lowlevel.checkpoint()
@@ -73,16 +76,16 @@ async def _forever(step: Callable[[], Awaitable[object]]) -> None:
 
 def flood(nursery: trio.Nursery, ends: Ends, upward: bool) -> None:
     """Send on every port but the quiet one without end, one helping at a time."""
-    for id in range(FLOODERS):
-        send = ends.guest[id].write if upward else ends.host[id].send
+    for port_id in range(FLOODERS):
+        send = ends.guest[port_id].write if upward else ends.host[port_id].send
         nursery.start_soon(_forever, partial(send, bytes(HELPING)))
 
 
 def drain(nursery: trio.Nursery, ends: Ends, upward: bool) -> None:
     """Read what floods, without end."""
-    for id in range(FLOODERS):
-        guest = partial(ends.guest[id].read, HELPING)
-        nursery.start_soon(_forever, ends.host[id].receive if upward else guest)
+    for port_id in range(FLOODERS):
+        guest = partial(ends.guest[port_id].read, HELPING)
+        nursery.start_soon(_forever, ends.host[port_id].receive if upward else guest)
 
 
 async def exchange(ends: Ends, upward: bool) -> int:
@@ -121,7 +124,7 @@ async def test_those_who_flood_get_the_same(
     side: Mapping[int, Port | HostPort] = ends.host if upward else ends.guest
     while ends.came(upward) < 6 * FLOODERS * HELPING:
         await trio.lowlevel.checkpoint()
-    got = [side[id].counters.bytes_in for id in range(FLOODERS)]
+    got = [side[port_id].counters.bytes_in for port_id in range(FLOODERS)]
     assert max(got) - min(got) <= max(got) // 2 + HELPING
 
 
@@ -148,21 +151,21 @@ async def test_a_thousand_small_writers_all_get_through(ends: Ends, upward: bool
     count = 1000
     got = dict.fromkeys(range(FLOODERS), b"")
 
-    async def read(id: int) -> None:
-        expected = len(range(id, count, FLOODERS)) * 5
-        while len(got[id]) < expected:
+    async def read(port_id: int) -> None:
+        expected = len(range(port_id, count, FLOODERS)) * 5
+        while len(got[port_id]) < expected:
             if upward:
-                got[id] += await ends.host[id].receive()
+                got[port_id] += await ends.host[port_id].receive()
             else:
-                got[id] += b"".join(await ends.guest[id].read(100))
+                got[port_id] += b"".join(await ends.guest[port_id].read(100))
 
     async with trio.open_nursery() as nursery:
-        for id in range(FLOODERS):
-            nursery.start_soon(read, id)
+        for port_id in range(FLOODERS):
+            nursery.start_soon(read, port_id)
         for number in range(count):
-            id, line = number % FLOODERS, b"%04d\n" % number
-            send = ends.guest[id].write if upward else ends.host[id].send
+            port_id, line = number % FLOODERS, b"%04d\n" % number
+            send = ends.guest[port_id].write if upward else ends.host[port_id].send
             nursery.start_soon(send, line)
         assert await exchange(ends, upward) <= 5 * count
-    for id in range(FLOODERS):
-        assert sorted(map(int, got[id].split())) == list(range(id, count, FLOODERS))
+    for port_id in range(FLOODERS):
+        assert sorted(map(int, got[port_id].split())) == list(range(port_id, count, FLOODERS))

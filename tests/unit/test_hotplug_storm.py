@@ -56,26 +56,29 @@ class Storm:
         return self.random.choice(ids) if ids else None
 
     async def add(self) -> None:
-        free = [id for id in range(20) if id not in self.host.ports]
+        free = [port_id for port_id in range(20) if port_id not in self.host.ports]
         if free:
-            id, kind = self.random.choice(free), self.random.choice(("echo", "exec:cat", "null"))
-            await self.host.add(parse_port(f"name{id}={kind},id={id}"))
+            port_id, kind = (
+                self.random.choice(free),
+                self.random.choice(("echo", "exec:cat", "null")),
+            )
+            await self.host.add(parse_port(f"name{port_id}={kind},id={port_id}"))
 
     async def remove(self) -> None:
-        if (id := self.some_port()) is not None:
-            self.host.remove(id)
+        if (port_id := self.some_port()) is not None:
+            self.host.remove(port_id)
 
     async def rename(self) -> None:
-        if (id := self.some_port()) is not None:
-            self.host.rename(id, b"name%d" % self.random.randrange(1000))
+        if (port_id := self.some_port()) is not None:
+            self.host.rename(port_id, b"name%d" % self.random.randrange(1000))
 
     async def throttle(self) -> None:
-        if (id := self.some_port()) is not None:
-            self.host.throttle(id, self.random.random() < 0.5)
+        if (port_id := self.some_port()) is not None:
+            self.host.throttle(port_id, self.random.random() < 0.5)
 
     async def disconnect(self) -> None:
-        if (id := self.some_port()) is not None and self.host.ports[id].hang_up_client:
-            self.host.disconnect(id)
+        if (port_id := self.some_port()) is not None and self.host.ports[port_id].hang_up_client:
+            self.host.disconnect(port_id)
 
     async def open(self) -> None:
         if self.manager.ports:
@@ -86,8 +89,8 @@ class Storm:
 
     async def close(self) -> None:
         if self.openers:
-            id, opener = self.openers.pop(self.random.randrange(len(self.openers)))
-            if (port := self.manager.ports.get(id)) and opener in port.openers:
+            port_id, opener = self.openers.pop(self.random.randrange(len(self.openers)))
+            if (port := self.manager.ports.get(port_id)) and opener in port.openers:
                 port.close(opener)
 
     async def write(self) -> None:
@@ -105,35 +108,35 @@ class Storm:
 async def test_the_guest_ends_with_the_ports_of_the_host(
     link: str, seed: int, tmp_path: Path
 ) -> None:
-    manager = PortManager(lambda id: PortOptions())
+    manager = PortManager(lambda port_id: PortOptions())
     async with open_host() as host, LINKS[link](host, manager, tmp_path):
         storm = Storm(host, manager, seed)
         for _ in range(300):
             await storm.step()
-        for id in range(20):
-            if id not in host.ports:
-                await host.add(parse_port(f"last{id}=echo,id={id}"))
-            host.throttle(id, False)
+        for port_id in range(20):
+            if port_id not in host.ports:
+                await host.add(parse_port(f"last{port_id}=echo,id={port_id}"))
+            host.throttle(port_id, False)
         with trio.fail_after(10):
-            while {id: port.name for id, port in manager.ports.items()} != {
-                id: port.name for id, port in host.ports.items()
+            while {port_id: port.name for port_id, port in manager.ports.items()} != {
+                port_id: port.name for port_id, port in host.ports.items()
             }:
                 await trio.sleep(0.01)
-            for id in range(20):
-                await echoed(storm, id)
+            for port_id in range(20):
+                await echoed(storm, port_id)
         # Messages that cross a removal break no rule.
         assert host.guest is not None
         assert (manager.ignored, host.guest.ignored) == (0, 0)
 
 
-async def echoed(storm: Storm, id: int) -> None:
+async def echoed(storm: Storm, port_id: int) -> None:
     """A new echo on a port that has seen much: what is written comes back, and nothing else."""
-    before = storm.manager.ports[id]
-    storm.host.remove(id)
-    await storm.host.add(parse_port(f"echo{id}=echo,id={id}"))
-    while (port := storm.manager.ports.get(id)) in (None, before) or not port.host_connected:
+    before = storm.manager.ports[port_id]
+    storm.host.remove(port_id)
+    await storm.host.add(parse_port(f"echo{port_id}=echo,id={port_id}"))
+    while (port := storm.manager.ports.get(port_id)) in (None, before) or not port.host_connected:
         await trio.sleep(0.01)
     port.open(Opener(1))
-    said = b"port %d" % id
+    said = b"port %d" % port_id
     port.write_nowait(said)
     assert b"".join(map(bytes, await port.read(100))) == said

@@ -63,7 +63,7 @@ async def test_ports_come_back_with_their_openers(
     device = Fleeting(["a=echo", "b=echo", "c=echo"], [], [], ["a=echo", "B=echo"], dialect=dialect)
     manager = PortManager()
     await nursery.start(Connection(device, manager).run)
-    a, b, c = (manager.ports[id] for id in range(3))
+    a, b, c = (manager.ports[port_id] for port_id in range(3))
     opener = Opener(1)
     a.open(opener)
     assert a.write_nowait(b"before") == 6

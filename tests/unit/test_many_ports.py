@@ -108,10 +108,10 @@ def test_names_are_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
     manager.observers.append(PortFS(manager))
     begun = time.process_time()
-    for id in range(COUNT):
-        manager.rename(manager.add(id), b"name" if id % 2 else b"name%d" % id)
-    for id in range(COUNT):
-        manager.remove(id)
+    for port_id in range(COUNT):
+        manager.rename(manager.add(port_id), b"name" if port_id % 2 else b"name%d" % port_id)
+    for port_id in range(COUNT):
+        manager.remove(port_id)
     assert time.process_time() - begun < 4  # it took 10 s, and four times that for twice as many
 
 
@@ -127,7 +127,7 @@ def test_names_are_those_of_the_ports(seed: int) -> None:
         if not numbers.randrange(4):
             manager.remove(numbers.randrange(8))
         for name in names[1:]:
-            ids = [id for id, port in manager.ports.items() if port.name == name]
+            ids = [port_id for port_id, port in manager.ports.items() if port.name == name]
             found = manager.by_name(name)
             assert (found.id if found else None) == min(ids, default=None)
             link = link_name(name)

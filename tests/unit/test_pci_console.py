@@ -152,9 +152,9 @@ async def transfer(rings: int, vectors: int, sizes: list[int], chance: Random, w
                         for puppet in puppets:
                             nursery.start_soon(receive_slowly, puppet, data, chance)
                     if "down" in ways:
-                        for id, puppet in enumerate(puppets):
+                        for port_id, puppet in enumerate(puppets):
                             nursery.start_soon(puppet.port.send, data)
-                            nursery.start_soon(read_slowly, manager.ports[id], data, chance)
+                            nursery.start_soon(read_slowly, manager.ports[port_id], data, chance)
             assert driver.reason == ""
 
 
@@ -239,7 +239,7 @@ async def test_a_console_alone_tells_its_size_by_the_config_space(vectors: int) 
 
 def remembered() -> tuple[PortManager, Port]:
     """A console that is known from an earlier connection."""
-    manager = PortManager(lambda id: PortOptions(throttle="enospc"))
+    manager = PortManager(lambda port_id: PortOptions(throttle="enospc"))
     port = manager.add(0)
     port.become_console()
     return manager, port

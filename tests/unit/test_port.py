@@ -34,10 +34,10 @@ class FakeLine:
         self.refills = 0
         self._nudge = trio.lowlevel.ParkingLot()
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         return self.room > 0
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         if not self.room:
             raise trio.WouldBlock
         taken = bytes(data[: self.room])
@@ -45,13 +45,13 @@ class FakeLine:
         self.room -= len(taken)
         return len(taken)
 
-    def send_later(self, id: int, data: Buffer) -> int:
+    def send_later(self, port_id: int, data: Buffer) -> int:
         raise trio.WouldBlock
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         while wanted():
             try:
-                return self.send_nowait(id, data)
+                return self.send_nowait(port_id, data)
             except trio.WouldBlock:
                 await self._nudge.park()
         return 0
@@ -60,14 +60,14 @@ class FakeLine:
         self.room = room
         self._nudge.unpark()
 
-    def nudge(self, id: int) -> None:
+    def nudge(self, port_id: int) -> None:
         self._nudge.unpark()
 
-    def open_port(self, id: int, opened: bool) -> None:
-        self.told.append(("open", id, opened))
+    def open_port(self, port_id: int, opened: bool) -> None:
+        self.told.append(("open", port_id, opened))
 
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
-        self.told.append(("throttle", id, on))
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
+        self.told.append(("throttle", port_id, on))
         self._unseen.append(seen)
         if self.attentive:
             self.see()
@@ -976,8 +976,8 @@ class BusyLine(FakeLine):
         super().__init__()
         self.can_refuse = True
 
-    def open_port(self, id: int, opened: bool) -> None:
-        super().open_port(id, opened)
+    def open_port(self, port_id: int, opened: bool) -> None:
+        super().open_port(port_id, opened)
         if opened:
             raise OSError(errno.EBUSY, "busy")
 

@@ -13,8 +13,8 @@ from vconfs.guest.port import PortOptions
 DEFAULT = Settings(PortOptions(limit=100), Access(mode=0o600, uid=1, gid=2))
 
 
-def settings(text: str, id: int = 1, name: bytes = b"org.example.clip") -> Settings:
-    return settings_for(parse_rules(text, "r.toml"), id, name, DEFAULT)
+def settings(text: str, port_id: int = 1, name: bytes = b"org.example.clip") -> Settings:
+    return settings_for(parse_rules(text, "r.toml"), port_id, name, DEFAULT)
 
 
 def test_every_key() -> None:

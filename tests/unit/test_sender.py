@@ -17,11 +17,11 @@ from vconfs.protocol.events import Buffer, Message
 class FakeEnd:
     header_size = 2
 
-    def data_queue(self, id: int) -> int:
+    def data_queue(self, port_id: int) -> int:
         return 1
 
-    def data_header(self, id: int, size: int) -> bytes:
-        return bytes([id, size])
+    def data_header(self, port_id: int, size: int) -> bytes:
+        return bytes([port_id, size])
 
 
 class FakeLink(Link):
@@ -54,7 +54,7 @@ class FakeLink(Link):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         assert len(header) + len(data) <= self.capacity(queue)
         self.free[queue] -= 1
@@ -114,13 +114,13 @@ async def test_waiting_senders_take_turns_of_one_helping_each() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
 
-    async def send_all(id: int, data: bytes) -> None:
+    async def send_all(port_id: int, data: bytes) -> None:
         while data:
-            data = data[await sender.send(id, data, always) :]
+            data = data[await sender.send(port_id, data, always) :]
 
     async with trio.open_nursery() as nursery:
-        for id in (1, 2, 3):
-            nursery.start_soon(send_all, id, b"x" * 16)
+        for port_id in (1, 2, 3):
+            nursery.start_soon(send_all, port_id, b"x" * 16)
             await trio.testing.wait_all_tasks_blocked()
         for _ in range(6):
             link.free[1] = 1
@@ -215,9 +215,9 @@ async def make_room(link: FakeLink, sender: Sender, buffers: int = 1) -> None:
     await trio.testing.wait_all_tasks_blocked()
 
 
-async def flood(sender: Sender, id: int) -> None:
+async def flood(sender: Sender, port_id: int) -> None:
     while True:
-        await sender.send(id, b"x" * 8, always)
+        await sender.send(port_id, b"x" * 8, always)
 
 
 @pytest.mark.parametrize("flooders", [1, 7, 100])
@@ -226,8 +226,8 @@ async def test_one_message_among_many_that_flood_waits_for_one_turn_of_each(
 ) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    for id in range(flooders):
-        nursery.start_soon(flood, sender, id)
+    for port_id in range(flooders):
+        nursery.start_soon(flood, sender, port_id)
     await trio.testing.wait_all_tasks_blocked()
     for _ in range(5):
         link.sent.clear()
@@ -241,8 +241,8 @@ async def test_one_message_among_many_that_flood_waits_for_one_turn_of_each(
 async def test_room_for_several_is_used_by_several_at_once(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    for id in range(6):
-        nursery.start_soon(flood, sender, id)
+    for port_id in range(6):
+        nursery.start_soon(flood, sender, port_id)
         await trio.testing.wait_all_tasks_blocked()
     link.free[1] = 4
     sender.room(1)
@@ -252,14 +252,14 @@ async def test_room_for_several_is_used_by_several_at_once(nursery: trio.Nursery
 async def test_sources_and_those_who_wait_share_the_room(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    for id in (1, 2):
-        nursery.start_soon(flood, sender, id)
+    for port_id in (1, 2):
+        nursery.start_soon(flood, sender, port_id)
     await trio.testing.wait_all_tasks_blocked()
-    for id in (3, 4):
-        sender.offer(id, lambda room: bytes(min(room, 8)))
+    for port_id in (3, 4):
+        sender.offer(port_id, lambda room: bytes(min(room, 8)))
     for _ in range(12):
         await make_room(link, sender)
-    counts = [sum(buffer[0] == id for buffer in link.sent) for id in (1, 2, 3, 4)]
+    counts = [sum(buffer[0] == port_id for buffer in link.sent) for port_id in (1, 2, 3, 4)]
     assert counts == [3, 3, 3, 3]
 
 
@@ -296,11 +296,11 @@ async def test_one_that_is_throttled_holds_up_nobody(place: str, nursery: trio.N
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     ids = {"first": [9, 1, 2], "in the middle": [1, 9, 2], "last": [1, 2, 9]}[place]
-    for id in ids:
-        if id == 9:
-            nursery.start_soon(sender.send, id, b"never", lambda: sender.has_room(0))
+    for port_id in ids:
+        if port_id == 9:
+            nursery.start_soon(sender.send, port_id, b"never", lambda: sender.has_room(0))
         else:
-            nursery.start_soon(sender.send, id, b"x", always)
+            nursery.start_soon(sender.send, port_id, b"x", always)
         await trio.testing.wait_all_tasks_blocked()
     await make_room(link, sender, 2)
     assert [buffer[0] for buffer in link.sent] == [1, 2]
@@ -309,8 +309,8 @@ async def test_one_that_is_throttled_holds_up_nobody(place: str, nursery: trio.N
 async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    for id in range(20):
-        nursery.start_soon(flood, sender, id)
+    for port_id in range(20):
+        nursery.start_soon(flood, sender, port_id)
     await trio.testing.wait_all_tasks_blocked()
     sender.post(Message(1, b"control"))
     await make_room(link, sender, 2)
@@ -323,8 +323,8 @@ async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery)
 async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
-    for id in range(20):
-        nursery.start_soon(flood, sender, id)
+    for port_id in range(20):
+        nursery.start_soon(flood, sender, port_id)
     await trio.testing.wait_all_tasks_blocked()
     for _ in range(5):
         link.sent.clear()

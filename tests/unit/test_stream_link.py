@@ -85,12 +85,12 @@ async def joined() -> AsyncIterator[tuple[v8.GuestEnd, Sender, LatePeer]]:
         yield end, Owner(link, end).sender, peer
 
 
-def fill(sender: Sender, id: int) -> int:
+def fill(sender: Sender, port_id: int) -> int:
     """Send data until no more is taken; how many buffers that were."""
     count = 0
     while True:
         try:
-            assert sender.send_nowait(id, bytes(PIECE)) == PIECE
+            assert sender.send_nowait(port_id, bytes(PIECE)) == PIECE
         except trio.WouldBlock:
             return count
         count += 1
@@ -142,8 +142,8 @@ async def test_a_program_that_does_not_wait_is_not_kept_out_by_those_who_do() ->
     async with linked() as (link, peer), trio.open_nursery() as nursery:
         driver = Driver(manager, link, v8.GuestEnd(link.features))
         driver.start()
-        for id in (1, 2, 3):
-            nursery.start_soon(write_on, manager.ports[id])
+        for port_id in (1, 2, 3):
+            nursery.start_soon(write_on, manager.ports[port_id])
         port = manager.ports[4]
         for _ in range(3):
             await trio.testing.wait_all_tasks_blocked()  # the line is full

@@ -65,32 +65,32 @@ class Pair:
         for port in ports:
             port.open(Opener(1))
 
-    def write(self, id: int, size: int) -> int:
+    def write(self, port_id: int, size: int) -> int:
         """Send from the guest, as far as it goes."""
         taken = 0
         with suppress(OSError, trio.WouldBlock):
-            taken = self.guest[id].write_nowait(coded(self.written[id], size))
-        self.written[id] += taken
+            taken = self.guest[port_id].write_nowait(coded(self.written[port_id], size))
+        self.written[port_id] += taken
         return taken
 
-    def send(self, id: int, size: int) -> int:
+    def send(self, port_id: int, size: int) -> int:
         """Send from the host, as far as it goes."""
-        taken = self.puppets[id].send_nowait(coded(self.sent[id], size))
-        self.sent[id] += taken
+        taken = self.puppets[port_id].send_nowait(coded(self.sent[port_id], size))
+        self.sent[port_id] += taken
         return taken
 
-    def read_some(self, id: int, size: int) -> None:
+    def read_some(self, port_id: int, size: int) -> None:
         with suppress(trio.WouldBlock):
-            data = b"".join(self.guest[id].read_nowait(size))
-            assert data == coded(self.read[id], len(data))
-            self.read[id] += len(data)
+            data = b"".join(self.guest[port_id].read_nowait(size))
+            assert data == coded(self.read[port_id], len(data))
+            self.read[port_id] += len(data)
 
-    async def receive(self, id: int, size: int) -> None:
-        if self.puppets[id].queued:
-            data = await self.puppets[id].receive(size)
-            assert data == coded(self.received[id], len(data))
-            self.puppets[id].delivered(len(data))
-            self.received[id] += len(data)
+    async def receive(self, port_id: int, size: int) -> None:
+        if self.puppets[port_id].queued:
+            data = await self.puppets[port_id].receive(size)
+            assert data == coded(self.received[port_id], len(data))
+            self.puppets[port_id].delivered(len(data))
+            self.received[port_id] += len(data)
 
     def check(self) -> None:
         for port in (*self.guest, *self.puppets):
@@ -102,9 +102,9 @@ class Pair:
         with trio.fail_after(10):
             while (self.received, self.read) != (self.written, self.sent):
                 look()
-                for id in (0, 1):
-                    self.read_some(id, 1 << 20)
-                    await self.receive(id, 1 << 20)
+                for port_id in (0, 1):
+                    self.read_some(port_id, 1 << 20)
+                    await self.receive(port_id, 1 << 20)
                 await trio.testing.wait_all_tasks_blocked()
                 self.check()
 
@@ -119,7 +119,7 @@ async def late_ends() -> AsyncIterator[tuple[Pair, LateDoorbell, LateDoorbell]]:
     """Both ends over small rings, and the doorbells of the host and of the guest."""
     puppets = [Puppet(), Puppet()]
     kicks, calls = LateDoorbell(), LateDoorbell()
-    manager = PortManager(lambda id: PortOptions(limit=GUEST_LIMIT))
+    manager = PortManager(lambda port_id: PortOptions(limit=GUEST_LIMIT))
     specs = [spec(b"%d" % i, puppet, host_limit=HOST_LIMIT) for i, puppet in enumerate(puppets)]
     async with (
         open_host(specs) as host,
@@ -240,14 +240,16 @@ class Late(Protocol):
     def let(self) -> None: ...
 
 
-async def take_step(pair: Pair, host: Late, guest: Late, what: str, id: int, size: int) -> None:
+async def take_step(
+    pair: Pair, host: Late, guest: Late, what: str, port_id: int, size: int
+) -> None:
     """Have an end look at what has come, or do something with a port."""
     if what in ("kick", "call"):
         (host if what == "kick" else guest).let()
     elif what == "receive":
-        await pair.receive(id, size)
+        await pair.receive(port_id, size)
     else:
-        getattr(pair, what)(id, size)
+        getattr(pair, what)(port_id, size)
     await trio.testing.wait_all_tasks_blocked()
 
 
@@ -270,8 +272,8 @@ async def test_no_order_of_looking_loses_a_byte_or_stops_both_ends(
     steps: list[tuple[str, int, int]],
 ) -> None:
     async with late_ends() as (pair, kicks, calls):
-        for what, id, size in steps:
-            await take_step(pair, kicks, calls, what, id, size)
+        for what, port_id, size in steps:
+            await take_step(pair, kicks, calls, what, port_id, size)
             pair.check()
         await pair.drain(lambda: look(pair))
 
@@ -283,12 +285,12 @@ async def test_an_end_in_the_middle_accounts_for_every_byte(
 ) -> None:
     """Accepted is delivered, still queued, or counted as dropped, by port."""
     async with late_ends() as (pair, kicks, calls):
-        for what, id, size in steps:
-            await take_step(pair, kicks, calls, what, id, size)
+        for what, port_id, size in steps:
+            await take_step(pair, kicks, calls, what, port_id, size)
         ports = list(zip(pair.guest, pair.puppets, strict=True))
-    for id, (guest, host) in enumerate(ports):
-        accepted = pair.written[id] + pair.sent[id]
-        delivered = pair.read[id] + pair.received[id]
+    for port_id, (guest, host) in enumerate(ports):
+        accepted = pair.written[port_id] + pair.sent[port_id]
+        delivered = pair.read[port_id] + pair.received[port_id]
         kept = guest.queued + host.queued
         dropped = guest.counters.dropped + host.counters.dropped
         assert accepted == delivered + kept + dropped
@@ -328,7 +330,7 @@ def read_on(*wires: LateWire) -> None:
 async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateWire]]:
     """Both ends over a stream, and the wires of the host and of the guest."""
     puppets = [Puppet(), Puppet()]
-    manager = PortManager(lambda id: PortOptions(limit=GUEST_LIMIT))
+    manager = PortManager(lambda port_id: PortOptions(limit=GUEST_LIMIT))
     specs = [spec(b"%d" % i, puppet, host_limit=HOST_LIMIT) for i, puppet in enumerate(puppets)]
     address = UnixAddress.parse(f"/unused,window={window}")
     ours, theirs = socket.socketpair()
@@ -378,8 +380,8 @@ async def test_no_order_of_reading_a_stream_loses_a_byte_or_stops_both_ends(
 ) -> None:
     async with late_streams(window) as (pair, host_wire, guest_wire):
         host_wire.eager = guest_wire.eager = False
-        for what, id, size in steps:
-            await take_step(pair, host_wire, guest_wire, what, id, size)
+        for what, port_id, size in steps:
+            await take_step(pair, host_wire, guest_wire, what, port_id, size)
             for port in (*pair.guest, *pair.puppets):
                 assert port.counters.resets == port.counters.dropped == 0
                 assert port.queued <= max(HOST_LIMIT, GUEST_LIMIT) + 2 * window

@@ -18,9 +18,9 @@ ALL = v8.FEATURES
 SEED = v8.F_SIZE | v8.F_MULTIPORT
 
 
-def control(id: int, event: int, value: int, payload: bytes = b"") -> bytes:
+def control(port_id: int, event: int, value: int, payload: bytes = b"") -> bytes:
     size = 4 + len(payload)
-    return struct.pack("<IIIHH", id, 1, size, event, value) + payload
+    return struct.pack("<IIIHH", port_id, 1, size, event, value) + payload
 
 
 def read(end: v8.GuestEnd | v8.HostEnd, data: bytes) -> Event:
@@ -91,10 +91,10 @@ def test_short_control_packets_are_checked(data: bytes) -> None:
             assert read(end, data[:length]) == events.Ignored(
                 None, f"a buffer of {length} bytes has no complete header"
             )
-        (id,) = struct.unpack_from("<I", data)
+        (port_id,) = struct.unpack_from("<I", data)
         for length in range(4):
             assert read(end, data[: 12 + length]) == events.Ignored(
-                id, f"a control packet of {length} bytes is too short"
+                port_id, f"a control packet of {length} bytes is too short"
             )
 
 
@@ -137,14 +137,14 @@ def test_unknown_flags_and_absurd_sizes_of_control_packets_change_nothing(
         assert read(end, data) == events.PortOpened(3, True)
 
 
-@pytest.mark.parametrize("id", [99, 2**31, 2**32 - 1])
-def test_an_unknown_port_id_stops_nothing(id: int) -> None:
+@pytest.mark.parametrize("port_id", [99, 2**31, 2**32 - 1])
+def test_an_unknown_port_id_stops_nothing(port_id: int) -> None:
     """A defect of the v8 patch: it stopped the receive loop."""
     for end in (v8.GuestEnd(ALL), v8.HostEnd(ALL)):
-        assert read(end, struct.pack("<III", id, 0, 1) + b"x") == events.Data(
-            id, memoryview(b"x"), 1
+        assert read(end, struct.pack("<III", port_id, 0, 1) + b"x") == events.Data(
+            port_id, memoryview(b"x"), 1
         )
-        assert read(end, control(id, 0, 1)) == events.PortOpened(id, True)
+        assert read(end, control(port_id, 0, 1)) == events.PortOpened(port_id, True)
         assert read(end, control(0, 0, 1)) == events.PortOpened(0, True)
 
 
@@ -165,25 +165,33 @@ def test_a_second_name_leaves_nothing_of_the_first() -> None:
 def test_ids_that_a_port_can_have() -> None:
     guest = v8.GuestEnd(ALL)
     assert read(guest, control(v8.PORTS_MAX - 1, 6, 1)) == events.PortAdded(v8.PORTS_MAX - 1)
-    for id in (v8.PORTS_MAX, 2**32 - 1):
-        assert read(guest, control(id, 6, 1)) == events.Ignored(id, f"port id {id} is too large")
+    for port_id in (v8.PORTS_MAX, 2**32 - 1):
+        assert read(guest, control(port_id, 6, 1)) == events.Ignored(
+            port_id, f"port id {port_id} is too large"
+        )
 
 
 def test_all_ports_share_two_queues() -> None:
     guest, host = v8.GuestEnd(ALL), v8.HostEnd(ALL)
     assert guest.queues == host.queues == 2
-    assert {guest.data_queue(id) for id in (0, 5)} == {host.receive_queue(0)} == {v8.OUTPUT}
-    assert {host.data_queue(id) for id in (0, 5)} == {guest.receive_queue(0)} == {v8.INPUT}
+    assert (
+        {guest.data_queue(port_id) for port_id in (0, 5)} == {host.receive_queue(0)} == {v8.OUTPUT}
+    )
+    assert (
+        {host.data_queue(port_id) for port_id in (0, 5)} == {guest.receive_queue(0)} == {v8.INPUT}
+    )
     assert guest.port_of(v8.INPUT) is None
 
 
 def test_port_events_are_for_those_that_negotiated_them() -> None:
     """One side alone is not enough: nothing is sent, and what comes all the same is ignored."""
     for send, data, _ in EXTENSIONS:
-        id, event = struct.unpack_from("<I8xH", data)
+        port_id, event = struct.unpack_from("<I8xH", data)
         for features in (SEED, v8.F_PORT_EVENTS, 0):
             assert send(v8.HostEnd(features)) is None
-        assert read(v8.GuestEnd(SEED), data) == events.Ignored(id, f"unknown control event {event}")
+        assert read(v8.GuestEnd(SEED), data) == events.Ignored(
+            port_id, f"unknown control event {event}"
+        )
 
 
 @pytest.mark.parametrize("event", [9, 255, 65535])
@@ -240,7 +248,7 @@ def test_hot_added_ports_get_the_next_numbers() -> None:
     """A defect of the v8 patch: they got wrong ones."""
     guest = v8.GuestEnd(SEED)
     assert guest.receive_config(config(2)) == [events.PortAdded(0), events.PortAdded(1)]
-    assert guest.receive_config(config(5)) == [events.PortAdded(id) for id in (2, 3, 4)]
+    assert guest.receive_config(config(5)) == [events.PortAdded(port_id) for port_id in (2, 3, 4)]
     assert guest.receive_config(config(6)) == [events.PortAdded(5)]
 
 
@@ -263,7 +271,7 @@ def test_a_smaller_number_takes_the_last_ports_away() -> None:
 
 def test_as_many_ports_as_there_can_be() -> None:
     added = v8.GuestEnd(SEED).receive_config(config(v8.PORTS_MAX))
-    assert added == [events.PortAdded(id) for id in range(v8.PORTS_MAX)]
+    assert added == [events.PortAdded(port_id) for port_id in range(v8.PORTS_MAX)]
 
 
 @pytest.mark.parametrize("ports", [v8.PORTS_MAX + 1, 2**32 - 1])

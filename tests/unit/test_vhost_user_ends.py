@@ -43,8 +43,8 @@ class Pair:
     manager: PortManager
     driver: Driver
 
-    def connected(self, id: int) -> bool:
-        return id in self.manager.ports and self.manager.ports[id].host_connected
+    def connected(self, port_id: int) -> bool:
+        return port_id in self.manager.ports and self.manager.ports[port_id].host_connected
 
 
 @asynccontextmanager
@@ -95,8 +95,8 @@ async def test_ports_carry_data_both_ways(tmp_path: Path, dialect: str) -> None:
         await until(lambda: len(manager.ports) == 2 and manager.ports[1].name == b"second")
         assert manager.ports[0].name == b"first"
         await until(lambda: manager.ports[1].console and manager.ports[1].host_connected)
-        for id, puppet in enumerate((first, second)):
-            port = manager.ports[id]
+        for port_id, puppet in enumerate((first, second)):
+            port = manager.ports[port_id]
             port.write_nowait(b"to the host")
             assert await puppet.port.receive() == b"to the host"
             await puppet.port.send(b"to the guest")
@@ -113,9 +113,13 @@ async def test_ports_come_and_go(tmp_path: Path, dialect: str) -> None:
         host, manager = pair.host, pair.manager
         for _ in range(3):
             await until(lambda: 0 in manager.ports and manager.ports[0].name == b"first")
-            for id in (1, 2):
+            for port_id in (1, 2):
                 await host.add(HostPortSpec(b"more", Puppet()))
-                await until(lambda id=id: id in manager.ports and manager.ports[id].name == b"more")  # type: ignore[misc]
+                await until(
+                    lambda port_id=port_id: (
+                        port_id in manager.ports and manager.ports[port_id].name == b"more"
+                    )
+                )  # type: ignore[misc]
             host.remove(1)
             await until(lambda: 1 not in manager.ports)
             host.remove(2)
@@ -210,7 +214,7 @@ async def test_the_guest_end_connects_again(tmp_path: Path, dialect: str) -> Non
 
 
 async def test_virtio1_is_spoken_with_as_many_ports_as_there_are_to_be(tmp_path: Path) -> None:
-    specs = [HostPortSpec(b"p%d" % id, Puppet()) for id in range(3)]
+    specs = [HostPortSpec(b"p%d" % port_id, Puppet()) for port_id in range(3)]
     async with open_pair(tmp_path / "s", specs, "virtio1", options=",max-ports=3") as pair:
         await until(lambda: len(pair.manager.ports) == 3)
         assert pair.driver._end.queues == 8

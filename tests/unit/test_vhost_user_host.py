@@ -32,23 +32,23 @@ from .front_end import (
 )
 
 
-def data(id: int, body: bytes) -> bytes:
-    return struct.pack("<III", id, 0, len(body)) + body
+def data(port_id: int, body: bytes) -> bytes:
+    return struct.pack("<III", port_id, 0, len(body)) + body
 
 
-def control(id: int, event: int, value: int, rest: bytes = b"") -> bytes:
-    return struct.pack("<IIIHH", id, 1, 4 + len(rest), event, value) + rest
+def control(port_id: int, event: int, value: int, rest: bytes = b"") -> bytes:
+    return struct.pack("<IIIHH", port_id, 1, 4 + len(rest), event, value) + rest
 
 
 OPEN, NAME = 0, 1
 ONE = (1).to_bytes(8, "little")
 
 
-async def name_of(front: FrontEnd, id: int) -> bytes:
+async def name_of(front: FrontEnd, port_id: int) -> bytes:
     """Take a port up as a v8 guest does, and give its name."""
-    front.put(1, control(id, NAME, 0))
+    front.put(1, control(port_id, NAME, 0))
     about, event = -1, -1
-    while (about, event) != (id, NAME):
+    while (about, event) != (port_id, NAME):
         reply = await front.used(0)
         about, _, _, event, _ = struct.unpack_from("<IIIHH", reply)
     return reply[16:]

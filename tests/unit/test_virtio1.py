@@ -24,8 +24,8 @@ from .test_ends import spec, taken
 ALL = virtio1.FEATURES
 
 
-def control(id: int, event: int, value: int, payload: bytes = b"") -> bytes:
-    return struct.pack("<IHH", id, event, value) + payload
+def control(port_id: int, event: int, value: int, payload: bytes = b"") -> bytes:
+    return struct.pack("<IHH", port_id, event, value) + payload
 
 
 def read(end: virtio1.GuestEnd | virtio1.HostEnd, data: bytes) -> Event:
@@ -77,11 +77,11 @@ def test_short_control_messages_are_checked(data: bytes) -> None:
             )
 
 
-@pytest.mark.parametrize("id", [0, 5, 99, 0xFFFFFFFF])
-def test_device_ready_is_about_no_port_whatever_its_id(id: int) -> None:
+@pytest.mark.parametrize("port_id", [0, 5, 99, 0xFFFFFFFF])
+def test_device_ready_is_about_no_port_whatever_its_id(port_id: int) -> None:
     host = virtio1.HostEnd(ALL)
-    assert read(host, control(id, 0, 1)) == events.DeviceReady(True)
-    assert read(host, control(id, 0, 0)) == events.DeviceReady(False)
+    assert read(host, control(port_id, 0, 1)) == events.DeviceReady(True)
+    assert read(host, control(port_id, 0, 0)) == events.DeviceReady(False)
 
 
 def test_a_guest_that_could_not_take_a_port_up() -> None:
@@ -139,24 +139,24 @@ def test_a_resize_in_the_other_order() -> None:
 def test_queue_numbers() -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
     assert guest.queues == host.queues == 64
-    for id, (to_guest, to_host) in {0: (0, 1), 1: (4, 5), 30: (62, 63)}.items():
-        assert host.data_queue(id) == guest.receive_queue(id) == to_guest
-        assert guest.data_queue(id) == host.receive_queue(id) == to_host
-        assert guest.port_of(to_guest) == guest.port_of(to_host) == id
-        assert guest.receive(to_guest, memoryview(b"hi")) == events.Data(id, memoryview(b"hi"))
+    for port_id, (to_guest, to_host) in {0: (0, 1), 1: (4, 5), 30: (62, 63)}.items():
+        assert host.data_queue(port_id) == guest.receive_queue(port_id) == to_guest
+        assert guest.data_queue(port_id) == host.receive_queue(port_id) == to_host
+        assert guest.port_of(to_guest) == guest.port_of(to_host) == port_id
+        assert guest.receive(to_guest, memoryview(b"hi")) == events.Data(port_id, memoryview(b"hi"))
     assert guest.port_of(2) is None
     assert guest.port_of(3) is None
 
 
-@pytest.mark.parametrize("id", [31, 32, 2**32 - 1])
-def test_ids_beyond_the_devices_ports_are_ignored(id: int) -> None:
+@pytest.mark.parametrize("port_id", [31, 32, 2**32 - 1])
+def test_ids_beyond_the_devices_ports_are_ignored(port_id: int) -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
     guest.receive_config(host.config(1))
-    beyond = events.Ignored(id, f"port id {id} of a device with 31 ports")
+    beyond = events.Ignored(port_id, f"port id {port_id} of a device with 31 ports")
     for event in (1, 2, 4, 5, 6, 7):
-        assert read(guest, control(id, event, 1, bytes(4))) == beyond
+        assert read(guest, control(port_id, event, 1, bytes(4))) == beyond
     for event in (3, 6):
-        assert read(host, control(id, event, 1)) == beyond
+        assert read(host, control(port_id, event, 1)) == beyond
 
 
 def test_nothing_is_said_of_ports_that_the_other_end_cannot_have() -> None:
@@ -274,7 +274,7 @@ async def test_both_ends_together() -> None:
     puppet = Puppet()
     specs = [spec(b"con", console=True), spec(b"org.example.0", puppet)]
     async with open_ends(specs, dialect="virtio1") as ends:
-        assert [ends.ports[id].name for id in range(2)] == [b"con", b"org.example.0"]
+        assert [ends.ports[port_id].name for port_id in range(2)] == [b"con", b"org.example.0"]
         assert ends.ports[0].console
         port = ends.ports[1]
         assert port.write_nowait(b"to the host") == 11

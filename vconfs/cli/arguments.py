@@ -13,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from vconfs.cli.ports import mounts
-from vconfs.files.names import port_id
+from vconfs.files.names import id_of_file
 
 
 def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:
@@ -35,7 +35,7 @@ def _port_files(mount: Path) -> list[str]:
         files = os.listdir(mount)
     except OSError:
         return []
-    return sorted(file for file in files if port_id(os.fsencode(file)) is not None)
+    return sorted(file for file in files if id_of_file(os.fsencode(file)) is not None)
 
 
 class Folder(click.Path):

@@ -15,7 +15,7 @@ import click
 from vconfs.cli.arguments import Mount
 from vconfs.cli.mount_table import in_time
 from vconfs.errors import VconfsError
-from vconfs.files.names import PID_ATTRIBUTE, port_id
+from vconfs.files.names import PID_ATTRIBUTE, id_of_file
 from vconfs.files.status import STATUS
 
 #: Attributes that are true or false, and those that are numbers.
@@ -37,8 +37,10 @@ def read_ports(mountpoint: Path) -> list[dict[str, object]]:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
         raise VconfsError(f"{mountpoint}: {error.strerror}") from None
-    ids = sorted(id for name in files if (id := port_id(os.fsencode(name))) is not None)
-    paths = [mountpoint / f"vcon{id}" for id in ids]
+    ids = sorted(
+        port_id for name in files if (port_id := id_of_file(os.fsencode(name))) is not None
+    )
+    paths = [mountpoint / f"vcon{port_id}" for port_id in ids]
     ports: list[dict[str, object]] = []
     for begin in range(0, len(paths), _AT_ONCE):
         some = paths[begin : begin + _AT_ONCE]

@@ -337,13 +337,13 @@ class RingLink(Link):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         """See `Link.send`; the device has seen what it has used."""
         found = self._send[queue]
         head = found.send(header, data)
-        if id is not None:
-            found.data[head] = id, len(data)
+        if port_id is not None:
+            found.data[head] = port_id, len(data)
         if seen is not None:
             found.awaited[head] = seen
             found.ring.request_calls()
@@ -353,8 +353,8 @@ class RingLink(Link):
         untaken: Counter[int] = Counter()
         for number, queue in self._send.items():
             self._reclaim(number)
-            for id, size in queue.data.values():
-                untaken[id] += size
+            for port_id, size in queue.data.values():
+                untaken[port_id] += size
         return untaken
 
     def receive(self, queue: int) -> memoryview | None:

@@ -219,9 +219,9 @@ class Consoles:
         try:
             console.pty.give_to(access.uid, access.gid, access.mode)
         except OSError as error:
-            kind, id = ("owner", error.errno), console.port.id
+            kind, port_id = ("owner", error.errno), console.port.id
             self._trouble.warning(
-                kind, "vcon%d: cannot change the owner of its pty: %s", id, error.strerror
+                kind, "vcon%d: cannot change the owner of its pty: %s", port_id, error.strerror
             )
 
     def _end(self, port: Port) -> None:

@@ -204,8 +204,8 @@ class EventsFile:
         if len(self._readers) >= _READERS_MAX:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         reader = EventsReader(on_change, self._readers)
-        for id in sorted(self._manager.ports):
-            port = self._manager.ports[id]
+        for port_id in sorted(self._manager.ports):
+            port = self._manager.ports[port_id]
             reader.put(_port_line("present", port, _state(port)))
         reader.put(_line("ready"))
         self._readers[opener] = reader

@@ -18,12 +18,12 @@ _FILE_NAME_MAX = 255
 _ENCODED = re.compile(rb"[/\0%]")
 
 
-def port_file(id: int) -> bytes:
+def port_file(port_id: int) -> bytes:
     """Return the name of a port's file."""
-    return b"vcon%d" % id
+    return b"vcon%d" % port_id
 
 
-def port_id(file: bytes) -> int | None:
+def id_of_file(file: bytes) -> int | None:
     """Return the id of the port that a file belongs to, or None if it is not a port's file."""
     match = _PORT_FILE.fullmatch(file)
     return int(match[1]) if match else None

@@ -60,9 +60,9 @@ class Rule:
     access: Mapping[str, Any]
     tty: bool | None
 
-    def matches(self, id: int, name: bytes) -> bool:
+    def matches(self, port_id: int, name: bytes) -> bool:
         """True if the rule is for this port."""
-        if self.id is not None and self.id != id:
+        if self.id is not None and self.id != port_id:
             return False
         return self.name is None or fnmatchcase(os.fsdecode(name), self.name)
 
@@ -75,11 +75,11 @@ class Rule:
         )
 
 
-def settings_for(rules: Sequence[Rule], id: int, name: bytes, default: Settings) -> Settings:
+def settings_for(rules: Sequence[Rule], port_id: int, name: bytes, default: Settings) -> Settings:
     """Return the settings for a port."""
     settings = default
     for rule in rules:
-        if rule.matches(id, name):
+        if rule.matches(port_id, name):
             settings = rule.apply(settings)
     return settings
 

@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 import pyfuse3
 from attrs import field, frozen
 
-from vconfs.files.names import EVENTS_FILE, is_pty_link, link_name, named_by, port_file, port_id
+from vconfs.files.names import EVENTS_FILE, id_of_file, is_pty_link, link_name, named_by, port_file
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 
@@ -53,19 +53,19 @@ class Entry(NamedTuple):
     inode: int
 
 
-def port_inode(id: int) -> int:
+def port_inode(port_id: int) -> int:
     """Return the inode of a port's file."""
-    return _PORTS + id
+    return _PORTS + port_id
 
 
-def by_name_link(name: bytes, id: int = 0) -> Entry:
+def by_name_link(name: bytes, port_id: int = 0) -> Entry:
     """Return the entry of the link `name` to a port's file."""
-    return Entry(name, _LINKS + id)
+    return Entry(name, _LINKS + port_id)
 
 
-def pty_link(number: int, id: int) -> Entry:
+def pty_link(number: int, port_id: int) -> Entry:
     """Return the entry of the link `hvcN` to a port's pty."""
-    return Entry(b"hvc%d" % number, _PTYS + id)
+    return Entry(b"hvc%d" % number, _PTYS + port_id)
 
 
 class Tree:
@@ -87,9 +87,16 @@ class Tree:
     def names(self, directory: int) -> list[Entry]:
         """List a directory."""
         if directory == BY_NAME:
-            links = ((link_name(name), id) for name, id in self._manager.names())
-            return [by_name_link(link, id) for link, id in sorted((k, v) for k, v in links if k)]
-        return [*self._fixed(), *self._ptys(), *(self._file(id) for id in sorted(self._ports))]
+            links = ((link_name(name), port_id) for name, port_id in self._manager.names())
+            return [
+                by_name_link(link, port_id)
+                for link, port_id in sorted((k, v) for k, v in links if k)
+            ]
+        return [
+            *self._fixed(),
+            *self._ptys(),
+            *(self._file(port_id) for port_id in sorted(self._ports)),
+        ]
 
     def find(self, directory: int, name: bytes) -> Entry | None:
         """Look up a name in a directory; return None if it is not there."""
@@ -97,8 +104,8 @@ class Tree:
             named = named_by(name)
             port = self._manager.by_name(named) if named else None
             return by_name_link(name, port.id) if port else None
-        if (id := port_id(name)) is not None:
-            return self._file(id) if id in self._ports else None
+        if (port_id := id_of_file(name)) is not None:
+            return self._file(port_id) if port_id in self._ports else None
         others = self._ptys() if is_pty_link(name) else self._fixed()
         return next((entry for entry in others if entry.name == name), None)
 
@@ -146,5 +153,5 @@ class Tree:
             if port.hvc is not None:
                 yield pty_link(port.hvc, port.id)
 
-    def _file(self, id: int) -> Entry:
-        return Entry(port_file(id), port_inode(id))
+    def _file(self, port_id: int) -> Entry:
+        return Entry(port_file(port_id), port_inode(port_id))

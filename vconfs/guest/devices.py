@@ -125,7 +125,7 @@ async def join_embedded(
         async with drive(manager, open_embedded(host, dialect)) as driver:
             yield driver
     finally:
-        manager.dropped_by_host, host.on_drop = None, lambda id: None
+        manager.dropped_by_host, host.on_drop = None, lambda port_id: None
 
 
 @define

@@ -116,10 +116,10 @@ class Driver(LinkEnd[Port]):
     def _tell_room(self) -> None:
         if not self._without_room:
             return
-        for id in [id for id in self._without_room if self.has_room(id)]:
-            self._without_room.discard(id)
-            if id in self._manager.ports:
-                self._manager.ports[id].room_came()
+        for port_id in [port_id for port_id in self._without_room if self.has_room(port_id)]:
+            self._without_room.discard(port_id)
+            if port_id in self._manager.ports:
+                self._manager.ports[port_id].room_came()
 
     @property
     def tells_all_ports(self) -> bool:
@@ -162,36 +162,38 @@ class Driver(LinkEnd[Port]):
 
     # --- called by the ports --------------------------------------------------------------
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         """True if a write of this port would take something. If not, tell it when one would."""
-        room = self._sender.has_room(id) or (self.throttles and self._sender.can_deposit(id))
+        room = self._sender.has_room(port_id) or (
+            self.throttles and self._sender.can_deposit(port_id)
+        )
         if not room:
-            self._without_room.add(id)
-            self._link.want_room(self._end.data_queue(id))
+            self._without_room.add(port_id)
+            self._link.want_room(self._end.data_queue(port_id))
         return room
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`; if not all was sent, tell the port when there is room again."""
         try:
-            sent = self._sender.send_nowait(id, data)
+            sent = self._sender.send_nowait(port_id, data)
         except trio.WouldBlock:
-            self.has_room(id)
+            self.has_room(port_id)
             raise
         if sent < len(data):
-            self.has_room(id)
+            self.has_room(port_id)
         self._tell_room()
         return sent
 
-    def send_later(self, id: int, data: Buffer) -> int:
+    def send_later(self, port_id: int, data: Buffer) -> int:
         """See `Sender.deposit`. A port with its own queue (virtio1) does not wait for a turn."""
         if not self.throttles:
             raise trio.WouldBlock
-        return self._sender.deposit(id, data)
+        return self._sender.deposit(port_id, data)
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """See `Sender.send`; then tell ports that found the queue taken that it is free."""
         try:
-            return await super().send(id, data, wanted)
+            return await super().send(port_id, data, wanted)
         finally:
             self._tell_room()
 

@@ -39,33 +39,33 @@ class EmergencyLine:
         """True if the device takes such output."""
         return bool(self._end.emergency_writes(b"?"))
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         """Return True: a write always takes something."""
         return True
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send the first bytes of `data`; return how many."""
         some = memoryview(data)[:_HELPING]
         for write in self._end.emergency_writes(some):
             self._link.write_config(write.offset, write.data)
         return len(some)
 
-    def send_later(self, id: int, data: Buffer) -> int:
+    def send_later(self, port_id: int, data: Buffer) -> int:
         """Send the first bytes of `data`; there is always room for some."""
-        return self.send_nowait(id, data)
+        return self.send_nowait(port_id, data)
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Send the first bytes of `data`, if still `wanted` after a checkpoint; return how many."""
         await trio.lowlevel.checkpoint()
-        return self.send_nowait(id, data) if wanted() else 0
+        return self.send_nowait(port_id, data) if wanted() else 0
 
-    def nudge(self, id: int) -> None:
+    def nudge(self, port_id: int) -> None:
         """Do nothing: no send waits here."""
 
-    def open_port(self, id: int, opened: bool) -> None:
+    def open_port(self, port_id: int, opened: bool) -> None:
         """Do nothing: the host is told when the port is there."""
 
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Do nothing: no data comes from the host."""
 
     def refill(self, port: object) -> None:

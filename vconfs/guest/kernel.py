@@ -50,7 +50,7 @@ _UEVENT_MAX: Final = 8192
 _READ_SIZE: Final = 1 << 16
 
 
-def port_id(name: str) -> int | None:
+def id_of_device(name: str) -> int | None:
     """Return the id of the port that the kernel calls `name` (say vport0p1), or None."""
     found = _NAME.fullmatch(name)
     if found is None or int(found[2]) >= _IDS_PER_DEVICE:
@@ -162,15 +162,15 @@ class KernelPorts:
 
     def look(self) -> None:
         """Update the ports and their names from sysfs."""
-        listed = [(port_id(path.name), path) for path in self._folder.iterdir()]
-        found = {id: path for id, path in listed if id is not None}
-        for id in self._paths.keys() - found.keys():
-            del self._paths[id]
-            self._manager.remove(id)
-            self._close(id)
-        for id, path in sorted(found.items()):
-            port = self._manager.add(id)
-            self._paths[id] = self._devices / path.name
+        listed = [(id_of_device(path.name), path) for path in self._folder.iterdir()]
+        found = {port_id: path for port_id, path in listed if port_id is not None}
+        for port_id in self._paths.keys() - found.keys():
+            del self._paths[port_id]
+            self._manager.remove(port_id)
+            self._close(port_id)
+        for port_id, path in sorted(found.items()):
+            port = self._manager.add(port_id)
+            self._paths[port_id] = self._devices / path.name
             if not port.attached:
                 self._attach(port)
             with suppress(OSError):
@@ -191,54 +191,54 @@ class KernelPorts:
     def stop(self) -> None:
         """Close the kernel's ports; ours stay, hung up."""
         self.stopped.set()
-        for id in list(self._channels):
-            self._close(id)
-        for id in self._paths:
-            self._manager.ports[id].detach()
+        for port_id in list(self._channels):
+            self._close(port_id)
+        for port_id in self._paths:
+            self._manager.ports[port_id].detach()
 
     # --- called by the ports: see `PortLine` ----------------------------------------------
 
-    def open_port(self, id: int, opened: bool) -> None:
+    def open_port(self, port_id: int, opened: bool) -> None:
         """Open or close the kernel's port; raise OSError (EBUSY, ENXIO) if the kernel refuses."""
         if not opened:
-            self._close(id)
-            self._manager.ports[id].set_connected(False)  # the kernel no longer reports it
-        elif id not in self._channels:
-            channel = _Channel.open(self._manager.ports[id], self._paths[id])
-            self._channels[id] = channel
+            self._close(port_id)
+            self._manager.ports[port_id].set_connected(False)  # the kernel no longer reports it
+        elif port_id not in self._channels:
+            channel = _Channel.open(self._manager.ports[port_id], self._paths[port_id])
+            self._channels[port_id] = channel
             channel.fetch()
             self._nursery.start_soon(channel.watch)
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         """True if a write of this port would take something."""
-        channel = self._channels.get(id)
+        channel = self._channels.get(port_id)
         return channel is not None and channel.has_room()
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Write to the kernel's port; return how many bytes. Raise OSError or trio.WouldBlock."""
-        if id not in self._channels:
+        if port_id not in self._channels:
             raise trio.WouldBlock
-        return self._channels[id].write(data)
+        return self._channels[port_id].write(data)
 
-    def send_later(self, id: int, data: Buffer) -> int:
+    def send_later(self, port_id: int, data: Buffer) -> int:
         """Raise trio.WouldBlock: ports do not share a queue here."""
         raise trio.WouldBlock
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for room; return 0 if it is no longer wanted."""
-        while (channel := self._channels.get(id)) is not None and wanted():
+        while (channel := self._channels.get(port_id)) is not None and wanted():
             try:
                 return channel.write(data)
             except trio.WouldBlock:
                 await channel.room.park()
         return 0
 
-    def nudge(self, id: int) -> None:
+    def nudge(self, port_id: int) -> None:
         """Let a waiting `send` check whether it is still wanted."""
-        if id in self._channels:
-            self._channels[id].room.unpark_all()
+        if port_id in self._channels:
+            self._channels[port_id].room.unpark_all()
 
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Do nothing; never called, because the kernel keeps what is not read."""
 
     def refill(self, port: Port) -> None:
@@ -254,8 +254,8 @@ class KernelPorts:
         except OSError as error:
             log.warning("%s: %s", self._paths[port.id], error.strerror)
 
-    def _close(self, id: int) -> None:
-        channel = self._channels.pop(id, None)
+    def _close(self, port_id: int) -> None:
+        channel = self._channels.pop(port_id, None)
         if channel is not None:
             channel.close()
 

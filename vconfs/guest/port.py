@@ -108,13 +108,13 @@ class PortLine(Protocol):
     def in_flight(self) -> int:
         """The most bytes that may be under way when the host has seen the request to stop."""
 
-    def has_room(self, id: int) -> bool: ...  # noqa: D102
-    def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
-    def send_later(self, id: int, data: Buffer) -> int: ...  # noqa: D102
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
-    def nudge(self, id: int) -> None: ...  # noqa: D102
-    def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
+    def has_room(self, port_id: int) -> bool: ...  # noqa: D102
+    def send_nowait(self, port_id: int, data: Buffer) -> int: ...  # noqa: D102
+    def send_later(self, port_id: int, data: Buffer) -> int: ...  # noqa: D102
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
+    def nudge(self, port_id: int) -> None: ...  # noqa: D102
+    def open_port(self, port_id: int, opened: bool) -> None: ...  # noqa: D102
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
     def refill(self, port: Port) -> None: ...  # noqa: D102
 
 

@@ -36,7 +36,7 @@ class PortManager:
     """
 
     #: Returns the options for a port; called when it is added.
-    options_for: Callable[[int], PortOptions] = field(default=lambda id: PortOptions())
+    options_for: Callable[[int], PortOptions] = field(default=lambda port_id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
     #: Returns how many bytes of a port a host end in this process has dropped.
@@ -58,19 +58,19 @@ class PortManager:
         finally:
             self.observers.remove(observer)
 
-    def add(self, id: int) -> Port:
+    def add(self, port_id: int) -> Port:
         """Return the port with this id; add it if it is not there."""
-        port = self.ports.get(id)
+        port = self.ports.get(port_id)
         if port is None:
-            port = self.ports[id] = Port(id, self.options_for(id), self._changed)
-            port.dropped_by_host = partial(self._dropped_by_host, id)
+            port = self.ports[port_id] = Port(port_id, self.options_for(port_id), self._changed)
+            port.dropped_by_host = partial(self._dropped_by_host, port_id)
             for observer in self.observers:
                 observer.port_added(port)
         return port
 
-    def remove(self, id: int) -> None:
+    def remove(self, port_id: int) -> None:
         """Remove a port; its openers get errors from now on."""
-        port = self.ports.pop(id, None)
+        port = self.ports.pop(port_id, None)
         if port is None:
             return
         self._forget_name(port)
@@ -124,9 +124,9 @@ class PortManager:
             if not ids:
                 del self._named[port.name]
 
-    def ignore(self, id: int | None, reason: str) -> None:
+    def ignore(self, port_id: int | None, reason: str) -> None:
         """Count a message that the host may not send, and log it once."""
-        port = None if id is None else self.ports.get(id)
+        port = None if port_id is None else self.ports.get(port_id)
         if port is None:
             self.ignored += 1
         else:
@@ -134,13 +134,13 @@ class PortManager:
         whose = "device" if port is None else f"vcon{port.id}"
         self._trouble.warning((whose, reason), "%s: %s", whose, reason)
 
-    def host_dropped(self, id: int) -> None:
+    def host_dropped(self, port_id: int) -> None:
         """Notify the observers that the host end in this process has dropped data of a port."""
-        if id in self.ports:
-            self._changed(self.ports[id])
+        if port_id in self.ports:
+            self._changed(self.ports[port_id])
 
-    def _dropped_by_host(self, id: int) -> int | None:
-        return None if self.dropped_by_host is None else self.dropped_by_host(id)
+    def _dropped_by_host(self, port_id: int) -> int | None:
+        return None if self.dropped_by_host is None else self.dropped_by_host(port_id)
 
     def _changed(self, port: Port) -> None:
         for observer in self.observers:

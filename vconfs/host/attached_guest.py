@@ -54,7 +54,7 @@ class AttachedGuest(LinkEnd[HostPort]):
         if not self._end.multiport and 0 in self._ports:
             self._introduce(self._ports[0])
             self._ports[0].set_guest_connected(True)
-        if unseen := [id for id in sorted(self._ports) if id >= self.max_ports]:
+        if unseen := [port_id for port_id in sorted(self._ports) if port_id >= self.max_ports]:
             ids = ", ".join(map(str, unseen))
             log.warning("guest: its port ids end at %d, it cannot see %s", self.max_ports - 1, ids)
         for queue in range(1, self._end.queues, 2):
@@ -63,9 +63,9 @@ class AttachedGuest(LinkEnd[HostPort]):
     def _detach_ports(self) -> None:
         for queue in range(1, self._end.queues, 2):
             self._link.release(queue)  # so that the guest knows what we have taken
-        for id in self._introduced:
-            if id in self._ports:
-                self._ports[id].detach()
+        for port_id in self._introduced:
+            if port_id in self._ports:
+                self._ports[port_id].detach()
         self._introduced.clear()
 
     # --- what the link reports ------------------------------------------------------------
@@ -79,26 +79,26 @@ class AttachedGuest(LinkEnd[HostPort]):
 
     # --- changes of the host's ports ------------------------------------------------------
 
-    def port_added(self, id: int, config_changed: bool) -> None:
+    def port_added(self, port_id: int, config_changed: bool) -> None:
         """Announce a port."""
         if config_changed and self._end.ports_in_config:
             self._announce_config()
         else:
-            self._sender.post(self._end.port_add(id))
+            self._sender.post(self._end.port_add(port_id))
 
-    def port_leaves(self, id: int) -> None:
+    def port_leaves(self, port_id: int) -> None:
         """Take what the guest has sent to a port that is about to be removed."""
-        if id in self._introduced:
-            self._take_last(id)
+        if port_id in self._introduced:
+            self._take_last(port_id)
 
-    def port_removed(self, id: int, config_changed: bool) -> None:
+    def port_removed(self, port_id: int, config_changed: bool) -> None:
         """Announce that a port is gone; in a dialect that cannot say so, hang it up."""
-        self._introduced.discard(id)
-        self._removed.add(id)
+        self._introduced.discard(port_id)
+        self._removed.add(port_id)
         if config_changed and self._end.ports_in_config:
             self._announce_config()
         else:
-            gone = self._end.port_remove(id) or self._end.port_open(id, False)
+            gone = self._end.port_remove(port_id) or self._end.port_open(port_id, False)
             self._sender.post(gone)
 
     def port_renamed(self, port: HostPort) -> None:
@@ -124,26 +124,26 @@ class AttachedGuest(LinkEnd[HostPort]):
 
     # --- what the host ports ask for ------------------------------------------------------
 
-    def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
+    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
         """See `Sender.offer`."""
-        self._sender.offer(id, give)
+        self._sender.offer(port_id, give)
 
     # --- events ---------------------------------------------------------------------------
 
     def _introduce(self, port: HostPort) -> None:
-        id, end, post = port.id, self._end, self._sender.post
-        if id in self._introduced:
+        port_id, end, post = port.id, self._end, self._sender.post
+        if port_id in self._introduced:
             return
-        self._introduced.add(id)
-        self._removed.discard(id)
+        self._introduced.add(port_id)
+        self._removed.discard(port_id)
         if port.spec.console:
-            post(end.console_port(id))
+            post(end.console_port(port_id))
             if port.size != (0, 0):
-                post(end.resize(id, *port.size))
+                post(end.resize(port_id, *port.size))
         if port.cache:
-            post(end.cache_buffers(id, True))
+            post(end.cache_buffers(port_id, True))
         if port.limit:
-            post(end.buffer_limit(id, port.limit))
+            post(end.buffer_limit(port_id, port.limit))
         port.attach(self)
 
     def _port(self, event: Any) -> HostPort | None:
@@ -160,8 +160,8 @@ class AttachedGuest(LinkEnd[HostPort]):
 
     def _ready(self, event: events.DeviceReady) -> None:
         if event.ready:
-            for id in sorted(self._ports):
-                self._sender.post(self._end.port_add(id))
+            for port_id in sorted(self._ports):
+                self._sender.post(self._end.port_add(port_id))
 
     def _port_ready(self, event: events.PortReady) -> None:
         port = self._ports.get(event.id)

@@ -103,7 +103,7 @@ _Action: TypeAlias = Callable[[Host, Any], Awaitable[list[HostPort]]]
 
 
 async def _list(host: Host, request: control.List) -> list[HostPort]:
-    return [host.ports[id] for id in sorted(host.ports)]
+    return [host.ports[port_id] for port_id in sorted(host.ports)]
 
 
 async def _add(host: Host, request: control.Add) -> list[HostPort]:
@@ -140,11 +140,11 @@ _ACTIONS: Final[Mapping[type[control.Request], _Action]] = {
     control.List: _list,
     control.Add: _add,
     control.Remove: _remove,
-    control.Rename: _change(lambda host, id, it: host.rename(id, os.fsencode(it.name))),
-    control.Throttle: _change(lambda host, id, it: host.throttle(id, it.on)),
-    control.Limit: _change(lambda host, id, it: host.configure(id, limit=it.mib)),
-    control.Cache: _change(lambda host, id, it: host.configure(id, cache=it.on)),
-    control.Resize: _change(lambda host, id, it: host.resize(id, it.cols, it.rows)),
+    control.Rename: _change(lambda host, port_id, it: host.rename(port_id, os.fsencode(it.name))),
+    control.Throttle: _change(lambda host, port_id, it: host.throttle(port_id, it.on)),
+    control.Limit: _change(lambda host, port_id, it: host.configure(port_id, limit=it.mib)),
+    control.Cache: _change(lambda host, port_id, it: host.configure(port_id, cache=it.on)),
+    control.Resize: _change(lambda host, port_id, it: host.resize(port_id, it.cols, it.rows)),
     control.Disconnect: _disconnect,
 }
 

@@ -38,7 +38,7 @@ class Host:
         #: Columns and rows of the console on port 0; (0, 0) if unknown.
         self.size = (0, 0)
         #: Called with the id of a port whose bytes were dropped.
-        self.on_drop: Callable[[int], None] = lambda id: None
+        self.on_drop: Callable[[int], None] = lambda port_id: None
         self._nursery = nursery
         self._patience = patience
         #: How many bytes each port had dropped when the host end began to end.
@@ -56,27 +56,29 @@ class Host:
         Raise VconfsError if the id is taken or too large (for the attached guest, too), the name is
         not a valid one, or the chardev cannot start.
         """
-        id = self._free_id() if spec.id is None else spec.id
-        self._check_id(id)
+        port_id = self._free_id() if spec.id is None else spec.id
+        self._check_id(port_id)
         _check_name(spec.name)
-        port = HostPort(id, spec, patience=self._patience)
-        port.counters.on_drop = lambda: self.on_drop(id)
-        self._starting[id] = port
+        port = HostPort(port_id, spec, patience=self._patience)
+        port.counters.on_drop = lambda: self.on_drop(port_id)
+        self._starting[port_id] = port
         try:
             await self._nursery.start(self._serve, port)
         finally:
-            del self._starting[id]
+            del self._starting[port_id]
         count = self.port_count
-        self.ports[id] = port
+        self.ports[port_id] = port
         if self._guest is not None:
-            self._guest.port_added(id, self.port_count != count)
+            self._guest.port_added(port_id, self.port_count != count)
         return port
 
     def find(self, port: int | bytes) -> HostPort:
         """Return the port with this id or name; VconfsError if there is none or more than one."""
         if isinstance(port, int):
             return self._find(port)
-        found = [id for id in sorted(self.ports) if port and self.ports[id].name == port]
+        found = [
+            port_id for port_id in sorted(self.ports) if port and self.ports[port_id].name == port
+        ]
         name = repr(os.fsdecode(port))
         if not found:
             raise VconfsError(f"there is no port {name}")
@@ -85,22 +87,22 @@ class Host:
             raise VconfsError(f"{len(found)} ports have the name {name}: use an id, one of {ids}")
         return self.ports[found[0]]
 
-    def remove(self, id: int) -> None:
+    def remove(self, port_id: int) -> None:
         """Remove a port and end its chardev; `HostPort.ended` is set when the chardev has ended.
 
         What its chardev has not taken is dropped; `remove_when_drained` delivers it first.
         """
-        port = self._find(id)
+        port = self._find(port_id)
         self._take_away(port)
         self._end_chardev(port)
 
-    async def remove_when_drained(self, id: int) -> None:
+    async def remove_when_drained(self, port_id: int) -> None:
         """Remove a port, and end its chardev when it has all that the guest sent (draining.py)."""
-        port = self._find(id)
+        port = self._find(port_id)
         before = port.counters.dropped
         try:
             drained = await self._drain(port, last=True)
-            if self.ports.get(id) is port:
+            if self.ports.get(port_id) is port:
                 self._take_away(port)
             if drained:  # then wait for what was still on the way
                 await drain(lambda: {port: port.settle()}, self._patience)
@@ -111,13 +113,13 @@ class Host:
         say_what_was_lost(log, "removed a port", [(_name(port), lost)])
 
     def _take_away(self, port: HostPort) -> None:
-        id = port.id
+        port_id = port.id
         if self._guest is not None:
-            self._guest.port_leaves(id)
+            self._guest.port_leaves(port_id)
         count = self.port_count
-        del self.ports[id]
+        del self.ports[port_id]
         if self._guest is not None:
-            self._guest.port_removed(id, self.port_count != count)
+            self._guest.port_removed(port_id, self.port_count != count)
         port.removed = True
         port.detach()
 
@@ -131,17 +133,19 @@ class Host:
         port.begin_ending(hold=True, last=last)
         return await drain(lambda: {port: port.settle()}, self._patience)
 
-    def rename(self, id: int, name: bytes) -> None:
+    def rename(self, port_id: int, name: bytes) -> None:
         """Change a port's name."""
-        port = self._find(id)
+        port = self._find(port_id)
         _check_name(name)
         port.name = name
         if self._guest is not None:
             self._guest.port_renamed(port)
 
-    def configure(self, id: int, *, cache: bool | None = None, limit: int | None = None) -> None:
+    def configure(
+        self, port_id: int, *, cache: bool | None = None, limit: int | None = None
+    ) -> None:
         """Set whether the guest keeps unread data when the port is closed, and how many MiB."""
-        port = self._find(id)
+        port = self._find(port_id)
         if limit is not None and not 0 < limit <= LIMIT_MAX:
             raise VconfsError(f"a limit is 1 to {LIMIT_MAX} MiB, not {limit}")
         if cache is not None:
@@ -151,37 +155,37 @@ class Host:
         if self._guest is not None:
             self._guest.port_configured(port)
 
-    def resize(self, id: int, cols: int, rows: int) -> None:
+    def resize(self, port_id: int, cols: int, rows: int) -> None:
         """Change the size of a port's console."""
-        port = self._find(id)
+        port = self._find(port_id)
         if not (0 <= cols < 1 << 16 and 0 <= rows < 1 << 16):
             raise VconfsError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
         port.size = (cols, rows)
-        if id == 0:
+        if port_id == 0:
             self.size = port.size
         if self._guest is not None:
             self._guest.port_resized(port)
 
-    def throttle(self, id: int, on: bool) -> None:
+    def throttle(self, port_id: int, on: bool) -> None:
         """Take no more data from the guest on a port (THROTTLE_PORT), or take it again.
 
         This stays in force until it is undone, also for the next guest. What the guest has already
         sent still reaches the chardev.
         """
-        self._find(id).throttle_by_hand(on)
+        self._find(port_id).throttle_by_hand(on)
 
-    def disconnect(self, id: int) -> None:
+    def disconnect(self, port_id: int) -> None:
         """Hang up the client at the far side of a port, so that the next one can connect.
 
         What the client has not taken is dropped, unless the port caches; `disconnect_when_drained`
         delivers it first. A file is opened again, and what waits to be tried again is tried now.
         Raise VconfsError if there is no client, or the chardev has no clients (an echo).
         """
-        self._hang_up(self._find(id))()
+        self._hang_up(self._find(port_id))()
 
-    async def disconnect_when_drained(self, id: int) -> None:
+    async def disconnect_when_drained(self, port_id: int) -> None:
         """Hang up the client at the far side of a port when it has all that the guest sent."""
-        port = self._find(id)
+        port = self._find(port_id)
         if port.reopen is not None:
             port.reopen()
             return
@@ -194,7 +198,7 @@ class Host:
                 while port.hang_up_client is hang_up:
                     await trio.sleep(_HANG_UP_LOOK)
         finally:
-            if self.ports.get(id) is port:
+            if self.ports.get(port_id) is port:
                 port.go_on()
         lost = port.counters.dropped - before
         say_what_was_lost(log, "hung up a client", [(_name(port), lost)])
@@ -222,7 +226,9 @@ class Host:
     def owed(self) -> dict[int, int]:
         """Return how many bytes each port must still deliver to a guest or client that is there."""
         guest = self._guest.untaken() if self._guest is not None else {}
-        return {id: port.settle() + guest.get(id, 0) for id, port in self.ports.items()}
+        return {
+            port_id: port.settle() + guest.get(port_id, 0) for port_id, port in self.ports.items()
+        }
 
     async def drain(self) -> None:
         """Begin to end, and wait until the guest and the far sides have all that is for them."""
@@ -233,14 +239,14 @@ class Host:
         """Return (id, bytes dropped since the port began to end) of each port."""
         before = self._dropped_before
         return [
-            (id, port.counters.dropped - before[port])
-            for id, port in self.ports.items()
+            (port_id, port.counters.dropped - before[port])
+            for port_id, port in self.ports.items()
             if port in before
         ]
 
     def say_what_was_lost(self) -> None:
         """Log how many bytes ports have dropped since they began to end, if any."""
-        lost = [(_name(self.ports[id]), size) for id, size in self.lost()]
+        lost = [(_name(self.ports[port_id]), size) for port_id, size in self.lost()]
         say_what_was_lost(log, "the host end has ended", lost)
 
     @property
@@ -248,9 +254,9 @@ class Host:
         """The largest id plus one; at least 1, because port 0 always exists."""
         return max(self.ports, default=0) + 1
 
-    def dropped(self, id: int) -> int:
+    def dropped(self, port_id: int) -> int:
         """Return how many bytes of a port were dropped here; 0 if there is no such port."""
-        return self.ports[id].counters.dropped if id in self.ports else 0
+        return self.ports[port_id].counters.dropped if port_id in self.ports else 0
 
     # --- the guest ------------------------------------------------------------------------
 
@@ -305,23 +311,23 @@ class Host:
 
     def _free_id(self) -> int:
         taken = self.ports.keys() | self._starting.keys()
-        return next(id for id in range(len(taken) + 1) if id not in taken)
+        return next(port_id for port_id in range(len(taken) + 1) if port_id not in taken)
 
-    def _check_id(self, id: int) -> None:
-        if other := self.ports.get(id) or self._starting.get(id):
-            raise VconfsError(f"port id {id} is taken by {_describe(other)}")
-        if not 0 <= id < PORTS_MAX:
-            raise VconfsError(f"port id {id} cannot be: ids are 0 to {PORTS_MAX - 1}")
-        if self._guest is not None and id >= self._guest.max_ports:
+    def _check_id(self, port_id: int) -> None:
+        if other := self.ports.get(port_id) or self._starting.get(port_id):
+            raise VconfsError(f"port id {port_id} is taken by {_describe(other)}")
+        if not 0 <= port_id < PORTS_MAX:
+            raise VconfsError(f"port id {port_id} cannot be: ids are 0 to {PORTS_MAX - 1}")
+        if self._guest is not None and port_id >= self._guest.max_ports:
             raise VconfsError(
-                f"port id {id} is too large for the guest: its ids end at"
+                f"port id {port_id} is too large for the guest: its ids end at"
                 f" {self._guest.max_ports - 1}"
             )
 
-    def _find(self, id: int) -> HostPort:
-        if id not in self.ports:
-            raise VconfsError(f"there is no port {id}")
-        return self.ports[id]
+    def _find(self, port_id: int) -> HostPort:
+        if port_id not in self.ports:
+            raise VconfsError(f"there is no port {port_id}")
+        return self.ports[port_id]
 
 
 def _describe(port: HostPort) -> str:

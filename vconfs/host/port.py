@@ -62,12 +62,12 @@ class HostPortLine(Protocol):
     @property
     def in_flight(self) -> int: ...  # noqa: D102
 
-    def send_nowait(self, id: int, data: Buffer) -> int: ...  # noqa: D102
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
-    def nudge(self, id: int) -> None: ...  # noqa: D102
-    def offer(self, id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
-    def open_port(self, id: int, opened: bool) -> None: ...  # noqa: D102
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
+    def send_nowait(self, port_id: int, data: Buffer) -> int: ...  # noqa: D102
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
+    def nudge(self, port_id: int) -> None: ...  # noqa: D102
+    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
+    def open_port(self, port_id: int, opened: bool) -> None: ...  # noqa: D102
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
     def refill(self, port: HostPort) -> None: ...  # noqa: D102
 
 

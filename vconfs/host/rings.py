@@ -189,7 +189,7 @@ class DeviceLink(Link):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         """See `Link.send`; the guest has seen what was in a buffer when it offers it again."""
         offered = self._offered[queue]

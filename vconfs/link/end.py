@@ -85,8 +85,8 @@ class LinkEnd(ABC, Generic[P]):
         if self.stopped.is_set():
             return
         if not self.throttles:  # the peer has accepted the data that is in the rings for our ports
-            for id in [id for id in self._ports if self._has_queue(id)]:
-                self._take_last(id)
+            for port_id in [port_id for port_id in self._ports if self._has_queue(port_id)]:
+                self._take_last(port_id)
         self.reason = reason
         self.stopped.set()
         self._drop(self._sender.close())
@@ -97,7 +97,7 @@ class LinkEnd(ABC, Generic[P]):
         untaken = self._link.untaken()
         self._drop(untaken)
         if self.reason:
-            lost = [(f"{self.port_word}{id}", size) for id, size in untaken.items()]
+            lost = [(f"{self.port_word}{port_id}", size) for port_id, size in untaken.items()]
             say_what_was_lost(log, f"{self.peer} lost", lost)
 
     def untaken(self) -> Mapping[int, int]:
@@ -109,8 +109,8 @@ class LinkEnd(ABC, Generic[P]):
 
     def _drop(self, untaken: Mapping[int, int]) -> None:
         """Count bytes that the other side has not taken, and never will, as dropped."""
-        for id, size in untaken.items():
-            if (port := self._ports.get(id)) is not None:
+        for port_id, size in untaken.items():
+            if (port := self._ports.get(port_id)) is not None:
                 port.counters.dropped += size
 
     @abstractmethod
@@ -171,30 +171,30 @@ class LinkEnd(ABC, Generic[P]):
 
     # --- calls by the ports ---------------------------------------------------------------
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`."""
-        return self._sender.send_nowait(id, data)
+        return self._sender.send_nowait(port_id, data)
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """See `Sender.send`."""
-        return await self._sender.send(id, data, wanted)
+        return await self._sender.send(port_id, data, wanted)
 
-    def nudge(self, id: int) -> None:
+    def nudge(self, port_id: int) -> None:
         """See `Sender.nudge`."""
-        self._sender.nudge(id)
+        self._sender.nudge(port_id)
 
-    def open_port(self, id: int, opened: bool) -> None:
+    def open_port(self, port_id: int, opened: bool) -> None:
         """Send the message that the port was opened or closed here."""
-        self._sender.post(self._dialect.port_open(id, opened), behind=id)
+        self._sender.post(self._dialect.port_open(port_id, opened), behind=port_id)
 
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Ask the other side to stop sending to the port, or to resume.
 
         `seen` is called when the other side has seen the request to stop. Until then its data
         buffers are not given back. Those of control messages are, so that two ends that throttle
         each other do not block.
         """
-        message = self._dialect.throttle(id, on)
+        message = self._dialect.throttle(port_id, on)
         if message is None or not on:
             self._sender.post(message)
             return
@@ -204,7 +204,7 @@ class LinkEnd(ABC, Generic[P]):
             self._unseen -= 1
             seen()
             if not self._unseen:
-                self._link.release(self._dialect.receive_queue(id))
+                self._link.release(self._dialect.receive_queue(port_id))
 
         self._sender.post(message, seen=seen_by_peer)
 
@@ -217,8 +217,8 @@ class LinkEnd(ABC, Generic[P]):
 
     def _port_of(self, queue: int) -> P | None:
         """Return the port that has `queue` to itself, and holds it back when full, or None."""
-        id = None if self.throttles else self._dialect.port_of(queue)
-        return None if id is None else self._ports.get(id)
+        port_id = None if self.throttles else self._dialect.port_of(queue)
+        return None if port_id is None else self._ports.get(port_id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:
         """Notify the port that the peer opened or closed its side, after the data sent before."""
@@ -230,17 +230,17 @@ class LinkEnd(ABC, Generic[P]):
         else:
             self._set_connected(port, opened)
 
-    def _has_queue(self, id: int) -> bool:
-        return self._dialect.receive_queue(id) < self._dialect.queues
+    def _has_queue(self, port_id: int) -> bool:
+        return self._dialect.receive_queue(port_id) < self._dialect.queues
 
-    def _take_last(self, id: int) -> None:
+    def _take_last(self, port_id: int) -> None:
         """Fetch all data sent to a port that goes, however full it is: at most a turn's work.
 
         Otherwise the next port with this id would receive it.
         """
-        self._hanging_up.discard(id)
+        self._hanging_up.discard(port_id)
         if not self.throttles:
-            self._take(self._dialect.receive_queue(id), None)
+            self._take(self._dialect.receive_queue(port_id), None)
 
     def _is_behind(self, port: P) -> bool:
         """Fetch data sent before a hang-up. Return True if there may be more."""

@@ -97,7 +97,7 @@ class Link(ABC):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         """Fill the next buffer of `queue`, which is sent by the next `flush`.
 

@@ -33,8 +33,8 @@ class SendingEnd(Protocol):
 
     header_size: int
 
-    def data_queue(self, id: int) -> int: ...  # noqa: D102
-    def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
+    def data_queue(self, port_id: int) -> int: ...  # noqa: D102
+    def data_header(self, port_id: int, size: int) -> bytes: ...  # noqa: D102
 
 
 @frozen
@@ -142,49 +142,51 @@ class Sender:
         if self._backlog_size > _BACKLOG_MAX:
             self._link.owner.lost("the peer takes no control messages")
 
-    def has_room(self, id: int) -> bool:
+    def has_room(self, port_id: int) -> bool:
         """True if `send_nowait` would take data for this port."""
-        queue = self._end.data_queue(id)
+        queue = self._end.data_queue(port_id)
         return not self._turns.get(queue) and self._room(queue) > 0
 
-    def send_nowait(self, id: int, data: Buffer) -> int:
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for, and return its size.
 
         Raise trio.WouldBlock if there is no room, or others use it first.
         """
-        queue = self._end.data_queue(id)
+        queue = self._end.data_queue(port_id)
         if self._turns.get(queue):
             self._take_turns(queue)
         room = self._room(queue)
-        if not room or id in self._deposits:
+        if not room or port_id in self._deposits:
             raise trio.WouldBlock
-        return self._put(queue, id, data, room)
+        return self._put(queue, port_id, data, room)
 
-    def can_deposit(self, id: int) -> bool:
+    def can_deposit(self, port_id: int) -> bool:
         """True if `deposit` would take data for this port."""
-        turns = self._turns.get(self._end.data_queue(id), ())
-        return not self._closed and all(turn.id != id for turn in turns)
+        turns = self._turns.get(self._end.data_queue(port_id), ())
+        return not self._closed and all(turn.id != port_id for turn in turns)
 
-    def deposit(self, id: int, data: Buffer) -> int:
+    def deposit(self, port_id: int, data: Buffer) -> int:
         """Take some of `data`, to send it at the port's next turn, and return how much.
 
         Raise trio.WouldBlock if the port has an entry in the queue already, or the link is closed.
         This is for a writer that cannot wait, and would never find room among others that do.
         """
-        if not self.can_deposit(id):
+        if not self.can_deposit(port_id):
             raise trio.WouldBlock
-        deposit = self._deposits[id] = _Deposit(id, bytes(memoryview(data)[:_DEPOSIT_MAX]))
+        deposit = self._deposits[port_id] = _Deposit(
+            port_id, bytes(memoryview(data)[:_DEPOSIT_MAX])
+        )
         taken = len(deposit.data)
-        self._turns[self._end.data_queue(id)].append(deposit)
+        self._turns[self._end.data_queue(port_id)].append(deposit)
         return taken
 
-    def forget(self, id: int) -> int:
+    def forget(self, port_id: int) -> int:
         """Drop the deposit of a port that is gone, and return its size.
 
         The next port with this id is a different one.
         """
         dropped = 0
-        if deposit := self._deposits.pop(id, None):
+        if deposit := self._deposits.pop(port_id, None):
             self._backlog_size -= sum(_cost(message.data) for message in deposit.messages)
             dropped = len(deposit.data)
             deposit.data = b""
@@ -195,7 +197,7 @@ class Sender:
         """Return, by port, how many bytes were taken here that are known not to be at the peer."""
         return self._deposited() + Counter(self._link.untaken())
 
-    async def send(self, id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
 
         Return 0 if the link is closed, or if `wanted` is no longer true. It is checked again at
@@ -205,13 +207,13 @@ class Sender:
         if self._closed or not wanted():
             return 0
         try:
-            return self.send_nowait(id, data)
+            return self.send_nowait(port_id, data)
         except trio.WouldBlock:
             pass
         if self._closed:
             return 0
-        turns = self._turns[self._end.data_queue(id)]
-        turn = _Waiter(id, data, wanted, trio.lowlevel.current_task())
+        turns = self._turns[self._end.data_queue(port_id)]
+        turn = _Waiter(port_id, data, wanted, trio.lowlevel.current_task())
         turns.append(turn)
 
         def abort(raise_cancel: object) -> trio.lowlevel.Abort:
@@ -223,25 +225,25 @@ class Sender:
         await trio.lowlevel.wait_task_rescheduled(abort)
         return turn.went
 
-    def offer(self, id: int, give: Callable[[int], Buffer]) -> None:
+    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
         """At each turn of this port send what `give` returns, until it returns nothing.
 
         `give` is called with the number of bytes that fit.
         """
         if self._closed:
             return
-        queue = self._end.data_queue(id)
+        queue = self._end.data_queue(port_id)
         if give not in self._offering:
             self._offering.add(give)
-            self._turns[queue].append(_Source(id, give))
+            self._turns[queue].append(_Source(port_id, give))
         self._take_turns(queue)
 
-    def nudge(self, id: int) -> None:
+    def nudge(self, port_id: int) -> None:
         """Make the tasks that wait to send for this port check whether that is still wanted."""
-        turns = self._turns.get(self._end.data_queue(id))
+        turns = self._turns.get(self._end.data_queue(port_id))
         if not turns:
             return
-        for turn in [turn for turn in turns if turn.id == id]:
+        for turn in [turn for turn in turns if turn.id == port_id]:
             if isinstance(turn, _Waiter) and not turn.wanted():
                 turns.remove(turn)
                 turn.sent(0)
@@ -266,7 +268,11 @@ class Sender:
 
     def _deposited(self) -> Counter[int]:
         return Counter(
-            {id: len(deposit.data) for id, deposit in self._deposits.items() if deposit.data}
+            {
+                port_id: len(deposit.data)
+                for port_id, deposit in self._deposits.items()
+                if deposit.data
+            }
         )
 
     def _room(self, queue: int) -> int:
@@ -309,19 +315,19 @@ class Sender:
             for message in deposit.messages:
                 self._post_now(message)
 
-    def _put(self, queue: int, id: int, data: Buffer, room: int) -> int:
+    def _put(self, queue: int, port_id: int, data: Buffer, room: int) -> int:
         link, end = self._link, self._end
         header_size = end.header_size
         size = min(len(data), room)
         view = memoryview(data)
-        header = end.data_header(id, size)
+        header = end.data_header(port_id, size)
         sent = 0
         while sent < size:
             step = min(link.capacity(queue) - header_size, size - sent)
-            link.send(queue, header, view[sent : sent + step], id=id)
+            link.send(queue, header, view[sent : sent + step], port_id=port_id)
             sent += step
             if sent < size:
-                header = end.data_header(id, 0)
+                header = end.data_header(port_id, 0)
         link.flush(queue)
         return size
 

@@ -31,7 +31,7 @@ class ThrottleLine(Protocol):
     def in_flight(self) -> int:
         """The most bytes that may be under way when the peer has seen the request to stop."""
 
-    def throttle(self, id: int, on: bool, seen: Callable[[], None]) -> None:
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Ask the peer to stop sending to a port, or to resume: see `LinkEnd.throttle`."""
 
 
@@ -45,11 +45,11 @@ class Throttle:
     _late: int = 0  # bytes that came after the peer had seen the request
     _requests: int = 0  # a serial number, to ignore answers to earlier requests
 
-    def ask(self, line: ThrottleLine, id: int, on: bool) -> None:
+    def ask(self, line: ThrottleLine, port_id: int, on: bool) -> None:
         """Ask the peer to stop sending, or to resume."""
         self.forget()
         self.on = on
-        line.throttle(id, on, partial(self._was_seen, self._requests))
+        line.throttle(port_id, on, partial(self._was_seen, self._requests))
 
     def forget(self) -> None:
         """Reset for another peer, which may send."""

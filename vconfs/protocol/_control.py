@@ -55,30 +55,30 @@ def check_size(cols: int, rows: int) -> tuple[int, int]:
 Handlers: TypeAlias = Mapping[int, Callable[[int, int, memoryview], Event]]
 
 
-def opened(id: int, value: int, payload: memoryview) -> Event:
+def opened(port_id: int, value: int, payload: memoryview) -> Event:
     """Handle PORT_OPEN: opened or closed."""
-    return PortOpened(id, bool(value))
+    return PortOpened(port_id, bool(value))
 
 
-def named(id: int, value: int, payload: memoryview) -> Event:
+def named(port_id: int, value: int, payload: memoryview) -> Event:
     """Handle PORT_NAME: the name, without one trailing NUL."""
     name = bytes(payload).removesuffix(b"\0")
     if len(name) > NAME_MAX:
-        return Ignored(id, f"a name of {len(name)} bytes is longer than {NAME_MAX}")
-    return PortNamed(id, name)
+        return Ignored(port_id, f"a name of {len(name)} bytes is longer than {NAME_MAX}")
+    return PortNamed(port_id, name)
 
 
-def console(id: int, value: int, payload: memoryview) -> Event:
+def console(port_id: int, value: int, payload: memoryview) -> Event:
     """Handle CONSOLE_PORT: this port is a console. Linux ignores the value 0 as well."""
-    return ConsolePort(id) if value else Ignored(id, "CONSOLE_PORT with value 0")
+    return ConsolePort(port_id) if value else Ignored(port_id, "CONSOLE_PORT with value 0")
 
 
-def resized(id: int, value: int, payload: memoryview) -> Event:
+def resized(port_id: int, value: int, payload: memoryview) -> Event:
     """Handle RESIZE: columns and rows."""
     if len(payload) < SIZE.size:
-        return Ignored(id, f"a RESIZE with {len(payload)} bytes of size is too short")
+        return Ignored(port_id, f"a RESIZE with {len(payload)} bytes of size is too short")
     cols, rows = SIZE.unpack_from(payload)
-    return Resized(id, cols, rows)
+    return Resized(port_id, cols, rows)
 
 
 # --- the config space ---------------------------------------------------------------------

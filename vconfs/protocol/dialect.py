@@ -25,18 +25,18 @@ class End(Protocol):
     def queues(self) -> int:
         """The number of virtqueues that the dialect uses."""
 
-    def data_queue(self, id: int) -> int:
+    def data_queue(self, port_id: int) -> int:
         """Return the queue on which this end sends data of a port."""
 
-    def receive_queue(self, id: int) -> int:
+    def receive_queue(self, port_id: int) -> int:
         """Return the queue on which this end receives data of a port."""
 
     def port_of(self, queue: int) -> int | None:
         """Return the port that has `queue` to itself, or None (several ports, or control)."""
 
-    def data_header(self, id: int, size: int) -> bytes: ...  # noqa: D102
-    def port_open(self, id: int, opened: bool) -> Message | None: ...  # noqa: D102
-    def throttle(self, id: int, on: bool) -> Message | None: ...  # noqa: D102
+    def data_header(self, port_id: int, size: int) -> bytes: ...  # noqa: D102
+    def port_open(self, port_id: int, opened: bool) -> Message | None: ...  # noqa: D102
+    def throttle(self, port_id: int, on: bool) -> Message | None: ...  # noqa: D102
     def receive(self, queue: int, buffer: memoryview) -> Event: ...  # noqa: D102
 
 
@@ -46,7 +46,7 @@ class Guest(End, Protocol):
     def receive_config(self, config: bytes) -> list[Event]: ...  # noqa: D102
     def emergency_writes(self, data: Buffer) -> list[ConfigWrite]: ...  # noqa: D102
     def device_ready(self) -> Message | None: ...  # noqa: D102
-    def port_ready(self, id: int) -> Message | None: ...  # noqa: D102
+    def port_ready(self, port_id: int) -> Message | None: ...  # noqa: D102
 
 
 class Host(End, Protocol):
@@ -56,13 +56,13 @@ class Host(End, Protocol):
     max_ports: int
 
     def config(self, ports: int, cols: int = 0, rows: int = 0) -> bytes: ...  # noqa: D102
-    def port_name(self, id: int, name: bytes) -> Message | None: ...  # noqa: D102
-    def console_port(self, id: int) -> Message | None: ...  # noqa: D102
-    def cache_buffers(self, id: int, on: bool) -> Message | None: ...  # noqa: D102
-    def buffer_limit(self, id: int, mebibytes: int) -> Message | None: ...  # noqa: D102
-    def port_add(self, id: int) -> Message | None: ...  # noqa: D102
-    def port_remove(self, id: int) -> Message | None: ...  # noqa: D102
-    def resize(self, id: int, cols: int, rows: int) -> Message | None: ...  # noqa: D102
+    def port_name(self, port_id: int, name: bytes) -> Message | None: ...  # noqa: D102
+    def console_port(self, port_id: int) -> Message | None: ...  # noqa: D102
+    def cache_buffers(self, port_id: int, on: bool) -> Message | None: ...  # noqa: D102
+    def buffer_limit(self, port_id: int, mebibytes: int) -> Message | None: ...  # noqa: D102
+    def port_add(self, port_id: int) -> Message | None: ...  # noqa: D102
+    def port_remove(self, port_id: int) -> Message | None: ...  # noqa: D102
+    def resize(self, port_id: int, cols: int, rows: int) -> Message | None: ...  # noqa: D102
 
 
 @frozen

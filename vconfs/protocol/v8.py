@@ -109,8 +109,8 @@ def addressee(buffer: Buffer) -> tuple[int, bool]:
     """Return the port of a buffer, and True if the buffer is a control message."""
     if len(buffer) < HEADER.size:
         return 0, False
-    id, flags, _ = HEADER.unpack_from(buffer)
-    return id, bool(flags & INTERNAL)
+    port_id, flags, _ = HEADER.unpack_from(buffer)
+    return port_id, bool(flags & INTERNAL)
 
 
 class ControlEvent(IntEnum):
@@ -150,11 +150,11 @@ class _End:
         """The number of virtqueues that this end uses."""
         return QUEUES
 
-    def data_queue(self, id: int) -> int:
+    def data_queue(self, port_id: int) -> int:
         """Return the queue on which data of a port is sent: the same one for all ports."""
         return self.sends_on
 
-    def receive_queue(self, id: int) -> int:
+    def receive_queue(self, port_id: int) -> int:
         """Return the queue on which data of a port comes: the same one for all ports."""
         return INPUT + OUTPUT - self.sends_on
 
@@ -162,20 +162,20 @@ class _End:
         """Return None: no queue belongs to one port only."""
         return None
 
-    def data_header(self, id: int, size: int) -> bytes:
+    def data_header(self, port_id: int, size: int) -> bytes:
         """Return the header of data.
 
         `size` is the length of the whole write request in its first buffer, and 0 in the others.
         """
-        return HEADER.pack(id, 0, size) if self.multiport else b""
+        return HEADER.pack(port_id, 0, size) if self.multiport else b""
 
-    def port_open(self, id: int, opened: bool) -> Message | None:
+    def port_open(self, port_id: int, opened: bool) -> Message | None:
         """Return the message that our side of the port was opened or closed."""
-        return self._control(id, ControlEvent.PORT_OPEN, opened)
+        return self._control(port_id, ControlEvent.PORT_OPEN, opened)
 
-    def throttle(self, id: int, on: bool) -> Message | None:
+    def throttle(self, port_id: int, on: bool) -> Message | None:
         """Return the request to stop sending on this port, or to resume."""
-        return self._control(id, ControlEvent.THROTTLE_PORT, on)
+        return self._control(port_id, ControlEvent.THROTTLE_PORT, on)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
         """Return the event for one buffer that came on `queue`."""
@@ -183,33 +183,35 @@ class _End:
             return Data(0, buffer)
         if len(buffer) < HEADER.size:
             return Ignored(None, f"a buffer of {len(buffer)} bytes has no complete header")
-        id, flags, size = HEADER.unpack_from(buffer)
+        port_id, flags, size = HEADER.unpack_from(buffer)
         if not flags & INTERNAL:
-            return Data(id, buffer[HEADER.size :], size)
+            return Data(port_id, buffer[HEADER.size :], size)
         packet = buffer[HEADER.size :]
         if len(packet) < CONTROL.size:
-            return Ignored(id, f"a control packet of {len(packet)} bytes is too short")
+            return Ignored(port_id, f"a control packet of {len(packet)} bytes is too short")
         event, value = CONTROL.unpack_from(packet)
         handler = self._handlers.get(event)
         if handler is None or (event > ControlEvent.BUFFER_LIMIT and not self._extended):
-            return Ignored(id, f"unknown control event {event}")
-        return handler(id, value, packet[CONTROL.size :])
+            return Ignored(port_id, f"unknown control event {event}")
+        return handler(port_id, value, packet[CONTROL.size :])
 
     _handlers: ClassVar[Handlers]
 
-    def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
+    def _control(
+        self, port_id: int, event: int, value: int, payload: bytes = b""
+    ) -> Message | None:
         if not self.multiport:
             return None
         size = CONTROL.size + len(payload)
-        head = _HEADER_CONTROL.pack(id, INTERNAL, size, event, value)
+        head = _HEADER_CONTROL.pack(port_id, INTERNAL, size, event, value)
         return Message(self.sends_on, head + payload)
 
-    def _extension(self, id: int, event: int, payload: bytes = b"") -> Message | None:
-        return self._control(id, event, 1, payload) if self._extended else None
+    def _extension(self, port_id: int, event: int, payload: bytes = b"") -> Message | None:
+        return self._control(port_id, event, 1, payload) if self._extended else None
 
 
-def _throttled(id: int, value: int, payload: memoryview) -> Event:
-    return Throttled(id, bool(value))
+def _throttled(port_id: int, value: int, payload: memoryview) -> Event:
+    return Throttled(port_id, bool(value))
 
 
 class GuestEnd(ConfigReader, _End):
@@ -223,13 +225,17 @@ class GuestEnd(ConfigReader, _End):
         ControlEvent.PORT_OPEN: opened,
         ControlEvent.PORT_NAME: named,
         ControlEvent.CONSOLE_PORT: console,
-        ControlEvent.CACHE_BUFFERS: lambda id, value, payload: CacheSet(id, bool(value)),
+        ControlEvent.CACHE_BUFFERS: lambda port_id, value, payload: CacheSet(port_id, bool(value)),
         ControlEvent.THROTTLE_PORT: _throttled,
-        ControlEvent.BUFFER_LIMIT: lambda id, value, payload: LimitSet(id, value * LIMIT_UNIT),
-        ControlEvent.PORT_ADD: lambda id, value, payload: (
-            PortAdded(id) if id < PORTS_MAX else Ignored(id, f"port id {id} is too large")
+        ControlEvent.BUFFER_LIMIT: lambda port_id, value, payload: LimitSet(
+            port_id, value * LIMIT_UNIT
         ),
-        ControlEvent.PORT_REMOVE: lambda id, value, payload: PortRemoved(id),
+        ControlEvent.PORT_ADD: lambda port_id, value, payload: (
+            PortAdded(port_id)
+            if port_id < PORTS_MAX
+            else Ignored(port_id, f"port id {port_id} is too large")
+        ),
+        ControlEvent.PORT_REMOVE: lambda port_id, value, payload: PortRemoved(port_id),
         ControlEvent.RESIZE: resized,
     }
 
@@ -241,9 +247,9 @@ class GuestEnd(ConfigReader, _End):
         """Return None: the host does not wait for such a message in this dialect."""
         return None
 
-    def port_ready(self, id: int) -> Message | None:
+    def port_ready(self, port_id: int) -> Message | None:
         """Return the request for the port's name, sent for every port that was added."""
-        return self._control(id, ControlEvent.PORT_NAME, 0)
+        return self._control(port_id, ControlEvent.PORT_NAME, 0)
 
     def _ports_changed(self, ports: int) -> list[Event]:
         if ports > PORTS_MAX:
@@ -252,8 +258,8 @@ class GuestEnd(ConfigReader, _End):
         self._ports = ports
         if ports == before:
             return [NameStale(0)]
-        added: list[Event] = [PortAdded(id) for id in range(before, ports)]
-        return added or [PortRemoved(id) for id in range(ports, before)]
+        added: list[Event] = [PortAdded(port_id) for port_id in range(before, ports)]
+        return added or [PortRemoved(port_id) for port_id in range(ports, before)]
 
 
 class HostEnd(_End):
@@ -265,7 +271,7 @@ class HostEnd(_End):
     sends_on = INPUT
     _handlers: ClassVar[Handlers] = {
         ControlEvent.PORT_OPEN: opened,
-        ControlEvent.PORT_NAME: lambda id, value, payload: NameAsked(id),
+        ControlEvent.PORT_NAME: lambda port_id, value, payload: NameAsked(port_id),
         ControlEvent.THROTTLE_PORT: _throttled,
     }
 
@@ -273,38 +279,38 @@ class HostEnd(_End):
         """Return the config space for this number of ports (the largest id plus one)."""
         return CONFIG.pack(*check_size(cols, rows), ports)
 
-    def port_name(self, id: int, name: bytes) -> Message | None:
+    def port_name(self, port_id: int, name: bytes) -> Message | None:
         """Return the message with the port's name."""
-        return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
+        return self._control(port_id, ControlEvent.PORT_NAME, 1, check_name(name))
 
-    def console_port(self, id: int) -> Message | None:
+    def console_port(self, port_id: int) -> Message | None:
         """Return the message that the port is a console."""
-        return self._control(id, ControlEvent.CONSOLE_PORT, 1)
+        return self._control(port_id, ControlEvent.CONSOLE_PORT, 1)
 
-    def cache_buffers(self, id: int, on: bool) -> Message | None:
+    def cache_buffers(self, port_id: int, on: bool) -> Message | None:
         """Return the message to keep unread data after a close, or to drop it."""
-        return self._control(id, ControlEvent.CACHE_BUFFERS, on)
+        return self._control(port_id, ControlEvent.CACHE_BUFFERS, on)
 
-    def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
+    def buffer_limit(self, port_id: int, mebibytes: int) -> Message | None:
         """Return the limit of unread data that the guest may hold for the port, in MiB.
 
         Raise LocalProtocolError if it is out of range.
         """
         if not 0 < mebibytes <= LIMIT_MAX:
             raise LocalProtocolError(f"a buffer limit is 1 to {LIMIT_MAX} MiB, not {mebibytes}")
-        return self._control(id, ControlEvent.BUFFER_LIMIT, mebibytes)
+        return self._control(port_id, ControlEvent.BUFFER_LIMIT, mebibytes)
 
-    def port_add(self, id: int) -> Message | None:
+    def port_add(self, port_id: int) -> Message | None:
         """Return the message that adds a port below nr_active_ports (PORT_EVENTS only)."""
-        return self._extension(id, ControlEvent.PORT_ADD)
+        return self._extension(port_id, ControlEvent.PORT_ADD)
 
-    def port_remove(self, id: int) -> Message | None:
+    def port_remove(self, port_id: int) -> Message | None:
         """Return the message that removes a port (PORT_EVENTS only).
 
         Without it, a config space with fewer ports can remove the last one.
         """
-        return self._extension(id, ControlEvent.PORT_REMOVE)
+        return self._extension(port_id, ControlEvent.PORT_REMOVE)
 
-    def resize(self, id: int, cols: int, rows: int) -> Message | None:
+    def resize(self, port_id: int, cols: int, rows: int) -> Message | None:
         """Return the message with a console's size (PORT_EVENTS only; otherwise see `config`)."""
-        return self._extension(id, ControlEvent.RESIZE, SIZE.pack(*check_size(cols, rows)))
+        return self._extension(port_id, ControlEvent.RESIZE, SIZE.pack(*check_size(cols, rows)))

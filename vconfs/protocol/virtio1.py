@@ -140,13 +140,13 @@ class _End:
         """The number of virtqueues that the device has."""
         return 2 * (self.max_ports + 1) if self.multiport else 2
 
-    def data_queue(self, id: int) -> int:
+    def data_queue(self, port_id: int) -> int:
         """Return the queue on which this end sends data of a port."""
-        return (2 * id + 2 if id else 0) + 1 - self._is_host
+        return (2 * port_id + 2 if port_id else 0) + 1 - self._is_host
 
-    def receive_queue(self, id: int) -> int:
+    def receive_queue(self, port_id: int) -> int:
         """Return the queue on which this end receives data of a port."""
-        return (2 * id + 2 if id else 0) + self._is_host
+        return (2 * port_id + 2 if port_id else 0) + self._is_host
 
     def port_of(self, queue: int) -> int | None:
         """Return the port that a queue belongs to, or None if it is for control messages."""
@@ -154,22 +154,22 @@ class _End:
             return 0
         return None if queue <= CONTROL_OUT else queue // 2 - 1
 
-    def data_header(self, id: int, size: int) -> bytes:
+    def data_header(self, port_id: int, size: int) -> bytes:
         """Return an empty header: data has none."""
         return b""
 
-    def throttle(self, id: int, on: bool) -> Message | None:
+    def throttle(self, port_id: int, on: bool) -> Message | None:
         """Return None: a receiver that wants no more data keeps its buffers."""
         return None
 
-    def port_open(self, id: int, opened: bool) -> Message | None:
+    def port_open(self, port_id: int, opened: bool) -> Message | None:
         """Return the message that our side of the port was opened or closed."""
-        return self._control(id, ControlEvent.PORT_OPEN, opened)
+        return self._control(port_id, ControlEvent.PORT_OPEN, opened)
 
     def receive(self, queue: int, buffer: memoryview) -> Event:
         """Return the event for one buffer that came on `queue`, which is one of `queues`."""
-        id = self.port_of(queue)
-        return self._receive_control(buffer) if id is None else Data(id, buffer)
+        port_id = self.port_of(queue)
+        return self._receive_control(buffer) if port_id is None else Data(port_id, buffer)
 
     def _receive_control(self, buffer: memoryview) -> Event:
         if len(buffer) < CONTROL.size:
@@ -182,15 +182,19 @@ class _End:
             return Ignored(about, f"port id {about} of a device with {self.max_ports} ports")
         return handler(about, value, buffer[CONTROL.size :])
 
-    def _control(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
+    def _control(
+        self, port_id: int, event: int, value: int, payload: bytes = b""
+    ) -> Message | None:
         """Return a message about a port, if the other end can have that port."""
-        return self._message(id, event, value, payload) if id < self.max_ports else None
+        return self._message(port_id, event, value, payload) if port_id < self.max_ports else None
 
-    def _message(self, id: int, event: int, value: int, payload: bytes = b"") -> Message | None:
+    def _message(
+        self, port_id: int, event: int, value: int, payload: bytes = b""
+    ) -> Message | None:
         if not self.multiport:
             return None
         queue = CONTROL_OUT - self._is_host
-        return Message(queue, CONTROL.pack(id, event, value) + payload)
+        return Message(queue, CONTROL.pack(port_id, event, value) + payload)
 
 
 class GuestEnd(ConfigReader, _End):
@@ -202,8 +206,8 @@ class GuestEnd(ConfigReader, _End):
 
     _is_host = 0
     _handlers: ClassVar[Handlers] = {
-        ControlEvent.PORT_ADD: lambda id, value, payload: PortAdded(id),
-        ControlEvent.PORT_REMOVE: lambda id, value, payload: PortRemoved(id),
+        ControlEvent.PORT_ADD: lambda port_id, value, payload: PortAdded(port_id),
+        ControlEvent.PORT_REMOVE: lambda port_id, value, payload: PortRemoved(port_id),
         ControlEvent.CONSOLE_PORT: console,
         ControlEvent.RESIZE: resized,
         ControlEvent.PORT_OPEN: opened,
@@ -248,9 +252,9 @@ class GuestEnd(ConfigReader, _End):
         """Return the message that the driver is up, so that the host announces the ports."""
         return self._message(NO_PORT, ControlEvent.DEVICE_READY, 1)
 
-    def port_ready(self, id: int) -> Message | None:
+    def port_ready(self, port_id: int) -> Message | None:
         """Return the message that a port was added, sent for every announced port."""
-        return self._control(id, ControlEvent.PORT_READY, 1)
+        return self._control(port_id, ControlEvent.PORT_READY, 1)
 
 
 class HostEnd(_End):
@@ -262,8 +266,8 @@ class HostEnd(_End):
 
     _is_host = 1
     _handlers: ClassVar[Handlers] = {
-        ControlEvent.DEVICE_READY: lambda id, value, payload: DeviceReady(bool(value)),
-        ControlEvent.PORT_READY: lambda id, value, payload: PortReady(id, bool(value)),
+        ControlEvent.DEVICE_READY: lambda port_id, value, payload: DeviceReady(bool(value)),
+        ControlEvent.PORT_READY: lambda port_id, value, payload: PortReady(port_id, bool(value)),
         ControlEvent.PORT_OPEN: opened,
     }
 
@@ -292,32 +296,32 @@ class HostEnd(_End):
             return Ignored(None, f"{len(data)} bytes written to the config space at {offset}")
         return Data(0, memoryview(data)[:1])
 
-    def port_add(self, id: int) -> Message | None:
+    def port_add(self, port_id: int) -> Message | None:
         """Return the message that adds a port."""
-        return self._control(id, ControlEvent.PORT_ADD, 1)
+        return self._control(port_id, ControlEvent.PORT_ADD, 1)
 
-    def port_remove(self, id: int) -> Message | None:
+    def port_remove(self, port_id: int) -> Message | None:
         """Return the message that removes a port."""
-        return self._control(id, ControlEvent.PORT_REMOVE, 1)
+        return self._control(port_id, ControlEvent.PORT_REMOVE, 1)
 
-    def port_name(self, id: int, name: bytes) -> Message | None:
+    def port_name(self, port_id: int, name: bytes) -> Message | None:
         """Return the message with the port's name."""
-        return self._control(id, ControlEvent.PORT_NAME, 1, check_name(name))
+        return self._control(port_id, ControlEvent.PORT_NAME, 1, check_name(name))
 
-    def console_port(self, id: int) -> Message | None:
+    def console_port(self, port_id: int) -> Message | None:
         """Return the message that the port is a console."""
-        return self._control(id, ControlEvent.CONSOLE_PORT, 1)
+        return self._control(port_id, ControlEvent.CONSOLE_PORT, 1)
 
-    def resize(self, id: int, cols: int, rows: int) -> Message | None:
+    def resize(self, port_id: int, cols: int, rows: int) -> Message | None:
         """Return the message with the size of the console on a port."""
         size = check_size(cols, rows)
         fields = reversed(size) if self._rows_first else size
-        return self._control(id, ControlEvent.RESIZE, 1, SIZE.pack(*fields))
+        return self._control(port_id, ControlEvent.RESIZE, 1, SIZE.pack(*fields))
 
-    def cache_buffers(self, id: int, on: bool) -> Message | None:
+    def cache_buffers(self, port_id: int, on: bool) -> Message | None:
         """Return None: the standard leaves this to the guest."""
         return None
 
-    def buffer_limit(self, id: int, mebibytes: int) -> Message | None:
+    def buffer_limit(self, port_id: int, mebibytes: int) -> Message | None:
         """Return None: the guest's buffers are the limit."""
         return None

@@ -176,7 +176,7 @@ class StreamLink(Link):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         """See `Link.send`."""
         size = len(header) + len(data)
