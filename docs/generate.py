@@ -26,7 +26,7 @@ import port_states
 import vconfs.cli.host
 import vconfs.cli.mount
 import vconfs.host
-from vconfs.cli.config import config_keys
+from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below
 from vconfs.files.events_file import EVENTS
 from vconfs.files.names import PID_ATTRIBUTE
@@ -45,7 +45,7 @@ _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.
 _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
     "pci": "vconfs.device.vfio",
-    "kernel": "vconfs.guest.kernel",
+    "kernel": "vconfs.guest._kernel",
     "qtest": "vconfs.device.qtest",
     "stream": "vconfs.device.stream",
     "vhost-user": "vconfs.device.vhost_user",

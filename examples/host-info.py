@@ -20,8 +20,15 @@ from collections.abc import Callable
 
 import trio
 
-from vconfs.host import HostPortSpec, PortListener, PortStream, VconfsError, open_host
-from vconfs.host.listening import Listener, parse_listener
+from vconfs.host import (
+    HostPortSpec,
+    Listener,
+    PortListener,
+    PortStream,
+    VconfsError,
+    open_host,
+    parse_listener,
+)
 
 QUESTIONS: dict[bytes, Callable[[], str]] = {
     b"time": lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -11,8 +11,8 @@ from vconfs.device.vhost_user import open_vhost_user
 from vconfs.guest.devices import join_embedded
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
+from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host
-from vconfs.host.stream_guests import serve_stream
 from vconfs.host.vhost_user.serving import serve_vhost_user
 from vconfs.system.tasks import open_background
 

@@ -1,4 +1,13 @@
-"""A mount from beginning to end: host end, device, ports, file system, and an orderly end."""
+"""A mount from beginning to end: host end, device, ports, file system, and an orderly end.
+
+    manager = PortManager()
+    async with join_embedded(host, manager), open_mount(Plan(path), manager) as ended:
+        await ended.wait()
+
+`open_mount` shows the ports of a manager as files. The manager's ports are those of a host end in
+this process (`join_embedded`) or of a device (`parse_device`). `serve_mount` does all that
+`vconfs mount` does: it also handles signals, reconnects, and lets data out at the end.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +31,7 @@ from vconfs.files.rules import Rule, Settings, settings_for
 from vconfs.files.tree import Access
 from vconfs.fs import PortFS, StockPortFS
 from vconfs.guest.connection import Connection
-from vconfs.guest.devices import Device, Joint
+from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
 from vconfs.guest.port import Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
@@ -32,6 +41,16 @@ from vconfs.system.log_counts import tell_of_repeats
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import open_background
+
+__all__ = [
+    "Plan",
+    "PortManager",
+    "PortOptions",
+    "join_embedded",
+    "open_mount",
+    "parse_device",
+    "serve_mount",
+]
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,8 @@ from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 
+__all__ = ["Ends", "Puppet", "open_ends"]
+
 
 class Puppet(Chardev):
     """A chardev that does nothing by itself: the test drives its `port`."""

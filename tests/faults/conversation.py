@@ -13,9 +13,9 @@ from vconfs.device.stream import open_stream
 from vconfs.guest.driver import drive
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager
+from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.stream_guests import serve_stream
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 

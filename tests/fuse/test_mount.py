@@ -18,7 +18,7 @@ import trio
 from tests import needs
 from vconfs import fuse
 from vconfs.errors import VconfsError
-from vconfs.fuse.mount import listed
+from vconfs.fuse import listed
 
 from .conftest import Serve, heard, program
 from .ports import Ports
@@ -26,7 +26,7 @@ from .ports import Ports
 ROOT = Path(__file__).parents[2]
 #: Where the kernel lets a FUSE connection be aborted.
 #: By this way, for `fuse.mount` is the function.
-module = importlib.import_module("vconfs.fuse.mount")
+module = importlib.import_module("vconfs.fuse._mount")
 
 #: Mounts by the folder that is its argument, says so, and serves until unmounted.
 SERVER = """

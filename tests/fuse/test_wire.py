@@ -12,8 +12,8 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vconfs.fuse import wire
-from vconfs.fuse.operations import ReaddirToken
+from vconfs.fuse import _wire as wire
+from vconfs.fuse._operations import ReaddirToken
 
 from .kernel import INIT, Kernel, Quiet, connect, connected, init_body
 

@@ -6,11 +6,8 @@ from pathlib import Path
 
 import trio
 
-from vconfs.guest.devices import join_embedded
-from vconfs.guest.port import PortOptions
-from vconfs.guest.ports import PortManager
 from vconfs.host import HostPortSpec, PortListener, PortStream, open_host
-from vconfs.mounting import Plan, open_mount
+from vconfs.mounting import Plan, PortManager, join_embedded, open_mount
 from vconfs.system.tasks import open_background
 
 CONVERSE = """
@@ -28,7 +25,7 @@ async def shout(stream: PortStream) -> None:
 async def test_other_programs_open_its_ports_as_files(tmp_path: Path) -> None:
     path, listener = tmp_path / "mnt", PortListener()
     path.mkdir()
-    manager = PortManager(lambda port_id: PortOptions())
+    manager = PortManager()
     with trio.fail_after(20):
         async with (
             open_host([HostPortSpec(b"shout", listener)]) as host,

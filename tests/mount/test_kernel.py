@@ -18,7 +18,7 @@ from attrs import frozen
 
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from vconfs.errors import VconfsError
-from vconfs.guest.kernel import KernelPorts, id_of_device, open_kernel
+from vconfs.guest._kernel import KernelPorts, id_of_device, open_kernel
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from tests.unit.fake_function import CONFIG, NOTIFY, FakeFunction
-from vconfs.host.attached_guest import AttachedGuest
+from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.rings import DeviceLink

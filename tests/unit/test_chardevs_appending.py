@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from vconfs.guest.port import Opener, PortOptions
-from vconfs.host.chardevs.appending import AppendedFile
+from vconfs.host.chardevs._appending import AppendedFile
 from vconfs.host.spec import parse_port
 from vconfs.testing import open_ends
 

@@ -279,7 +279,7 @@ async def test_fifos_without_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def fail(*arguments: object) -> None:
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.host.chardevs.fifos.watching", fail)
+    monkeypatch.setattr("vconfs.host.chardevs._fifos.watching", fail)
     async with serving(f"pipe:{tmp_path}/x") as port:
         await ask(port, tmp_path / "x")
         shutil.move(tmp_path / "x.in", tmp_path / "old")

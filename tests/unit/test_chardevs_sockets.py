@@ -304,7 +304,7 @@ async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
     how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
     async with serving(f"{kind}:{where}") as port:
         monkeypatch.setattr("trio._socket._SocketType.send", send_later)
-        monkeypatch.setattr("vconfs.host.chardevs.client.select.epoll", epoll_later)
+        monkeypatch.setattr("vconfs.host.chardevs._client.select.epoll", epoll_later)
         client = await (tcp_client(unused_tcp_port) if kind == "tcp" else connected(where, how))
         with client:
             await port.until_connected()

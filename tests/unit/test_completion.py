@@ -8,8 +8,8 @@ import click
 import pytest
 from click.shell_completion import get_completion_class
 
-import vconfs.cli.completion  # noqa: F401  it has the class for bash
-from vconfs.cli import arguments
+import vconfs.cli._completion  # noqa: F401  it has the class for bash
+from vconfs.cli import _arguments as arguments
 from vconfs.cli import vconfs as command
 from vconfs.device import binding
 
@@ -22,7 +22,7 @@ MOUNTS = {"/mnt/a": ["org.a", "both", "two words"], "/mnt/b": ["org.b", "both", 
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two consoles and two mounts."""
     monkeypatch.setattr(binding, "candidates", lambda: CONSOLES)
-    for module in ("arguments", "watch"):
+    for module in ("_arguments", "watch"):
         monkeypatch.setattr(f"vconfs.cli.{module}.mounts", lambda: list(map(Path, MOUNTS)))
         monkeypatch.setattr(f"vconfs.cli.{module}.port_names", lambda mount: MOUNTS[str(mount)])
     monkeypatch.setattr(arguments, "_port_files", lambda mount: ["vcon0"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import pytest
 
-from vconfs.cli.config import config_option
+from vconfs.cli._config import config_option
 
 
 @click.command

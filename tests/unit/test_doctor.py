@@ -11,7 +11,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from vconfs.cli.checks import Finding, Machine, examine, python_packages
+from vconfs.cli._checks import Finding, Machine, examine, python_packages
 
 CONSOLE = "0000:00:05.0"
 

@@ -15,7 +15,7 @@ import trio.testing
 from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.port import HostPort
 from vconfs.link.draining import drain, say_what_was_lost
-from vconfs.streams.outbox import Outbox, OutgoingFrame
+from vconfs.streams._outbox import Outbox, OutgoingFrame
 from vconfs.testing import Puppet, open_ends
 
 from .test_ends import spec

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.host.vhost_user import memory as guest_memory
+from vconfs.host.vhost_user import _memory as guest_memory
+from vconfs.host.vhost_user._memory import SharedMemory
 from vconfs.host.vhost_user.address import VhostUserAddress
-from vconfs.host.vhost_user.memory import SharedMemory
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import Region
 

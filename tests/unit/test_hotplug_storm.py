@@ -16,7 +16,7 @@ from vconfs.guest.driver import drive
 from vconfs.guest.port import Opener, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.host import Host, open_host, parse_port
-from vconfs.host.stream_guests import serve_stream
+from vconfs.host._stream_guests import serve_stream
 from vconfs.system.tasks import open_background
 
 OpenLink = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]

@@ -36,10 +36,10 @@ def test_the_layers_hold(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "imported"),
     [
-        ("device/rings.py", "vconfs.guest.port"),
-        ("streams/sockets.py", "vconfs.host.chardevs.sockets"),
+        ("device/_rings.py", "vconfs.guest.port"),
+        ("streams/_sockets.py", "vconfs.host.chardevs.sockets"),
         ("protocol/v8.py", "vconfs.link.link"),
-        ("link/sender.py", "vconfs.link.end"),
+        ("link/_sender.py", "vconfs.link.end"),
     ],
 )
 def test_an_import_that_is_turned_round_is_found(copy: Path, module: str, imported: str) -> None:

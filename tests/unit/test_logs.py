@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from vconfs.cli.logs import log_in_background, open_log, set_log_format
+from vconfs.cli._logs import log_in_background, open_log, set_log_format
 from vconfs.errors import VconfsError
 from vconfs.system.log_file import reopen_log_files
 

@@ -13,10 +13,10 @@ import click
 import pytest
 
 from vconfs.cli import host, mount, vconfs
-from vconfs.cli.config import config_keys
+from vconfs.cli._config import config_keys
+from vconfs.cli._roff import escape, paragraph
 from vconfs.cli.manual import command as write_manual
 from vconfs.cli.manual import manual_pages
-from vconfs.cli.roff import escape, paragraph
 from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
 PAGES = sorted(manual_pages())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vconfs.cli.mount_helper import mount_words
+from vconfs.cli._mount_helper import mount_words
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.streams.outbox import Outbox, OutgoingFrame
+from vconfs.streams._outbox import Outbox, OutgoingFrame
 
 
 def drained(outbox: Outbox, step: int = 1 << 20) -> bytes:

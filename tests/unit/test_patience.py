@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from vconfs.cli.options import parse_options
+from vconfs.cli._options import parse_options
 from vconfs.guest.port import PortOptions
 from vconfs.syntax.patience import parse_patience
 

@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vconfs.cli import ctl, doctor, ls, top, watch
-from vconfs.cli.checks import Finding
-from vconfs.cli.logs import set_log_format
-from vconfs.cli.tables import print_table
+from vconfs.cli._checks import Finding
+from vconfs.cli._logs import set_log_format
+from vconfs.cli._tables import print_table
 from vconfs.syntax.printable import printable
 
 #: Any text, and above all what terminals act on; lone surrogates too.

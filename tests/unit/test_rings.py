@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
+from vconfs.device._rings import QueueSpec, RingLink
 from vconfs.device.pci import plan_queues
-from vconfs.device.rings import QueueSpec, RingLink
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
 SPECS = {0: QueueSpec(8, 4096), 1: QueueSpec(8, 4096, 2), 2: QueueSpec(4, 64), 3: QueueSpec(4, 64)}

@@ -9,8 +9,8 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.link._sender import Sender
 from vconfs.link.link import Link
-from vconfs.link.sender import Sender
 from vconfs.protocol.events import Buffer, Message
 
 

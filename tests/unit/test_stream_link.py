@@ -15,12 +15,12 @@ import trio.testing
 from vconfs.guest.driver import Driver
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.link._sender import Sender
 from vconfs.link.link import Link
-from vconfs.link.sender import Sender
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
+from vconfs.streams._sockets import UnixAddress
 from vconfs.streams.link import open_link
-from vconfs.streams.sockets import UnixAddress
 from vconfs.streams.wire import Wire
 
 PIECE = 100_000

@@ -13,18 +13,18 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vconfs.device._rings import QueueSpec
 from vconfs.device.embedded import Doorbell, open_embedded
-from vconfs.device.rings import QueueSpec
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
-from vconfs.host.attached_guest import AttachedGuest
+from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
+from vconfs.streams._sockets import UnixAddress
 from vconfs.streams.link import open_link
-from vconfs.streams.sockets import UnixAddress
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from vconfs.host._stream_guests import serve_stream
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.control import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.stream_guests import serve_stream
 from vconfs.system import unix_sockets
 from vconfs.system.aside import is_eventfd, is_memory, is_pipe, is_unix_socket
 from vconfs.system.tasks import open_background

@@ -13,7 +13,7 @@ import trio.testing
 
 from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user import session as vhost_user_session
+from vconfs.host.vhost_user import _session as vhost_user_session
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.vhost_user import Region

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 import click
 
-from vconfs.cli.logs import set_log_format
-from vconfs.cli.mount_helper import mount_words
+from vconfs.cli._logs import set_log_format
+from vconfs.cli._mount_helper import mount_words
 from vconfs.errors import VconfsError
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     set_log_format()
     if "_VCONFS_COMPLETE" in os.environ:
-        importlib.import_module("vconfs.cli.completion")
+        importlib.import_module("vconfs.cli._completion")
     try:
         code = vconfs.main(words, prog_name="vconfs", standalone_mode=False)
         click.echo(nl=False)  # flushes the output, which may fail

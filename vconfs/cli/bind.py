@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli.arguments import proposals
+from vconfs.cli._arguments import proposals
 from vconfs.device import binding
 from vconfs.syntax.printable import printable
 

@@ -6,9 +6,9 @@ import os
 
 import click
 
-from vconfs.cli.arguments import PortName
-from vconfs.cli.joining import opened, port_to_stdout, stdin_to_port, wait_for_host
-from vconfs.cli.ports import find_port
+from vconfs.cli._arguments import PortName
+from vconfs.cli._joining import opened, port_to_stdout, stdin_to_port, wait_for_host
+from vconfs.cli._ports import find_port
 
 
 @click.command("cat", short_help="Print what comes from a port, or send to it.")

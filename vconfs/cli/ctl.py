@@ -9,9 +9,9 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli.arguments import proposals
-from vconfs.cli.control_client import ask
-from vconfs.cli.port_spec import PortSpec
+from vconfs.cli._arguments import proposals
+from vconfs.cli._control_client import ask
+from vconfs.cli._port_spec import PortSpec
 from vconfs.errors import VconfsError
 from vconfs.protocol.control import (
     Add,
@@ -224,7 +224,7 @@ def disconnect(as_json: bool, port: int | str) -> None:
 
 
 def _print_table(ports: list[dict[str, Any]]) -> None:
-    from vconfs.cli.tables import add_row, make_table, print_table
+    from vconfs.cli._tables import add_row, make_table, print_table
 
     keys = ["queued", "bytes_in", "bytes_out"]
     numbers = ["QUEUED", "IN", "OUT"]

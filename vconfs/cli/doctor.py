@@ -10,8 +10,8 @@ import json
 import attrs
 import click
 
-from vconfs.cli.checks import Finding, Machine, examine
-from vconfs.cli.mount_table import all_mounts, answering
+from vconfs.cli._checks import Finding, Machine, examine
+from vconfs.cli._mount_table import all_mounts, answering
 from vconfs.errors import VconfsError
 from vconfs.syntax.printable import printable
 

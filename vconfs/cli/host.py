@@ -7,10 +7,10 @@ import logging
 import click
 import trio
 
-from vconfs.cli.config import config_option
-from vconfs.cli.logs import log_format_option, log_option, open_log
-from vconfs.cli.port_spec import PortSpec
-from vconfs.cli.urls import LISTEN_URL
+from vconfs.cli._config import config_option
+from vconfs.cli._logs import log_format_option, log_option, open_log
+from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._urls import LISTEN_URL
 from vconfs.host.control import control_path
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from vconfs.cli.arguments import Mount
-from vconfs.cli.mount_table import in_time
+from vconfs.cli._arguments import Mount
+from vconfs.cli._mount_table import in_time
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE, id_of_file
 from vconfs.files.status import STATUS
@@ -95,7 +95,7 @@ def command(as_json: bool, mountpoint: Path) -> None:
 
 
 def _print_table(ports: list[dict[str, object]]) -> None:
-    from vconfs.cli.tables import add_row, make_table, print_table
+    from vconfs.cli._tables import add_row, make_table, print_table
 
     shows_dropped = any(map(dropped, ports))
     numbers = ("QUEUED", "IN", "OUT", *["DROPPED"] * shows_dropped)

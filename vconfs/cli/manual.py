@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 
 from vconfs.cli import host, mount, vconfs
-from vconfs.cli.config import config_keys
-from vconfs.cli.roff import escape, head, literal, paragraph, see_also, table
+from vconfs.cli._config import config_keys
+from vconfs.cli._roff import escape, head, literal, paragraph, see_also, table
 from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
 #: What is in no command's help.

@@ -11,13 +11,13 @@ import click
 import trio
 from click.shell_completion import CompletionItem
 
-from vconfs.cli.arguments import Folder, proposals
-from vconfs.cli.background import run_in_background
-from vconfs.cli.config import config_option, read_text
-from vconfs.cli.logs import log_format_option, log_option, open_log
-from vconfs.cli.options import MountOptions, option_beginnings, parse_options
-from vconfs.cli.port_spec import PortSpec
-from vconfs.cli.urls import DEVICE_URL
+from vconfs.cli._arguments import Folder, proposals
+from vconfs.cli._background import run_in_background
+from vconfs.cli._config import config_option, read_text
+from vconfs.cli._logs import log_format_option, log_option, open_log
+from vconfs.cli._options import MountOptions, option_beginnings, parse_options
+from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._urls import DEVICE_URL
 from vconfs.files.rules import Rule, parse_rules
 from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio

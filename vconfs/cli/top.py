@@ -13,9 +13,9 @@ import click
 from rich.live import Live
 from rich.table import Table
 
-from vconfs.cli.arguments import Mount
+from vconfs.cli._arguments import Mount
+from vconfs.cli._tables import add_row, make_table, print_table
 from vconfs.cli.ls import dropped, read_ports
-from vconfs.cli.tables import add_row, make_table, print_table
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")

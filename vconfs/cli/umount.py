@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 
 from vconfs import fuse
-from vconfs.cli.arguments import Mount
-from vconfs.cli.mount_table import answering
+from vconfs.cli._arguments import Mount
+from vconfs.cli._mount_table import answering
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE
-from vconfs.fuse.mount import listed
+from vconfs.fuse import listed
 
 #: Seconds that the daemon may take to end after unmounting, or if it does not wait for data.
 _PATIENCE = 5.0

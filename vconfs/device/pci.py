@@ -13,8 +13,8 @@ from typing import Final
 
 import trio
 
-from vconfs.device.pci_console import CONFIG_SIZE, PciConsole, Transport
-from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.device._pci_console import CONFIG_SIZE, PciConsole, Transport
+from vconfs.device._rings import QueueSpec, RingLink
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import virtio1, virtio_pci

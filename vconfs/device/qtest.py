@@ -13,7 +13,7 @@ Interrupts are the lines of the I/O APIC. They are MSI-X messages where the mach
 
       -chardev socket,id=iv,path=DIR/ivshmem -device ivshmem-doorbell,vectors=2,chardev=iv
 
-and QEMU's ivshmem-server runs there: the messages then ring our doorbells (see doorbells.py).
+and QEMU's ivshmem-server runs there: the messages then ring our doorbells (see _doorbells.py).
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from typing import Final
 
 from attrs import frozen
 
-from vconfs.device.doorbells import open_doorbells
-from vconfs.device.interrupts import Eventfds
+from vconfs.device._doorbells import open_doorbells
+from vconfs.device._interrupts import Eventfds
+from vconfs.device._qtest_bus import SLOTS, QtestBus, QtestFunction
+from vconfs.device._qtest_client import QtestClient, connect
 from vconfs.device.pci import open_pci
-from vconfs.device.qtest_bus import SLOTS, QtestBus, QtestFunction
-from vconfs.device.qtest_client import QtestClient, connect
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import qtest, virtio_pci
@@ -46,7 +46,7 @@ _MEMORY_MAX: Final = 1 << 30
 
 
 class QtestTransport(QtestFunction):
-    """One PCI function, its memory and its interrupts; see `vconfs.device.pci_console.Transport`.
+    """One PCI function, its memory and its interrupts; see `vconfs.device._pci_console.Transport`.
 
     `doorbells` is where a server of doorbells is, if there is one.
     """

@@ -20,8 +20,8 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from vconfs.device._interrupts import Eventfds
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
-from vconfs.device.interrupts import Eventfds
 from vconfs.device.pci import open_pci
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice

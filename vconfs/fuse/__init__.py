@@ -4,8 +4,8 @@
 pyfuse3.main(), which `StockSession` runs, is not enough for ports: signals do not end its reads.
 """
 
-from vconfs.fuse.mount import Mount, MountError, is_mounted, mount, unmount
-from vconfs.fuse.operations import (
+from vconfs.fuse._mount import Mount, MountError, is_mounted, listed, mount, unmount
+from vconfs.fuse._operations import (
     PollHandle,
     PortOperations,
     ReaddirToken,
@@ -13,8 +13,8 @@ from vconfs.fuse.operations import (
     SetattrFields,
     readdir_reply,
 )
-from vconfs.fuse.session import Session
-from vconfs.fuse.stock import StockSession
+from vconfs.fuse._session import Session
+from vconfs.fuse._stock import StockSession
 
 __all__ = [
     "Mount",
@@ -27,6 +27,7 @@ __all__ = [
     "SetattrFields",
     "StockSession",
     "is_mounted",
+    "listed",
     "mount",
     "readdir_reply",
     "unmount",

@@ -16,8 +16,8 @@ from vconfs.device.qtest import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_bound_vfio, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path
+from vconfs.guest._kernel import open_kernel
 from vconfs.guest.driver import Driver, drive
-from vconfs.guest.kernel import open_kernel
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Final
 
 import trio
 
-from vconfs.guest.emergency import CONSOLE, EmergencyLine
+from vconfs.guest._emergency import CONSOLE, EmergencyLine
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.end import LinkEnd

@@ -44,7 +44,7 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.guest.patience import WaitLimit
+from vconfs.guest._patience import WaitLimit
 from vconfs.link.byte_queue import MARK_COST, ByteQueue
 from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer

@@ -12,17 +12,18 @@
 the guest opens the port, or a class of your own. The methods of `Host` add, change and remove
 ports at any time.
 
-Guests connect where `vconfs.host.listening.parse_listener(url).serve(host)` listens, or are in the
-same process: `vconfs.guest.devices.join_embedded(host, manager)` joins the ports of `manager` to
-the host end, and `vconfs.mounting.open_mount` shows them as files. One guest at a time is attached.
-`vconfs.host.control.serve_control(host, path)` adds a socket for `vconfs ctl`.
+Guests connect where `parse_listener(url).serve(host)` listens, or are in the same process:
+`vconfs.mounting` joins the ports of a `PortManager` to the host end and shows them as files. One
+guest at a time is attached. `serve_control(host, path)` adds a socket for `vconfs ctl`.
 """
 
 from vconfs.errors import VconfsError
+from vconfs.host._port_streams import PortListener, PortStream
 from vconfs.host.chardev import Chardev, PortSide, parse_chardev
+from vconfs.host.control import serve_control
 from vconfs.host.host import Host, open_host
+from vconfs.host.listening import Listener, parse_listener
 from vconfs.host.port import HostPort, HostPortSpec
-from vconfs.host.port_streams import PortListener, PortStream
 from vconfs.host.spec import parse_port
 
 __all__ = [
@@ -30,11 +31,14 @@ __all__ = [
     "Host",
     "HostPort",
     "HostPortSpec",
+    "Listener",
     "PortListener",
     "PortSide",
     "PortStream",
     "VconfsError",
     "open_host",
     "parse_chardev",
+    "parse_listener",
     "parse_port",
+    "serve_control",
 ]

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from vconfs.errors import VconfsError
-from vconfs.host.attached_guest import AttachedGuest
+from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost

@@ -8,8 +8,8 @@ from typing import Final, Protocol
 import trio
 from attrs import field, frozen
 
+from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host
-from vconfs.host.stream_guests import serve_stream
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.host.vhost_user.serving import serve_vhost_user
 from vconfs.protocol.dialect import DIALECTS

@@ -22,8 +22,8 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
+from vconfs.host._messages import UNDER_WAY, MessageQueue
 from vconfs.host.chardev import Chardev
-from vconfs.host.messages import UNDER_WAY, MessageQueue
 from vconfs.link.byte_queue import MARK_COST, ByteQueue
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.throttle import Throttle

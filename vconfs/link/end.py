@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 import trio
 
+from vconfs.link._sender import Sender
 from vconfs.link.draining import say_what_was_lost
 from vconfs.link.link import Link
-from vconfs.link.sender import Sender
 from vconfs.protocol.dialect import End
 from vconfs.protocol.events import Buffer, Data, Event
 

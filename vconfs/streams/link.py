@@ -37,8 +37,8 @@ from vconfs.protocol.stream import (
     Hello,
     Role,
 )
+from vconfs.streams._outbox import Outbox, OutgoingFrame
 from vconfs.streams.address import StreamAddress
-from vconfs.streams.outbox import Outbox, OutgoingFrame
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 

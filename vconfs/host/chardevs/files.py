@@ -9,9 +9,9 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.appending import AppendedFile, Appending
-from vconfs.host.chardevs.client import can_reopen
-from vconfs.host.chardevs.fifos import Incoming, Outgoing, follow
+from vconfs.host.chardevs._appending import AppendedFile, Appending
+from vconfs.host.chardevs._client import can_reopen
+from vconfs.host.chardevs._fifos import Incoming, Outgoing, follow
 from vconfs.syntax.paths import path_argument
 from vconfs.system.path_errors import cannot
 from vconfs.system.tasks import open_background

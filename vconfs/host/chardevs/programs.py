@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.client import can_reopen
+from vconfs.host.chardevs._client import can_reopen
 from vconfs.link.draining import drain
 from vconfs.syntax.commands import command_argument
 from vconfs.system.backoff import Backoff, is_passing

@@ -16,7 +16,7 @@ from attrs import define
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.client import Client, can_reopen, pass_on, serve, serve_anew
+from vconfs.host.chardevs._client import Client, can_reopen, pass_on, serve, serve_anew
 from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.path_errors import cannot

@@ -11,9 +11,9 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.client import Client, SocketClient, can_reopen, serve
-from vconfs.host.chardevs.listener import Listener
-from vconfs.host.chardevs.packets import PacketClient
+from vconfs.host.chardevs._client import Client, SocketClient, can_reopen, serve
+from vconfs.host.chardevs._listener import Listener
+from vconfs.host.chardevs._packets import PacketClient
 from vconfs.syntax.paths import socket_path
 from vconfs.system.backoff import Backoff
 from vconfs.system.listening import Door, listening_at

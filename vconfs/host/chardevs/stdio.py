@@ -11,7 +11,7 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.client import CHUNK, Client, serve, wait_hang_up
+from vconfs.host.chardevs._client import CHUNK, Client, serve, wait_hang_up
 from vconfs.protocol.events import Buffer
 from vconfs.system.standard_streams import claim, release
 

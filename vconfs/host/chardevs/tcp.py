@@ -25,8 +25,8 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.client import Client, SocketClient, wait_hang_up
-from vconfs.host.chardevs.listener import Listener
+from vconfs.host.chardevs._client import Client, SocketClient, wait_hang_up
+from vconfs.host.chardevs._listener import Listener
 from vconfs.syntax.addresses import tcp_address
 from vconfs.system.backoff import Pauses
 from vconfs.system.listening import Door, listening_on

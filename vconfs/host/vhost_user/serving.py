@@ -11,11 +11,11 @@ from typing import Final
 
 import trio
 
+from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host
-from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
+from vconfs.host.vhost_user._device import VhostUserDevice
+from vconfs.host.vhost_user._session import FrontendSession
 from vconfs.host.vhost_user.address import VhostUserAddress
-from vconfs.host.vhost_user.device import VhostUserDevice
-from vconfs.host.vhost_user.session import FrontendSession
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import ASIDE
 from vconfs.system.listening import Door

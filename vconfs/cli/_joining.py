@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vconfs.cli.mount_table import in_time
+from vconfs.cli._mount_table import in_time
 from vconfs.errors import VconfsError
 from vconfs.system.standard_streams import closed_streams
 

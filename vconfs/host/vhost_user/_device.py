@@ -8,7 +8,7 @@ from typing import Final
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.host.attached_guest import AttachedGuest
+from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.host import Host
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.link.link import Link

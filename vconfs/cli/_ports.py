@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vconfs.cli.mount_table import all_mounts, answering, in_time
+from vconfs.cli._mount_table import all_mounts, answering, in_time
 from vconfs.errors import VconfsError
 from vconfs.files.names import link_name
 

@@ -19,11 +19,11 @@ from typing import Any, ClassVar, Final, Self
 import trio
 from attrs import define
 
-from vconfs.host.attached_guest import AttachedGuest
+from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.rings import DeviceLink
-from vconfs.host.vhost_user.channel import FrontendChannel
-from vconfs.host.vhost_user.device import VhostUserDevice
-from vconfs.host.vhost_user.memory import SharedMemory
+from vconfs.host.vhost_user._channel import FrontendChannel
+from vconfs.host.vhost_user._device import VhostUserDevice
+from vconfs.host.vhost_user._memory import SharedMemory
 from vconfs.link.notifications import Bell, Notices, check_notifier
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu

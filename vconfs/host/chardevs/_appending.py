@@ -19,7 +19,7 @@ import trio
 from attrs import define, field
 
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.client import pass_on
+from vconfs.host.chardevs._client import pass_on
 from vconfs.system.backoff import Backoff
 from vconfs.system.path_errors import cannot
 

@@ -8,8 +8,8 @@ from contextlib import AsyncExitStack
 import trio
 
 from vconfs.errors import VconfsError
+from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host
-from vconfs.host.reception import GREETED_MAX, Reception, receive_guests
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.address import NextGuest, StreamAddress

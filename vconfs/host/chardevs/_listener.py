@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 import trio
 
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs.client import Client, serve
+from vconfs.host.chardevs._client import Client, serve
 from vconfs.system.listening import Door
 from vconfs.system.unix_sockets import closing
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli.arguments import proposals
+from vconfs.cli._arguments import proposals
 from vconfs.host.chardev import chardev_kinds, parse_chardev
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port

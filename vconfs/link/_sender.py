@@ -33,8 +33,8 @@ class SendingEnd(Protocol):
 
     header_size: int
 
-    def data_queue(self, port_id: int) -> int: ...  # noqa: D102
-    def data_header(self, port_id: int, size: int) -> bytes: ...  # noqa: D102
+    def data_queue(self, port_id: int) -> int: ...
+    def data_header(self, port_id: int, size: int) -> bytes: ...
 
 
 @frozen

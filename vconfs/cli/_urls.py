@@ -9,7 +9,7 @@ import click
 from attrs import frozen
 from click.shell_completion import CompletionItem
 
-from vconfs.cli.arguments import proposals
+from vconfs.cli._arguments import proposals
 from vconfs.device import binding
 from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listening import LISTENERS, parse_listener

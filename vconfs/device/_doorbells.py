@@ -16,9 +16,9 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.device.interrupts import Eventfds
-from vconfs.device.qtest_bus import QtestBus, QtestFunction
-from vconfs.device.qtest_client import connect
+from vconfs.device._interrupts import Eventfds
+from vconfs.device._qtest_bus import QtestBus, QtestFunction
+from vconfs.device._qtest_client import connect
 from vconfs.errors import VconfsError
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Final, NoReturn
 
-from vconfs.cli.logs import log_in_background
+from vconfs.cli._logs import log_in_background
 from vconfs.errors import VconfsError
 
 #: Signals that end both us, while we wait for the daemon to be ready, and the daemon.

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.client import pass_on, serve_anew
+from vconfs.host.chardevs._client import pass_on, serve_anew
 from vconfs.system.backoff import LAST_PAUSE, Backoff
 from vconfs.system.inotify import Change, watching
 from vconfs.system.path_errors import cannot

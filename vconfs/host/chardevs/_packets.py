@@ -10,9 +10,9 @@ from typing import Final
 
 import trio
 
+from vconfs.host._messages import MESSAGE_MAX
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs.client import Client, wait_hang_up
-from vconfs.host.messages import MESSAGE_MAX
+from vconfs.host.chardevs._client import Client, wait_hang_up
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import bytes_to_read

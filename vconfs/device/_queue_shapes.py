@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vconfs.device.rings import QueueSpec
+from vconfs.device._rings import QueueSpec
 
 #: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
 #: The host's are the largest, for the guest end reads from them in place.
