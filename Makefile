@@ -4,13 +4,18 @@
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
 
-.PHONY: demo test bench bench-guest lint docs clean
+.PHONY: demo test coverage bench bench-guest lint docs clean
 
 demo: $(READY)
 	$(PYTHON) -m vconfs demo
 
 test: lint
 	$(PYTHON) -m pytest
+
+# Says which lines of vconfs the unit tests do not run.
+coverage: $(READY)
+	$(PYTHON) -m coverage run -m pytest -q tests/unit
+	$(PYTHON) -m coverage report
 
 bench: $(READY)
 	$(PYTHON) -m benchmarks
@@ -29,7 +34,7 @@ lint: $(READY)
 docs: $(READY)
 	$(PYTHON) docs/generate.py
 
-$(READY): scripts/bootstrap pyproject.toml
+$(READY): scripts/bootstrap pyproject.toml tests/constraints.txt
 	scripts/bootstrap
 	touch $@
 

@@ -41,6 +41,14 @@ from vconfs.syntax.values import OPTION_MEANINGS
 
 _HERE: Final = Path(__file__).parent
 _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
+#: The modules that programs may import.
+PUBLIC: Final = (
+    "vconfs.host",
+    "vconfs.guest",
+    "vconfs.mounting",
+    "vconfs.fuse",
+    "vconfs.testing",
+)
 #: The module whose docstring describes each kind of device.
 _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
@@ -248,6 +256,20 @@ def theory(module: str) -> Callable[[], str]:
     return lambda: doc(importlib.import_module(f"vconfs.protocol.{module}")) + "\n"
 
 
+def python() -> str:
+    """Return a section for each public module, with a table of its names."""
+    return "\n".join(map(_public_module, PUBLIC))
+
+
+def _public_module(name: str) -> str:
+    module = importlib.import_module(name)
+    rows = [
+        (code(public), first_paragraph(getattr(module, public)))
+        for public in sorted(module.__all__, key=str.lower)
+    ]
+    return f"## {name}\n\n{first_paragraph(module)}\n\n{table(('name', 'what it is'), rows)}"
+
+
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "attributes": attributes,
     "options": options,
@@ -260,6 +282,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "chardevs": chardevs,
     "devices": devices,
     "listeners": listeners,
+    "python": python,
     "host": lambda: doc(vconfs.host) + "\n",
     "features": features,
     "v8": theory("v8"),

@@ -44,7 +44,7 @@ class PortFS(pyfuse3.Operations):
     """The file system; also an observer of the manager, and `fuse.PortOperations`."""
 
     #: See `fuse.PortOperations.prompt`: only reading and writing can wait.
-    prompt = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
+    prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class PortFS(pyfuse3.Operations):
         self._polling: dict[Port | EventsReader, set[_Handle]] = {}
         self._events = EventsFile(manager)
         #: Its task reports ports that are open and unused to the host.
-        self.idle_opens = IdleOpens()
+        self.idle_opens: IdleOpens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()

@@ -52,7 +52,7 @@ __all__ = [
     "serve_mount",
 ]
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds that programs have to close their files when the mount ends.
 _GRACE = 0.5

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NoReturn
+from typing import Final, NoReturn
 
 import click
 
@@ -18,7 +18,7 @@ from vconfs.cli._logs import set_log_format
 from vconfs.cli._mount_helper import mount_words
 from vconfs.errors import VconfsError
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Command → its module, which is imported only when the command is used.
 _COMMANDS = {

@@ -26,7 +26,7 @@ from vconfs.syntax.printable import printable
 from vconfs.system.log_file import LogFile
 from vconfs.system.log_once import LineLimit
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 
 class _Lines(logging.Formatter):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 import click
 import trio
@@ -20,7 +21,7 @@ from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.values import seconds
 from vconfs.system.signals import survive_hang_ups
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 
 def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:

@@ -102,7 +102,7 @@ class PciConsole:
         """Reset the device, and wait until it has."""
         self.set(Common.DEVICE_STATUS, 0)
         with trio.move_on_after(_RESET_SECONDS):
-            while await self.get(Common.DEVICE_STATUS):
+            while await self.get(Common.DEVICE_STATUS):  # noqa: ASYNC110 - a register
                 await trio.sleep(_RESET_STEP)
             return
         raise VconfsError(f"the device has not finished a reset in {_RESET_SECONDS:g} s")

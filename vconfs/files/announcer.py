@@ -22,7 +22,7 @@ import trio
 
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: The most announcements that wait; inotify queues no more for a reader (max_queued_events).
 _JOBS_MAX: Final = 1 << 14

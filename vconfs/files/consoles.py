@@ -29,6 +29,7 @@ import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from itertools import count
+from typing import Final
 
 import trio
 from attrs import define, field, frozen
@@ -43,7 +44,7 @@ from vconfs.system.processes import process_of
 from vconfs.system.ptys import RawPty, open_pty
 from vconfs.system.tasks import open_background
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: The most bytes on their way from the port to the pty; the others wait in the port.
 _CHUNK = 4096

@@ -39,7 +39,7 @@ from vconfs.fuse._wire import MalformedRequest, Opcode
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 _pack_head: Final = wire.OUT_HEADER.pack
 _HEAD: Final = wire.OUT_HEADER.size

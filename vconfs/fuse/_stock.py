@@ -27,4 +27,4 @@ class StockSession:
 
     async def settle(self) -> None:
         """Let requests be answered that can be answered now."""
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()

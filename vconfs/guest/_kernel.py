@@ -36,7 +36,7 @@ from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
 from vconfs.system.tasks import open_background
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 _PORTS: Final = "class/virtio-ports"
 #: vport DEVICE p PORT

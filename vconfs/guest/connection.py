@@ -28,9 +28,9 @@ class Connection:
 
     def __init__(self, device: Device, manager: PortManager, *, once: bool = False) -> None:
         #: Set when the device is lost and will not be opened again.
-        self.lost = trio.Event()
+        self.lost: trio.Event = trio.Event()
         #: Why the device was lost, or could not be opened, the last time.
-        self.reason = ""
+        self.reason: str = ""
         #: What connects the ports to the device now; None if they are not connected.
         self.joint: Joint | None = None
         self._device = device

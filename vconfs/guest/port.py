@@ -38,7 +38,7 @@ import math
 import os
 import select
 from collections.abc import Callable
-from typing import NoReturn, Protocol
+from typing import Final, NoReturn, Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -51,7 +51,7 @@ from vconfs.protocol.events import Buffer
 from vconfs.syntax.patience import DEFAULT_PATIENCE, parse_patience
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 _trouble = LogOnce(log)
 
 _READABLE = select.POLLIN | select.POLLRDNORM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from vconfs.host.port import HostPort
 from vconfs.link.end import LinkEnd
@@ -14,7 +14,7 @@ from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 
 class AttachedGuest(LinkEnd[HostPort]):
@@ -36,7 +36,7 @@ class AttachedGuest(LinkEnd[HostPort]):
     ) -> None:
         super().__init__(link, end, ports)
         #: How many messages came that the guest may not send.
-        self.ignored = 0
+        self.ignored: int = 0
         self._end = end
         self._announce_config = announce_config
         self._introduced: set[int] = set()

@@ -134,7 +134,7 @@ def chardev_kinds() -> list[str]:
 
 
 def parse_chardev(text: str) -> Chardev:
-    """Make a chardev from KIND[:ARGUMENT]; ValueError names what is wrong with either."""
+    """Make a chardev from KIND[:ARGUMENT]; raise ValueError if either is wrong."""
     kind, _, argument = text.partition(":")
     found = list(entry_points(group=_GROUP, name=kind))
     if not found:

@@ -20,7 +20,7 @@ from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
 from vconfs.system.tasks import open_background
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds to wait for a client that was hung up to be gone, and between checks for that.
 _HANG_UP_TIME: Final = 1.0
@@ -36,7 +36,7 @@ class Host:
     def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
         self.ports: dict[int, HostPort] = {}
         #: Columns and rows of the console on port 0; (0, 0) if unknown.
-        self.size = (0, 0)
+        self.size: tuple[int, int] = (0, 0)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None
         self._nursery = nursery
@@ -195,7 +195,7 @@ class Host:
             if port.hang_up_client is hang_up:
                 hang_up()
             with trio.move_on_after(_HANG_UP_TIME):
-                while port.hang_up_client is hang_up:
+                while port.hang_up_client is hang_up:  # noqa: ASYNC110
                     await trio.sleep(_HANG_UP_LOOK)
         finally:
             if self.ports.get(port_id) is port:

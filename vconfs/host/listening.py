@@ -67,7 +67,7 @@ class Listener:
 
 
 def parse_listener(url: str, dialect: str | None = None) -> Listener:
-    """Read a LISTEN url; ValueError says what is wrong with it."""
+    """Parse a LISTEN url; raise ValueError if it is wrong."""
     scheme, _, rest = url.partition(":")
     kind = LISTENERS.get(scheme)
     if kind is None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 import trio
 from attrs import define, field, frozen
@@ -30,7 +30,7 @@ from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 _trouble = LogOnce(log)
 
 DEFAULT_HOST_LIMIT = 1 << 20

@@ -96,7 +96,7 @@ class DeviceLink(Link):
         header_size: int,
     ) -> None:
         self.features = features
-        self.in_flight = 0
+        self.in_flight: int = 0
         self._call = call
         self._header_size = header_size
         self._dead = False

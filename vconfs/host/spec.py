@@ -47,7 +47,7 @@ _OPTIONS: Mapping[str, tuple[str, Callable[[str], Any]]] = {
 
 
 def parse_port(text: str) -> HostPortSpec:
-    """Parse NAME=CHARDEV[,OPTION…]; ValueError names what is wrong and the right syntax."""
+    """Parse NAME=CHARDEV[,OPTION…]; raise ValueError if it is wrong."""
     name, equals, rest = text.partition("=")
     if not equals:
         raise ValueError(f"{text!r} is not NAME=CHARDEV, for example clipboard=unix:/run/clip.sock")

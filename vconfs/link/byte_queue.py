@@ -34,8 +34,8 @@ class ByteQueue:
         self._lent: deque[Callable[[], None]] = deque()
         self._spent: list[Callable[[], None]] = []  # the same for chunks that have been taken
         self._offset = 0  # how many bytes of the first chunk have been taken
-        self.size = 0
-        self.marks = 0
+        self.size: int = 0
+        self.marks: int = 0
 
     def put(self, data: Buffer) -> None:
         """Append a copy of `data`."""

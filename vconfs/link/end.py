@@ -19,7 +19,7 @@ from vconfs.link.link import Link
 from vconfs.protocol.dialect import End
 from vconfs.protocol.events import Buffer, Data, Event
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: The most buffers handled in one turn, so that a peer that never pauses does not starve the
 #: others. This is more than our own rings hold: data sent before a hang-up is taken with it.
@@ -60,11 +60,11 @@ class LinkEnd(ABC, Generic[P]):
     handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
 
     def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
-        self.throttles = end.throttles
+        self.throttles: bool = end.throttles
         #: Why the link was lost. Empty if it was not lost, or was ended by `stop`.
-        self.reason = ""
+        self.reason: str = ""
         #: Set when nothing more will come.
-        self.stopped = trio.Event()
+        self.stopped: trio.Event = trio.Event()
         self._link = link
         self._dialect = end
         self._ports = ports

@@ -83,9 +83,9 @@ class Backend:
         self._stopping: int | None = None
         self._error: RemoteProtocolError | None = None
         #: The requests that can be sent to the front-end.
-        self.channel = Channel()
+        self.channel: Channel = Channel()
         #: The regions that the front-end shares now.
-        self.memory = AddressTable()
+        self.memory: AddressTable = AddressTable()
 
     @property
     def protocol_features(self) -> int:

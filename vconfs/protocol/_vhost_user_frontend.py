@@ -95,7 +95,7 @@ class Frontend:
             raise LocalProtocolError(f"{queues} queues, not 1 to {wire.QUEUES_MAX}")
         self._queues = queues
         #: The negotiated protocol features.
-        self.protocol_features = 0
+        self.protocol_features: int = 0
         self._asked: deque[tuple[Request, bytes]] = deque()  # requests that wait for their reply
 
     @property

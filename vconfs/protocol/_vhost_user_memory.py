@@ -53,7 +53,7 @@ class AddressTable:
     """
 
     def __init__(self, regions: Iterable[Region] = ()) -> None:
-        self.regions = tuple(regions)
+        self.regions: tuple[Region, ...] = tuple(regions)
         for region in self.regions:
             _check(region)
         _check_overlap([(r.guest_addr, r.size) for r in self.regions], "guest")

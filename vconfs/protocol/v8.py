@@ -138,11 +138,11 @@ class _End:
 
     def __init__(self, features: int) -> None:
         self.features = features
-        self.multiport = bool(features & F_MULTIPORT)
+        self.multiport: bool = bool(features & F_MULTIPORT)
         #: The ids of ports are smaller than this.
         self.max_ports = PORTS_MAX if self.multiport else 1
         #: The number of bytes before the data of every buffer.
-        self.header_size = HEADER.size if self.multiport else 0
+        self.header_size: int = HEADER.size if self.multiport else 0
         self._extended = self.multiport and bool(features & F_PORT_EVENTS)
 
     @property

@@ -131,9 +131,9 @@ class _End:
 
     def __init__(self, features: int, max_ports: int) -> None:
         self.features = features
-        self.multiport = bool(features & F_MULTIPORT)
+        self.multiport: bool = bool(features & F_MULTIPORT)
         #: The ids of ports are smaller than this.
-        self.max_ports = max_ports if self.multiport else 1
+        self.max_ports: int = max_ports if self.multiport else 1
 
     @property
     def queues(self) -> int:
@@ -231,7 +231,7 @@ class GuestEnd(ConfigReader, _End):
     def _ports_changed(self, ports: int) -> list[Event]:
         if self._max_nr_ports is None:
             self._max_nr_ports = ports
-            self.max_ports = min(max(ports, 1), PORTS_MAX)
+            self.max_ports: int = min(max(ports, 1), PORTS_MAX)
             if self.max_ports != ports:
                 return [Ignored(None, f"{ports} ports are not 1 to {PORTS_MAX}")]
         elif self._max_nr_ports != ports:

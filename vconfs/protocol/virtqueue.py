@@ -342,11 +342,11 @@ class Chain:
     __slots__ = ("head", "readable", "readable_length", "writable", "writable_length")
 
     def __init__(self, head: int) -> None:
-        self.head = head
+        self.head: int = head
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
-        self.readable_length = 0
-        self.writable_length = 0
+        self.readable_length: int = 0
+        self.writable_length: int = 0
 
     @property
     def parts(self) -> int:

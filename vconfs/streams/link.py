@@ -126,7 +126,7 @@ class StreamLink(Link):
     """
 
     def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
-        self.features = connection.features
+        self.features: int = connection.features
         self.in_flight = window
         self._wire = wire
         self._connection = connection

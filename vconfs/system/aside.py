@@ -23,7 +23,7 @@ from typing import Final
 
 import trio
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 _THREADS: Final = 16
 #: While this many calls wait for a thread, no more descriptors are accepted.

@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds from the first failure to the next try. The pauses double up to the last one.
 FIRST_PAUSE: Final = 0.05

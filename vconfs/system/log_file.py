@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from typing import Final
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: A fifo without a reader must not block us, and a terminal must not become our controlling one.
 _HOW: Final = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK

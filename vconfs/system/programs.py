@@ -30,13 +30,15 @@ class Program:
         self._process = process
         self._stdin, self._stdout = _streams(process)
         self._forced = False
-        self.news = select.epoll()  # readable when it has written output, or has ended
-        self.descriptor = os.pidfd_open(process.pid)  # readable when it has ended
-        self.input = Pipe(self._stdin.fileno())
+        #: Readable when the program has written output, or has ended.
+        self.news: select.epoll = select.epoll()
+        #: Readable when the program has ended.
+        self.descriptor: int = os.pidfd_open(process.pid)
+        self.input: Pipe = Pipe(self._stdin.fileno())
         #: The read end of its input, once ours is closed, to count what it has not read.
         self._unread: int | None = None
         self._input_closed = False
-        self.output = Pipe(self._stdout.fileno())
+        self.output: Pipe = Pipe(self._stdout.fileno())
         try:
             self.news.register(self.output.descriptor, select.EPOLLIN)
             self.news.register(self.descriptor, select.EPOLLIN)

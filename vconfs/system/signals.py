@@ -25,7 +25,7 @@ import vconfs
 from vconfs.system.log_file import reopen_log_files
 from vconfs.system.tasks import open_background
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 _ANSWERED: Final = (signal.SIGHUP, signal.SIGUSR1)
 #: Signals that we do not handle: of a fault, or that do not end a program.

@@ -17,7 +17,7 @@ from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, Pauses, is_passing
 from vconfs.system.unix_sockets import receive_bytes, takes_rights
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: How many bytes to read from a client at a time.
 CHUNK: Final = 1 << 16

@@ -18,7 +18,7 @@ from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import bytes_to_read
 from vconfs.system.unix_sockets import receive_packet
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 

@@ -18,7 +18,7 @@ from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.pipes import Pipe
 from vconfs.system.programs import Program, start_program
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds that a program may run on after it has read all its input, and after SIGTERM.
 _PATIENCE: Final = 1.0

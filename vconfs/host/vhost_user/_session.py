@@ -34,7 +34,7 @@ from vconfs.system.aside import close_descriptors
 from vconfs.system.log_once import LogOnce
 from vconfs.system.tasks import open_background
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds that a front-end has for its hello, because others may be waiting.
 _HELLO: Final = 10.0

@@ -22,7 +22,7 @@ from vconfs.system.listening import Door
 from vconfs.system.log_once import LogOnce
 from vconfs.system.unix_sockets import closing
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 DEFAULT_DIALECT: Final = "v8"
 
