@@ -97,6 +97,20 @@ def test_a_user_mounts_and_uses_ports(run: Run) -> None:
     ]
 
 
+def test_a_users_daemon_unmounts_when_it_ends(run: Run) -> None:
+    """It does so by fusermount3, a set-uid program, so its programs can still gain privileges."""
+    output = run(
+        """
+        as games vconfs mount --port a=echo "$M"
+        daemon=$(as games getfattr --absolute-names --only-values -n user.pid "$M")
+        grep 'CapPrm\\|NoNewPrivs' /proc/$daemon/status
+        kill $daemon; tail --pid=$daemon -f /dev/null
+        findmnt "$M" || echo unmounted
+        """
+    )
+    assert output == ["CapPrm:\t0000000000000000", "NoNewPrivs:\t0", "unmounted"]
+
+
 def test_a_user_cannot_touch_anothers_mount(run: Run) -> None:
     output = run(
         f"""

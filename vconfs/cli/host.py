@@ -11,6 +11,7 @@ import trio
 from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
 from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
 from vconfs.host.control import control_path
 from vconfs.host.listening import parse_listener
@@ -60,6 +61,7 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
     metavar="TIME",
     help="How long to wait at the end for a peer that takes no data.",
 )
+@keep_privileges_option
 def command(
     url: str,
     dialect: str | None,
@@ -67,6 +69,7 @@ def command(
     control: str | None,
     log_path: str | None,
     drain: float,
+    keep_privileges: bool,
 ) -> None:
     """Serve ports to a guest that connects to URL, and to the next guest when it has left.
 
@@ -107,4 +110,6 @@ def command(
 
     open_log(log_path)
     survive_hang_ups()
+    if not keep_privileges:
+        drop_unneeded(url, ports)
     trio.run(serve_host, Plan(listener, ports, control, drain), ready)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,14 +18,17 @@ from vconfs.cli._config import config_option, read_text
 from vconfs.cli._logs import log_format_option, log_option, open_log
 from vconfs.cli._options import MountOptions, option_beginnings, parse_options
 from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.files.rules import Rule, parse_rules
+from vconfs.fuse import inherited_device
 from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
+from vconfs.system.privileges import Capability
 from vconfs.system.signals import survive_hang_ups
 
 #: The ports of the embedded device by default.
@@ -89,6 +93,7 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
     metavar="FILE",
 )
 @log_option
+@keep_privileges_option
 @click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=Folder())
 def command(
@@ -101,6 +106,7 @@ def command(
     options: MountOptions,
     rules: list[Rule],
     log_path: str | None,
+    keep_privileges: bool,
     session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
@@ -170,12 +176,24 @@ def command(
 
     def serve(ready: Callable[[], None]) -> None:
         survive_hang_ups()
+        if not keep_privileges:
+            _drop_unneeded(device, ports, mountpoint)
         trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
 
     if foreground:
         serve(lambda: None)
     else:
         run_in_background(serve)
+
+
+def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path) -> None:
+    """Drop the privileges that the mount does not need, neither now nor to unmount at its end."""
+    mounts = inherited_device(mountpoint) is None
+    by_helper = mounts and os.geteuid() != 0
+    needed = {Capability.SYS_ADMIN} if mounts else set()
+    if device.startswith("pci:"):
+        needed.add(Capability.IPC_LOCK)  # the device's memory may be more than ulimit -l
+    drop_unneeded(device, ports, needed, may_gain=by_helper)
 
 
 def _device(

@@ -4,7 +4,15 @@
 pyfuse3.main(), which `StockSession` runs, is not enough for ports: signals do not end its reads.
 """
 
-from vconfs.fuse._mount import Mount, MountError, is_mounted, listed, mount, unmount
+from vconfs.fuse._mount import (
+    Mount,
+    MountError,
+    inherited_device,
+    is_mounted,
+    listed,
+    mount,
+    unmount,
+)
 from vconfs.fuse._operations import (
     PollHandle,
     PortOperations,
@@ -26,6 +34,7 @@ __all__ = [
     "Session",
     "SetattrFields",
     "StockSession",
+    "inherited_device",
     "is_mounted",
     "listed",
     "mount",

@@ -90,8 +90,8 @@ def mount(
     The folder must be empty unless `nonempty` is true. Raise MountError if that fails; then
     nothing is left mounted.
     """
-    if match := re.fullmatch(r"/dev/fd/([0-9]+)", str(mountpoint)):
-        return Mount(_adopt(int(match[1])), None)
+    if (inherited := inherited_device(mountpoint)) is not None:
+        return Mount(_adopt(inherited), None)
     place = Path(os.path.realpath(mountpoint))
     _clear_dead_mount(place)
     _check_place(place, nonempty)
@@ -103,6 +103,12 @@ def mount(
     )
     os.set_blocking(device, False)
     return Mount(device, place, _topmost(place)[0])
+
+
+def inherited_device(mountpoint: Path) -> int | None:
+    """Return N if the mountpoint is /dev/fd/N, so that another program mounts and unmounts."""
+    match = re.fullmatch(r"/dev/fd/([0-9]+)", str(mountpoint))
+    return int(match[1]) if match else None
 
 
 def unmount(mountpoint: Path, *, lazy: bool = False, abort: bool = False) -> None:

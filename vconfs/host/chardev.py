@@ -9,10 +9,10 @@ ours are found in the same way.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from importlib.metadata import EntryPoint, entry_points
-from typing import Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self
 
 import trio
 
@@ -112,6 +112,11 @@ class Chardev(ABC):
     keeps_boundaries = False
     #: True if it sees where the guest closed the port (`PortSide.receive` returns no bytes there).
     keeps_sessions = False
+    #: True if it starts programs that may need to gain privileges, for example by sudo.
+    starts_programs = False
+    #: The capabilities that it needs if the daemon is root, by their numbers in
+    #: linux/capability.h, besides `vconfs.system.privileges.ALWAYS_KEPT`.
+    capabilities: ClassVar[Collection[int]] = ()
 
     @classmethod
     @abstractmethod

@@ -110,6 +110,7 @@ class ExecAddress(Line):
     """The standard input and output of a shell command."""
 
     command: str
+    starts_program: ClassVar[bool] = True
 
     @classmethod
     def parse(cls, rest: str) -> Self:

@@ -33,6 +33,8 @@ class StreamAddress(ABC):
     has_many_peers: ClassVar[bool] = False
     #: The longest pause between two tries to reach a guest, in seconds.
     pause_max: ClassVar[float] = 2.0
+    #: True if it starts a program, which may need to gain privileges.
+    starts_program: ClassVar[bool] = False
 
     @abstractmethod
     def connect(self) -> AbstractAsyncContextManager[Wire]:

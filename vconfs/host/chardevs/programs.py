@@ -40,6 +40,7 @@ class Exec(Chardev):
 
     command: str
     keeps_sessions = True
+    starts_programs = True
 
     @classmethod
     def parse(cls, argument: str) -> Self:

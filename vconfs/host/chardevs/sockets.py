@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
-from typing import Self
+from typing import ClassVar, Self
 
 import trio
 from attrs import frozen
@@ -18,6 +18,7 @@ from vconfs.syntax.paths import socket_path
 from vconfs.system.backoff import Backoff
 from vconfs.system.listening import Door, listening_at
 from vconfs.system.path_errors import cannot
+from vconfs.system.privileges import Capability
 from vconfs.system.unix_sockets import closing, connected_to
 
 
@@ -53,11 +54,14 @@ class Seqpacket(Unix):
     """Listens on a unix socket of packets: one packet for each write request of the guest.
 
     A packet that is too large, in either direction, is dropped and counted; the first one of each
-    client is logged. Empty packets are ignored.
+    client is logged. Empty packets are ignored. The limit is 1 MiB. It can be
+    less, by net.core.wmem_max, unless the daemon is root and had such a port from the start.
     """
 
     kind = socket.SOCK_SEQPACKET
     keeps_boundaries = True
+    #: For packets larger than net.core.wmem_max allows.
+    capabilities: ClassVar[Collection[int]] = (Capability.NET_ADMIN,)
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
         return PacketClient(sock, port)

@@ -1,0 +1,42 @@
+"""Which privileges the daemons keep; how they drop the others is in vconfs.system.privileges."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import click
+
+from vconfs.host.port import HostPortSpec
+from vconfs.streams.url import parse_stream_address
+from vconfs.system.privileges import drop_privileges
+
+#: The option of the daemons that turns `drop_unneeded` off.
+keep_privileges_option = click.option(
+    "--keep-privileges", is_flag=True, help="Keep all privileges, for programs as well."
+)
+
+
+def drop_unneeded(
+    url: str,
+    ports: Iterable[HostPortSpec],
+    needed: Collection[int] = (),
+    *,
+    may_gain: bool = False,
+) -> None:
+    """Drop the privileges that a daemon with this url and these ports does not need.
+
+    `needed` are capabilities that it needs for something else. With `may_gain`, the programs that
+    it starts can gain privileges even if none is a port's or the url's.
+    """
+    chardevs = [port.chardev for port in ports]
+    drop_privileges(
+        {*needed, *(capability for chardev in chardevs for capability in chardev.capabilities)},
+        may_gain=may_gain
+        or _starts_program(url)
+        or any(chardev.starts_programs for chardev in chardevs),
+    )
+
+
+def _starts_program(url: str) -> bool:
+    scheme, _, rest = url.partition(":")
+    return scheme == "stream" and parse_stream_address(rest).starts_program
