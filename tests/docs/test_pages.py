@@ -46,6 +46,18 @@ def test_commands_print_what_the_page_shows(page: Path) -> None:
             )
 
 
+def test_each_test_that_a_page_names_is_there() -> None:
+    """By its own name, or by that of its file, with or without its folder."""
+    text = "".join(page.read_text() for page in PAGES)
+    named = set(re.findall(r"`((?:tests/\w+/)?test_\w+(?:\.py)?)`", text))
+    files = list((REPOSITORY / "tests").glob("*/test_*.py"))
+    there = {name(file) for file in files} | {file.name for file in files}
+    for file in files:
+        there.update(re.findall(r"def (test_\w+)", file.read_text()))
+    assert len(named) > 50
+    assert sorted(named - there) == []
+
+
 def test_each_complaint_has_its_test() -> None:
     page = (REPOSITORY / "docs" / "coming-from-virtio-ports.md").read_text()
     tests = (REPOSITORY / "tests" / "mount" / "test_complaints.py").read_text()
