@@ -14,8 +14,8 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal
@@ -144,9 +144,10 @@ async def serve_mount(
                     tell_ready(f"{device.url} mounted on {plan.mountpoint}")
                     await stop.wait()
                     ending.begin()
-                    with trio.CancelScope() as draining:
-                        nursery.start_soon(_after, hurry.wait, draining.cancel)
+                    with _until(hurry, nursery):
                         await drain(lambda: ending.owed(readers=not ended.is_set()), plan.drain)
+                with _until(hurry, nursery):
+                    await ending.leave(plan.drain)
     ending.say_what_was_lost()
     if connection.lost.is_set():
         raise VconfsError(f"{device.url}: {connection.reason}")
@@ -181,6 +182,11 @@ class _Ending:
             owed.update({port_id: port.owed() for port_id, port in self._manager.ports.items()})
         return owed
 
+    async def leave(self, patience: float) -> None:
+        """Tell the device that we leave, and wait until it has taken what was sent."""
+        if self._joint is not None and not self._joint.stopped.is_set():
+            await self._joint.leave(patience)
+
     def say_what_was_lost(self) -> None:
         """Log what was dropped since `begin`; called after everything has ended."""
         dropped = Counter(dict(self._joint.dropped_by_host()) if self._joint is not None else {})
@@ -204,6 +210,14 @@ async def _heed_signals(signals: AsyncIterator[int], stop: trio.Event, hurry: tr
         if stop.is_set():
             hurry.set()
         stop.set()
+
+
+@contextmanager
+def _until(event: trio.Event, nursery: trio.Nursery) -> Iterator[None]:
+    """Cancel the block when `event` is set."""
+    with trio.CancelScope() as scope:
+        nursery.start_soon(_after, event.wait, scope.cancel)
+        yield
 
 
 async def _after(wait: Callable[[], Awaitable[object]], then: Callable[[], None]) -> None:

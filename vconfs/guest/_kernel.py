@@ -184,6 +184,9 @@ class KernelPorts:
         """Return nothing: the kernel keeps for the host what it has taken."""
         return {}
 
+    async def leave(self, patience: float) -> None:
+        """Do nothing: the kernel has everything that it took."""
+
     def dropped_by_host(self) -> Mapping[int, int]:
         """Return nothing."""
         return {}

@@ -48,6 +48,12 @@ class Joint(Protocol):
     def owed(self) -> Mapping[int, int]:
         """Return, by port, how many bytes are still owed to the device or to our own host end."""
 
+    async def leave(self, patience: float) -> None:
+        """Tell the device that we leave, and wait until it has taken everything: see `Link.leave`.
+
+        Called after `begin_ending`, when nothing is owed any more or the wait for it is over.
+        """
+
     def dropped_by_host(self) -> Mapping[int, int]:
         """Return how many bytes a host end in this process has dropped since then, by port."""
 
@@ -105,7 +111,10 @@ class _Both:
 
     def owed(self) -> Mapping[int, int]:
         """See `Joint`."""
-        return Counter(self.driver.untaken()) + Counter(self.host.owed())
+        return Counter(self.driver.owed()) + Counter(self.host.owed())
+
+    async def leave(self, patience: float) -> None:
+        """Do nothing: see `Joint`. The host end is in this process and ends with it."""
 
     def dropped_by_host(self) -> Mapping[int, int]:
         """See `Joint`."""

@@ -14,7 +14,7 @@ from vconfs.guest._emergency import CONSOLE, EmergencyLine
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.end import LinkEnd
-from vconfs.link.link import Link, OpenDevice
+from vconfs.link.link import Link, OpenDevice, leave_soon
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer, Event
@@ -78,10 +78,6 @@ class Driver(LinkEnd[Port]):
     def begin_ending(self) -> None:
         """Accept nothing more from either side."""
         self._manager.begin_ending(hold=True)
-
-    def owed(self) -> Mapping[int, int]:
-        """Return how many bytes each port still owes to the host."""
-        return self.untaken()
 
     def dropped_by_host(self) -> Mapping[int, int]:
         """Return nothing: bytes that this end drops are counted by its ports."""
@@ -304,5 +300,6 @@ async def drive(
         try:
             yield driver
         finally:
+            await leave_soon(link)
             driver.take_rest()
             driver.stop()

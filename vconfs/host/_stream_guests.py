@@ -10,6 +10,7 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host
+from vconfs.link.link import leave_soon
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
 from vconfs.streams.address import NextGuest, StreamAddress
@@ -77,6 +78,7 @@ async def _serve_guest(
                 announce_config()
             await guest.stopped.wait()
         finally:
+            await leave_soon(link)  # with the guest still there, to take what comes
             host.detach()
 
 

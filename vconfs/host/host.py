@@ -225,15 +225,26 @@ class Host:
 
     def owed(self) -> dict[int, int]:
         """Return how many bytes each port must still deliver to a guest or client that is there."""
-        guest = self._guest.untaken() if self._guest is not None else {}
+        guest = self._guest.owed() if self._guest is not None else {}
         return {
             port_id: port.settle() + guest.get(port_id, 0) for port_id, port in self.ports.items()
         }
 
-    async def drain(self) -> None:
-        """Begin to end, and wait until the guest and the far sides have all that is for them."""
+    async def drain(self) -> bool:
+        """Begin to end, and wait until the guest and the far sides have all that is for them.
+
+        Return False if some of them take nothing any more.
+        """
         self.begin_ending(hold=True)
-        await drain(self.owed, self._patience)
+        return await drain(self.owed, self._patience)
+
+    async def end(self) -> None:
+        """Drain, leave the guest, and deliver what it had sent before it knew of that."""
+        drained = await self.drain()
+        if self._guest is not None:
+            await self._guest.leave(self._patience)
+        if drained:
+            await drain(self.owed, self._patience)
 
     def lost(self) -> list[tuple[int, int]]:
         """Return (id, bytes dropped since the port began to end) of each port."""

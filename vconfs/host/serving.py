@@ -65,7 +65,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                         nursery.start_soon(_drain_when_asked, host, stop, serving)
                         await plan.listener.serve(host, Status())
                     if not serving.cancel_called:
-                        await host.drain()
+                        await host.end()
     finally:
         if host is not None:
             host.say_what_was_lost()
@@ -82,5 +82,5 @@ async def _heed_signals(
 
 async def _drain_when_asked(host: Host, stop: trio.Event, serving: trio.CancelScope) -> None:
     await stop.wait()
-    await host.drain()
+    await host.end()
     serving.cancel()

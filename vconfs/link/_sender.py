@@ -197,6 +197,10 @@ class Sender:
         """Return, by port, how many bytes were taken here that are known not to be at the peer."""
         return self._deposited() + Counter(self._link.untaken())
 
+    def owed(self) -> Counter[int]:
+        """Like `untaken`, but this becomes less whenever the peer takes some of the bytes."""
+        return self._deposited() + Counter(self._link.owed())
+
     async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room first.
 

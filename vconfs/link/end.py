@@ -107,6 +107,15 @@ class LinkEnd(ABC, Generic[P]):
         """
         return self._sender.untaken()
 
+    def owed(self) -> Mapping[int, int]:
+        """Like `untaken`, but this becomes less whenever the other side takes some of the bytes."""
+        return self._sender.owed()
+
+    async def leave(self, patience: float) -> None:
+        """See `Link.leave`. Ports still get what comes meanwhile; `stop` follows."""
+        if not self.stopped.is_set():
+            await self._link.leave(patience)
+
     def _drop(self, untaken: Mapping[int, int]) -> None:
         """Count bytes that the other side has not taken, and never will, as dropped."""
         for port_id, size in untaken.items():

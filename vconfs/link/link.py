@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 import trio
 
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
+
+#: Seconds that a peer has to take what was sent when we leave at once.
+LEAVING_TIME: Final = 0.5
 
 
 class LinkOwner(Protocol):
@@ -102,8 +105,8 @@ class Link(ABC):
         """Fill the next buffer of `queue`, which is sent by the next `flush`.
 
         The caller has checked that `capacity` is enough. `seen` is called once the other end has
-        processed this buffer, and never from within a call by the owner. `id` is the port whose
-        data this is, or None if it is a control message.
+        processed this buffer, and never from within a call by the owner. `port_id` is the port
+        whose data this is, or None if it is a control message.
         """
 
     def untaken(self) -> Mapping[int, int]:
@@ -112,6 +115,17 @@ class Link(ABC):
         Only bytes of which this is known are counted, and only ports with such bytes are included.
         """
         return {}
+
+    def owed(self) -> Mapping[int, int]:
+        """Like `untaken`, but this becomes less whenever the peer takes some of the bytes."""
+        return self.untaken()
+
+    async def leave(self, patience: float) -> None:  # noqa: B027
+        """Tell the peer that we leave, and wait until it has taken everything and sends no more.
+
+        Give up when there was no progress for `patience` seconds. What comes meanwhile is still
+        received. Only the first call does this; nothing can be sent after it.
+        """
 
     @abstractmethod
     def receive(self, queue: int) -> memoryview | None:
@@ -156,6 +170,12 @@ class Link(ABC):
     @abstractmethod
     def flush(self, queue: int) -> None:
         """Make everything sent or given back on `queue` visible to the other end, and notify it."""
+
+
+async def leave_soon(link: Link) -> None:
+    """Call `Link.leave`, cancelled or not, and give up after a moment."""
+    with trio.move_on_after(LEAVING_TIME, shield=True):
+        await link.leave(LEAVING_TIME)
 
 
 #: The result of opening a device. The caller sets the link's owner before it awaits anything.

@@ -10,12 +10,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from typing import ClassVar, Final, Self
 
-import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
-from vconfs.streams.wire import Wire
+from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
 from vconfs.system.programs import start_program
@@ -64,7 +63,7 @@ class TtyAddress(Line):
             raise VconfsError(f"cannot open {self.path}: {error.strerror}") from None
         try:
             with self._raw(line):
-                yield Wire(line, line)
+                yield TtyWire(line)
         finally:
             os.close(line)
 
@@ -125,11 +124,11 @@ class ExecAddress(Line):
             program = await start_program(self.command)
         except OSError as error:
             raise VconfsError(f"cannot run {self.command!r}: {error.strerror}") from None
+        wire = ProgramWire(program)
         try:
-            yield Wire(program.output.descriptor, program.input.descriptor)
+            yield wire
         finally:
-            with trio.CancelScope(shield=True):
-                await program.end()
+            await wire.end()
 
 
 @frozen(kw_only=True)

@@ -9,12 +9,14 @@ stream has taken a part is always finished first.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final
 
 from attrs import define, frozen
 
 from vconfs.protocol.events import Buffer
+from vconfs.streams._tail import Tail
 
 #: The most frames offered to the stream at once; writev(2) takes at most 1024 pieces.
 _FRAMES_MAX: Final = 256
@@ -36,6 +38,11 @@ class OutgoingFrame:
         """The number of bytes."""
         return len(self.head) + len(self.data)
 
+    @property
+    def port_data(self) -> int:
+        """How many bytes of its port's data it has; 0 for a control message."""
+        return 0 if self.urgent else len(self.data)
+
 
 @define
 class _Waiting:
@@ -44,18 +51,23 @@ class _Waiting:
     pieces: list[Buffer]
     port: int | None
     data: int  # bytes of its port's data
+    size: int
 
 
 class Outbox:
-    """The frames that wait for one stream."""
+    """The frames that wait for one stream.
 
-    def __init__(self) -> None:
+    `unread` returns how many bytes that the stream has taken are not read yet.
+    """
+
+    def __init__(self, unread: Callable[[], int] = lambda: 0) -> None:
         #: The number of bytes that wait.
         self.size = 0
         #: By port, how many bytes of data are in frames that have not been sent completely.
         self.data: Counter[int] = Counter()
         self._begun: deque[Buffer] = deque()  # the rest of the frame that the stream is taking
-        self._begun_data: tuple[int, int] | None = None  # that frame's port and data size
+        self._begun_frame: _Waiting | None = None
+        self._tail = Tail(unread)
         self._urgent: deque[_Waiting] = deque()
         self._others: deque[_Waiting] = deque()
         self._ports: Counter[int] = Counter()  # by port, its frames in the second lane
@@ -70,7 +82,7 @@ class Outbox:
 
         `sent` is how many of its bytes the stream has taken already (first frame only).
         """
-        waiting = _Waiting(_kept(frame), frame.port, 0 if frame.urgent else len(frame.data))
+        waiting = _Waiting(_kept(frame), frame.port, frame.port_data, frame.size)
         self.size += frame.size
         if waiting.data and frame.port is not None:
             self.data[frame.port] += waiting.data
@@ -83,6 +95,35 @@ class Outbox:
             self._others.append(waiting)
             if frame.port is not None:
                 self._ports[frame.port] += 1
+
+    def passed(self, frame: OutgoingFrame) -> None:
+        """Take note that the stream has taken all of a frame at once."""
+        self._tail.sent(frame.size, frame.port, frame.port_data)
+
+    def untaken(self, lost: int) -> Counter[int]:
+        """Return, by port, how much data is here and in the last `lost` bytes of the stream.
+
+        A frame counts until all of it has gone.
+        """
+        return self.data + self._tail.last(lost - self._begun_sent)
+
+    def owed(self, unread: int) -> Counter[int]:
+        """Like `untaken`, but count only the bytes that are left of a frame.
+
+        So this becomes less whenever the other side reads.
+        """
+        owed = self.data + self._tail.last(unread - self._begun_sent, whole=False)
+        frame = self._begun_frame
+        if frame is not None and frame.port is not None and frame.data:
+            gone = max(0, self._begun_sent - unread)
+            owed[frame.port] -= min(gone, frame.data - 1)
+        return owed
+
+    @property
+    def _begun_sent(self) -> int:
+        """How many bytes of the begun frame the stream has taken."""
+        frame = self._begun_frame
+        return frame.size - sum(map(len, self._begun)) if frame is not None else 0
 
     def head(self) -> list[Buffer]:
         """Return the bytes to send next, in pieces."""
@@ -105,17 +146,17 @@ class Outbox:
 
     def _begin(self, frame: _Waiting) -> None:
         self._begun.extend(frame.pieces)
-        if frame.data and frame.port is not None:
-            self._begun_data = frame.port, frame.data
+        self._begun_frame = frame
 
     def _gone(self) -> None:
         """Count the begun frame as sent completely."""
-        if self._begun_data is None:
-            return
-        (port, size), self._begun_data = self._begun_data, None
-        self.data[port] -= size
-        if not self.data[port]:
-            del self.data[port]
+        frame, self._begun_frame = self._begun_frame, None
+        assert frame is not None
+        self._tail.sent(frame.size, frame.port, frame.data)
+        if frame.data and frame.port is not None:
+            self.data[frame.port] -= frame.data
+            if not self.data[frame.port]:
+                del self.data[frame.port]
 
     def _next(self) -> _Waiting:
         if self._urgent:

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
-from vconfs.streams.wire import Wire
+from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
 from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
@@ -147,7 +147,7 @@ class TcpAddress(SocketAddress):
             (socket.TCP_NOTSENT_LOWAT, _UNSENT_MAX),
         ):
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        return super()._wire(sock)
+        return TcpWire(sock)
 
 
 @frozen

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from typing import Final
 
 import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
-from vconfs.link.link import Link, call_soon
+from vconfs.link.draining import drain
+from vconfs.link.link import Link, call_soon, leave_soon
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -28,6 +29,7 @@ from vconfs.protocol.stream import (
     INPUT,
     OUTPUT,
     RESERVE,
+    UNLIMITED,
     Closed,
     ConfigChanged,
     Connection,
@@ -48,8 +50,10 @@ HELLO_LIMIT: Final = 10.0
 _WAITING_MAX: Final = 1 << 18
 #: Control messages may use this many bytes more, here and of the peer's window.
 _RESERVE: Final = 1 << 16
-#: Seconds for both ends to say goodbye.
+#: Seconds for the rest of a broken stream, or of one without an end, to come.
 _GRACE: Final = 0.5
+#: Seconds between two turns of an owner that has not taken everything up to the stream's end.
+_PAUSE: Final = 0.01
 
 
 @asynccontextmanager
@@ -73,9 +77,13 @@ async def open_link(
         try:
             async with open_background() as nursery:
                 nursery.start_soon(link.run)
-                yield link
+                try:
+                    yield link
+                finally:
+                    await leave_soon(link)
+                    link.stop()
         finally:
-            await link.say_goodbye(f"the {role.name.lower()} end leaves")
+            await link.end()
             link.owner.left()
 
 
@@ -143,11 +151,16 @@ class StreamLink(Link):
             self._payload = min(self._payload, half - RESERVE)
             self._reserve = min(_RESERVE, half - self._payload)
         self._fresh: list[OutgoingFrame] = []  # sent since the last flush
-        self._outbox = Outbox()
+        self._outbox = Outbox(wire.unread)
         self._sent = trio.Event()  # set when frames wait, or the owner waits for room
         self._room_wanted = False
         self._broken = ""  # why nothing can be written any more
         self._dead = False
+        self._leaving = False
+        self._at_end = False  # True if the peer has ended the stream
+        self._reads = 0  # how often something came
+        self._lost = 0  # bytes that the stream had taken, and that do not arrive
+        self._running = trio.CancelScope(shield=True)
 
     @property
     def config(self) -> bytes:
@@ -187,8 +200,12 @@ class StreamLink(Link):
         self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
 
     def untaken(self) -> Mapping[int, int]:
-        """See `Link.untaken`. These bytes wait for the stream; those in it cannot be counted."""
-        return dict(self._outbox.data)
+        """See `Link.untaken`. What is in the stream counts once it is lost by its end."""
+        return self._outbox.untaken(self._lost)
+
+    def owed(self) -> Mapping[int, int]:
+        """See `Link.owed`. What is in the stream counts as far as the kernel knows."""
+        return self._outbox.owed(self._wire.unread())
 
     def send_config(self, config: bytes) -> None:
         """Send the config space to the guest, as soon as there is room for it (host end)."""
@@ -205,6 +222,8 @@ class StreamLink(Link):
         for frame in fresh:
             if sent < frame.size:
                 self._outbox.put(frame, sent)
+            else:
+                self._outbox.passed(frame)
             sent = max(0, sent - frame.size)
         if self._outbox.size or self._room_wanted:
             self._sent.set()
@@ -272,33 +291,58 @@ class StreamLink(Link):
     # --- the stream -----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Carry the bytes until the link is lost."""
-        async with open_background() as nursery:
-            nursery.start_soon(self._write_on)
-            try:
-                while not self._dead:
-                    if data := await self._wire.receive():
-                        self._connection.feed(data)
-                    else:
-                        self._connection.feed_eof()
+        """Carry the bytes until the link is lost, or `stop` is called. Only that cancels it."""
+        with self._running:
+            async with open_background() as nursery:
+                nursery.start_soon(self._write_on)
+                await self._read_on()
+
+    def stop(self) -> None:
+        """Stop carrying bytes."""
+        self._running.cancel()
+
+    async def _read_on(self) -> None:
+        try:
+            while not self._dead:
+                if data := await self._wire.receive():
+                    self._reads += 1
+                    self._connection.feed(data)
+                else:
+                    self._at_end = True
+                    self._connection.feed_eof()
+                self.owner.received(self._receives)
+                while self._at_end and not self._dead:  # the owner takes it in several turns
+                    await trio.sleep(_PAUSE)
                     self.owner.received(self._receives)
-            except OSError as error:
-                self._lose(f"the stream broke: {error.strerror}")
+        except OSError as error:
+            self._lose(f"the stream broke: {error.strerror}")
 
-    async def say_goodbye(self, reason: str) -> None:
-        """Send the reason why we leave, and wait a moment for the peer to take what was sent.
+    async def leave(self, patience: float) -> None:
+        """See `Link.leave`: send BYE, and wait until the peer ends the stream."""
+        if self._leaving or self._dead:
+            return
+        self._leaving = True
+        self._say_bye(f"the {self._connection.role.name.lower()} end leaves")
+        if await drain(self._still_to_go, patience) and not self._broken:
+            await self._wire.end_output()
+            await drain(self._still_to_end, patience if self._wire.has_end else _GRACE)
 
-        Call this after `run` has ended.
-        """
-        lost = self._dead
-        self._say_bye(reason)
+    def _still_to_go(self) -> Mapping[str, int]:
+        waiting = self._outbox.size
+        if self._broken or (self._wire.outlives_us and not waiting):
+            return {"bytes": 0}
+        return {"bytes": waiting + self._wire.unread()}
+
+    def _still_to_end(self) -> Mapping[str, int]:
+        """Return a number that becomes less when the peer reads or sends, and 0 at its end."""
+        if (self._dead or self._at_end) and not self._wire.is_busy:
+            return {"bytes": 0}
+        return {"bytes": UNLIMITED + self._wire.unread() - self._reads}
+
+    async def end(self) -> None:
+        """End the stream, and note what is lost by that. Call this after `run` has ended."""
         self._dead = True
-        with trio.move_on_after(_GRACE, shield=True), suppress(OSError):
-            while self._outbox.size and not self._broken:
-                await self._wire.writable()
-                self._write_waiting()
-            while not lost and await self._wire.receive():
-                pass  # closing a stream that has unread data may drop what was sent
+        self._lost = await self._wire.end()
 
     def _has_room(self, more_waiting: int, reserve: int, wanted: int | None = None) -> bool:
         """Return True if `wanted` bytes, or by default the largest payload, can be sent.
@@ -362,12 +406,20 @@ class StreamLink(Link):
                 self._write_waiting()
                 self.flush(self._receives)  # credit that waited for this
                 if self._broken:
-                    await trio.sleep(_GRACE)  # reading the stream's end often gives a better reason
-                    return self._lose(self._broken)
+                    return await self._await_end()
                 self._tell_room()
             self._tell_room()
+
+    async def _await_end(self) -> None:
+        """Receive what the peer sent before the stream broke, often with a better reason."""
+        reads = -1
+        while reads != self._reads:
+            reads = self._reads
+            await trio.sleep(_GRACE)
+        self._lose(self._broken)
 
     def _lose(self, reason: str) -> None:
         if not self._dead:
             self._dead = True
-            self.owner.lost(reason)
+            if not self._leaving:
+                self.owner.lost(reason)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
+import stat
+import struct
+import termios
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -10,6 +15,7 @@ from typing import Final
 import trio
 
 from vconfs.protocol.events import Buffer
+from vconfs.system.programs import Program
 
 #: Bytes to request in one read; a socket's buffer holds about as many.
 _READ_SIZE: Final = 1 << 18
@@ -23,6 +29,11 @@ class Wire:
     The caller closes the descriptors. `read` is called to read, like `os.read`.
     """
 
+    #: True if the stream ends when the other side leaves.
+    has_end = True
+    #: True if the other side still gets what it has not read when we close our descriptors.
+    outlives_us = True
+
     def __init__(
         self, reader: int, writer: int, read: Callable[[int, int], bytes] = os.read
     ) -> None:
@@ -32,6 +43,9 @@ class Wire:
         self._writer = writer
         self._read = read
         self._reads = _TURN  # how many are left before we wait
+        mode = os.fstat(writer).st_mode
+        self._ask_unread = termios.FIONREAD if stat.S_ISFIFO(mode) else termios.TIOCOUTQ
+        self._can_ask_unread = not stat.S_ISREG(mode)
 
     async def receive(self) -> bytes:
         """Wait for bytes, and return them; none at the end of the stream.
@@ -65,3 +79,95 @@ class Wire:
     async def writable(self) -> None:
         """Wait until bytes can be sent, or the stream is broken."""
         await trio.lowlevel.wait_writable(self._writer)
+
+    def unread(self) -> int:
+        """Return how many sent bytes the other side has not read, as far as the kernel knows.
+
+        A unix socket counts its own overhead too.
+        """
+        if not self._can_ask_unread:
+            return 0
+        try:
+            answer = fcntl.ioctl(self._writer, self._ask_unread, bytes(4))
+        except OSError:  # a descriptor of another kind, or a line that is gone
+            self._can_ask_unread = False
+            return 0
+        return int(struct.unpack("i", answer)[0])
+
+    @property
+    def is_busy(self) -> bool:
+        """True if the other side may still be working after the end of its stream."""
+        return False
+
+    async def end_output(self) -> None:
+        """Send the end of the stream, if a program waits for it."""
+
+    async def end(self) -> int:
+        """Send nothing more, and return how many sent bytes are lost because of that."""
+        return 0 if self.outlives_us else self.unread()
+
+
+class TcpWire(Wire):
+    """A TCP connection, which loses what the peer's kernel has not acknowledged when we leave."""
+
+    outlives_us = False
+
+    def __init__(self, sock: trio.socket.SocketType) -> None:
+        super().__init__(sock.fileno(), sock.fileno())
+        self._sock = sock
+
+    async def end(self) -> int:
+        """See `Wire.end`: a stream that has not arrived whole ends with a reset."""
+        if unread := self.unread():
+            linger = struct.pack("ii", 1, 0)
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        return unread
+
+
+class TtyWire(Wire):
+    """A terminal line, which nothing tells that the other side has left."""
+
+    has_end = False
+    outlives_us = False
+
+    def __init__(self, line: int) -> None:
+        super().__init__(line, line)
+
+    async def end(self) -> int:
+        """See `Wire.end`: what the line has not sent is removed, or the close would wait for it."""
+        if unread := self.unread():
+            with suppress(termios.error):
+                termios.tcflush(self._writer, termios.TCOFLUSH)
+        return unread
+
+
+class ProgramWire(Wire):
+    """The input and output of a program."""
+
+    outlives_us = False
+
+    def __init__(self, program: Program) -> None:
+        super().__init__(program.output.descriptor, program.input.descriptor)
+        self._program = program
+        self._lost: int | None = None
+
+    def unread(self) -> int:
+        """See `Wire.unread`."""
+        return self._program.unread() if self._lost is None else self._lost
+
+    @property
+    def is_busy(self) -> bool:
+        """See `Wire.is_busy`."""
+        return self._lost is None and not self._program.has_ended
+
+    async def end_output(self) -> None:
+        """See `Wire.end_output`."""
+        await self._program.close_input()
+
+    async def end(self) -> int:
+        """See `Wire.end`: end the program if it still runs."""
+        if self._lost is not None:
+            return self._lost
+        with trio.CancelScope(shield=True):
+            self._lost = lost = await self._program.end()
+        return lost
