@@ -468,10 +468,11 @@ def test_ctl_waits_for_the_far_side(
     words = ("--control", control, *(() if slow else ("--drain", SOON)))
     with host_and_guest(folder, listen, far_side, *words, dialect=dialect) as host:
         far_side.come()
-        write(folder, far_side)
-        if slow:
-            far_side.begin()
-        subprocess.run([*VCONFS, "ctl", control, action, "name"], check=True, timeout=LIMIT)
+        with held_open(folder, os.O_WRONLY):  # a program whose guest has gone has less time
+            write(folder, far_side)
+            if slow:
+                far_side.begin()
+            subprocess.run([*VCONFS, "ctl", control, action, "name"], check=True, timeout=LIMIT)
         got = far_side.finish()
         host.terminate()
         said = said_at_end(host)

@@ -12,8 +12,12 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.guest.devices import join_embedded
 from vconfs.guest.port import Opener, PortOptions
-from vconfs.host.port import HostPort
+from vconfs.guest.ports import PortManager
+from vconfs.host.chardevs import programs
+from vconfs.host.host import open_host
+from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import drain, say_what_was_lost
 from vconfs.streams._outbox import Outbox, OutgoingFrame
 from vconfs.testing import Puppet, open_ends
@@ -199,3 +203,26 @@ async def test_what_the_host_has_not_taken_when_it_is_lost_is_counted(
         ends.driver.lost("for this test")
     assert host.delivered_bytes == 0
     assert written == guest.counters.dropped + host.counters.dropped
+
+
+async def test_the_line_of_a_hang_up_counts_all_that_a_stubborn_program_has_not_read(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(programs, "_PATIENCE", 0.6)
+    command = programs.Exec.parse("trap '' TERM; while :; do sleep 0.05; done")
+    manager = PortManager()
+    async with (
+        open_host([HostPortSpec(b"port", command)], patience=0.1) as host,
+        join_embedded(host, manager),
+    ):
+        guest = manager.ports[0]
+        guest.open(Opener(1))
+        assert guest.write_nowait(bytes(SIZE)) == SIZE
+        with trio.fail_after(10):
+            while host.ports[0].hang_up_client is None or not host.ports[0].settle():
+                await trio.sleep(0.01)
+            await host.disconnect_when_drained(0)
+    lines = [line for line in caplog.messages if "not delivered" in line]
+    assert lines == [
+        f"hung up a client: {SIZE} bytes were dropped, not delivered: {SIZE} of port 'port'"
+    ]

@@ -22,8 +22,9 @@ from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
 
-#: Seconds to wait for a client that was hung up to be gone, and between checks for that.
-_HANG_UP_TIME: Final = 1.0
+#: Seconds to wait for a client that was hung up to be gone, and between checks for that. A program
+#: has the time of an ending beside this.
+_HANG_UP_TIME: Final = 3.0
 _HANG_UP_LOOK: Final = 0.002
 
 
@@ -194,7 +195,7 @@ class Host:
             await self._drain(port, last=False)
             if port.hang_up_client is hang_up:
                 hang_up()
-            with trio.move_on_after(_HANG_UP_TIME):
+            with trio.move_on_after(self._patience + _HANG_UP_TIME):
                 while port.hang_up_client is hang_up:  # noqa: ASYNC110
                     await trio.sleep(_HANG_UP_LOOK)
         finally:

@@ -142,9 +142,10 @@ class _Session:
                 await self._deliver(program)
                 nursery.cancel_scope.cancel()
         finally:
-            port.hang_up_client = port.unread = None
+            port.unread = None
             with trio.CancelScope(shield=True):
                 port.lost(await program.end())
+            port.hang_up_client = None  # only now, so that this loss counts as the hang-up's
             self._note_failure(program.failure)
 
     async def _deliver(self, program: Program) -> None:
