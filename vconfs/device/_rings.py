@@ -19,7 +19,7 @@ out as one buffer.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
 from attrs import frozen
 
@@ -220,7 +220,8 @@ class RingLink(Link):
 
     `kick(queue)` notifies the device; the transport calls `interrupt(queue)` when the device
     has used buffers of a queue, and `config_interrupt` when its config space changed. A device
-    that breaks the rules of a ring is lost.
+    that breaks the rules of a ring is lost. `stop_device(patience)` makes the device leave the
+    rings alone.
     """
 
     def __init__(
@@ -234,12 +235,15 @@ class RingLink(Link):
         write_config: Callable[[int, Buffer], None] = lambda offset, data: None,
         base: int = 0,
         event_idx: bool = False,
+        stop_device: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self.features = features
         self._kick = kick
+        self._stop_device = stop_device
         self._read_config = read_config
         self._write_config = write_config
         self._dead = False
+        self._failing = False
         self._receive: dict[int, _ReceiveQueue] = {}
         self._send: dict[int, _SendQueue] = {}
         #: Sending queues that asked for an interrupt and got slots back before it came.
@@ -300,10 +304,11 @@ class RingLink(Link):
             self.owner.config_changed()
 
     def fail(self, reason: str) -> None:
-        """Give the device up."""
-        if not self._dead:
-            self._dead = True
+        """Report to the owner that the device is lost; it may still receive what was sent."""
+        if not (self._dead or self._failing):
+            self._failing = True
             self.owner.lost(reason)
+            self._dead = True
 
     def close(self) -> None:
         """Let go of the memory; only buffers that are held keep it for longer."""
@@ -356,6 +361,12 @@ class RingLink(Link):
             for port_id, size in queue.data.values():
                 untaken[port_id] += size
         return untaken
+
+    async def leave(self, patience: float) -> None:
+        """See `Link.leave`: after that, what the device has not used it will never use."""
+        stop, self._stop_device = self._stop_device, None
+        if stop is not None and not self._dead:
+            await stop(patience)
 
     def receive(self, queue: int) -> memoryview | None:
         """See `Link.receive`."""

@@ -21,7 +21,7 @@ from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._rings import RingLink
 from vconfs.device._vhost_user_backend import RemoteBackend
 from vconfs.errors import VconfsError
-from vconfs.link.link import OpenDevice
+from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.link.notifications import Bell, Notices
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol.errors import RemoteProtocolError
@@ -34,8 +34,6 @@ from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
 
 #: Where our memory is, in both kinds of address.
 _BASE: Final = 1 << 32
-#: Seconds that the back-end has to stop all rings.
-_GRACE: Final = 0.5
 # What a notice is about, where it is not about the queue with this number.
 _BROKEN: Final = -1
 _LEFT: Final = -2
@@ -73,7 +71,7 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
                 nursery.start_soon(running.serve_channel)
                 yield running.link, end
         finally:
-            await running.stop()
+            await leave_soon(running.link)
             running.link.owner.left()
 
 
@@ -90,6 +88,7 @@ class _Running:
         self._size = sum(spec.memory for spec in self._specs.values())
         self._memory = _sealed_memory(self._size)
         stack.callback(os.close, self._memory)
+        self._asking = trio.Lock()  # one task at a time can ask the back-end
         self._notices: Notices[int] = Notices()
         stack.callback(self._notices.close)
         self._kicks = {queue: self._eventfd() for queue in self._specs}
@@ -103,6 +102,7 @@ class _Running:
             read_config=lambda: back_end.config,
             base=_BASE,
             event_idx=bool(back_end.features & F_EVENT_IDX),
+            stop_device=self._stop,
         )
         stack.callback(self.link.close)
 
@@ -159,19 +159,21 @@ class _Running:
                 if asked.reply:  # at once: it may answer nothing else before it has this
                     await self._channel.send(asked.reply)
                 if isinstance(asked.event, ConfigStale):
-                    await self._back_end.read_config()
+                    async with self._asking:
+                        await self._back_end.read_config()
                     self.link.config_interrupt()
         except (VconfsError, RemoteProtocolError) as error:
             self.link.fail(str(error))
         except OSError as error:
             self.link.fail(f"the connection broke: {error.strerror}")
 
-    async def stop(self) -> None:
-        """Have all rings left alone, so that the back-end has taken what was sent."""
-        with trio.move_on_after(_GRACE, shield=True):
-            with suppress(VconfsError, RemoteProtocolError):
-                for queue in self._specs:
-                    await self._back_end.stop_ring(queue)
+    async def _stop(self, patience: float) -> None:
+        """Make the back-end leave all rings alone; it has taken what was sent by then."""
+        with suppress(VconfsError, RemoteProtocolError, trio.TooSlowError):
+            for queue in self._specs:
+                async with self._asking:
+                    with trio.fail_after(patience):
+                        await self._back_end.stop_ring(queue)
 
 
 def _sealed_memory(size: int) -> int:

@@ -85,14 +85,13 @@ class Driver(LinkEnd[Port]):
 
     # --- called by the link ---------------------------------------------------------------
 
-    def _take(self, queue: int, port: Port | None) -> None:
+    def _take(self, queue: int, port: Port | None) -> bool:
         """Take several buffers per call from a port's own queue (virtio1), which has only its data.
 
         The loop ends with the ring, because no buffer goes back to the device before the flush.
         """
         if port is None:
-            super()._take(queue, None)
-            return
+            return super()._take(queue, None)
         link = self._link
         while port.wants_data and (buffers := link.receive_many(queue, port.space)):
             if len(buffers) == 1:
@@ -103,6 +102,7 @@ class Driver(LinkEnd[Port]):
             link.done_many(queue, len(buffers))
         link.flush(queue)
         self._taken()
+        return False
 
     def room(self, queue: int) -> None:
         """Send what waited for room on `queue`, and notify pollers."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Final
 
 from vconfs.link.effort import BUFFER, PART, Effort
@@ -100,6 +101,7 @@ class DeviceLink(Link):
         self._call = call
         self._header_size = header_size
         self._dead = False
+        self._failing = False
         self._queues: dict[int, DeviceQueue] = {}
         self._offered: dict[int, _Offered] = {}
         self._received: dict[int, deque[int]] = {}
@@ -158,10 +160,11 @@ class DeviceLink(Link):
             self.owner.room(queue)
 
     def fail(self, reason: str) -> None:
-        """Report to the owner that the guest is lost."""
-        if not self._dead:
-            self._dead = True
+        """Report to the owner that the guest is lost; it may still receive what was sent."""
+        if not (self._dead or self._failing):
+            self._failing = True
             self.owner.lost(reason)
+            self._dead = True
 
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
@@ -225,6 +228,10 @@ class DeviceLink(Link):
         if len(chain.readable) == 1:
             return chain.readable[0]
         return memoryview(b"".join(chain.readable))
+
+    def taking_last(self) -> AbstractContextManager[None]:
+        """See `Link.taking_last`."""
+        return self._effort.extended()
 
     def again(self, queue: int) -> None:
         """See `Link.again`."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import trio
@@ -11,6 +11,8 @@ import trio
 #: The most work in one turn, in copied bytes: about 10 ms. This is more than the rings of our own
 #: guest end hold for a port, so that data sent before a hang-up is taken in the same turn.
 _TURN: Final = 16 << 20
+#: The most work in a turn in which a link ends.
+_LAST_TURN: Final = 32 * _TURN
 #: After this much work, the reset at the next turn is scheduled.
 _NOTED: Final = _TURN // 32
 #: The cost of handling a buffer, and of each part that it consists of.
@@ -24,12 +26,22 @@ class Effort:
     def __init__(self, go_on: Callable[[], None]) -> None:
         self._go_on = go_on
         self._spent = 0
+        self._most = _TURN
         self._noted = False
+
+    @contextmanager
+    def extended(self) -> Iterator[None]:
+        """Allow much more work in this turn while the block runs."""
+        before, self._most = self._most, _LAST_TURN
+        try:
+            yield
+        finally:
+            self._most = before
 
     @property
     def is_spent(self) -> bool:
         """True if the rest of the work has to wait for the next turn."""
-        return self._spent >= _TURN
+        return self._spent >= self._most
 
     def spend(self, size: int) -> None:
         """Add work that costs as much as copying `size` bytes."""

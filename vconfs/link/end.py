@@ -84,9 +84,9 @@ class LinkEnd(ABC, Generic[P]):
         """End the connection to the other side; the ports stay, hung up."""
         if self.stopped.is_set():
             return
-        if not self.throttles:  # the peer has accepted the data that is in the rings for our ports
-            for port_id in [port_id for port_id in self._ports if self._has_queue(port_id)]:
-                self._take_last(port_id)
+        self._take_rest()
+        if self.stopped.is_set():  # the link was lost by that
+            return
         self.reason = reason
         self.stopped.set()
         self._drop(self._sender.close())
@@ -143,9 +143,13 @@ class LinkEnd(ABC, Generic[P]):
             self._hanging_up.discard(port.id)
             self._set_connected(port, False)
 
-    def _take(self, queue: int, port: P | None) -> None:
-        """Handle buffers until there are none, `port` wants no more, or the turn is over."""
+    def _take(self, queue: int, port: P | None) -> bool:
+        """Handle buffers until there are none, `port` wants no more, or the turn is over.
+
+        Return True if the turn is over.
+        """
         link, receive, handlers = self._link, self._dialect.receive, self.handlers
+        more = False
         for _ in range(_TURN):
             if (buffer := link.receive(queue)) is None:
                 break
@@ -158,9 +162,11 @@ class LinkEnd(ABC, Generic[P]):
             if port is not None and not port.wants_data:
                 break
         else:
+            more = True
             link.again(queue)
         link.flush(queue)
         self._taken()
+        return more
 
     def _taken(self) -> None:
         """Called when all buffers that came together have been handled."""
@@ -243,13 +249,28 @@ class LinkEnd(ABC, Generic[P]):
         return self._dialect.receive_queue(port_id) < self._dialect.queues
 
     def _take_last(self, port_id: int) -> None:
-        """Fetch all data sent to a port that goes, however full it is: at most a turn's work.
+        """Fetch all data sent to a port that goes, however full it is.
 
         Otherwise the next port with this id would receive it.
         """
         self._hanging_up.discard(port_id)
         if not self.throttles:
-            self._take(self._dialect.receive_queue(port_id), None)
+            with self._link.taking_last():
+                self._take_all(self._dialect.receive_queue(port_id))
+
+    def _take_rest(self) -> None:
+        """Fetch all data that was sent to our ports: the other side had accepted it."""
+        with self._link.taking_last():
+            for queue in {
+                self._dialect.receive_queue(port_id)
+                for port_id in self._ports
+                if self._has_queue(port_id)
+            }:
+                self._take_all(queue)
+
+    def _take_all(self, queue: int) -> None:
+        while self._take(queue, None):
+            pass
 
     def _is_behind(self, port: P) -> bool:
         """Fetch data sent before a hang-up. Return True if there may be more."""

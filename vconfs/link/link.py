@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final, Protocol, TypeAlias
 
 import trio
@@ -135,6 +136,13 @@ class Link(ABC):
         """Return the next buffers that came on `queue`, with about `size` bytes or fewer."""
         buffer = self.receive(queue)
         return () if buffer is None else (buffer,)
+
+    def taking_last(self) -> AbstractContextManager[None]:
+        """Let `receive` return all that has come, although it may be much for one turn.
+
+        This is for the end of a port or of the link.
+        """
+        return nullcontext()
 
     @abstractmethod
     def again(self, queue: int) -> None:

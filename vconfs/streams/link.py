@@ -80,8 +80,10 @@ async def open_link(
                 try:
                     yield link
                 finally:
-                    await leave_soon(link)
-                    link.stop()
+                    try:
+                        await leave_soon(link)
+                    finally:
+                        link.stop()
         finally:
             await link.end()
             link.owner.left()

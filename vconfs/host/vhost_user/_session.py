@@ -91,6 +91,8 @@ class FrontendSession:
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if self._guest is not None:
+            self._guest.stop()  # while the rings are live, so that all that was sent is received
         self._pause_all()
         self._detach()
         self._memory.clear()
