@@ -84,3 +84,23 @@ async def test_a_buffer_with_one_message_after_the_other(event_idx: bool) -> Non
     guest.give_back(guest.take(SIZE))
     guest.link.kicked(0)
     assert seen == list(range(3 * SIZE))
+
+
+async def test_what_was_seen_is_told_once_although_its_queue_is_stopped_meanwhile() -> None:
+    """Or else the data that is withheld until then would be withheld for ever."""
+    guest = Guest()
+    seen: list[int] = []
+
+    def send(number: int) -> None:
+        assert guest.link.capacity(0) == BUFFER
+        guest.link.send(0, b"stop", b"", lambda: seen.append(number))
+        guest.link.flush(0)
+
+    for number in range(SIZE):
+        send(number)
+    guest.driver.offer_many(guest.take(), BUFFER)
+    guest.driver.publish()  # and the kick is late
+    send(SIZE)  # in the buffer of the first message, which was seen
+    guest.link.stop_queue(0)
+    await trio.testing.wait_all_tasks_blocked()
+    assert sorted(seen) == list(range(SIZE + 1))

@@ -24,6 +24,8 @@ log: Final = logging.getLogger(__name__)
 #: The most buffers handled in one turn, so that a peer that never pauses does not starve the
 #: others. This is more than our own rings hold: data sent before a hang-up is taken with it.
 _TURN: Final = 1024
+#: The most such turns for what came last on a queue: the largest ring. A peer may go on sending.
+_LAST_TURNS: Final = 32
 
 
 class PortCounters(Protocol):
@@ -269,8 +271,9 @@ class LinkEnd(ABC, Generic[P]):
                 self._take_all(queue)
 
     def _take_all(self, queue: int) -> None:
-        while self._take(queue, None):
-            pass
+        for _ in range(_LAST_TURNS):
+            if not self._take(queue, None):
+                return
 
     def _is_behind(self, port: P) -> bool:
         """Fetch data sent before a hang-up. Return True if there may be more."""
