@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import pytest
 import trio
@@ -109,13 +109,18 @@ class Pair:
                 self.check()
 
 
+P = TypeVar("P", bound=Pair)
+
+
 def coded(start: int, size: int) -> bytes:
     """Bytes that tell their place."""
     return bytes((start + i) * 7 % 251 for i in range(size))
 
 
 @asynccontextmanager
-async def late_ends() -> AsyncIterator[tuple[Pair, LateDoorbell, LateDoorbell]]:
+async def late_ends(
+    make: type[P] = Pair,  # type: ignore[assignment]
+) -> AsyncIterator[tuple[P, LateDoorbell, LateDoorbell]]:
     """Both ends over small rings, and the doorbells of the host and of the guest."""
     puppets = [Puppet(), Puppet()]
     kicks, calls = LateDoorbell(), LateDoorbell()
@@ -128,7 +133,7 @@ async def late_ends() -> AsyncIterator[tuple[Pair, LateDoorbell, LateDoorbell]]:
         for _ in range(8):
             kicks.let()
             calls.let()
-        yield Pair(host, driver, puppets, [manager.ports[0], manager.ports[1]]), kicks, calls
+        yield make(host, driver, puppets, [manager.ports[0], manager.ports[1]]), kicks, calls
 
 
 async def test_a_guest_that_looks_late_loses_nothing() -> None:

@@ -16,9 +16,11 @@ A byte is *delivered* when it arrives even if our process ends now:
 - to a TCP socket, when the peer's kernel has acknowledged it: a close can lose the rest;
 - to a pty, a fifo or a program's input, when it has been read: a close loses the rest
   (except that a fifo keeps it for a reader that has the fifo open);
-- to a file, when write(2) has taken it.
+- to a file, when write(2) has taken it;
+- to the other end of a link, when that has taken it out of a ring; over a byte stream, by the rules
+  above for sockets, ttys and programs.
 
-An ending (an unmount, SIGTERM or SIGINT, `vconfs ctl remove` and `disconnect`) has four steps:
+An ending (an unmount, SIGTERM or SIGINT, `vconfs ctl remove` and `disconnect`) has five steps:
 
 1. Nothing more is accepted. If a mount ends, its writers get ENOTCONN and its host is throttled; if
    a host end ends, its guest is throttled. We go on reading from the far side of a port only while
@@ -30,14 +32,17 @@ An ending (an unmount, SIGTERM or SIGINT, `vconfs ctl remove` and `disconnect`) 
    with no client, or for a file with no reader.
 3. Ports hang up: readers and clients get end of file. What is still owed is counted as dropped,
    wherever it is: in a queue, in a ring that the peer has not read, in the kernel.
-4. One log line says how many bytes of which ports were dropped since step 1.
+4. The other end of the link, if there is one, is told that we leave, and has the same time to take
+   what is on its way: it ends the stream then, or leaves the rings alone. What still comes from it
+   is received. A program that is the stream gets end of file, and time to end by itself.
+5. One log line says how many bytes of which ports were dropped since step 1.
 
-A second signal, and `vconfs umount -f`, skip the rest of step 2.
+A second signal, and `vconfs umount -f`, skip the rest of steps 2 and 4.
 
 A connection to a guest or a host that is lost is not drained. Queued data stays for the next
 connection where there can be one: at the host end for the chardev, at the guest end for readers.
-Data that was sent on the connection and that the peer had not taken is counted as dropped and
-logged.
+Data that the peer sent is received, however full a port is. Data that was sent on the connection
+and that the peer had not taken is counted as dropped and logged.
 """
 
 from __future__ import annotations
