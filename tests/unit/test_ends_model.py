@@ -310,6 +310,7 @@ LATE_STEPS = st.lists(
             for what in ("come", "leave", "close", "kick", "call", "kick", "call", "drain")
         ),
     ),
+    min_size=4,
     max_size=60,
 )
 
@@ -319,7 +320,7 @@ def test_the_reference_has_these_rules() -> None:
     assert all(f"| {rule}" in text for rule in RULES.values())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(steps=LATE_STEPS, ending=st.sampled_from(ENDINGS))
 async def test_an_ending_in_the_middle_loses_no_byte_but_by_rule(
     steps: list[tuple[str, int, int]], ending: str

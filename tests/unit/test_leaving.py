@@ -12,7 +12,7 @@ import trio.testing
 from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.events import Buffer
-from vconfs.protocol.stream import Connection, Frame, Role
+from vconfs.protocol.stream import Closed, Connection, Frame, Role
 from vconfs.streams.link import StreamLink, open_link
 from vconfs.streams.url import parse_stream_address
 from vconfs.streams.wire import Wire
@@ -57,7 +57,6 @@ class SlowPeer(Wire):
         self._pipe = bytearray()
         self._connection = Connection(Role.HOST)
         self._said = [self._connection.hello(v8.FEATURES, v8.CONFIG.pack(80, 25, 9))]
-        self._changed = trio.Condition()
 
     async def receive(self) -> bytes:
         while not self._said and not self.has_left:
@@ -90,7 +89,7 @@ class SlowPeer(Wire):
             while (event := self._connection.next_event()) is not None:
                 if isinstance(event, Frame):
                     self.got += len(event.payload) - v8.HEADER.size
-                elif not isinstance(event, Frame) and type(event).__name__ == "Closed":
+                elif isinstance(event, Closed):
                     self.has_left = True
         await trio.sleep_forever()
 
