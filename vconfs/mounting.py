@@ -38,6 +38,7 @@ from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
 from vconfs.system.log_counts import tell_of_repeats
+from vconfs.system.loop_watch import watch_loop_if_asked
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import open_background
@@ -140,6 +141,7 @@ async def serve_mount(
             if not stop.is_set():
                 async with open_mount(plan, manager) as ended:
                     nursery.start_soon(_after, ended.wait, stop.set)
+                    nursery.start_soon(watch_loop_if_asked)
                     ready()
                     tell_ready(f"{device.url} mounted on {plan.mountpoint}")
                     await stop.wait()

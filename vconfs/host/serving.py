@@ -15,6 +15,7 @@ from vconfs.link.draining import DRAIN_TIME
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
 from vconfs.system.log_counts import tell_of_repeats
+from vconfs.system.loop_watch import watch_loop_if_asked
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import open_background
@@ -44,6 +45,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
 
     class Status(trio.TaskStatus[None]):
         def started(self, value: None = None) -> None:
+            nursery.start_soon(watch_loop_if_asked)
             ready()
             tell_ready(f"listening on {plan.listener.url}")
 

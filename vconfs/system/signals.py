@@ -16,13 +16,12 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from itertools import islice
-from pathlib import Path
 from typing import Final
 
 import trio
 
-import vconfs
 from vconfs.system.log_file import reopen_log_files
+from vconfs.system.places import place_in
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ ENDING: Final = tuple(sorted(signal.valid_signals() - _LEFT_ALONE - {*_ANSWERED}
 
 #: The most lines about tasks that USR1 writes to the log.
 _LINES_MAX: Final = 1000
-_PACKAGE: Final = Path(vconfs.__file__).parent
 
 
 def survive_hang_ups() -> None:
@@ -87,17 +85,8 @@ def log_tasks() -> None:
 
 
 def _task_lines(task: trio.lowlevel.Task, depth: int) -> Iterator[str]:
-    yield f"{'. ' * depth}{task.name}{_place(task)}"
+    place = place_in(task.iter_await_frames())
+    yield f"{'. ' * depth}{task.name}{place and f', in {place}'}"
     for nursery in task.child_nurseries:
         for child in nursery.child_tasks:
             yield from _task_lines(child, depth + 1)
-
-
-def _place(task: trio.lowlevel.Task) -> str:
-    """Return the innermost place in our code where a task waits, or "" if there is none."""
-    place = ""
-    for frame, line in task.iter_await_frames():
-        file = Path(frame.f_code.co_filename)
-        if _PACKAGE in file.parents:
-            place = f", in {frame.f_code.co_qualname} at {file.relative_to(_PACKAGE.parent)}:{line}"
-    return place
