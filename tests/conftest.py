@@ -6,10 +6,13 @@ import os
 import socket
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+from tests.watched import Suite
 
 # Below the temporary folder are unix sockets, whose paths have at most 107 bytes. Of these a test
 # needs up to 90 for itself.
@@ -27,6 +30,26 @@ subprocess._USE_VFORK = False
 # How long an example takes depends on what else the machine does; the tests have their own limits.
 settings.register_profile("vconfs", deadline=None)
 settings.load_profile("vconfs")
+
+_suite = Suite()
+_suite.begin()
+
+
+@pytest.fixture(autouse=True)
+def watched_loop(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail the test if vconfs has kept the event loop away for too long; see watched.py."""
+    yield
+    if too_long := _suite.take_too_long(request.node.nodeid):
+        pytest.fail("the event loop was away: " + "; ".join(too_long), pytrace=False)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say where the event loop was away for the longest time."""
+    terminalreporter.write_line(f"the longest step of the event loop: {_suite.longest.told}")
+
+
+def pytest_unconfigure() -> None:
+    _suite.end()
 
 
 @pytest.fixture

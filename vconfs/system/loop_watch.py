@@ -29,6 +29,7 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from vconfs.syntax.printable import printable
 from vconfs.system.log_once import LogOnce
 from vconfs.system.places import place_in
 
@@ -156,7 +157,7 @@ async def watch_loop_if_asked() -> None:
     trouble = LogOnce(log)
 
     def report(step: Step) -> None:
-        trouble.warning((step.task, step.place), "the event loop was away for %s", step)
+        trouble.warning((step.task, step.place), "the event loop was away: %s", step)
 
     watch = LoopWatch(report)
     with _logging_to(asked), watch.running():

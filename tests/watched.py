@@ -1,0 +1,101 @@
+"""The watch of the event loop in all tests: what vconfs does in one step takes at most 100 ms.
+
+In a test's own process, the steps count of tasks that run a function of vconfs, and of callbacks
+into the loop. The steps of the test itself and of its fixtures do not: they may prepare what they
+like. Of the daemons that a test starts, all steps count once the daemon is ready.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import define, field, frozen
+
+from vconfs.system.loop_watch import VARIABLE, LoopWatch, Step
+from vconfs.system.places import is_ours
+
+_SAID = re.compile(r".*vconfs\[\d+\]: (.*?): ((\d+) ms .*)")
+_LONGEST = "the longest that the event loop was away"
+
+
+@frozen
+class Away:
+    """The event loop was away: for how many seconds, and what is known of it."""
+
+    seconds: float
+    told: str
+
+
+def _counts(task: trio.lowlevel.Task) -> bool:
+    code = getattr(task.coro, "cr_code", None)
+    return code is None or is_ours(code.co_filename) or task.name == "<TrioEntryQueue>"
+
+
+@define
+class Suite:
+    """What was seen in one run of the tests."""
+
+    folder: Path = field(factory=lambda: Path(tempfile.mkdtemp(prefix="watch")))
+    longest: Away = Away(0.0, "none was seen")
+    _too_long: list[str] = field(factory=list)
+    _read: int = 0
+
+    def begin(self) -> None:
+        """Watch each trio run of this process, and the daemons that it starts."""
+        self.folder.chmod(0o755)
+        self._log.touch()
+        self._log.chmod(0o666)  # some daemons run as other users
+        os.environ[VARIABLE] = str(self._log)
+        trio.run = self._watched(trio.run)  # pytest-trio has no fixture for this
+
+    def end(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def take_too_long(self, test: str) -> list[str]:
+        """Return the steps that took too long since the last call; they were in this test."""
+        self._read_log(test)
+        too_long, self._too_long = self._too_long, []
+        return too_long
+
+    @property
+    def _log(self) -> Path:
+        return self.folder / "log"
+
+    def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(run)
+        def watched_run(*args: Any, instruments: Any = (), **options: Any) -> Any:
+            watch = LoopWatch(lambda step: self._too_long.append(str(step)), _counts)
+            with watch.running():
+                try:
+                    return run(*args, instruments=[*instruments, watch], **options)
+                finally:
+                    if watch.longest is not None:
+                        self._note(watch.longest)
+
+        return watched_run
+
+    def _note(self, step: Step) -> None:
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition(" ")[0]
+        if step.away > self.longest.seconds:
+            self.longest = Away(step.away, f"{step}, {test}")
+
+    def _read_log(self, test: str) -> None:
+        with self._log.open() as log:
+            log.seek(self._read)
+            for line in log:
+                if (said := _SAID.match(line)) is None:
+                    continue
+                what, told, ms = said.groups()
+                if int(ms) / 1000 > self.longest.seconds:
+                    self.longest = Away(int(ms) / 1000, f"{told}, a daemon of {test}")
+                if what != _LONGEST:
+                    self._too_long.append(told)
+            self._read = log.tell()
