@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 import subprocess
@@ -41,6 +42,13 @@ def watched_loop(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if too_long := _suite.take_too_long(request.node.nodeid):
         pytest.fail("the event loop was away: " + "; ".join(too_long), pytrace=False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_heap() -> None:
+    """Keep what other tests have left in memory from making the garbage collector slow."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
