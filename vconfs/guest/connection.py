@@ -65,7 +65,7 @@ class Connection:
                 await _announced(joint, self._manager)
                 if joint.stopped.is_set():
                     raise VconfsError(joint.reason)
-                self._manager.remove_detached()
+                await self._manager.remove_detached()
                 self.reason = ""
                 self._tries.succeeded()
                 self.joint = joint

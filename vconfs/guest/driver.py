@@ -18,11 +18,10 @@ from vconfs.link.link import Link, OpenDevice, leave_soon
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer, Event
+from vconfs.system.tasks import PORTION
 
 #: A received buffer of at least this many bytes stays in place until it is read, not copied.
 _WORTH_HOLDING: Final = 1 << 16
-#: The most config space events handled in one turn: adding a port takes about 50 µs.
-_CONFIG_TURN: Final = 256
 
 
 class Driver(LinkEnd[Port]):
@@ -38,6 +37,10 @@ class Driver(LinkEnd[Port]):
         self._removed_ids: set[int] = set()
         #: Events from the config space that are not handled yet.
         self._coming: deque[Event] = deque()
+        #: Ports that have no device any more, and are not told yet.
+        self._leaving: deque[Port] = deque()
+        #: Set when all ports have been told that the device is gone.
+        self.detached = trio.Event()
         #: Whether the config space has changed meanwhile, and the queues on which data has come.
         self._config_changed = False
         self._kept_back: set[int] = set()
@@ -70,8 +73,19 @@ class Driver(LinkEnd[Port]):
             port.use_emergency_line(line)
 
     def _detach_ports(self) -> None:
-        for port in list(self._manager.ports.values()):
-            port.detach()
+        self._leaving.extend(self._manager.ports.values())
+        self._detach_some()
+
+    def _detach_some(self) -> None:
+        """Detach some ports; detach the rest after other tasks have had a turn."""
+        for _ in range(min(PORTION, len(self._leaving))):
+            port = self._leaving.popleft()
+            if not port.removed:
+                port.detach()
+        if self._leaving:
+            trio.lowlevel.current_trio_token().run_sync_soon(self._detach_some)
+        else:
+            self.detached.set()
 
     # --- the end of the mount: see draining.py --------------------------------------------
 
@@ -139,7 +153,7 @@ class Driver(LinkEnd[Port]):
 
     def _take_coming(self) -> None:
         """Handle some config space events; handle the rest after other tasks have had a turn."""
-        for _ in range(min(_CONFIG_TURN, len(self._coming))):
+        for _ in range(min(PORTION, len(self._coming))):
             event = self._coming.popleft()
             self.handlers[type(event)](self, event)
         if self._coming:
@@ -293,7 +307,7 @@ class Driver(LinkEnd[Port]):
 async def drive(
     manager: PortManager, device: AbstractAsyncContextManager[OpenDevice]
 ) -> AsyncIterator[Driver]:
-    """Connect the ports of `manager` to a device while the block runs."""
+    """Connect the ports of `manager` to a device while the block runs; then all are detached."""
     async with device as (link, end):
         driver = Driver(manager, link, end)
         driver.start()
@@ -303,3 +317,5 @@ async def drive(
             await leave_soon(link)
             driver.take_rest()
             driver.stop()
+            with trio.CancelScope(shield=True):  # it does not wait for others
+                await driver.detached.wait()

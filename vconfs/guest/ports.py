@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Final, Protocol
 
+import trio
 from attrs import define, field
 
 from vconfs.guest.port import Port, PortOptions
 from vconfs.system.log_once import LogOnce
+from vconfs.system.tasks import PORTION
 
 log: Final = logging.getLogger(__name__)
 
@@ -78,11 +80,17 @@ class PortManager:
         for observer in self.observers:
             observer.port_removed(port)
 
-    def remove_detached(self) -> None:
-        """Remove the ports that an earlier device had and the present one does not have."""
-        for port in list(self.ports.values()):
-            if not port.attached:
+    async def remove_detached(self) -> None:
+        """Remove the ports that an earlier device had and the present one does not have.
+
+        After each portion, other tasks have a turn; ports that are attached meanwhile stay.
+        """
+        missing = [port for port in self.ports.values() if not port.attached]
+        for number, port in enumerate(missing, 1):
+            if not port.attached and self.ports.get(port.id) is port:
                 self.remove(port.id)
+            if number % PORTION == 0:
+                await trio.lowlevel.checkpoint()
 
     def rename(self, port: Port, name: bytes) -> None:
         """Set a port's name; empty for no name."""

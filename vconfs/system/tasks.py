@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Final
 
 import trio
+
+#: How many things of a kind, of which a peer may have made thousands, are handled in one turn of
+#: the event loop, if each takes at most about 50 µs.
+PORTION: Final = 256
 
 
 @asynccontextmanager
