@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -85,12 +86,13 @@ class PortManager:
 
         After each portion, other tasks have a turn; ports that are attached meanwhile stay.
         """
-        missing = [port for port in self.ports.values() if not port.attached]
-        for number, port in enumerate(missing, 1):
-            if not port.attached and self.ports.get(port.id) is port:
-                self.remove(port.id)
-            if number % PORTION == 0:
-                await trio.lowlevel.checkpoint()
+        missing = deque(port for port in self.ports.values() if not port.attached)
+        while missing:
+            for _ in range(min(PORTION, len(missing))):
+                port = missing.popleft()  # freeing them takes time, too
+                if not port.attached and self.ports.get(port.id) is port:
+                    self.remove(port.id)
+            await trio.lowlevel.checkpoint()
 
     def rename(self, port: Port, name: bytes) -> None:
         """Set a port's name; empty for no name."""

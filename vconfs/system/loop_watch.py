@@ -142,9 +142,11 @@ class LoopWatch(trio.abc.Instrument):
         """Look where each step is that has run for half of LIMIT (in a thread)."""
         while not ended.wait(LIMIT / 4):
             number = self._number
-            if number and self._seen[0] != number and time.perf_counter() - self._begun > LIMIT / 2:
-                if (frame := sys._current_frames().get(self._thread)) is not None:
-                    self._seen = number, place_in(reversed(list(walk_stack(frame))))
+            if not number or number == self._seen[0]:
+                continue
+            if time.perf_counter() - self._begun > LIMIT / 2:
+                frames = list(walk_stack(sys._current_frames().get(self._thread)))
+                self._seen = number, place_in(reversed(frames))
 
 
 async def watch_loop_if_asked() -> None:
