@@ -33,6 +33,12 @@ IN_TIME = 2.0
 LIMIT = 15.0
 
 
+def resident(pid: int) -> int:
+    """How much memory a process holds, in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+
+
 @define(eq=False)
 class HostProgram:
     """A host end that runs with a control socket."""
@@ -49,8 +55,7 @@ class HostProgram:
     @property
     def resident(self) -> int:
         """How much memory it holds, in MiB."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(status.partition("VmRSS:")[2].split()[0]) >> 10
+        return resident(self.process.pid)
 
     @property
     def descriptors(self) -> int:
