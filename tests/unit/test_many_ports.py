@@ -104,6 +104,49 @@ async def test_a_driver_that_stops_adds_no_more_ports() -> None:
     assert len(manager.ports) < 1000
 
 
+async def test_ports_are_hung_up_in_portions() -> None:
+    manager = PortManager()
+    driver, link = open_driver(manager)
+    link.set_ports(COUNT)
+    while not driver.tells_all_ports:
+        await trio.lowlevel.checkpoint()
+    driver.stop("lost")
+    attached = [COUNT]
+    while not driver.detached.is_set():
+        attached.append(sum(port.attached for port in manager.ports.values()))
+        await trio.lowlevel.checkpoint()
+    assert not any(port.attached for port in manager.ports.values())
+    assert max(before - after for before, after in pairwise(attached)) <= 512
+
+
+async def test_missing_ports_are_removed_in_portions() -> None:
+    manager = PortManager()
+    for port_id in range(COUNT):
+        manager.add(port_id)
+    left = [COUNT]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.remove_detached)
+        while manager.ports:
+            await trio.lowlevel.checkpoint()
+            left.append(len(manager.ports))
+    assert max(before - after for before, after in pairwise(left)) <= 512
+
+
+async def test_a_port_that_comes_back_while_others_are_removed_stays() -> None:
+    manager = PortManager()
+    for port_id in range(COUNT):
+        manager.add(port_id)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(manager.remove_detached)
+        await trio.lowlevel.checkpoint()
+        driver, _ = open_driver(manager)
+        back = manager.ports[COUNT - 1]
+        back.attach(driver)
+    assert manager.ports[COUNT - 1] is back
+    driver.stop()
+    await driver.detached.wait()
+
+
 def test_names_are_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
     manager.observers.append(PortFS(manager))
