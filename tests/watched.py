@@ -2,7 +2,8 @@
 
 In a test's own process, the steps count of tasks that run a function of vconfs, and of callbacks
 into the loop. The steps of the test itself and of its fixtures do not: they may prepare what they
-like. Of the daemons that a test starts, all steps count once the daemon is ready.
+like. Of the daemons that a test starts, all steps count once the daemon is ready. The marker
+`@pytest.mark.busy("why")` exempts a test: one that stops a daemon by SIGSTOP, in any of its steps.
 """
 
 from __future__ import annotations
@@ -59,9 +60,15 @@ class Suite:
     def end(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def take_too_long(self, test: str) -> list[str]:
-        """Return the steps that took too long since the last call; they were in this test."""
+    def take_too_long(self, test: str, *, counts: bool) -> list[str]:
+        """Return the steps that took too long since the last call; they were in this test.
+
+        Without `counts`, they are not compared with the longest.
+        """
+        longest = self.longest
         self._read_log(test)
+        if not counts:
+            self.longest = longest
         too_long, self._too_long = self._too_long, []
         return too_long
 

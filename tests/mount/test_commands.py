@@ -157,6 +157,7 @@ def test_umount_clears_a_dead_mount(folder: Path, session: str) -> None:
     assert mounts(folder) == []
 
 
+@pytest.mark.busy("the daemon is stopped in any of its steps")
 def test_umount_does_not_wait_for_a_daemon_that_is_stopped(folder: Path) -> None:
     vconfs("mount", "--port", "a=null", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))
@@ -175,6 +176,7 @@ def test_umount_does_not_wait_for_a_daemon_that_is_stopped(folder: Path) -> None
     wait_for_end(daemon)
 
 
+@pytest.mark.busy("the daemon is stopped in any of its steps")
 def test_commands_say_that_a_daemon_which_is_stopped_does_not_answer(folder: Path) -> None:
     vconfs("mount", "--port", "a=null", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))

@@ -223,6 +223,7 @@ async def test_a_port_is_found_by_its_name_in_any_mount(mounted: OpenMount) -> N
             assert "there is no port" in await rest(cat)
 
 
+@pytest.mark.busy("the daemon is stopped in any of its steps")
 async def test_a_mount_that_does_not_answer_holds_up_no_search_by_name(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
