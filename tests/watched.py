@@ -2,8 +2,14 @@
 
 In a test's own process, the steps count of tasks that run a function of vconfs, and of callbacks
 into the loop. The steps of the test itself and of its fixtures do not: they may prepare what they
-like. Of the daemons that a test starts, all steps count once the daemon is ready. The marker
-`@pytest.mark.busy("why")` exempts a test: one that stops a daemon by SIGSTOP, in any of its steps.
+like. Only the time counts for which such a step computes, because it can be blocked by what else
+this process does: other threads hold the interpreter's lock, one that forks for a long time.
+
+Of the daemons that a test starts, all steps count once the daemon is ready, and the time for which
+they are blocked, too.
+
+The marker `@pytest.mark.busy("why")` exempts a test: one that stops a daemon by SIGSTOP, which can
+be in the middle of a step.
 """
 
 from __future__ import annotations
@@ -20,7 +26,7 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
-from vconfs.system.loop_watch import VARIABLE, LoopWatch, Step
+from vconfs.system.loop_watch import LIMIT, VARIABLE, LoopWatch, Step
 from vconfs.system.places import is_ours
 
 _SAID = re.compile(r".*vconfs\[\d+\]: (.*?): ((\d+) ms .*)")
@@ -77,9 +83,13 @@ class Suite:
         return self.folder / "log"
 
     def _watched(self, run: Callable[..., Any]) -> Callable[..., Any]:
+        def report(step: Step) -> None:
+            if step.cpu > LIMIT:
+                self._too_long.append(str(step))
+
         @wraps(run)
         def watched_run(*args: Any, instruments: Any = (), **options: Any) -> Any:
-            watch = LoopWatch(lambda step: self._too_long.append(str(step)), _counts)
+            watch = LoopWatch(report, _counts)
             with watch.running():
                 try:
                     return run(*args, instruments=[*instruments, watch], **options)

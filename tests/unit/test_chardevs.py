@@ -24,6 +24,8 @@ from vconfs.host.spec import parse_port
 from vconfs.protocol.events import Buffer
 from vconfs.testing import Ends, open_ends
 
+from .chardev_port import descriptors
+
 
 @frozen
 class Joined:
@@ -78,10 +80,6 @@ async def joined(chardev: object, options: str = "") -> AsyncIterator[Joined]:
         port = ends.ports[0]
         port.open(Opener(os.getpid()))
         yield Joined(ends, port)
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 # --- how they are written -----------------------------------------------------------------
@@ -442,10 +440,10 @@ async def test_exec_outlives_a_program_that_does_not_read_and_ignores_signals() 
 )
 async def test_ending_leaves_no_descriptor(kind: str, tmp_path: Path) -> None:
     argument = {"exec": ":cat", "pty": "", "echo": ""}.get(kind, f":{tmp_path}/x")
-    before = descriptors()
+    before = len(descriptors())
     async with joined(kind + argument) as it:
         it.port.poll()
         await trio.testing.wait_all_tasks_blocked()
-    assert descriptors() == before
+    assert len(descriptors()) == before
     if kind != "file":
         assert list(tmp_path.iterdir()) == []

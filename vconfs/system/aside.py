@@ -9,6 +9,7 @@ descriptors is let in (see `Aside.room`).
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import fcntl
 import logging
@@ -58,7 +59,8 @@ class Aside:
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._run, name="aside", daemon=True).start()
+            # Thread.start() would wait until the new thread has had a processor.
+            _thread.start_new_thread(self._run, ())
         except RuntimeError:  # the system has no more threads: the existing ones take the call
             with self._lock:
                 self._threads -= 1

@@ -13,14 +13,19 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import IntFlag
+from functools import partial
 from typing import Final
 
 import trio
 from attrs import define, field
 
+from vconfs.system.aside import ASIDE
+
 _MASK_ADD: Final = 0x2000_0000  # sys/inotify.h: adds to the events watched already
 _EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, and the length of the name
 _READ_SIZE: Final = 1 << 14
+#: Seconds that an instance without watches is kept, to be used again.
+_KEEP: Final = 1.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -75,14 +80,31 @@ class _Inotify:
 
     def __init__(self) -> None:
         self.is_read = False
+        self._retiring = False
         self.waiting: dict[Changes, None] = {}
         #: By the number of the watch. A file that is watched twice has one watch.
         self.watched: dict[int, list[Changes]] = {}
         # inotify_simple is not used: its first use runs ldconfig, which would block the event loop.
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
-    def close(self) -> None:
-        os.close(self._descriptor)
+    def retire(self) -> None:
+        """Close the instance soon, unless it is used again.
+
+        A thread closes it, because that can take half a second. In between it can be reused, so
+        that watches that come and go do not use up the user's instances.
+        """
+        if not self._retiring:
+            self._retiring = True
+            trio.lowlevel.spawn_system_task(self._close_if_unused)
+
+    async def _close_if_unused(self) -> None:
+        try:
+            await trio.sleep(_KEEP)
+        finally:  # also at the end of the run
+            self._retiring = False
+            if not self.watched:
+                _shared.set(None)
+                ASIDE.call(partial(os.close, self._descriptor))
 
     def add(self, path: str, changes: Change) -> int:
         mask = int(changes) | _MASK_ADD
@@ -141,8 +163,7 @@ def watching(path: str, wanted: Change) -> Iterator[Changes]:
             inotify.remove(number, changes)
     finally:
         if not inotify.watched:
-            _shared.set(None)
-            inotify.close()
+            inotify.retire()
 
 
 def _checked(result: int) -> int:
