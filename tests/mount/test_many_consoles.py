@@ -12,7 +12,7 @@ from tests.threads import in_thread
 from vconfs.files import consoles
 from vconfs.host.spec import parse_port
 
-from ..unit.chardev_port import descriptors
+from ..unit.chardev_port import all_descriptors
 from .conftest import OpenMount
 
 #: More than the inotify instances that a user may have.
@@ -20,7 +20,7 @@ COUNT = 150
 
 
 def instances() -> int:
-    return list(descriptors().values()).count("anon_inode:inotify")
+    return list(all_descriptors().values()).count("anon_inode:inotify")
 
 
 async def test_all_ptys_share_one_inotify_instance(
