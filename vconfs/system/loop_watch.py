@@ -10,6 +10,10 @@ the time for which the thread computed (its CPU time), and the time for which it
 system call, by a page fault, or by another thread that held the interpreter's lock. A kernel that
 does not count it (one without CONFIG_SCHED_INFO) leaves the whole wall time.
 
+A hypervisor can take the processor away as well, which no count of the thread shows. So a step in
+which the thread never gave up its processor by itself (getrusage counts these voluntary context
+switches) was not blocked: only its CPU time counts.
+
 The place of a step is where it ended, which is where its task waits now. A long step is also looked
 at by a second thread while it runs; that place is nearer to the reason.
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 
 import logging
 import os
+import resource
 import sys
 import threading
 import time
@@ -79,6 +84,7 @@ class LoopWatch(trio.abc.Instrument):
         self._number = 0
         self._steps = 0
         self._begun = self._begun_cpu = self._begun_delay = 0.0
+        self._begun_switches = 0
         #: The number of a step that was looked at while it ran, and where it was.
         self._seen: tuple[int, str] = (0, "")
 
@@ -105,6 +111,7 @@ class LoopWatch(trio.abc.Instrument):
         """See trio.abc.Instrument."""
         if self._counts(task):
             self._begun_delay = self._delay()
+            self._begun_switches = _switches()
             self._begun_cpu = time.thread_time()
             self._begun = time.perf_counter()
             self._steps += 1
@@ -119,7 +126,10 @@ class LoopWatch(trio.abc.Instrument):
         if self.longest is not None and wall <= self.longest.away and wall <= LIMIT:
             return
         cpu = time.thread_time() - self._begun_cpu
-        away = max(wall - (self._delay() - self._begun_delay), cpu)
+        blocked = 0.0
+        if _switches() > self._begun_switches:
+            blocked = max(wall - (self._delay() - self._begun_delay) - cpu, 0.0)
+        away = cpu + blocked
         if self.longest is not None and away <= self.longest.away and away <= LIMIT:
             return
         step = Step(task.name, self._place(number, task), away, cpu)
@@ -147,6 +157,11 @@ class LoopWatch(trio.abc.Instrument):
             if time.perf_counter() - self._begun > LIMIT / 2:
                 frames = list(walk_stack(sys._current_frames().get(self._thread)))
                 self._seen = number, place_in(reversed(frames))
+
+
+def _switches() -> int:
+    """Return how many times this thread has given up its processor by itself."""
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
 
 
 async def watch_loop_if_asked() -> None:
