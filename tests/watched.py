@@ -26,8 +26,8 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
+from vconfs.system._places import is_ours
 from vconfs.system.loop_watch import LIMIT, VARIABLE, LoopWatch, Step
-from vconfs.system.places import is_ours
 
 _SAID = re.compile(r".*vconfs\[\d+\]: (.*?): ((\d+) ms .*)")
 _LONGEST = "the longest that the event loop was away"

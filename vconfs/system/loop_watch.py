@@ -35,8 +35,8 @@ import trio
 from attrs import frozen
 
 from vconfs.syntax.printable import printable
+from vconfs.system._places import place_in
 from vconfs.system.log_once import LogOnce
-from vconfs.system.places import place_in
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Final
 
 import trio
 
+from vconfs.system._places import place_in
 from vconfs.system.log_file import reopen_log_files
-from vconfs.system.places import place_in
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
