@@ -170,6 +170,15 @@ def test_a_line_of_mountinfo_is_ours_by_place_and_type() -> None:
     assert not listed(text, Path("/mnt/c"))
 
 
+def test_any_byte_can_be_in_the_place_of_another_mount() -> None:
+    text = (
+        b"41 27 0:39 / /mnt/a\rb\xff\x85 rw - tmpfs x\xa0y rw\n"
+        b"42 27 0:40 / /mnt/c\r\xc2\xa0\\134 rw master:1 - fuse.vconfs embedded rw\n"
+    )
+    assert listed(text, Path("/mnt/c\r\xa0\\"))
+    assert not listed(text, Path("/mnt/c"))
+
+
 # --- errors -------------------------------------------------------------------------------
 
 

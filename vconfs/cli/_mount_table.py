@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,11 +11,11 @@ from typing import Final, TypeVar
 
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE
+from vconfs.system.mountinfo import read_mounts
 
 T = TypeVar("T")
 
-_MOUNT = re.compile(r"^\S+ \S+ \S+ \S+ (\S+) .* - fuse\.vconfs ", re.MULTILINE)
-_ESCAPE = re.compile(r"\\([0-7]{3})")
+_TYPE: Final = "fuse.vconfs"
 #: Seconds that each mount has to answer when all mounts are asked.
 _PATIENCE: Final = 1.0
 #: Seconds that a single mount has to answer.
@@ -25,11 +24,7 @@ _PATIENCE_WITH_ONE: Final = 5.0
 
 def all_mounts() -> list[Path]:
     """Return all mountpoints of vconfs, with or without a running daemon."""
-    table = Path("/proc/self/mountinfo").read_text(errors="surrogateescape")
-    return [
-        Path(_ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), found[1]))
-        for found in _MOUNT.finditer(table)
-    ]
+    return [Path(os.fsdecode(found.place)) for found in read_mounts() if found.type == _TYPE]
 
 
 def in_time(what: str | Path, call: Callable[[], T]) -> T:

@@ -16,6 +16,7 @@ from vconfs.cli._mount_table import answering
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.fuse import listed
+from vconfs.system.mountinfo import MOUNTINFO
 
 #: Seconds that the daemon may take to end after unmounting, or if it does not wait for data.
 _PATIENCE = 5.0
@@ -81,17 +82,13 @@ def _wait_unmounted(target: Path, *, force: bool) -> bool:
     data to be delivered. The kernel reports changes of the table by POLLPRI.
     """
     deadline = time.monotonic() + _PATIENCE
-    with open("/proc/self/mountinfo", "rb") as table:
+    with MOUNTINFO.open("rb") as table:
         changes = select.poll()
         changes.register(table, select.POLLPRI)
         while listed(table.read(), target):
             late = time.monotonic() > deadline
-            if late and (force or not answering([target])) and listed(_mounts(), target):
+            if late and (force or not answering([target])) and fuse.is_mounted(target):
                 return False
             changes.poll(_LOOK * 1000)
             table.seek(0)
     return True
-
-
-def _mounts() -> bytes:
-    return Path("/proc/self/mountinfo").read_bytes()

@@ -16,7 +16,7 @@ import select
 import shutil
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from typing import Final
 from attrs import define
 
 from vconfs.errors import VconfsError
+from vconfs.system.mountinfo import Mounted, parse_mounts, read_mounts
 
 FILESYSTEM: Final = "vconfs"
 _TYPE: Final = f"fuse.{FILESYSTEM}"
@@ -130,26 +131,23 @@ def unmount(mountpoint: Path, *, lazy: bool = False, abort: bool = False) -> Non
 
 def is_mounted(place: Path) -> bool:
     """True if a vconfs file system is mounted at `place`, alive or dead."""
-    return listed(Path("/proc/self/mountinfo").read_bytes(), place)
+    return _is_among(read_mounts(), place)
 
 
 def listed(mountinfo: bytes, place: Path) -> bool:
     """True if the text of /proc/self/mountinfo has a vconfs file system at `place`."""
-    return any(kind == _TYPE for _, kind in _mounts_at(mountinfo, place))
+    return _is_among(parse_mounts(mountinfo), place)
 
 
-def _mounts_at(mountinfo: bytes, place: Path) -> Iterator[tuple[str, str]]:
-    """Yield the number and type of each file system mounted at `place`, the topmost last."""
-    for line in mountinfo.splitlines():
-        fields, _, rest = line.partition(b" - ")
-        _, _, number, _, where, *_ = fields.split(b" ")
-        if where.decode("unicode_escape").encode("latin-1") == os.fsencode(place):
-            yield number.decode(), rest.partition(b" ")[0].decode()
+def _is_among(mounts: Iterable[Mounted], place: Path) -> bool:
+    wanted = os.fsencode(place)
+    return any(mounted.place == wanted and mounted.type == _TYPE for mounted in mounts)
 
 
 def _topmost(place: Path) -> tuple[str, str]:
-    mounts = [("", ""), *_mounts_at(Path("/proc/self/mountinfo").read_bytes(), place)]
-    return mounts[-1]
+    wanted = os.fsencode(place)
+    found = [mounted for mounted in read_mounts() if mounted.place == wanted]
+    return (found[-1].number, found[-1].type) if found else ("", "")
 
 
 def _adopt(device: int) -> int:
