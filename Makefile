@@ -4,7 +4,7 @@
 PYTHON := .venv/bin/python
 READY  := .venv/.ready
 
-.PHONY: demo test coverage bench bench-guest lint docs clean
+.PHONY: demo test coverage fuzz soak bench bench-guest lint docs clean
 
 demo: $(READY)
 	$(PYTHON) -m vconfs demo
@@ -16,6 +16,15 @@ test: lint
 coverage: $(READY)
 	$(PYTHON) -m coverage run -m pytest -q tests/unit
 	$(PYTHON) -m coverage report
+
+# make fuzz TARGET=stream_guest TIME=60: without TARGET every target; TIME is seconds for each.
+fuzz: $(READY)
+	$(PYTHON) -m pip install -q -c tests/constraints.txt -e ".[fuzz]"
+	$(PYTHON) -m tests.fuzz $(TARGET) --time $(or $(TIME),60)
+
+# make soak TIME=20m SEED=1
+soak: $(READY)
+	$(PYTHON) -m tests.soak --time $(or $(TIME),20m) $(if $(SEED),--seed $(SEED))
 
 bench: $(READY)
 	$(PYTHON) -m benchmarks
