@@ -96,17 +96,17 @@ class Both:
     async def until_connected(self, port_id: int = 0) -> None:
         await until(lambda: self.attribute("host", port_id) == b"1")
 
-    async def host(self, *ports: str) -> Program:
+    async def host(self, *ports: str, words: Sequence[str] = ()) -> Program:
         """Start a host end with these ports, and wait until guests can come."""
-        program = await self.begin_host(*ports)
+        program = await self.begin_host(*ports, words=words)
         await until(lambda: program.ready or program.process.returncode is not None)
         assert program.ready, program.lines
         return program
 
-    async def begin_host(self, *ports: str) -> Program:
+    async def begin_host(self, *ports: str, words: Sequence[str] = ()) -> Program:
         """Start a host end."""
-        words = [word for port in ports for word in ("--port", port)]
-        return await self._start(0, "host", "--listen", self.url, *words)
+        words = [*words, *(word for port in ports for word in ("--port", port))]
+        return await self.start(0, "vconfs", "host", "--listen", self.url, *words)
 
     async def mount(self, *words: str) -> Program:
         """Start a guest end, and wait until its files are there."""
@@ -120,7 +120,7 @@ class Both:
         with suppress(FileExistsError):  # it may hold a dead mount, which no stat gets through
             os.mkdir(self.mountpoint)
         device = ("--device", self.url)
-        return await self._start(1, "mount", "-f", *device, *words, str(self.mountpoint))
+        return await self.start(1, "vconfs", "mount", "-f", *device, *words, str(self.mountpoint))
 
     def serves(self, pid: int) -> bool:
         """Whether the mount of this process is there."""
@@ -128,9 +128,10 @@ class Both:
             return os.getxattr(self.mountpoint, "user.pid") == b"%d" % pid
         return False
 
-    async def _start(self, end: int, *words: str) -> Program:
+    async def start(self, end: int, module: str, *words: str) -> Program:
+        """Start a program, which is a module of Python's path."""
         process = await trio.lowlevel.open_process(
-            [*self._inside(end), *_USUAL_LIMIT, sys.executable, "-m", "vconfs", *words],
+            [*self._inside(end), *_USUAL_LIMIT, sys.executable, "-m", module, *words],
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
         )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import random
 
 MARK = 0xFF
-_MARK_SIZE = 5
+_MARK_SIZE = 6
 #: So many bytes tell a place.
 _PROBE = 16
 _NO_MARKS = bytes.maketrans(bytes([MARK]), b"\0")
@@ -36,7 +36,8 @@ class Track:
         """Start a new session, for the sender before was killed; give what it sends first."""
         session = len(self._sent)
         self._numbers.seed(self._name + b"%d" % session)
-        mark = bytes([MARK, *self._name, session // 128, session % 128])
+        number = session >> 14, session >> 7 & 127, session & 127
+        mark = bytes([MARK, *self._name, *number])
         self._sent.append(bytearray(mark))
         return mark
 
@@ -79,8 +80,10 @@ class Track:
 
     def _start(self, run: bytes) -> None:
         assert run[1:3] == self._name, f"a mark of port {run[1]} came: {self._where()}"
-        session = run[3] * 128 + run[4]
+        session = run[3] << 14 | run[4] << 7 | run[5]
         assert session >= self._session + (not self._lost), self._where()
+        for over in range(self._session, min(session, len(self._sent))):
+            self._sent[over].clear()
         self._session, self._at, self._trimmed, self._lost = session, 0, 0, False
 
     def _find(self, probe: bytes) -> None:

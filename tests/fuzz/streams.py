@@ -59,7 +59,7 @@ def _take(connection: Connection, came: list[object]) -> bool:
                 assert event.reason.isprintable()
                 return True
     except PeerRestarted as error:
-        assert connection.trailing_data.startswith(stream.MAGIC)
+        assert stream.MAGIC.startswith(connection.trailing_data[: len(stream.MAGIC)])
         came.append(str(error))
         return True
     except RemoteProtocolError as error:
