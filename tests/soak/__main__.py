@@ -9,6 +9,7 @@ round all that was accepted has come, or is counted as dropped.
 from __future__ import annotations
 
 import random
+import signal
 import sys
 import time
 import traceback
@@ -61,6 +62,23 @@ async def soak(
     return devices
 
 
+async def _soak_until_signal(
+    names: Sequence[str], folder: Path, seed: int, duration: float
+) -> list[Device]:
+    """Return nothing if a signal ends the soak. All programs and mounts end in either case."""
+    devices: list[Device] = []
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with open_background() as nursery:
+
+            async def stop() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(stop)
+            devices = await soak(names, folder, seed, duration)
+    return devices
+
+
 async def _tell(devices: Sequence[Device]) -> None:
     begin = time.monotonic()
     while True:
@@ -79,11 +97,14 @@ def main() -> int:
     with TemporaryDirectory(prefix="soak") as folder:
         try:
             names, duration = words.devices or list(DEVICES), seconds("--time", words.time)
-            devices = trio.run(soak, names, Path(folder), words.seed, duration)
+            devices = trio.run(_soak_until_signal, names, Path(folder), words.seed, duration)
         except Exception:
             traceback.print_exc()
             print(f"soak: failed: seed {words.seed}", flush=True)
             return 1
+    if not devices:
+        print("soak: stopped by a signal", flush=True)
+        return 1
     for device in devices:
         print(f"soak: {device}", flush=True)
     print(f"soak: all that was accepted has come or was counted: seed {words.seed}", flush=True)
