@@ -58,7 +58,7 @@ class PaperLink(Link):
         data: Buffer,
         seen: Callable[[], None] | None = None,
         *,
-        id: int | None = None,
+        port_id: int | None = None,
     ) -> None:
         assert len(header) + len(data) <= _BUFFER
         event = self._peer.receive(queue, memoryview(header + bytes(data)))
@@ -150,7 +150,7 @@ class _Program:
 
 async def _be_host(source: Source) -> None:
     dialect, features = _dialect(source)
-    manager = PortManager(lambda id: PortOptions(limit=_LIMIT))
+    manager = PortManager(lambda port_id: PortOptions(limit=_LIMIT))
     link = PaperLink(features, DIALECTS[dialect].host(features))
     link.config_space = source.take(8).ljust(8, b"\0")[:5] + bytes(3)  # at most 255 ports
     end = DIALECTS[dialect].guest(features)
@@ -188,8 +188,10 @@ async def _be_guest(source: Source) -> None:
     link = PaperLink(features, DIALECTS[dialect].guest(features))
     puppets = [Puppet() for _ in range(3)]
     specs = [
-        HostPortSpec(b"port%d" % id, puppet, cache=id == 2, host_limit=_LIMIT, console=id == 0)
-        for id, puppet in enumerate(puppets)
+        HostPortSpec(
+            b"port%d" % port_id, puppet, cache=port_id == 2, host_limit=_LIMIT, console=port_id == 0
+        )
+        for port_id, puppet in enumerate(puppets)
     ]
     async with open_host(specs, patience=0) as host:
         end = DIALECTS[dialect].host(features)
@@ -207,11 +209,13 @@ async def _be_guest(source: Source) -> None:
                 for queue in range(0, end.queues if not link.is_full else 0, 2):
                     guest.room(queue)
             else:
-                id = source.number() % 3
-                taken[id] += await _use(cast(HostPort, puppets[id].port), source)
+                port_id = source.number() % 3
+                taken[port_id] += await _use(cast(HostPort, puppets[port_id].port), source)
             await trio.lowlevel.checkpoint()
-            for id, port in host.ports.items():
-                assert port.counters.bytes_in == taken[id] + port.queued + port.counters.dropped
+            for port_id, port in host.ports.items():
+                assert (
+                    port.counters.bytes_in == taken[port_id] + port.queued + port.counters.dropped
+                )
                 assert port.queued <= 2 * _LIMIT + PaperLink.in_flight
         host.detach()
 

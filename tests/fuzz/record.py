@@ -21,7 +21,7 @@ import trio.testing
 from tests.devices import DEVICES
 from tests.faults.conversation import converse
 from tests.threads import in_thread
-from vconfs.fuse.wire import Opcode
+from vconfs.fuse._wire import Opcode
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager
 from vconfs.host.control import serve_control
@@ -185,8 +185,8 @@ async def _use(host: Host, manager: PortManager, puppets: Sequence[Puppet]) -> N
 def _specs() -> tuple[list[Puppet], list[HostPortSpec]]:
     puppets = [Puppet(), Puppet()]
     return puppets, [
-        HostPortSpec(b"org.example.port%d" % id, puppet, console=not id)
-        for id, puppet in enumerate(puppets)
+        HostPortSpec(b"org.example.port%d" % port_id, puppet, console=not port_id)
+        for port_id, puppet in enumerate(puppets)
     ]
 
 

@@ -16,7 +16,7 @@ from vconfs.files.announcer import Announcer
 from vconfs.files.tree import Access
 from vconfs.fs import PortFS
 from vconfs.fuse import Session
-from vconfs.fuse.wire import IN_HEADER, INIT_IN, OUT_HEADER, UNANSWERED, InitFlag, Opcode
+from vconfs.fuse._wire import IN_HEADER, INIT_IN, OUT_HEADER, UNANSWERED, InitFlag, Opcode
 from vconfs.guest.port import PortOptions
 from vconfs.guest.ports import PortManager
 
@@ -46,7 +46,7 @@ class _Failures(logging.Handler):
 
 @contextmanager
 def _no_failures() -> Iterator[None]:
-    log, failures = logging.getLogger("vconfs.fuse.session"), _Failures()
+    log, failures = logging.getLogger("vconfs.fuse._session"), _Failures()
     log.addHandler(failures)
     before, log.propagate = log.propagate, False
     try:
@@ -78,11 +78,11 @@ def _packet(opcode: int, number: int, node: int, body: bytes) -> bytes:
 
 
 async def _serve(source: Source) -> None:
-    manager = PortManager(lambda id: PortOptions(limit=4096))
-    for id in range(3):
-        manager.rename(manager.add(id), b"port%d" % id)
+    manager = PortManager(lambda port_id: PortOptions(limit=4096))
+    for port_id in range(3):
+        manager.rename(manager.add(port_id), b"port%d" % port_id)
     access = Access()
-    filesystem = PortFS(manager, lambda id: access, Announcer(), access)
+    filesystem = PortFS(manager, lambda port_id: access, Announcer(), access)
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     answered: dict[int, int] = {}
     asked: set[int] = set()

@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from vconfs.device.rings import QueueSpec, RingLink
+from vconfs.device._rings import QueueSpec, RingLink
 from vconfs.host.rings import DeviceLink
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.virtqueue import (
@@ -211,7 +211,7 @@ class _Owner:
     def send(self, queue: int, data: bytes) -> None:
         capacity = self.link.capacity(queue)
         if capacity and not self.is_lost:
-            self.link.send(queue, b"", data[:capacity], lambda: None, id=0)
+            self.link.send(queue, b"", data[:capacity], lambda: None, port_id=0)
             self.link.flush(queue)
         assert self.link.room_for(queue, 12) >= 0
 

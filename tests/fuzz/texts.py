@@ -9,12 +9,12 @@ from unittest import mock
 
 import click
 
-from vconfs.cli import config, mount_table
+from vconfs.cli import _config, _mount_table
+from vconfs.cli._options import option_beginnings, parse_options
 from vconfs.cli.mount import command as mount
-from vconfs.cli.options import option_beginnings, parse_options
-from vconfs.files.names import link_name, named_by, port_file, port_id
+from vconfs.files.names import id_of_file, link_name, named_by, port_file
 from vconfs.files.rules import RulesError, Settings, parse_rules, settings_for
-from vconfs.fuse.mount import listed
+from vconfs.fuse import listed
 from vconfs.guest.devices import parse_device
 from vconfs.host import chardev
 from vconfs.host.listening import parse_listener
@@ -71,9 +71,9 @@ def times(data: bytes) -> None:
 @target(RulesError)
 def rules(data: bytes) -> None:
     source = Source(data)
-    name, id = source.piece(), source.number()
+    name, port_id = source.piece(), source.number()
     found = parse_rules(source.rest().decode(errors="replace"), "rules.toml")
-    settings_for(found, id, name, Settings())
+    settings_for(found, port_id, name, Settings())
 
 
 @target(click.UsageError)
@@ -84,7 +84,7 @@ def config_file(data: bytes) -> None:
         with click.Context(mount) as context:
             option = next(param for param in mount.params if param.name == "config")
             with mock.patch.object(chardev, "entry_points", _entry_points):
-                config._read(context, option, f"/proc/self/fd/{file}")
+                _config._read(context, option, f"/proc/self/fd/{file}")
     finally:
         os.close(file)
 
@@ -111,8 +111,8 @@ def mount_table_lines(data: bytes) -> None:
         line = (b"36 35 0:%d / " % len(table), _as_kernel(path), b" rw - ", kind, b" ", what)
         table += b"".join((*line, b" rw\n"))
     mounts = list(parse_mounts(table))
-    with mock.patch.object(mount_table, "read_mounts", return_value=mounts):
-        assert [os.fsencode(path) for path in mount_table.all_mounts()] == [
+    with mock.patch.object(_mount_table, "read_mounts", return_value=mounts):
+        assert [os.fsencode(path) for path in _mount_table.all_mounts()] == [
             os.fsencode(Path(os.fsdecode(path))) for path in ours
         ]
     for path in ours:
@@ -136,5 +136,5 @@ def file_names(data: bytes) -> None:
         assert b"/" not in link and b"\0" not in link and link not in (b".", b"..")
         assert named_by(link) == data
     named_by(data)
-    id = port_id(data)
-    assert id is None or port_file(id) == data
+    port_id = id_of_file(data)
+    assert port_id is None or port_file(port_id) == data

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from vconfs.host.vhost_user.device import _PROTOCOL_FEATURES
+from vconfs.host.vhost_user._device import _PROTOCOL_FEATURES
 from vconfs.protocol import v8
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError

@@ -14,7 +14,7 @@ import trio
 
 from tests.faults.programs import Both, Program, open_both, until
 from tests.threads import in_thread
-from vconfs.cli.control_client import ask
+from vconfs.cli._control_client import ask
 from vconfs.errors import VconfsError
 from vconfs.protocol import control
 from vconfs.system.tasks import open_background
@@ -147,9 +147,9 @@ class Device:
 
     def _new_port(self) -> Port:
         taken = self.ports.keys() | self._leaving.keys()
-        id = next(id for id in range(_PORTS_MAX * 2) if id not in taken)
+        port_id = next(port_id for port_id in range(_PORTS_MAX * 2) if port_id not in taken)
         self._serial += 1
-        port = self.ports[id] = Port(id, self._serial)
+        port = self.ports[port_id] = Port(port_id, self._serial)
         return port
 
     def _use(self, port: Port) -> None:
@@ -188,7 +188,7 @@ class Device:
 
     async def _change(self) -> None:
         """Change a port, or the set of them."""
-        numbers, id = self._numbers, self._numbers.choice([*self.ports])
+        numbers, port_id = self._numbers, self._numbers.choice([*self.ports])
         self.changes += 1
         what = numbers.choice(("add", "remove", "rename", "throttle", "limit", "cache", "resize"))
         if what == "add":
@@ -196,40 +196,43 @@ class Device:
         elif what == "remove":
             await self._remove()
         elif what == "rename":
-            await self._ask(control.Rename(id, f"name {numbers.randrange(1000)}/\x1b"))
+            await self._ask(control.Rename(port_id, f"name {numbers.randrange(1000)}/\x1b"))
         elif what == "throttle":
-            await self._ask(control.Throttle(id, True))
+            await self._ask(control.Throttle(port_id, True))
             await trio.sleep(numbers.uniform(0, 0.5))
-            await self._ask(control.Throttle(id, False))
+            await self._ask(control.Throttle(port_id, False))
         elif what == "limit":
-            await self._ask(control.Limit(id, numbers.choice((1, 2, 16))))
+            await self._ask(control.Limit(port_id, numbers.choice((1, 2, 16))))
         elif what == "cache":
             # Not off again: data that is kept, then data that is dropped would be a gap in the
             # middle of what the next client gets, which no track expects.
-            await self._ask(control.Cache(id, True))
+            await self._ask(control.Cache(port_id, True))
         else:
-            await self._ask(control.Resize(id, numbers.randrange(200), numbers.randrange(200)))
+            await self._ask(control.Resize(port_id, numbers.randrange(200), numbers.randrange(200)))
 
     # --- accounts -------------------------------------------------------------------------
 
     async def _dropped(self) -> dict[int, int]:
         """Return by port how many bytes both ends have dropped."""
         host = {port["id"]: port["dropped"] for port in await self._ask(control.List())}
-        guest = {id: await in_thread(lambda id=id: self._at_guest(id)) for id in self.ports}  # type: ignore[misc]
-        return {id: host[id] + guest[id] for id in self.ports}
+        guest = {
+            port_id: await in_thread(lambda port_id=port_id: self._at_guest(port_id))
+            for port_id in self.ports
+        }  # type: ignore[misc]
+        return {port_id: host[port_id] + guest[port_id] for port_id in self.ports}
 
     def _files(self) -> str:
         command = ["sh", "-c", 'getfattr -d "$1"/vcon*', "-", str(self._both.mountpoint)]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
 
-    def _at_guest(self, id: int) -> int:
-        return int(os.getxattr(self._both.file(id), "user.dropped"))
+    def _at_guest(self, port_id: int) -> int:
+        return int(os.getxattr(self._both.file(port_id), "user.dropped"))
 
     async def _until_quiet(self) -> None:
         """Wait until every port has a host again, and nothing comes any more."""
         with trio.fail_after(_SETTLING):
-            for id in self.ports:
-                await self._both.until_connected(id)
+            for port_id in self.ports:
+                await self._both.until_connected(port_id)
             before = -1
             while before != (now := sum(port.missing for port in self.ports.values())):
                 before = now
@@ -238,8 +241,8 @@ class Device:
     async def _begin_account(self) -> None:
         await self._until_quiet()
         dropped = await self._dropped()
-        for id, port in self.ports.items():
-            port.before = port.missing, dropped[id]
+        for port_id, port in self.ports.items():
+            port.before = port.missing, dropped[port_id]
 
     async def _close_account(self) -> None:
         """Check that all that was accepted since then has come, or was counted as dropped."""
@@ -256,12 +259,12 @@ class Device:
         self.rounds += 1
 
     def _faults(self, dropped: dict[int, int]) -> Iterator[str]:
-        for id, port in self.ports.items():
-            missing, counted = port.missing - port.before[0], dropped[id] - port.before[1]
+        for port_id, port in self.ports.items():
+            missing, counted = port.missing - port.before[0], dropped[port_id] - port.before[1]
             if missing != counted:
                 yield (
-                    f"{port.name} (id {id}): {missing} bytes have not come ({port.up.missing} up,"
-                    f" {port.down.missing} down in all), {counted} were counted as dropped"
+                    f"{port.name} (id {port_id}): {missing} bytes have not come, of which {counted}"
+                    f" were counted as dropped ({port.up.missing} up, {port.down.missing} down)"
                 )
 
     # --- the soak -------------------------------------------------------------------------

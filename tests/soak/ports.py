@@ -210,8 +210,8 @@ class ClientSide(Side):
 class Port:
     """A port, from when it is added until it is removed."""
 
-    def __init__(self, id: int, serial: int) -> None:
-        self.id, self.serial = id, serial
+    def __init__(self, port_id: int, serial: int) -> None:
+        self.id, self.serial = port_id, serial
         self.up, self.down = Flow(serial, upward=True), Flow(serial, upward=False)
         self.scope = trio.CancelScope()
         self.is_gone = trio.Event()
