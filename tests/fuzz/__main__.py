@@ -82,10 +82,10 @@ def _fuzz(name: str, seconds: float, seed: int) -> bool:
     command += [f"-{option}={value}" for option, value in options.items()]
     folders = [str(folder) for folder in (corpus, CORPUS / name) if folder.is_dir()]
     with subprocess.Popen(
-        [*command, *folders], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*command, *folders], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:
-        assert process.stderr is not None
-        said = _follow(name, process.stderr)
+        assert process.stdout is not None
+        said = _follow(name, process.stdout)
     if process.returncode:
         print("\n".join(said[-40:]), flush=True)
         for crash in sorted(set(crashes.iterdir()) - before):
@@ -101,7 +101,7 @@ def _follow(name: str, lines: IO[str]) -> list[str]:
         if found := _STATUS.match(line):
             runs, covered, inputs = found.groups()
             status = f"fuzz: {name}: {runs} runs, {covered} branches, {inputs} inputs"
-        elif not line.startswith(("INFO: Instrumenting", "\tNEW_FUNC")):
+        elif not line.startswith(("INFO:", "WARNING: Failed to find function")):
             said.append(line.rstrip()[:500])
         if time.monotonic() > due and status:
             print(status, flush=True)
