@@ -40,7 +40,7 @@ class Driver(LinkEnd[Port]):
         #: Ports that have no device any more, and are not told yet.
         self._leaving: deque[Port] = deque()
         #: Set when all ports have been told that the device is gone.
-        self.detached = trio.Event()
+        self.detached: trio.Event = trio.Event()
         #: Whether the config space has changed meanwhile, and the queues on which data has come.
         self._config_changed = False
         self._kept_back: set[int] = set()

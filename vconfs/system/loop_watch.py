@@ -38,7 +38,7 @@ from vconfs.syntax.printable import printable
 from vconfs.system._places import place_in
 from vconfs.system.log_once import LogOnce
 
-log = logging.getLogger(__name__)
+log: Final = logging.getLogger(__name__)
 
 #: Seconds that a step may take.
 LIMIT: Final = 0.1
