@@ -6,3 +6,7 @@ class VconfsError(Exception):
 
     Commands print it and exit with status 1.
     """
+
+
+class PeerAbsentError(VconfsError):
+    """The other end is not there, and may come later: nothing listens at its address."""

@@ -76,6 +76,7 @@ class Plan:
     port_options: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
     allow_other: bool = False
+    flags: fuse.MountFlag = fuse.MountFlag.NONE
     session: Literal["vconfs", "pyfuse3"] = "vconfs"
     #: Name patterns of ports that get a pty although they are not consoles.
     ttys: Sequence[str] = ()
@@ -114,10 +115,16 @@ class _Ruler:
 
 
 async def serve_mount(
-    plan: Plan, device: Device, *, once: bool = False, ready: Callable[[], None] = lambda: None
+    plan: Plan,
+    device: Device,
+    *,
+    once: bool = False,
+    patience: float = 0.0,
+    ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
+    A device that is not there yet is tried again for `patience` seconds.
     It ends when it is unmounted, when a signal comes or, with `once`, when the device is lost; the
     steps of the end are in draining.py. A second signal ends it at once. Raise VconfsError or
     fuse.MountError if it fails; then nothing is left mounted.
@@ -125,7 +132,7 @@ async def serve_mount(
     keep_freed_memory()
     allow_all_descriptors()
     manager = PortManager(lambda port_id: plan.port_options)
-    connection = Connection(device, manager, once=once)
+    connection = Connection(device, manager, once=once, patience=patience)
     stop, hurry = trio.Event(), trio.Event()
     ending = _Ending(manager, connection)
     # Signals first: a signal between mounting and listening for it would leave a dead mount.
@@ -262,7 +269,9 @@ async def _serve(
 ) -> AsyncIterator[trio.Event]:
     make_filesystem, make_session = _SESSIONS[plan.session]
     filesystem = make_filesystem(manager, _access_for(plan, manager), announcer, plan.access)
-    mount = fuse.mount(plan.mountpoint, source=plan.source, allow_other=plan.allow_other)
+    mount = fuse.mount(
+        plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
+    )
     announcer.file_system = mount.number
     try:
         async with open_background() as nursery:

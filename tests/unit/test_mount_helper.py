@@ -4,18 +4,40 @@ from __future__ import annotations
 
 import pytest
 
-from vconfs.cli._mount_helper import mount_words
+from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
+from vconfs.guest.devices import DEVICES
 
 
 @pytest.mark.parametrize(
     ("words", "meaning"),
     [
-        ("none /mnt -o rw", "/mnt -o rw"),
-        ("vconfs /mnt", "/mnt"),
-        ("kernel /mnt -o rw,wait", "--device kernel /mnt -o rw,wait"),
-        ("none /mnt -o rw,config=/etc/v.toml,wait", "/mnt -o rw,wait --config=/etc/v.toml"),
-        ("none /mnt config=x", "/mnt config=x"),
+        ("none /mnt -o rw", "--source none /mnt"),
+        ("vconfs /mnt", "--source vconfs /mnt"),
+        ("kernel /mnt -o rw,wait", "--device kernel --source kernel /mnt -o wait"),
+        ("none /mnt -o rw,config=/etc/v.toml", "--source none /mnt --config=/etc/v.toml"),
+        ("none /mnt -o config=/v.toml,wait", "--source none /mnt -o wait --config=/v.toml"),
+        ("none /mnt config=x", "--source none /mnt config=x"),
     ],
 )
 def test_the_device_and_the_configuration_become_options(words: str, meaning: str) -> None:
     assert mount_words(words.split()) == ["mount", *meaning.split()]
+
+
+@pytest.mark.parametrize("device", [it for it in DEVICES if it in ("embedded", "kernel")])
+def test_a_device_without_a_colon_is_known(device: str) -> None:
+    assert is_mount_helper_call([device, "/mnt"])
+
+
+@pytest.mark.parametrize(
+    ("words", "by_mount"),
+    [
+        ("none /mnt", True),
+        ("stream:unix:/run/s /mnt", True),
+        ("ports /mnt -o rw", True),
+        ("unmount /mnt", False),
+        ("-V /mnt", False),
+        ("none", False),
+    ],
+)
+def test_a_misspelt_command_is_not_a_device(words: str, by_mount: bool) -> None:
+    assert is_mount_helper_call(words.split()) == by_mount

@@ -6,6 +6,7 @@ import logging
 import time
 from contextlib import redirect_stdout
 from io import StringIO
+from pathlib import Path
 
 import click
 import pytest
@@ -76,9 +77,11 @@ def test_every_table_and_line_is_printable(name: str, other: str) -> None:
     finding = doctor._describe(Finding("mount", "missing", f"{name} is mounted", other))
     assert_printable(click.unstyle(finding) + "\n")
     with redirect_stdout(StringIO()) as output:
-        ls._print_table([port(name, other), {"port": name}])
+        ls._print_table(
+            [(Path(name), port(name, other)), (Path(name), {"port": name})], shows_mount=True
+        )
         ctl._print_table([port(name, other)])
-        print_table(top._table([port(name, other)], {}, 1))
+        print_table(top._table([port(name, other)], top._Rates()))
     assert_printable(output.getvalue())
 
 

@@ -10,12 +10,13 @@ import signal
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from typing import Final, NoReturn
 
 import click
 
 from vconfs.cli._logs import set_log_format
-from vconfs.cli._mount_helper import mount_words
+from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
 from vconfs.errors import VconfsError
 
 log: Final = logging.getLogger(__name__)
@@ -50,12 +51,23 @@ class _Commands(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command of the first word; if there is none, propose one that is like it."""
+        word = args[0]
+        if word not in _COMMANDS and not word.startswith("-"):
+            close = get_close_matches(word, _COMMANDS, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else ""
+            ctx.fail(f"there is no command {word!r}{hint}")
+        return super().resolve_command(ctx, args)
+
 
 @click.command(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(package_name="vconfs")
+@click.version_option(None, "-V", "--version", package_name="vconfs")
 def vconfs() -> None:
     """Named ports between a virtual machine and its host, as files.
 
@@ -74,9 +86,7 @@ def vconfs() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. `vconfs DEVICE DIR -o OPTIONS`, as mount(8) calls it, is `vconfs mount`."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    if len(words) >= 2 and words[0] not in _COMMANDS and not words[0].startswith("-"):
-        words = mount_words(words)
+    words = _as_click_has_them(list(sys.argv[1:] if arguments is None else arguments))
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # __main__ has set it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     set_log_format()
@@ -106,6 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A shell ends its script, or its loop, only if the command was killed by the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+
+
+def _as_click_has_them(words: list[str]) -> list[str]:
+    """Return the command line, if it has one of the other forms that people and programs use."""
+    first, *rest = words or [""]
+    if first == "help":
+        return [*rest[:1], "--help"]
+    if first == "version":
+        return ["--version", *rest]
+    if first not in _COMMANDS and is_mount_helper_call(words):
+        return mount_words(words)
+    return words
 
 
 def _describe(error: OSError) -> str:

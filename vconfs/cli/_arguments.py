@@ -42,7 +42,12 @@ class Folder(click.Path):
     """A folder, to mount on."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """Take it without a check, which would hang on a mount whose daemon is stopped."""
+        """Refuse an empty name, like that of an unset variable; it would be the current folder.
+
+        Nothing else is checked, because that would hang on a mount whose daemon is stopped.
+        """
+        if not value:
+            self.fail("it is empty: name a folder", param, ctx)
         return Path(os.fsdecode(value))
 
     def shell_complete(

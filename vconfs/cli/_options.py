@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -9,16 +10,20 @@ from typing import Any
 from attrs import define, evolve, field
 
 from vconfs.files.tree import Access
+from vconfs.fuse import MountFlag
 from vconfs.guest.port import PortOptions
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.patience import PATIENCE_EXAMPLES
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
 
-#: Options that mount(8) and fstab add, and that have no meaning here.
+#: Options of fstab that do nothing here: those for mount(8) and systemd, and those that say what
+#: is the default, or, for suid and dev, what no mount of vconfs can have.
 _FOR_OTHERS = re.compile(
-    "rw|defaults|auto|noauto|nofail|_netdev|user|nouser|users|owner|group|suid|nosuid|dev|nodev"
-    "|exec|noexec|relatime|noatime|x-.*|comment=.*|subtype=.*|fsname=.*"
+    "defaults|auto|noauto|nofail|_netdev|user|nouser|users|owner|group|x-.*|comment=.*|subtype=.*"
+    "|rw|suid|nosuid|dev|nodev|exec|async|atime|diratime|relatime|strictatime"
 )
+#: Options of fstab that are flags of mount(2).
+_FLAGS = {str(flag.name).lower(): flag for flag in MountFlag}
 
 
 def option_beginnings(typed: str) -> Iterator[str]:
@@ -29,7 +34,7 @@ def option_beginnings(typed: str) -> Iterator[str]:
     if typed.startswith("throttle="):
         yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
         return
-    yield from ("allow_other", "drain=", "log=", "tty=")
+    yield from ("allow_other", "drain=", "fsname=", "log=", "tty=", "wait-for-host", *_FLAGS)
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:
             parse(key, "")
@@ -48,6 +53,14 @@ class MountOptions:
     ttys: list[str] = field(factory=list)
     log: str | None = None
     drain: float = DRAIN_TIME
+    flags: MountFlag = MountFlag.NONE
+    source: str | None = None
+    wait_for_host: float = 0.0
+
+
+def patience_with_host(value: str) -> float:
+    """Return the seconds that `wait-for-host=VALUE` means; raise ValueError if it is wrong."""
+    return math.inf if value == "forever" else seconds("wait-for-host", value)
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
@@ -58,6 +71,8 @@ def parse_options(options: Iterable[str]) -> MountOptions:
     ttys: list[str] = []
     log: str | None = None
     drain = DRAIN_TIME
+    wait_for_host = 0.0
+    flags, source = MountFlag.NONE, None
     for option in options:
         key, equals, value = option.partition("=")
         if not option or _FOR_OTHERS.fullmatch(option):
@@ -68,6 +83,12 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             ttys.append(value)
         elif key == "log" and value:
             log = value
+        elif option in _FLAGS:
+            flags |= _FLAGS[option]
+        elif key == "fsname" and value:
+            source = value
+        elif key == "wait-for-host":
+            wait_for_host = patience_with_host(value) if equals else math.inf
         elif key == "drain":
             drain = seconds(key, value)
         elif key in PORT_OPTIONS:
@@ -78,7 +99,9 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             known = ", ".join(
                 sorted(
                     [
-                        *("allow_other", "drain=TIME", "log=FILE", "tty=NAME"),
+                        *("allow_other", "drain=TIME", "fsname=NAME", "log=FILE", "tty=NAME"),
+                        "wait-for-host=TIME",
+                        *_FLAGS,
                         *PORT_OPTIONS,
                         *ACCESS_OPTIONS,
                     ]
@@ -86,5 +109,13 @@ def parse_options(options: Iterable[str]) -> MountOptions:
             )
             raise ValueError(f"unknown option {option!r}: the options are {known}")
     return MountOptions(
-        PortOptions(**port), evolve(Access(), **access), allow_other, ttys, log, drain
+        PortOptions(**port),
+        evolve(Access(), **access),
+        allow_other,
+        ttys,
+        log,
+        drain,
+        flags,
+        source,
+        wait_for_host,
     )

@@ -4,30 +4,82 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from typing import Final
 
-from rich.console import Console
-from rich.table import Table
+from attrs import define, field, frozen
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.table import Table as RichTable
+from rich.text import Text
 
 from vconfs.syntax.printable import printable
 
-
-def make_table(texts: Sequence[str], numbers: Sequence[str], more: Sequence[str] = ()) -> Table:
-    """Return an empty table with columns of texts, then of numbers, then of texts again."""
-    table = Table(box=None, pad_edge=False)
-    for heading in texts:
-        table.add_column(heading, overflow="fold")
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    for heading in more:
-        table.add_column(heading)
-    return table
+#: More columns than any row of a table has.
+_WIDE: Final = 1 << 16
+#: Characters of a text that are shown at least, where there is no room for all of it.
+_TEXT_MIN: Final = 9
+#: Spaces between two columns.
+_GAP: Final = 2
 
 
-def add_row(table: Table, cells: Iterable[object]) -> None:
-    """Add a row, with the text of its cells made printable."""
-    table.add_row(*(printable(str(cell)) for cell in cells))
+@frozen
+class Column:
+    """A column of a table: of texts, which may be cut, or of numbers, which are shown whole.
+
+    Where a terminal is too narrow, the columns with the highest rank are left out first; those of
+    rank 0 always stay.
+    """
+
+    heading: str
+    rank: int = 0
+    is_number: bool = False
+
+
+@define
+class Table:
+    """A table that fits its columns into the width of the terminal."""
+
+    columns: Sequence[Column]
+    rows: list[list[str]] = field(factory=list)
+
+    def add_row(self, cells: Iterable[object]) -> None:
+        """Add a row, with the text of its cells made printable."""
+        self.rows.append([printable(str(cell)) for cell in cells])
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield the table with the columns that fit into the width."""
+        fitting = self._fitting(options.max_width)
+        shown = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        for index in fitting:
+            column = self.columns[index]
+            shown.add_column(
+                column.heading,
+                justify="right" if column.is_number else "left",
+                no_wrap=column.is_number,
+                min_width=self._least(index),
+            )
+        for row in self.rows:
+            cells = (row[index] for index in fitting)
+            shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
+        yield shown
+
+    def _fitting(self, width: int) -> list[int]:
+        """Return the indices of the columns that are shown."""
+        left = list(range(len(self.columns)))
+        while sum(self._least(index) + _GAP for index in left) - _GAP > width:
+            last = max(left, key=lambda index: self.columns[index].rank)
+            if not self.columns[last].rank:
+                break
+            left.remove(last)
+        return left
+
+    def _least(self, index: int) -> int:
+        """Return the smallest useful width of a column."""
+        column = self.columns[index]
+        longest = max(cell_len(cell) for cell in (column.heading, *(it[index] for it in self.rows)))
+        return longest if column.is_number else min(longest, _TEXT_MIN)
 
 
 def print_table(table: Table) -> None:
-    """Print a table as wide as the terminal; 120 columns wide if there is no terminal."""
-    Console(width=None if os.isatty(1) else 120, markup=False).print(table)
+    """Print a table. Cells that do not fit on a terminal are cut; elsewhere, all are whole."""
+    Console(width=None if os.isatty(1) else _WIDE, markup=False, highlight=False).print(table)

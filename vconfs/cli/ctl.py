@@ -224,14 +224,20 @@ def disconnect(as_json: bool, port: int | str) -> None:
 
 
 def _print_table(ports: list[dict[str, Any]]) -> None:
-    from vconfs.cli._tables import add_row, make_table, print_table
+    from vconfs.cli._tables import Column, Table, print_table
 
     keys = ["queued", "bytes_in", "bytes_out"]
     numbers = ["QUEUED", "IN", "OUT"]
     if any(port["dropped"] for port in ports):
         keys.append("dropped")
         numbers.append("DROPPED")
-    table = make_table(("ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE"), numbers)
+    texts = {"ID": 0, "NAME": 0, "CHARDEV": 1, "HOST": 4, "GUEST": 3, "STATE": 2}
+    table = Table(
+        [
+            *(Column(heading, rank) for heading, rank in texts.items()),
+            *(Column(heading, rank=5, is_number=True) for heading in numbers),
+        ]
+    )
     for port in ports:
         cells = (
             port["id"],
@@ -242,7 +248,7 @@ def _print_table(ports: list[dict[str, Any]]) -> None:
             _state(port),
             *(port[key] for key in keys),
         )
-        add_row(table, cells)
+        table.add_row(cells)
     print_table(table)
 
 

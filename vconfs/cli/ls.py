@@ -1,22 +1,25 @@
-"""vconfs ls: a table of the ports of a mount."""
+"""vconfs ls: a table of the ports of mounts."""
 
 from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from vconfs.cli._arguments import Mount
-from vconfs.cli._mount_table import in_time
+from vconfs.cli._mount_table import all_mounts, answering, in_time
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE, id_of_file
 from vconfs.files.status import STATUS
+
+log: Final = logging.getLogger(__name__)
 
 #: Attributes that are true or false, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
@@ -73,41 +76,74 @@ def _read_port(path: Path) -> dict[str, object]:
     return port
 
 
-@click.command("ls", short_help="List the ports of a mount and what they are doing.")
+@click.command("ls", short_help="List the ports of mounts and what they are doing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per port.")
-@click.argument("mountpoint", type=Mount())
-def command(as_json: bool, mountpoint: Path) -> None:
-    """List the ports of the mount at MOUNTPOINT and what they are doing.
+@click.option("-q", "--quiet", is_flag=True, help="Print only the path of each port.")
+@click.argument("mountpoints", type=Mount(), nargs=-1)
+def command(as_json: bool, quiet: bool, mountpoints: tuple[Path, ...]) -> None:
+    """List the ports of the mount at each MOUNTPOINT, or of all mounts, and what they are doing.
 
-    DROPPED, the bytes that were lost by rule, is shown only if there are any.
+    DROPPED, the bytes that were lost by rule, is shown only if there are any. On a terminal, names
+    that are too long for it are cut; through a pipe, each port is one whole line.
 
     \b
     Examples:
+      vconfs ls
       vconfs ls /mnt/vcon
       vconfs ls --json /mnt/vcon | jq -r 'select(.host) | .name'
+      for port in $(vconfs ls -q /mnt/vcon); do getfattr --only-values -n name $port; done
     """
-    ports = read_ports(mountpoint)
-    if as_json:
-        for port in ports:
-            click.echo(json.dumps(port))
+    found = [(mount, read_ports(mount)) for mount in mountpoints] or list(_read_all_mounts())
+    ports = [(mount, port) for mount, its_ports in found for port in its_ports]
+    if quiet:
+        for mount, port in ports:
+            click.echo(mount / str(port["port"]))
+    elif as_json:
+        for mount, port in ports:
+            click.echo(json.dumps(port if len(mountpoints) == 1 else {"mount": str(mount), **port}))
     else:
-        _print_table(ports)
+        _print_table(ports, shows_mount=len(found) > 1)
 
 
-def _print_table(ports: list[dict[str, object]]) -> None:
-    from vconfs.cli._tables import add_row, make_table, print_table
+def _read_all_mounts() -> Iterator[tuple[Path, list[dict[str, object]]]]:
+    """Yield each mountpoint with its ports; log the mounts that do not answer."""
+    mounts = all_mounts()
+    alive = answering(mounts)
+    for mount in mounts:
+        try:
+            if mount not in alive:
+                raise VconfsError(f"{mount} does not answer: see `vconfs doctor`")
+            yield mount, read_ports(mount)
+        except VconfsError as error:
+            log.warning("%s", error)
 
-    shows_dropped = any(map(dropped, ports))
-    numbers = ("QUEUED", "IN", "OUT", *["DROPPED"] * shows_dropped)
-    table = make_table(("PORT", "NAME", "HOST", "STATE", "OPEN BY"), numbers)
-    for port in ports:
-        add_row(table, _cells(port, shows_dropped))
+
+def _print_table(ports: list[tuple[Path, dict[str, object]]], *, shows_mount: bool) -> None:
+    from vconfs.cli._tables import Column, Table, print_table
+
+    shows_dropped = any(dropped(port) for _, port in ports)
+    table = Table(
+        [
+            *[Column("MOUNT", rank=1)] * shows_mount,
+            Column("PORT"),
+            Column("NAME"),
+            Column("HOST", rank=3),
+            Column("STATE", rank=2),
+            Column("OPEN BY", rank=4),
+            Column("QUEUED", rank=5, is_number=True),
+            Column("IN", rank=6, is_number=True),
+            Column("OUT", rank=6, is_number=True),
+            *[Column("DROPPED", is_number=True)] * shows_dropped,
+        ]
+    )
+    for mount, port in ports:
+        table.add_row([*[mount] * shows_mount, *_cells(port, shows_dropped)])
     print_table(table)
 
 
 def _cells(port: dict[str, object], shows_dropped: bool) -> list[object]:
     if "id" not in port:
-        return [port["port"], "-", "-", "no permission"]
+        return [port["port"], "-", "-", "no permission", *["-"] * (4 + shows_dropped)]
     return [
         port["port"],
         port.get("name", "-"),

@@ -16,10 +16,16 @@ from vconfs.cli._arguments import Folder, proposals
 from vconfs.cli._background import run_in_background
 from vconfs.cli._config import config_option, read_text
 from vconfs.cli._logs import log_format_option, log_option, open_log
-from vconfs.cli._options import MountOptions, option_beginnings, parse_options
+from vconfs.cli._options import (
+    MountOptions,
+    option_beginnings,
+    parse_options,
+    patience_with_host,
+)
 from vconfs.cli._port_spec import PortSpec
 from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import DEVICE_URL
+from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.files.rules import Rule, parse_rules
 from vconfs.fuse import inherited_device
 from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
@@ -60,7 +66,24 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-@click.command("mount", short_help="Mount the ports of a device.")
+def _patience(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        return patience_with_host(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+class _MountCommand(click.Command):
+    """A command whose option --wait-for-host may stand alone: then it waits for ever."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        option = "--wait-for-host"
+        return super().parse_args(ctx, [f"{it}=forever" if it == option else it for it in args])
+
+
+@click.command("mount", cls=_MountCommand, short_help="Mount the ports of a device.")
 @config_option
 @log_format_option
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
@@ -73,6 +96,12 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
 )
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
 @click.option("--once", is_flag=True, help="End when the device is lost; do not try it again.")
+@click.option(
+    "--wait-for-host",
+    callback=_patience,
+    metavar="[=TIME]",
+    help="Wait for a host end that is not there yet; without TIME, for ever.",
+)
 @click.option("--bind", is_flag=True, help="Take a PCI device from its driver until the end.")
 @click.option(
     "--port", "ports", type=PortSpec(), multiple=True, help="Port of the embedded device."
@@ -94,6 +123,7 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
 )
 @log_option
 @keep_privileges_option
+@click.option("--source", hidden=True, help="What /proc/mounts shows as the source.")
 @click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=Folder())
 def command(
@@ -101,12 +131,14 @@ def command(
     device: str,
     dialect: str | None,
     once: bool,
+    wait_for_host: float | None,
     bind: bool,
     ports: tuple[HostPortSpec, ...],
     options: MountOptions,
     rules: list[Rule],
     log_path: str | None,
     keep_privileges: bool,
+    source: str | None,
     session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
@@ -140,7 +172,13 @@ def command(
                                   500ms, 2m; the default is 10s)
       limit=BYTES  tty=NAME (a pty beside each port whose name matches that pattern)
       log=FILE (as --log)
+      wait-for-host[=TIME] (as --wait-for-host)
       drain=TIME (how long to wait at the end for a peer that takes no data: 5s)
+      ro  noexec  sync  dirsync  noatime  nodiratime  (as for any mount)
+      fsname=NAME (what /proc/mounts shows as the source)
+      config=FILE (only by mount -t fuse.vconfs and in fstab: as --config)
+    Other options of fstab are accepted and do nothing here, because they are for mount(8) and
+    systemd (user, nofail, _netdev, x-systemd.…) or the default (rw, nosuid, nodev, relatime).
 
     \b
     A file of rules has tables [[port]] with a name pattern or an id, and options for those ports:
@@ -159,10 +197,11 @@ def command(
     """
     plan = Plan(
         mountpoint,
-        source=device,
+        source=options.source or source or device,
         port_options=options.port,
         access=options.access,
         allow_other=options.allow_other,
+        flags=options.flags,
         session=session,
         ttys=options.ttys,
         rules=rules,
@@ -174,11 +213,18 @@ def command(
         raise click.BadParameter(why, param_hint="--port")
     open_log(log_path or options.log, mountpoint)
 
+    patience = options.wait_for_host if wait_for_host is None else wait_for_host
+
     def serve(ready: Callable[[], None]) -> None:
         survive_hang_ups()
         if not keep_privileges:
             _drop_unneeded(device, ports, mountpoint)
-        trio.run(partial(serve_mount, plan, opened, once=once, ready=ready))
+        run = partial(serve_mount, plan, opened, once=once, patience=patience, ready=ready)
+        try:
+            trio.run(run)
+        except PeerAbsentError as error:
+            hint = "" if patience else ": start the host end first, or mount with --wait-for-host"
+            raise VconfsError(f"{error}{hint}") from None
 
     if foreground:
         serve(lambda: None)

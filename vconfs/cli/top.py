@@ -4,18 +4,33 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+from attrs import define, field
+from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from vconfs.cli._arguments import Mount
-from vconfs.cli._tables import add_row, make_table, print_table
+from vconfs.cli._keys import Keys, reading_keys
+from vconfs.cli._tables import Column, Table, print_table
 from vconfs.cli.ls import dropped, read_ports
+
+#: Rates of a port that its history shows.
+_HISTORY: Final = 8
+#: Seconds until the second picture, which is the first with rates.
+_SOON: Final = 0.3
+#: Lines on the screen that are not ports: the heading, and the line below the table.
+_FRAME: Final = 2
+_BARS: Final = "▁▂▃▄▅▆▇█"
+_PLAIN_BARS: Final = "_.-=+*%#"
+
+_Port = dict[str, Any]
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")
@@ -32,64 +47,180 @@ from vconfs.cli.ls import dropped, read_ports
 def command(interval: float, looks: int | None, mountpoint: Path) -> None:
     """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
 
-    On a terminal the table is updated in place, until Ctrl-C; elsewhere each table is printed.
-    DROPPED, the bytes that were lost by rule, is shown only if there are any.
+    On a terminal the table is updated in place, the busiest ports first; elsewhere each table is
+    printed whole, in the order of the ports. DROPPED, the bytes that were lost by rule, is shown
+    only if there are any.
+
+    \b
+    Keys:
+      q, Ctrl-C            end
+      s                    sort by rate, by queue, by number of the port
+      arrows, PgUp, PgDn   scroll
 
     \b
     Examples:
       vconfs top /mnt/vcon
       vconfs top --count 2 --interval 10 /mnt/vcon >>ports.log
     """
-    tables = _tables(mountpoint, interval, looks)
-    if os.isatty(1):
-        with Live(next(tables), screen=looks is None, auto_refresh=False) as live:
-            for table in tables:
-                live.update(table, refresh=True)
-    else:
-        for table in tables:
-            print_table(table)
-
-
-def _tables(mountpoint: Path, interval: float, looks: int | None) -> Iterator[Table]:
-    """Yield one table per interval; the first comes at once, and has no rates yet."""
-    before: dict[object, dict[str, Any]] = {}
-    then = time.monotonic()
+    rates = _Rates()
+    if looks is None and os.isatty(0) and os.isatty(1):
+        _show_live(mountpoint, rates, interval)
+        return
     for look in count(1):
-        ports: list[dict[str, Any]] = [port for port in read_ports(mountpoint) if "id" in port]
-        now = time.monotonic()
-        yield _table(ports, before, now - then)
+        ports = rates.measure(_read(mountpoint))
+        print_table(_table(ports, rates))
         if look == looks:
             return
-        before, then = {port["id"]: port for port in ports}, now
         time.sleep(interval)
 
 
-def _table(
-    ports: list[dict[str, Any]], before: dict[object, dict[str, Any]], seconds: float
-) -> Table:
+def _show_live(mountpoint: Path, rates: _Rates, interval: float) -> None:
+    """Show the table on the whole screen until the user ends it."""
+    console = Console()
+    view = _View()
+    with reading_keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        for look in count():
+            ports = rates.measure(_read(mountpoint))
+            due = time.monotonic() + (interval if look else min(interval, _SOON))
+            while True:
+                room = max(1, console.size.height - _FRAME)
+                live.update(view.picture(ports, rates, room), refresh=True)
+                key = keys.next(due - time.monotonic())
+                if key is None:
+                    break
+                if key == "q":
+                    return
+                view.answer(key, room)
+
+
+def _read(mountpoint: Path) -> list[_Port]:
+    return [port for port in read_ports(mountpoint) if "id" in port]
+
+
+@define
+class _Rates:
+    """The rates of the ports now and before, in bytes per second."""
+
+    _before: dict[int, _Port] = field(factory=dict)
+    _then: float = 0.0
+    _now: dict[int, tuple[float, float]] = field(factory=dict)
+    _history: dict[int, deque[float]] = field(factory=dict)
+
+    def measure(self, ports: list[_Port]) -> list[_Port]:
+        """Take note of the counters of the ports; return the ports."""
+        now = time.monotonic()
+        seconds = now - self._then
+        self._now = {
+            port["id"]: (
+                max(0, port["bytes_in"] - old["bytes_in"]) / seconds,
+                max(0, port["bytes_out"] - old["bytes_out"]) / seconds,
+            )
+            for port in ports
+            if (old := self._before.get(port["id"])) is not None
+        }
+        for port_id, (came, went) in self._now.items():
+            self._history.setdefault(port_id, deque(maxlen=_HISTORY)).append(came + went)
+        self._before, self._then = {port["id"]: port for port in ports}, now
+        return ports
+
+    def of(self, port: _Port) -> tuple[float, float] | None:
+        """Return the rates in and out; None if the port was not there before."""
+        return self._now.get(port["id"])
+
+    def total(self, port: _Port) -> float:
+        """Return the rate of both directions."""
+        return sum(self.of(port) or (0.0,))
+
+    def history(self, port: _Port, bars: str) -> str:
+        """Return the last rates as bars, of which the highest is the port's own maximum."""
+        past = self._history.get(port["id"], ())
+        most = max(past, default=0.0)
+        if not most:
+            return ""
+        return "".join(bars[round(rate / most * (len(bars) - 1))] for rate in past)
+
+
+@define
+class _View:
+    """The part of the table that is on the screen."""
+
+    _offset: int = 0
+    _order: int = 0
+
+    def picture(self, ports: Sequence[_Port], rates: _Rates, room: int) -> Group:
+        """Return `room` rows of the table, and a line that says what is not shown."""
+        orders = {
+            "rate": lambda port: (-rates.total(port), port["id"]),
+            "queue": lambda port: (-port["queued"], port["id"]),
+            "port": lambda port: port["id"],
+        }
+        by = list(orders)[self._order]
+        self._offset = max(0, min(self._offset, len(ports) - room))
+        shown = sorted(ports, key=orders[by])[self._offset : self._offset + room]
+        below = len(ports) - self._offset - len(shown)
+        parts = [f"{self._offset} above"] * (self._offset > 0) + [f"{below} more"] * (below > 0)
+        line = "  ".join((*parts, f"sorted by {by}", "q: end  s: sort"))
+        return Group(_table(shown, rates), Text(line, style="dim", no_wrap=True))
+
+    def answer(self, key: str, room: int) -> None:
+        """Do what a key asks for."""
+        if key == "s":
+            self._order, self._offset = (self._order + 1) % 3, 0
+        steps: Mapping[str, int] = {
+            Keys.UP: -1,
+            "k": -1,
+            Keys.DOWN: 1,
+            "j": 1,
+            Keys.PAGE_UP: -room,
+            Keys.PAGE_DOWN: room,
+            " ": room,
+        }
+        self._offset += steps.get(key, 0)
+
+
+def _table(ports: Sequence[_Port], rates: _Rates) -> Table:
     shows_dropped = any(map(dropped, ports))
-    numbers = ("IN/S", "OUT/S", "QUEUED", "FILL", *["DROPPED"] * shows_dropped)
-    table = make_table(("PORT", "NAME", "HOST"), numbers, ("THROTTLED",))
+    table = Table(
+        [
+            Column("PORT"),
+            Column("NAME"),
+            Column("HOST", rank=5),
+            Column("IN/S", is_number=True),
+            Column("OUT/S", is_number=True),
+            Column("HISTORY", rank=4),
+            Column("QUEUED", rank=3, is_number=True),
+            Column("FILL", rank=2, is_number=True),
+            *[Column("DROPPED", is_number=True)] * shows_dropped,
+            Column("THROTTLED", rank=1),
+        ]
+    )
     for port in ports:
-        old = before.get(port["id"])
-        cells = (
-            port["port"],
-            port.get("name", "-"),
-            "connected" if port["host"] else "-",
-            *(_rate(port, old, key, seconds) for key in ("bytes_in", "bytes_out")),
-            readable_size(port["queued"]),
-            f"{100 * port['queued'] // port['limit']}%",
-            *[readable_size(dropped(port))] * shows_dropped,
-            _throttled(port),
-        )
-        add_row(table, cells)
+        table.add_row(_cells(port, rates, shows_dropped))
     return table
 
 
-def _rate(port: dict[str, Any], old: dict[str, Any] | None, key: str, seconds: float) -> str:
-    if old is None or not seconds:
-        return "-"
-    return readable_size(max(0, port[key] - old[key]) / seconds)
+def _cells(port: _Port, rates: _Rates, shows_dropped: bool) -> Iterator[object]:
+    rate = rates.of(port)
+    yield port["port"]
+    yield port.get("name", "-")
+    yield "connected" if port["host"] else "-"
+    yield from map(readable_size, rate) if rate else ("-", "-")
+    yield rates.history(port, _bars())
+    yield readable_size(port["queued"])
+    yield f"{100 * port['queued'] // port['limit']}%"
+    if shows_dropped:
+        yield readable_size(dropped(port))
+    yield _throttled(port)
+
+
+def _bars() -> str:
+    """Return the characters of a history; those of ASCII where the terminal has no others."""
+    encoding = Console().encoding
+    try:
+        _BARS.encode(encoding)
+    except UnicodeEncodeError:
+        return _PLAIN_BARS
+    return _BARS
 
 
 def _throttled(port: dict[str, Any]) -> str:

@@ -26,8 +26,9 @@ _LOOK = 2.0
 
 @click.command("umount", short_help="Hang up all ports of a mount, then unmount it.")
 @click.option("-f", "--force", is_flag=True, help="Do not wait for data that is on its way.")
+@click.option("-l", "--lazy", is_flag=True, help="Detach the mount; serve open files until closed.")
 @click.argument("mountpoint", type=Mount())
-def command(force: bool, mountpoint: Path) -> None:
+def command(force: bool, lazy: bool, mountpoint: Path) -> None:
     """Hang up every port of the mount at MOUNTPOINT, then unmount it.
 
     New writes fail, but data on its way is still delivered, in both directions, as long as its
@@ -36,10 +37,14 @@ def command(force: bool, mountpoint: Path) -> None:
     device that --bind took from its driver is given back. A mount whose daemon was killed, or does
     not answer, is unmounted, too.
 
+    With -l, the mount disappears from its folder at once, and its daemon ends when the last program
+    has closed its port.
+
     \b
     Examples:
       vconfs umount /mnt/vcon
       vconfs umount -f /mnt/vcon
+      vconfs umount -l /mnt/vcon
     """
     target = Path(os.path.abspath(mountpoint))
     if not fuse.is_mounted(target):
@@ -48,7 +53,7 @@ def command(force: bool, mountpoint: Path) -> None:
         raise VconfsError(f"{mountpoint} is not a vconfs mount")
     answers = bool(answering([target]))
     try:
-        if answers and _ask_daemon(target, force=force):
+        if answers and (not lazy or force) and _ask_daemon(target, force=force):
             return
     except (OSError, ValueError):
         pass  # the daemon of another user, or none: unmount it ourselves

@@ -20,7 +20,7 @@ import trio
 from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._rings import RingLink
 from vconfs.device._vhost_user_backend import RemoteBackend
-from vconfs.errors import VconfsError
+from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.link.notifications import Bell, Notices
 from vconfs.link.vhost_user_messages import MessageSocket
@@ -54,7 +54,7 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
     try:
         sock = await connected_to(path)
     except OSError as error:
-        raise VconfsError(f"cannot connect to {path}: {error.strerror}") from None
+        raise PeerAbsentError(f"cannot connect to {path}: {error.strerror}") from None
     with ExitStack() as stack:
         stack.callback(close_socket, sock)
         try:

@@ -7,6 +7,7 @@ pyfuse3.main(), which `StockSession` runs, is not enough for ports: signals do n
 from vconfs.fuse._mount import (
     Mount,
     MountError,
+    MountFlag,
     inherited_device,
     is_mounted,
     listed,
@@ -27,6 +28,7 @@ from vconfs.fuse._stock import StockSession
 __all__ = [
     "Mount",
     "MountError",
+    "MountFlag",
     "PollHandle",
     "PortOperations",
     "ReaddirToken",

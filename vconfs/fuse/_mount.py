@@ -18,6 +18,7 @@ import socket
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
+from enum import IntFlag
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +37,18 @@ _MNT_DETACH: Final = 2
 _DEVICE_NUMBER: Final = os.makedev(10, 229)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+
+
+class MountFlag(IntFlag):
+    """A flag of mount(2) that a caller can add; its name in fstab is in lower case."""
+
+    NONE = 0
+    RO = 1
+    NOEXEC = 8
+    SYNC = 16
+    DIRSYNC = 128
+    NOATIME = 1024
+    NODIRATIME = 2048
 
 
 class MountError(VconfsError):
@@ -85,11 +98,12 @@ def mount(
     source: str = FILESYSTEM,
     allow_other: bool = False,
     nonempty: bool = False,
+    flags: MountFlag = MountFlag.NONE,
 ) -> Mount:
     """Mount on a folder, after unmounting a dead vconfs mount that is there.
 
-    The folder must be empty unless `nonempty` is true. Raise MountError if that fails; then
-    nothing is left mounted.
+    The folder must be empty unless `nonempty` is true. The flags nosuid and
+    nodev are always set. Raise MountError if that fails; then nothing is left mounted.
     """
     if (inherited := inherited_device(mountpoint)) is not None:
         return Mount(_adopt(inherited), None)
@@ -98,9 +112,9 @@ def mount(
     _check_place(place, nonempty)
     by_root = os.geteuid() == 0
     device = (
-        _mount_as_root(place, source, allow_other)
+        _mount_as_root(place, source, allow_other, flags)
         if by_root
-        else _mount_by_helper(place, source, allow_other)
+        else _mount_by_helper(place, source, allow_other, flags)
     )
     os.set_blocking(device, False)
     return Mount(device, place, _topmost(place)[0])
@@ -234,7 +248,7 @@ def _open_device() -> int:
         ) from None
 
 
-def _mount_as_root(place: Path, source: str, allow_other: bool) -> int:
+def _mount_as_root(place: Path, source: str, allow_other: bool, flags: MountFlag) -> int:
     device = _open_device()
     options = (
         f"fd={device},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
@@ -244,7 +258,7 @@ def _mount_as_root(place: Path, source: str, allow_other: bool) -> int:
         source.encode(),
         os.fsencode(place),
         _TYPE.encode(),
-        _MS_NOSUID | _MS_NODEV,
+        _MS_NOSUID | _MS_NODEV | flags,
         options.encode(),
     )
     if failed:
@@ -255,13 +269,14 @@ def _mount_as_root(place: Path, source: str, allow_other: bool) -> int:
     return device
 
 
-def _mount_by_helper(place: Path, source: str, allow_other: bool) -> int:
+def _mount_by_helper(place: Path, source: str, allow_other: bool, flags: MountFlag) -> int:
     os.close(_open_device())  # the helper has our permissions: a failure here has a clear error
     helper = shutil.which("fusermount3")
     if helper is None:
         raise MountError("fusermount3 is not installed: it is in the package fuse3")
     name = re.sub(r"([\\,])", r"\\\1", source)  # both are special in a list of options
-    options = f"nosuid,nodev,fsname={name},subtype={FILESYSTEM},default_permissions"
+    options = ",".join(("nosuid", "nodev", *(str(flag.name).lower() for flag in flags)))
+    options += f",fsname={name},subtype={FILESYSTEM},default_permissions"
     if allow_other:
         options += ",allow_other"
     ours, theirs = socket.socketpair()

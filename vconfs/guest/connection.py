@@ -7,6 +7,7 @@ it has had time to announce them.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Final
 
 import trio
@@ -24,9 +25,19 @@ _ANNOUNCING_MAX: Final = 2.0
 
 
 class Connection:
-    """The connection of the ports of `manager` to `device`; with `once`, it is not renewed."""
+    """The connection of the ports of `manager` to `device`; with `once`, it is not renewed.
 
-    def __init__(self, device: Device, manager: PortManager, *, once: bool = False) -> None:
+    The first connection is tried again for `patience` seconds, if the device is not there yet.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        manager: PortManager,
+        *,
+        once: bool = False,
+        patience: float = 0.0,
+    ) -> None:
         #: Set when the device is lost and will not be opened again.
         self.lost: trio.Event = trio.Event()
         #: Why the device was lost, or could not be opened, the last time.
@@ -36,27 +47,30 @@ class Connection:
         self._device = device
         self._manager = manager
         self._once = once
+        self._patience = patience
         self._tries = Backoff(device.url, f"{device.url}: connected again")
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Connect, report that we have started once the ports are there, and stay connected.
 
-        If the very first attempt fails, raise what opening the device raised.
+        If no first connection is made in time, raise what opening the device raised.
         """
         had = False
+        deadline = trio.current_time() + self._patience
         while True:
             try:
                 reason = await self._connect(task_status if not had else trio.TASK_STATUS_IGNORED)
                 had = True
             except VconfsError as error:
-                if not had:
+                if not had and trio.current_time() >= deadline:
                     raise
                 reason = str(error)
             self.reason = reason
-            if self._once:
+            if had and self._once:
                 self.lost.set()
                 return
-            await self._tries.failed(reason)
+            with nullcontext() if had else trio.move_on_at(deadline):
+                await self._tries.failed(reason)
 
     async def _connect(self, task_status: trio.TaskStatus[None]) -> str:
         """Serve one connection; return why it was lost."""

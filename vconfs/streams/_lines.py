@@ -12,7 +12,7 @@ from typing import ClassVar, Final, Self
 
 from attrs import frozen
 
-from vconfs.errors import VconfsError
+from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
@@ -60,7 +60,7 @@ class TtyAddress(Line):
         try:
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
-            raise VconfsError(f"cannot open {self.path}: {error.strerror}") from None
+            raise PeerAbsentError(f"cannot open {self.path}: {error.strerror}") from None
         try:
             with self._raw(line):
                 yield TtyWire(line)

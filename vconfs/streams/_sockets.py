@@ -13,7 +13,7 @@ from typing import Final, Self
 import trio
 from attrs import frozen
 
-from vconfs.errors import VconfsError
+from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
@@ -45,7 +45,7 @@ class SocketAddress(StreamAddress):
         try:
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
-            raise VconfsError(f"cannot connect to {self._where}: {_why(error)}") from None
+            raise PeerAbsentError(f"cannot connect to {self._where}: {_why(error)}") from None
         with closing(sock):
             yield self._wire(sock)
 

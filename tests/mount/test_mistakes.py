@@ -1,0 +1,221 @@
+"""What people type on a bad day, and what the commands say and do then."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from .test_commands import VCONFS, folder, vconfs
+
+__all__ = ["folder"]  # a fixture
+
+
+def mounted(path: Path) -> tuple[str, str]:
+    """The source of what is mounted there, and its options."""
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        source, place, _, options, *_ = line.split()
+        if place == str(path):
+            return source, options
+    raise AssertionError(f"nothing is mounted on {path}")
+
+
+def test_options_of_any_mount_are_applied(folder: Path) -> None:
+    options = "ro,noexec,noatime,nodiratime,sync,dirsync,_netdev,nofail,x-systemd.automount,user"
+    vconfs("mount", "-o", f"{options},fsname=ports", str(folder))
+    source, applied = mounted(folder)
+    assert source == "ports"
+    wanted = {"ro", "noexec", "noatime", "nodiratime", "sync", "dirsync", "nosuid", "nodev"}
+    assert wanted <= set(applied.split(","))
+    with pytest.raises(OSError, match="Read-only file system"):
+        os.open(folder / "vcon1", os.O_WRONLY)
+
+
+@pytest.mark.parametrize("source", ["none", "embedded", "my,ports"])
+def test_the_source_in_fstab_stays_what_it_is(folder: Path, source: str) -> None:
+    """So `mount -a` finds it mounted, and does not try again."""
+    words = ["none" if source == "my,ports" else source, str(folder), "-o", "rw"]
+    if source == "my,ports":
+        words = ["mount", "--source", source, str(folder)]
+    vconfs(*words)
+    assert mounted(folder)[0] == source
+
+
+def test_a_mount_waits_for_a_host_end_that_comes_later(folder: Path, tmp_path: Path) -> None:
+    url = f"stream:unix:{tmp_path}/sock"
+    command = [*VCONFS, "mount", "--wait-for-host", "--device", url, str(folder)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as mount:
+        assert mount.stderr is not None
+        line = mount.stderr.readline()
+        assert line.endswith("No such file or directory; trying again\n")
+        assert mount.poll() is None
+        host = [*VCONFS, "host", "--listen", url, "--port", "late=echo"]
+        with subprocess.Popen(host, stderr=subprocess.DEVNULL) as running:
+            try:
+                assert mount.wait(20) == 0
+                assert "late" in vconfs("ls", str(folder))
+            finally:
+                vconfs("umount", str(folder))
+                running.terminate()
+
+
+def test_waiting_for_a_host_end_has_a_limit(folder: Path, tmp_path: Path) -> None:
+    words = ["-o", "wait-for-host=200ms", "--device", f"stream:unix:{tmp_path}/sock", str(folder)]
+    done = subprocess.run(
+        [*VCONFS, "mount", *words], capture_output=True, text=True, timeout=20, check=False
+    )
+    first, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert first.endswith("; trying again")
+    assert last == f"vconfs: cannot connect to {tmp_path}/sock: No such file or directory"
+
+
+@pytest.mark.parametrize("scheme", ["stream:unix", "vhost-user"])
+def test_without_a_host_end_the_error_says_what_to_do(
+    folder: Path, tmp_path: Path, scheme: str
+) -> None:
+    error = vconfs("mount", "--device", f"{scheme}:{tmp_path}/sock", str(folder), code=1)
+    way_out = ": start the host end first, or mount with --wait-for-host"
+    assert error == f"cannot connect to {tmp_path}/sock: No such file or directory{way_out}"
+
+
+@pytest.fixture
+def two(folder: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """Two mounts, one of which has a port with a long name."""
+    other = tmp_path / "other"
+    other.mkdir()
+    vconfs("mount", "--port", "=null", "--port", f"{'long' * 30}=null", str(folder))
+    vconfs("mount", str(other))
+    yield folder, other
+    for mount in (folder, other):
+        subprocess.run([*VCONFS, "umount", "-f", str(mount)], check=False, timeout=20)
+
+
+def test_ls_lists_all_mounts_or_several(two: tuple[Path, Path]) -> None:
+    first, second = two
+    assert vconfs("ls", "-q", str(first)).splitlines() == [f"{first}/vcon0", f"{first}/vcon1"]
+    several = vconfs("ls", str(second), str(first)).splitlines()
+    assert several[0].split()[:2] == ["MOUNT", "PORT"]
+    paths = [str(mount) for mount in (second, second, first, first)]
+    assert [line.split()[0] for line in several[1:]] == paths
+    listed = vconfs("ls", "-q").splitlines()
+    assert {f"{first}/vcon0", f"{second}/vcon1"} <= set(listed)
+    found = [json.loads(line) for line in vconfs("ls", "--json").splitlines()]
+    assert {str(first), str(second)} <= {port["mount"] for port in found}
+
+
+def test_ls_writes_whole_lines_into_a_pipe(two: tuple[Path, Path]) -> None:
+    lines = vconfs("ls", str(two[0])).splitlines()
+    assert len(lines) == 3
+    assert "long" * 30 in lines[2]
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+def test_ls_fits_the_terminal(two: tuple[Path, Path], columns: int) -> None:
+    with on_terminal("ls", str(two[0]), columns=columns) as terminal:
+        lines = terminal.rest().splitlines()
+    assert len(lines) == 3
+    assert all(len(line) <= columns for line in lines)
+    assert lines[2].startswith("vcon1")
+    assert ("…" in lines[2]) == (columns < 200)
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, process: subprocess.Popen[bytes], master: int) -> None:
+        self._process = process
+        self._master = master
+        self._seen = b""
+
+    def press(self, keys: str) -> None:
+        os.write(self._master, keys.encode())
+
+    def until(self, text: str) -> None:
+        """Read until the text has been shown."""
+        deadline = time.monotonic() + 20
+        while text.encode() not in self._seen:
+            left = deadline - time.monotonic()
+            assert select.select([self._master], [], [], max(0, left))[0], self._seen[-2000:]
+            self._seen += os.read(self._master, 1 << 16)
+        self._seen = self._seen.partition(text.encode())[2]
+
+    def rest(self) -> str:
+        """Return what is shown until the command ends, without escape sequences."""
+        while select.select([self._master], [], [], 20)[0]:
+            try:
+                self._seen += os.read(self._master, 1 << 16)
+            except OSError:  # the command has closed the terminal
+                break
+        assert self._process.wait(20) == 0
+        return self._seen.decode()
+
+
+@contextmanager
+def on_terminal(
+    *words: str, columns: int = 80, lines: int = 24, **extra: str
+) -> Iterator[Terminal]:
+    master, slave = pty.openpty()
+    size = {"COLUMNS": str(columns), "LINES": str(lines), "NO_COLOR": "1", "TERM": "dumb"}
+    with subprocess.Popen(
+        [*VCONFS, *words],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, **size, **extra},
+        start_new_session=True,
+    ) as process:
+        os.close(slave)
+        try:
+            yield Terminal(process, master)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+            os.close(master)
+
+
+def test_top_is_left_with_q_and_sorts_and_scrolls(folder: Path) -> None:
+    ports = [word for number in range(60) for word in ("--port", f"p{number}=echo")]
+    vconfs("mount", *ports, str(folder))
+    try:
+        with on_terminal("top", str(folder), lines=10, TERM="xterm") as top:
+            top.until("52 more")
+            top.until("sorted by rate")
+            top.press("s")
+            top.until("sorted by queue")
+            top.press("j")
+            top.until("1 above  51 more")
+            top.press("\033[6~")
+            top.until("9 above  43 more")
+            with open(folder / "vcon59", "wb", buffering=0) as port:
+                port.write(b"x" * 5000)
+                top.press("ss")
+                top.until("vcon59")
+            top.press("q")
+            top.rest()
+    finally:
+        vconfs("umount", "-f", str(folder))
+
+
+def test_umount_l_detaches_at_once_and_serves_open_files(folder: Path) -> None:
+    vconfs("mount", "--port", "echo=echo", str(folder))
+    daemon = os.pidfd_open(int(os.getxattr(folder, "user.pid")))
+    try:
+        with open(folder / "vcon0", "r+b", buffering=0) as port:
+            vconfs("umount", "-l", str(folder))
+            assert list(folder.iterdir()) == []
+            port.write(b"still here")
+            assert port.read(10) == b"still here"
+        assert select.select([daemon], [], [], 20)[0], "the daemon goes on"
+    finally:
+        os.close(daemon)
