@@ -178,11 +178,15 @@ def test_paths_where_no_host_end_answers(tmp_path: Path) -> None:
     def said(path: Path) -> str:
         return vconfs("ctl", str(path), "list", code=1).removeprefix(str(path))
 
-    assert said(tmp_path / "x").startswith(": there is no such socket: start `vconfs host --")
+    assert said(tmp_path / "x").startswith(
+        ": there is no such socket: start a host end with --control "
+    )
     assert said(tmp_path) == ": this is not a socket"
     with closing(socket.socket(socket.AF_UNIX)) as stale:
         stale.bind(str(tmp_path / "stale"))
-    assert said(tmp_path / "stale").startswith(": no program listens there: start `vconfs host --")
+    assert said(tmp_path / "stale").startswith(
+        ": no program listens there: start a host end with --"
+    )
     with closing(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)) as packets:
         packets.bind(str(tmp_path / "packets"))
         packets.listen()

@@ -7,6 +7,7 @@ import os
 import pty
 import select
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -219,3 +220,62 @@ def test_umount_l_detaches_at_once_and_serves_open_files(folder: Path) -> None:
         assert select.select([daemon], [], [], 20)[0], "the daemon goes on"
     finally:
         os.close(daemon)
+
+
+def test_a_mount_has_a_control_socket_of_its_own(folder: Path, tmp_path: Path) -> None:
+    control = str(tmp_path / "ctl")
+    vconfs("mount", "--control", control, "--port", "first=null", str(folder))
+    assert "first" in vconfs("ctl", control)
+    assert vconfs("ctl", control, "add", "late=echo") == "1\n"
+    with open(folder / "by-name/late", "r+b", buffering=0) as port:
+        port.write(b"hello")
+        assert port.read(5) == b"hello"
+    vconfs("umount", str(folder))
+    assert not os.path.exists(control)
+    error = vconfs("mount", "--control", control, "--device", "kernel", str(folder), code=2)
+    assert "the ports of kernel are its host's" in error
+
+
+@pytest.mark.parametrize("command", ["cat", "connect"])
+def test_a_person_is_told_what_a_command_waits_for(
+    folder: Path, tmp_path: Path, command: str
+) -> None:
+    vconfs("mount", "--port", f"chat=unix:{tmp_path}/sock", str(folder))
+    with on_terminal(command, str(folder / "by-name/chat")) as terminal:
+        terminal.until("waiting for the host of chat…")
+        with socket.socket(socket.AF_UNIX) as host:
+            host.connect(f"{tmp_path}/sock")
+            host.sendall(b"it is here")
+            terminal.until("it is here")
+
+
+def test_every_command_says_how_to_clear_a_dead_mount(folder: Path) -> None:
+    vconfs("mount", str(folder))
+    daemon = int(os.getxattr(folder, "user.pid"))
+    with os.fdopen(os.pidfd_open(daemon)) as ended:
+        os.kill(daemon, signal.SIGKILL)
+        assert select.select([ended], [], [], 20)[0]
+    way_out = f"the daemon of {folder} has ended: `vconfs umount {folder}`, then mount again"
+    for words in (("ls",), ("top",), ("watch",)):
+        assert vconfs(*words, str(folder), code=1) == way_out
+    for words in (("cat",), ("connect",)):
+        assert vconfs(*words, str(folder / "vcon1"), code=1) == way_out
+    assert f"vconfs umount {folder}" in vconfs("doctor")
+
+
+def test_of_two_ports_with_one_name_the_log_says_which_has_the_link(
+    folder: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    vconfs("mount", "--log", str(log), "--port", "twin=null", "--port", "twin=echo", str(folder))
+    assert "vcon0 and vcon1 have the same name, which leads to vcon0" in log.read_text()
+    assert os.readlink(folder / "by-name/twin") == "../vcon0"
+
+
+def test_a_name_that_is_longer_than_a_file_name_has_a_link_that_is_cut(folder: Path) -> None:
+    names = ["long" * 70 + end for end in "ab"]
+    vconfs("mount", *(f"--port={name}=echo" for name in names), str(folder))
+    links = sorted(os.listdir(folder / "by-name"))
+    assert [len(link) for link in links] == [255, 255]
+    assert {os.getxattr(folder / "by-name" / link, "name").decode() for link in links} == {*names}
+    assert vconfs("cat", "--write", names[1]) == ""  # found by its whole name

@@ -12,6 +12,7 @@ import attrs
 import pytest
 
 from vconfs.cli._checks import Finding, Machine, examine, python_packages
+from vconfs.cli._mount_table import MountState
 
 CONSOLE = "0000:00:05.0"
 
@@ -39,8 +40,7 @@ def machine(tmp_path: Path) -> Machine:
         kernel="6.1.0-13-amd64",
         program=Path("/opt/venv/bin/vconfs"),
         find_program=lambda name: str(tmp_path / "usr/bin" / name),
-        mounts=[Path("/mnt/vcon")],
-        alive=[Path("/mnt/vcon")],
+        mounts={Path("/mnt/vcon"): MountState.ALIVE},
     )
 
 
@@ -134,8 +134,12 @@ def being(**fields: object) -> Change:
         (without("dev/log"), "log", "optional", "no /dev/log", "--log FILE"),
         (without("dev/vsock"), "vsock", "optional", "no /dev/vsock", "modprobe vhost_vsock"),
         (
-            being(alive=[]),
-            *("mount", "optional", "the daemon of the mount", "vconfs umount /mnt/vcon"),
+            being(mounts={Path("/mnt/vcon"): MountState.DEAD}),
+            *("mount", "optional", "the mount /mnt/vcon: its daemon has ended", "vconfs umount"),
+        ),
+        (
+            being(mounts={Path("/mnt/vcon"): MountState.FOREIGN}),
+            *("mount", "ok", "/mnt/vcon is mounted by another user, for that user", ""),
         ),
     ],
 )

@@ -7,7 +7,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Final, Literal
@@ -15,6 +15,7 @@ from typing import Final, Literal
 from attrs import field, frozen
 from packaging.requirements import Requirement
 
+from vconfs.cli._mount_table import MountState
 from vconfs.device.binding import PciFunction, candidates
 
 #: ok: it is there. optional: it is not there, and only some uses need it. missing: nothing works.
@@ -50,9 +51,7 @@ class Machine:
     find_program: Callable[[str], str | None] = shutil.which
     #: Our own program.
     program: Path = field(factory=lambda: Path(sys.argv[0]).absolute())
-    mounts: Sequence[Path] = ()
-    #: The mounts whose daemon answers.
-    alive: Sequence[Path] = ()
+    mounts: Mapping[Path, MountState] = field(factory=dict)
 
 
 def examine(machine: Machine) -> Iterator[Finding]:
@@ -218,9 +217,11 @@ def _vsock(machine: Machine) -> Finding:
 
 
 def _mounts(machine: Machine) -> Iterator[Finding]:
-    for mountpoint in machine.mounts:
-        if mountpoint in machine.alive:
+    for mountpoint, state in machine.mounts.items():
+        if state is MountState.ALIVE:
             yield Finding("mount", "ok", f"{mountpoint} is mounted")
+        elif state is MountState.FOREIGN:
+            yield Finding("mount", "ok", f"{mountpoint} is mounted by another user, for that user")
         else:
-            text = f"the daemon of the mount {mountpoint} does not answer"
+            text = f"the mount {mountpoint}: {state.value}"
             yield Finding("mount", "optional", text, f"vconfs umount {mountpoint}")

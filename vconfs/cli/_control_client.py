@@ -67,13 +67,13 @@ def _check_greeting(path: Path, replies: IO[bytes]) -> None:
 def _why(path: Path, error: OSError) -> str:
     match error.errno:
         case errno.ENOENT:
-            return f"there is no such socket: start `vconfs host --control {path}` first"
+            return f"there is no such socket: start a host end with --control {path}"
         case errno.ECONNREFUSED if not stat.S_ISSOCK(path.stat().st_mode):
             return "this is not a socket"
         case errno.ECONNREFUSED:
-            return f"no program listens there: start `vconfs host --control {path}` first"
+            return f"no program listens there: start a host end with --control {path}"
         case errno.EPROTOTYPE:
             return "this is not a control socket of vconfs"
         case errno.EACCES:
-            return "only the user who runs `vconfs host` may use it"
+            return "only the user who runs the host end may use it"
     return error.strerror or str(error)

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import click
+
 from vconfs.cli._mount_table import in_time
 from vconfs.errors import VconfsError
+from vconfs.syntax.printable import printable
 from vconfs.system.standard_streams import closed_streams
 
 _CHUNK = 1 << 16
-_STDIN, _STDOUT = 0, 1
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
 
 
 @contextmanager
@@ -44,14 +47,21 @@ def opened(port: Path, flags: int) -> Iterator[int]:
 
 
 def wait_for_host(path: Path, port: int) -> None:
-    """Wait until the host has its side of the port open, or there is something to read."""
+    """Wait until the host has its side of the port open, or there is something to read.
+
+    Say that we wait if a person looks on.
+    """
     now = select.poll()
     now.register(port, select.POLLIN)
     with select.epoll() as changes:
         changes.register(port, select.EPOLLIN | select.EPOLLET)
+        said = not os.isatty(_STDERR)
         while any(mask & select.POLLHUP for _, mask in now.poll(0)):
             if int(os.getxattr(path, "user.queued")):
                 return
+            if not said:
+                click.echo(f"waiting for the host of {printable(path.name)}…", err=True)
+                said = True
             changes.poll()
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from threading import Thread
 from typing import Final, TypeVar
@@ -20,6 +22,15 @@ _TYPE: Final = "fuse.vconfs"
 _PATIENCE: Final = 1.0
 #: Seconds that a single mount has to answer.
 _PATIENCE_WITH_ONE: Final = 5.0
+
+
+class MountState(Enum):
+    """What a mount is to us."""
+
+    ALIVE = "its daemon answers"
+    FOREIGN = "it is mounted by another user, who lets only that user in"
+    DEAD = "its daemon has ended"
+    SILENT = "its daemon does not answer: it is stopped, or busy"
 
 
 def all_mounts() -> list[Path]:
@@ -55,15 +66,24 @@ def in_time(what: str | Path, call: Callable[[], T]) -> T:
 
 
 def answering(folders: Sequence[Path]) -> list[Path]:
-    """Return the mounts whose daemon answers; a call into a mount of a stopped one never ends."""
-    alive: set[Path] = set()
+    """Return the mounts whose daemon answers."""
+    found = states(folders)
+    return [folder for folder in folders if found[folder] is MountState.ALIVE]
+
+
+def states(folders: Sequence[Path]) -> Mapping[Path, MountState]:
+    """Return the state of each mount; a call into a mount of a stopped daemon never ends."""
+    found = dict.fromkeys(folders, MountState.SILENT)
 
     def ask(folder: Path) -> None:
         try:
             os.getxattr(folder, PID_ATTRIBUTE)
+        except PermissionError:
+            found[folder] = MountState.FOREIGN
         except OSError:
-            return
-        alive.add(folder)
+            found[folder] = MountState.DEAD
+        else:
+            found[folder] = MountState.ALIVE
 
     asking = [Thread(target=ask, args=[folder], daemon=True) for folder in folders]
     for thread in asking:
@@ -71,4 +91,13 @@ def answering(folders: Sequence[Path]) -> list[Path]:
     deadline = time.monotonic() + _PATIENCE
     for thread in asking:
         thread.join(max(0.0, deadline - time.monotonic()))
-    return [folder for folder in folders if folder in alive]
+    return dict(found)
+
+
+def why(mountpoint: Path, error: OSError) -> VconfsError:
+    """Return the error of a call into a mount, with the way out if its daemon has ended."""
+    if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        return VconfsError(
+            f"the daemon of {mountpoint} has ended: `vconfs umount {mountpoint}`, then mount again"
+        )
+    return VconfsError(f"{mountpoint}: {error.strerror}")

@@ -1,4 +1,4 @@
-"""The ports of a host end on the command line."""
+"""The ports of a host end on the command line, and its control socket."""
 
 from __future__ import annotations
 
@@ -10,8 +10,25 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
 from vconfs.host.chardev import chardev_kinds, parse_chardev
+from vconfs.host.control import control_path
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
+
+
+def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
+    try:
+        return None if path is None else control_path(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+control_option = click.option(
+    "--control",
+    type=click.Path(),
+    callback=_control_path,
+    metavar="PATH",
+    help="Path of a socket for `vconfs ctl`.",
+)
 
 
 class PortSpec(click.ParamType[HostPortSpec]):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
-from vconfs.cli._mount_table import all_mounts, answering, in_time
+from vconfs.cli._mount_table import all_mounts, answering, in_time, why
 from vconfs.errors import VconfsError
 from vconfs.files.names import link_name
 
@@ -36,15 +37,12 @@ def mounts() -> list[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """True if a file exists; False in a mount whose daemon died.
-
-    Raise VconfsError if we have no permission to know.
-    """
+    """True if a file exists. Raise VconfsError if we cannot know: its daemon has ended, say."""
     try:
         in_time(path, path.stat)
-    except PermissionError:
-        raise VconfsError(f"{path}: Permission denied") from None
-    except OSError:
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EACCES):
+            raise why(path.parent if error.errno != errno.EACCES else path, error) from None
         return False
     return True
 

@@ -50,14 +50,15 @@ _switch = click.argument("switch", type=click.Choice(["on", "off"]), metavar="on
 _as_json = click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per port.")
 
 
-@click.group("ctl", short_help="Control a running host end.")
+@click.group("ctl", invoke_without_command=True, short_help="Control a running host end.")
 @click.argument("path", type=click.Path(path_type=Path))
 @click.pass_context
 def command(ctx: click.Context, path: Path) -> None:
-    """Control the host end that `vconfs host --control PATH` runs.
+    """Control the host end that runs with `--control PATH`; without a command, list its ports.
 
-    PORT is a port's id, a number, or its name. Every command takes effect at once, for the
-    attached guest and for later ones.
+    It is that of `vconfs host`, or that of a mount with ports of its own. PORT is a port's id, a
+    number, or its name. Every command takes effect at once, for the attached guest and for later
+    ones.
 
     \b
     Examples:
@@ -67,6 +68,8 @@ def command(ctx: click.Context, path: Path) -> None:
       vconfs ctl /run/vcon.ctl list --json | jq -r 'select(.guest == "open") | .name'
     """
     ctx.obj = path
+    if ctx.invoked_subcommand is None:
+        ctx.invoke(list_ports, as_json=False)
 
 
 def _carry_out(request: Request, as_json: bool) -> list[dict[str, Any]]:

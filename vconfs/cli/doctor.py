@@ -11,7 +11,7 @@ import attrs
 import click
 
 from vconfs.cli._checks import Finding, Machine, examine
-from vconfs.cli._mount_table import all_mounts, answering
+from vconfs.cli._mount_table import all_mounts, states
 from vconfs.errors import VconfsError
 from vconfs.syntax.printable import printable
 
@@ -31,8 +31,7 @@ def command(as_json: bool) -> None:
       vconfs doctor
       vconfs doctor --json | jq -r 'select(.state != "ok") | .advice'
     """
-    mounts = all_mounts()
-    findings = list(examine(Machine(mounts=mounts, alive=answering(mounts))))
+    findings = list(examine(Machine(mounts=states(all_mounts()))))
     for finding in findings:
         click.echo(json.dumps(attrs.asdict(finding)) if as_json else _describe(finding))
     missing = [finding.message for finding in findings if finding.state == "missing"]

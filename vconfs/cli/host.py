@@ -10,10 +10,9 @@ import trio
 
 from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
-from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._port_spec import PortSpec, control_option
 from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
-from vconfs.host.control import control_path
 from vconfs.host.listening import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
@@ -32,26 +31,13 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
         raise click.BadParameter(str(error), ctx, param) from None
 
 
-def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    try:
-        return None if path is None else control_path(path)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
 @click.command("host", short_help="Serve ports to guests in other processes.")
 @config_option
 @log_format_option
 @click.option("--listen", "url", type=LISTEN_URL, required=True, help="Address to listen on.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
 @click.option("--port", "ports", type=PortSpec(), multiple=True, help="Port to serve.")
-@click.option(
-    "--control",
-    type=click.Path(),
-    callback=_control_path,
-    metavar="PATH",
-    help="Path of a socket for `vconfs ctl`.",
-)
+@control_option
 @log_option
 @click.option(
     "--drain",

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from vconfs.cli._arguments import Mount
-from vconfs.cli._mount_table import all_mounts, answering, in_time
+from vconfs.cli._mount_table import MountState, all_mounts, in_time, states, why
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE, id_of_file
 from vconfs.files.status import STATUS
@@ -39,7 +39,7 @@ def read_ports(mountpoint: Path) -> list[dict[str, object]]:
     except OSError as error:
         if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
             raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
-        raise VconfsError(f"{mountpoint}: {error.strerror}") from None
+        raise why(mountpoint, error) from None
     ids = sorted(
         port_id for name in files if (port_id := id_of_file(os.fsencode(name))) is not None
     )
@@ -107,12 +107,10 @@ def command(as_json: bool, quiet: bool, mountpoints: tuple[Path, ...]) -> None:
 
 def _read_all_mounts() -> Iterator[tuple[Path, list[dict[str, object]]]]:
     """Yield each mountpoint with its ports; log the mounts that do not answer."""
-    mounts = all_mounts()
-    alive = answering(mounts)
-    for mount in mounts:
+    for mount, state in states(all_mounts()).items():
         try:
-            if mount not in alive:
-                raise VconfsError(f"{mount} does not answer: see `vconfs doctor`")
+            if state is not MountState.ALIVE:
+                raise VconfsError(f"{mount}: {state.value}")
             yield mount, read_ports(mount)
         except VconfsError as error:
             log.warning("%s", error)

@@ -22,7 +22,7 @@ from vconfs.cli._options import (
     parse_options,
     patience_with_host,
 )
-from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._port_spec import PortSpec, control_option
 from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.errors import PeerAbsentError, VconfsError
@@ -106,6 +106,7 @@ class _MountCommand(click.Command):
 @click.option(
     "--port", "ports", type=PortSpec(), multiple=True, help="Port of the embedded device."
 )
+@control_option
 @click.option(
     "-o",
     "--options",
@@ -134,6 +135,7 @@ def command(
     wait_for_host: float | None,
     bind: bool,
     ports: tuple[HostPortSpec, ...],
+    control: str | None,
     options: MountOptions,
     rules: list[Rule],
     log_path: str | None,
@@ -189,6 +191,7 @@ def command(
       vconfs mount /mnt/vcon
       vconfs mount --port org.example.clipboard=unix:/run/clipboard.sock /mnt/vcon
       vconfs mount -f --port log=file:/var/log/guest,cache -o wait,mode=0660 /mnt/vcon
+      vconfs mount --control /run/vcon.ctl /mnt/vcon      (and vconfs ctl /run/vcon.ctl add …)
       vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
       vconfs mount --device vhost-user:/run/vcon.sock /mnt/vcon
       vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
@@ -207,7 +210,7 @@ def command(
         rules=rules,
         drain=options.drain,
     )
-    opened = _device(device, dialect, bind, ports, options.drain)
+    opened = _device(device, dialect, bind, ports, control, options.drain)
     if not foreground and any(isinstance(port.chardev, Stdio) for port in ports):
         why = "stdio is for a mount with -f: in the background it would be /dev/null"
         raise click.BadParameter(why, param_hint="--port")
@@ -243,13 +246,20 @@ def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path)
 
 
 def _device(
-    url: str, dialect: str | None, bind: bool, ports: Sequence[HostPortSpec], drain: float
+    url: str,
+    dialect: str | None,
+    bind: bool,
+    ports: Sequence[HostPortSpec],
+    control: str | None,
+    drain: float,
 ) -> Device:
     if url == EMBEDDED:
         if bind:
             raise click.BadParameter("only a PCI device can be bound", param_hint="--bind")
         specs = ports or [parse_port(port) for port in DEFAULT_PORTS]
-        return Embedded(specs, dialect or "v8", drain)
+        return Embedded(specs, dialect or "v8", drain, control)
+    if control is not None:
+        raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--control")
     if ports:
         raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--port")
     try:

@@ -17,7 +17,7 @@ from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import Mount, port_names, proposals
-from vconfs.cli._mount_table import in_time
+from vconfs.cli._mount_table import in_time, why
 from vconfs.cli._ports import mounts
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
@@ -137,7 +137,7 @@ def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]
     except FileNotFoundError:
         raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
     except OSError as error:
-        raise VconfsError(f"{mountpoint}: {error.strerror}") from None
+        raise why(mountpoint, error) from None
     try:
         changes = select.poll()
         changes.register(file, select.POLLIN)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -14,6 +16,9 @@ PID_ATTRIBUTE: Final = b"user.pid"
 _PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
 _PTY_LINK = re.compile(rb"hvc(0|[1-9][0-9]{0,9})")
 _FILE_NAME_MAX = 255
+#: What stands before the digits of a name that is cut; no encoded byte begins like this.
+_CUT = b"%~"
+_DIGITS = 16
 #: Bytes that a file name cannot have, and the byte that marks an encoded one.
 _ENCODED = re.compile(rb"[/\0%]")
 
@@ -35,21 +40,31 @@ def is_pty_link(file: bytes) -> bool:
 
 
 def link_name(name: bytes) -> bytes | None:
-    """Return the file name for a port's name, or None if it cannot have one.
+    """Return the file name for a port's name, or None if the name is empty.
 
-    "/", NUL and "%" are written %2F, %00 and %25, and the dots of "." and ".." %2E, so that two
-    names never get one link and a link never leaves its folder. Only names that are empty, or
-    longer than 255 bytes when encoded, have no link.
+    "/", NUL and "%" are written %2F, %00 and %25, and the dots of "." and ".." %2E. A name that
+    is longer than 255 bytes then is cut, and ends with "%~" and 16 digits of its SHA-256. So two
+    names never get one link, and a link never leaves its folder.
     """
+    if not name:
+        return None
     encoded = name
     if _ENCODED.search(name):
         encoded = _ENCODED.sub(lambda match: b"%%%02X" % match[0][0], name)
     if encoded in (b".", b".."):
         encoded = encoded.replace(b".", b"%2E")
-    return encoded if 0 < len(encoded) <= _FILE_NAME_MAX else None
+    if len(encoded) <= _FILE_NAME_MAX:
+        return encoded
+    mark = _CUT + hashlib.sha256(name).hexdigest()[:_DIGITS].encode()
+    return encoded[: _FILE_NAME_MAX - len(mark)] + mark
 
 
-def named_by(link: bytes) -> bytes | None:
-    """Return the port's name for a link, or None if no name has this link."""
+def named_by(link: bytes, names: Iterable[bytes]) -> bytes | None:
+    """Return the port's name for a link, or None if no name has this link.
+
+    A link that is cut does not tell the name, so it is looked for in `names`.
+    """
+    if link[-_DIGITS - len(_CUT) :].startswith(_CUT):
+        return next((name for name in names if link_name(name) == link), None)
     name = unquote_to_bytes(link)
     return name if link_name(name) == link else None

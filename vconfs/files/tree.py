@@ -101,7 +101,7 @@ class Tree:
     def find(self, directory: int, name: bytes) -> Entry | None:
         """Look up a name in a directory; return None if it is not there."""
         if directory == BY_NAME:
-            named = named_by(name)
+            named = named_by(name, (known for known, _ in self._manager.names()))
             port = self._manager.by_name(named) if named else None
             return by_name_link(name, port.id) if port else None
         if (port_id := id_of_file(name)) is not None:

@@ -19,6 +19,7 @@ from vconfs.device.vhost_user import open_vhost_user, parse_path
 from vconfs.guest._kernel import open_kernel
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.ports import PortManager
+from vconfs.host.control import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.link.draining import DRAIN_TIME
@@ -26,6 +27,7 @@ from vconfs.link.link import OpenDevice
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
+from vconfs.system.tasks import open_background
 
 EMBEDDED: Final = "embedded"
 KERNEL: Final = "kernel"
@@ -145,6 +147,8 @@ class Embedded:
     dialect: str = "v8"
     #: Seconds without progress after which an ending gives up a port.
     patience: float = DRAIN_TIME
+    #: The path of a socket for `vconfs ctl`; None for no control socket.
+    control: str | None = None
     url: str = EMBEDDED
     _host: Host | None = field(init=False, default=None)
 
@@ -154,7 +158,10 @@ class Embedded:
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
             join_embedded(host, manager, self.dialect) as driver,
+            open_background() as nursery,
         ):
+            if self.control is not None:
+                await nursery.start(serve_control, host, self.control)
             self._host = host
             try:
                 yield _Both(host, driver, manager)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Final, Protocol
@@ -102,7 +102,10 @@ class PortManager:
         self._forget_name(port)
         port.name = name
         if name:
-            insort(self._named.setdefault(name, []), port.id)
+            ids = self._named.setdefault(name, [])
+            insort(ids, port.id)
+            if len(ids) > 1:
+                self._warn_of_twins(ids)
         for observer in self.observers:
             observer.port_renamed(port, old)
         self._changed(port)
@@ -126,6 +129,11 @@ class PortManager:
         """Yield each name that ports have, with the lowest id of its ports."""
         for name, ids in self._named.items():
             yield name, ids[0]
+
+    def _warn_of_twins(self, ids: Sequence[int]) -> None:
+        first, *others = (f"vcon{port_id}" for port_id in ids)
+        text = "%s and %s have the same name, which leads to %s"
+        self._trouble.warning(tuple(ids), text, first, ", ".join(others), first)
 
     def _forget_name(self, port: Port) -> None:
         if port.name:
