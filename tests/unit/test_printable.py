@@ -81,7 +81,7 @@ def test_every_table_and_line_is_printable(name: str, other: str) -> None:
             [(Path(name), port(name, other)), (Path(name), {"port": name})], shows_mount=True
         )
         ctl._print_table([port(name, other)])
-        print_table(top._table([port(name, other)], top._Rates()))
+        print_table(top._table([port(name, other)], top._Rates(), shows_history=True))
     assert_printable(output.getvalue())
 
 

@@ -68,7 +68,7 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
         return
     for look in count(1):
         ports = rates.measure(_read(mountpoint))
-        print_table(_table(ports, rates))
+        print_table(_table(ports, rates, shows_history=False))
         if look == looks:
             return
         time.sleep(interval)
@@ -160,7 +160,9 @@ class _View:
         below = len(ports) - self._offset - len(shown)
         parts = [f"{self._offset} above"] * (self._offset > 0) + [f"{below} more"] * (below > 0)
         line = "  ".join((*parts, f"sorted by {by}", "q: end  s: sort"))
-        return Group(_table(shown, rates), Text(line, style="dim", no_wrap=True))
+        return Group(
+            _table(shown, rates, shows_history=True), Text(line, style="dim", no_wrap=True)
+        )
 
     def answer(self, key: str, room: int) -> None:
         """Do what a key asks for."""
@@ -178,7 +180,7 @@ class _View:
         self._offset += steps.get(key, 0)
 
 
-def _table(ports: Sequence[_Port], rates: _Rates) -> Table:
+def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Table:
     shows_dropped = any(map(dropped, ports))
     table = Table(
         [
@@ -187,7 +189,7 @@ def _table(ports: Sequence[_Port], rates: _Rates) -> Table:
             Column("HOST", rank=5),
             Column("IN/S", is_number=True),
             Column("OUT/S", is_number=True),
-            Column("HISTORY", rank=4),
+            *[Column("HISTORY", rank=4)] * shows_history,
             Column("QUEUED", rank=3, is_number=True),
             Column("FILL", rank=2, is_number=True),
             *[Column("DROPPED", is_number=True)] * shows_dropped,
@@ -195,17 +197,20 @@ def _table(ports: Sequence[_Port], rates: _Rates) -> Table:
         ]
     )
     for port in ports:
-        table.add_row(_cells(port, rates, shows_dropped))
+        table.add_row(_cells(port, rates, shows_history, shows_dropped))
     return table
 
 
-def _cells(port: _Port, rates: _Rates, shows_dropped: bool) -> Iterator[object]:
+def _cells(
+    port: _Port, rates: _Rates, shows_history: bool, shows_dropped: bool
+) -> Iterator[object]:
     rate = rates.of(port)
     yield port["port"]
     yield port.get("name", "-")
     yield "connected" if port["host"] else "-"
     yield from map(readable_size, rate) if rate else ("-", "-")
-    yield rates.history(port, _bars())
+    if shows_history:
+        yield rates.history(port, _bars())
     yield readable_size(port["queued"])
     yield f"{100 * port['queued'] // port['limit']}%"
     if shows_dropped:
