@@ -122,7 +122,7 @@ def test_examples_of_the_help_are_commands(line: str) -> None:
 
 def check_vconfs(words: list[str]) -> None:
     """Read a command line as vconfs does, up to where it would do something."""
-    command = vconfs.get_command(click.Context(vconfs), words[0])
+    command = vconfs.get_command(click.Context(vconfs, **vconfs.context_settings), words[0])
     assert command is not None, words[0]
     context = command.make_context(words[0], words[1:])
     if (url := context.params.get("device", EMBEDDED)) != EMBEDDED:

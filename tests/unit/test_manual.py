@@ -49,7 +49,7 @@ def test_man_has_no_warnings(folder: Path, page: str) -> None:
 def test_every_command_and_option_has_its_place(folder: Path) -> None:
     page = rendered(folder / "man1/vconfs.1")
     assert isinstance(vconfs, click.Group)
-    context = click.Context(vconfs)
+    context = click.Context(vconfs, **vconfs.context_settings)
     for name in vconfs.list_commands(context):
         command = vconfs.get_command(context, name)
         assert command is not None
@@ -81,7 +81,7 @@ def test_text_is_never_taken_for_a_request() -> None:
 
 @pytest.mark.parametrize("name", ["", "ctl"])
 def test_every_command_is_told_in_a_line(name: str) -> None:
-    context = click.Context(vconfs, info_name="vconfs")
+    context = click.Context(vconfs, info_name="vconfs", **vconfs.context_settings)
     command = vconfs.get_command(context, name) if name else vconfs  # type: ignore[attr-defined]
     _, _, commands = command.get_help(click.Context(command, info_name=name)).partition("Commands:")
     assert commands

@@ -69,7 +69,9 @@ def _commands() -> Iterator[str]:
     yield from (".SH SYNOPSIS", r"\fBvconfs\fR \fICOMMAND\fR [\fIOPTION\fR]... [\fIARGUMENT\fR]...")
     yield from (".SH DESCRIPTION", *_help(vconfs))
     yield ".SH COMMANDS"
-    for context in commands_below(click.Context(vconfs, info_name="vconfs")):
+    for context in commands_below(
+        click.Context(vconfs, info_name="vconfs", **vconfs.context_settings)
+    ):
         yield from _command(context)
     yield from (".SH MOUNT OPTIONS", *table((*OPTION_MEANINGS.items(), _CONFIG_OPTION)))
     yield from (".SH FSTAB", *paragraph(_FSTAB), *literal([_FSTAB_LINE]))
