@@ -1,4 +1,4 @@
-"""What a port does in each state, found by calling a real port. Used by `generate`."""
+"""A port's states, drawn from their table, and what a real port does in them. For `generate`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 import trio
 from attrs import frozen
 
+from vconfs.guest._port_states import STATES, Event, Host, State, Way
 from vconfs.guest.port import Opener, Port
 from vconfs.protocol.events import Buffer
 
@@ -28,6 +29,8 @@ class _Line:
     def has_room(self, port_id: int) -> bool:
         return not self.ring_is_full
 
+    def want_room(self, port_id: int) -> None: ...
+
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         if self.ring_is_full:
             raise trio.WouldBlock
@@ -42,7 +45,7 @@ class _Line:
     def nudge(self, port_id: int) -> None: ...
     def open_port(self, port_id: int, opened: bool) -> None: ...
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...
-    def refill(self, port: Port) -> None: ...
+    def refill(self, port_id: int) -> None: ...
 
 
 #: What can happen to a port, by the words of the diagram.
@@ -52,7 +55,6 @@ _HAPPENS: Final[dict[str, Callable[[Port], None]]] = {
     "THROTTLE 1": lambda port: port.set_throttled(True),
     "THROTTLE 0": lambda port: port.set_throttled(False),
     "device lost": lambda port: port.detach(),
-    "device back": lambda port: port.attach(_Line(throttles=True)),
     "port removed": lambda port: port.remove(),
     "data comes": lambda port: port.feed(_DATA),
     "ring is full": lambda port: port.attach(_Line(throttles=False, ring_is_full=True)),
@@ -141,36 +143,39 @@ _WORDS: Final = {
     "removed": "port removed",
 }
 
+_NAMES: Final = {
+    Host.ABSENT: "no_host",
+    Host.CONNECTED: "connected",
+    Host.THROTTLES: "throttled",
+    Host.THROTTLES_ABSENT: "throttled_alone",
+}
 
-def _name(port: Port) -> str:
-    if port.removed:
+#: What cannot happen to a v8 port, and what cannot while its device is away.
+_NOT_IN_V8: Final = {Event.ATTACHED_BY_RING, Event.EMERGENCY_LINE}
+_ONLY_AWAY: Final = {Event.ATTACHED_BY_MESSAGES}
+
+
+def _name(state: State) -> str:
+    if state.way is Way.REMOVED:
         return "removed"
-    if not port.attached:
-        return "device_lost"
-    if not port.host_connected:
-        return "throttled_alone" if port.host_throttled else "no_host"
-    return "throttled" if port.host_throttled else "connected"
+    return "device_lost" if state.way is Way.NONE else _NAMES[state.host]
 
 
 def _transitions() -> Iterator[tuple[str, str, str]]:
-    """Yield (state, next state, event) for all states that a v8 port without data can reach."""
-    events = [word for word in _HAPPENS if word not in ("data comes", "ring is full")]
-    seen = {"no_host"}
-    ways: list[tuple[str, ...]] = [()]
-    while ways:
-        way = ways.pop(0)
-        here = _name(_port("v8", way))
-        if here == "removed":
-            continue
-        for event in events:
-            if (event == "device back") == (here != "device_lost"):
+    """Yield (state, next state, event) for all states that a v8 port can reach."""
+    coming = [STATES[Way.MESSAGES, Host.ABSENT]]
+    seen = {_name(state) for state in coming}
+    while coming:
+        state = coming.pop(0)
+        for event, after in state.after.items():
+            is_away = state.way is Way.NONE
+            if event in _NOT_IN_V8 or (event in _ONLY_AWAY) != is_away:
                 continue
-            there = _name(_port("v8", (*way, event)))
-            if there != here:
-                yield here, there, event
-            if there not in seen:
-                seen.add(there)
-                ways.append((*way, event))
+            if _name(after) != _name(state):
+                yield _name(state), _name(after), event.value
+            if _name(after) not in seen:
+                seen.add(_name(after))
+                coming.append(after)
 
 
 def diagram() -> str:

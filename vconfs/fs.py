@@ -24,7 +24,8 @@ from vconfs.files.names import PID_ATTRIBUTE, link_name, port_file
 from vconfs.files.status import status_names, status_value
 from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
 from vconfs.guest.idle_opens import IdleOpens
-from vconfs.guest.port import Opener, Port
+from vconfs.guest.opener import Opener
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
 from vconfs.system.processes import process_of

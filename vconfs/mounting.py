@@ -32,7 +32,8 @@ from vconfs.files.tree import Access
 from vconfs.fs import PortFS, StockPortFS
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
-from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.options import PortOptions
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.system.allocator import keep_freed_memory

@@ -11,7 +11,8 @@ from attrs import frozen
 
 from vconfs.guest.devices import join_embedded
 from vconfs.guest.driver import Driver
-from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.options import PortOptions
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.host import Host, open_host

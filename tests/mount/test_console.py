@@ -119,7 +119,7 @@ async def test_a_full_console_holds_nobody_else_up(mounted: OpenMount) -> None:
         await it.until(lambda: not it.port().wants_data)
         slave = await open_slave(it)
         assert await it.run("exec 3<>vcon1; echo on >&3; read -r x <&3; echo $x") == "on\n"
-        assert it.port().queued <= it.port().limit + it.port()._line.in_flight  # type: ignore[union-attr]
+        assert it.port().queued <= it.port().limit + it.port()._at.line.in_flight  # type: ignore[union-attr]
         os.close(slave)
 
 

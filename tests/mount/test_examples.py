@@ -231,7 +231,7 @@ async def test_ctrl_c_ends_a_look_into_the_guest_without_a_traceback(mounted: Op
         mounted("inspect=echo", wait=True) as it,
         program(sys.executable, script, it.file()) as running,
     ):
-        await it.until(lambda: it.port()._read_turn.locked())
+        await it.until(lambda: it.port()._inbox.turn.locked())
         running.send_signal(signal.SIGINT)
         assert running.stdout is not None
         assert b"".join([data async for data in running.stdout]) == b""

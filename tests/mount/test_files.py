@@ -66,7 +66,7 @@ async def test_read_waits_for_data(mounted: OpenMount) -> None:
             got.append(await in_thread(lambda: os.read(fd, 100)))
 
         nursery.start_soon(read)
-        await it.until(lambda: it.port()._read_turn.locked())
+        await it.until(lambda: it.port()._inbox.turn.locked())
         # The reader's own descriptor: neither waits for the other.
         assert await in_thread(lambda: os.write(fd, b"hello")) == 5
         await it.until(lambda: got)
@@ -99,7 +99,7 @@ async def test_read_without_a_host_waits_for_one_when_asked_to(
 ) -> None:
     async with mounted(f"port=unix:{tmp_path}/sock", wait=True) as it:
         async with program("head", "-c", "5", str(it.file())) as head:
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             host = await trio.open_unix_socket(f"{tmp_path}/sock")
             await host.send_all(b"hello")
             assert head.stdout is not None
@@ -114,7 +114,7 @@ async def test_hang_up_while_waiting_is_the_rest_and_then_end_of_file(
         host = await trio.open_unix_socket(f"{tmp_path}/sock")
         await it.until(lambda: it.port().host_connected)
         async with program("cat", str(it.file())) as cat:
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             await host.send_all(b"last words")
             await host.aclose()
             assert await cat.wait() == 0
@@ -147,7 +147,7 @@ async def test_a_signal_alone_ends_a_blocked_reader_and_loses_no_byte(
 ) -> None:
     async with mounted() as it:
         async with program("cat", str(it.file())) as cat:
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             os.kill(cat.pid, number)
             assert await cat.wait() == -number
         assert await it.run("exec 3<>$P; echo kept >&3; read -r line <&3; echo $line") == "kept\n"
@@ -157,7 +157,7 @@ async def test_a_killed_reader_takes_nothing_with_it(mounted: OpenMount) -> None
     async with mounted() as it:
         fd = await open_port(it)
         async with program("cat", str(it.file())) as first:
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             async with program("head", "-c", "4", str(it.file())) as second:
                 await it.until(lambda: len(it.port().openers) == 3)
                 os.kill(first.pid, signal.SIGKILL)
@@ -198,7 +198,7 @@ print("all served")
 """
     async with mounted("port=echo", "other=echo") as it:
         async with program("/usr/bin/python3", "-c", script, str(it.file()), stdin=-1) as readers:
-            turn = it.port()._read_turn
+            turn = it.port()._inbox.turn
             await it.until(lambda: turn.statistics().tasks_waiting == 999)
             assert (
                 await it.run("exec 3<>vcon1; echo hi >&3; read -r line <&3; echo $line; ls")
@@ -232,11 +232,11 @@ async def test_write_on_a_throttled_port_waits_when_asked_to(
         fcntl.fcntl(fd, fcntl.F_SETFL, os.O_NONBLOCK)
         assert await error_of(lambda: os.write(fd, b"x")) == errno.EAGAIN
         async with program("bash", "-c", 'printf later > "$0"', str(it.file())) as writer:
-            await it.until(lambda: it.port()._write_turn.locked())
+            await it.until(lambda: it.port()._outbox.turn.locked())
             os.kill(writer.pid, signal.SIGTERM)
             assert await writer.wait() == -signal.SIGTERM
         async with program("bash", "-c", 'printf later > "$0"', str(it.file())) as writer:
-            await it.until(lambda: it.port()._write_turn.locked())
+            await it.until(lambda: it.port()._outbox.turn.locked())
             host = await trio.open_unix_socket(f"{tmp_path}/sock")
             got = b""
             while len(got) < 15:
@@ -472,7 +472,7 @@ async def test_unplug_while_open(mounted: OpenMount, tmp_path: Path) -> None:
 async def test_a_blocked_reader_of_an_unplugged_port_gets_enodev(mounted: OpenMount) -> None:
     async with mounted("stays=echo", "goes=echo") as it:
         async with program("cat", str(it.file(1))) as cat:
-            await it.until(lambda: it.port(1)._read_turn.locked())
+            await it.until(lambda: it.port(1)._inbox.turn.locked())
             it.host.remove(1)
             assert await cat.wait() == 1
             assert cat.stdout is not None

@@ -44,7 +44,7 @@ virtio1 = pytest.mark.parametrize("dialect", ["virtio1"], indirect=True)
 
 async def until_waiting(it: Mounted) -> None:
     """Wait until a write waits in the port."""
-    await it.until(lambda: it.port()._write_turn.locked())
+    await it.until(lambda: it.port()._outbox.turn.locked())
 
 
 @asynccontextmanager

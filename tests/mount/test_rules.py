@@ -87,7 +87,7 @@ async def test_a_reader_no_longer_waits_for_a_host_when_the_rule_is_gone(
     async with mounted(f"patient=unix:{tmp_path}/sock", rules=rules) as it:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.run, "cat $P")
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             it.manager.rename(it.port(), b"hasty")
 
 

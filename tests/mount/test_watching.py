@@ -117,7 +117,7 @@ async def test_ctrl_c_ends_it_at_once_and_takes_no_data_with_it(
             await it.until(lambda: it.port().host_connected)
             place = argument.format(path=it.path, port=it.file())
             async with vconfs(command, place, stdin=subprocess.PIPE) as process:
-                await it.until(lambda: it.events_readers or it.port()._read_turn.locked())
+                await it.until(lambda: it.events_readers or it.port()._inbox.turn.locked())
                 process.send_signal(signal.SIGINT)
                 assert await process.wait() == -signal.SIGINT  # a shell ends its loop, too
                 assert await rest(process) == "\n"  # behind the ^C
@@ -207,7 +207,7 @@ async def test_connect_answers_a_host_that_has_said_all_it_will(
 async def test_connect_says_that_its_port_is_gone(mounted: OpenMount) -> None:
     async with mounted("chat=null") as it:
         async with vconfs("connect", it.file(), stdin=subprocess.PIPE) as connect:
-            await it.until(lambda: it.port()._read_turn.locked())
+            await it.until(lambda: it.port()._inbox.turn.locked())
             it.manager.remove(0)
             assert await connect.wait() == 1
             assert await rest(connect) == f"vconfs: {it.file()}: No such device\n"

@@ -105,7 +105,7 @@ async def test_qemu_is_killed_under_a_reader(tmp_path: Path) -> None:
             assert await in_thread(lambda: os.read(fd, 100)) == b"last"
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_to_the_end, fd)
-                while not changes.ports[1]._read_turn.locked():
+                while not changes.ports[1]._inbox.turn.locked():
                     await trio.sleep(0.002)  # nothing tells when a reader waits
                 qemu.process.kill()
             poll = select.poll()

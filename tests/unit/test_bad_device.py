@@ -192,7 +192,7 @@ def test_any_control_messages(messages: list[bytes]) -> None:
         assert attached is not None
         for message in messages:
             link = attached._link
-            while not link.capacity(CONTROL_IN):
+            while not link.find_buffer(CONTROL_IN, 1):
                 await trio.testing.wait_all_tasks_blocked()
             link.send(CONTROL_IN, message, b"")
             link.flush(CONTROL_IN)

@@ -22,7 +22,7 @@ def host_link(ends: Ends) -> Link:
 def from_host(ends: Ends, *buffers: bytes) -> None:
     link = host_link(ends)
     for buffer in buffers:
-        assert link.capacity(v8.INPUT)
+        assert link.find_buffer(v8.INPUT, 1)
         link.send(v8.INPUT, buffer, b"")
     link.flush(v8.INPUT)
 
@@ -30,7 +30,7 @@ def from_host(ends: Ends, *buffers: bytes) -> None:
 def from_guest(ends: Ends, *buffers: bytes) -> None:
     link = ends.driver._link
     for buffer in buffers:
-        assert link.capacity(v8.OUTPUT)
+        assert link.find_buffer(v8.OUTPUT, 1)
         link.send(v8.OUTPUT, buffer, b"")
     link.flush(v8.OUTPUT)
 

@@ -128,10 +128,10 @@ async def test_empty_buffers_are_taken_as_they_are_needed() -> None:
     guest.chain_all(16, DESC_WRITE)
     guest.offer(*range(SIZE))
     link, _ = guest.link(0)
-    assert link.room_for(0, HEADER) == 16 * SIZE - HEADER
+    assert link.find_room(0, HEADER) == 16 * SIZE - HEADER
     assert link._queues[0].in_flight == 1
     link.send(0, bytes(HEADER), b"data")
-    assert link.capacity(0) == 16 * (SIZE - 1)
+    assert link.find_buffer(0, 1) == 16 * (SIZE - 1)
     assert link._queues[0].in_flight == 1
 
 
@@ -143,11 +143,11 @@ async def test_useless_buffers_are_work_too_and_room_is_told_in_the_end() -> Non
     struct.pack_into("<H", guest.memory, 16 * (SIZE - 2) + 12, DESC_WRITE)
     guest.offer(*range(SIZE))
     link, owner = guest.link(0)
-    assert link.room_for(0, HEADER) == 0
+    assert link.find_room(0, HEADER) == 0
     assert link.is_spent
-    while not link.room_for(0, HEADER):
+    while not link.find_room(0, HEADER):
         await trio.testing.wait_all_tasks_blocked()
-    assert link.room_for(0, HEADER) == 4096 - HEADER
+    assert link.find_room(0, HEADER) == 4096 - HEADER
     assert owner.rooms > 10
 
 

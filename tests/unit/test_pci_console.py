@@ -18,7 +18,7 @@ from tests.unit.fake_console import FakeConsole, open_console
 from tests.unit.test_ends import spec, taken
 from vconfs.device.pci import open_pci
 from vconfs.guest.driver import Driver, drive
-from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_SIZE
 from vconfs.protocol.virtio_pci import Common
@@ -105,6 +105,7 @@ class Room:
     """Wakes those who wait for a port to be writable, as select does."""
 
     def __init__(self) -> None:
+        self._opener = Opener(0)
         self._changed = trio.Event()
 
     def port_changed(self, port: Port) -> None:
@@ -115,7 +116,7 @@ class Room:
     def port_renamed(self, port: Port, old: bytes) -> None: ...
 
     async def wait(self, port: Port) -> None:
-        while not port.poll() & select.POLLOUT:
+        while not port.answer_poll(self._opener) & select.POLLOUT:
             self._changed = trio.Event()
             await self._changed.wait()
 

@@ -37,6 +37,8 @@ class FakeLine:
     def has_room(self, port_id: int) -> bool:
         return self.room > 0
 
+    def want_room(self, port_id: int) -> None: ...
+
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         if not self.room:
             raise trio.WouldBlock
@@ -76,7 +78,7 @@ class FakeLine:
         while self._unseen:
             self._unseen.pop(0)()
 
-    def refill(self, port: Port) -> None:
+    def refill(self, port_id: int) -> None:
         self.refills += 1
 
 

@@ -93,18 +93,18 @@ def test_memory_that_was_used_before_does_no_harm(filling: bytes) -> None:
 def test_fewer_buffers_than_descriptors() -> None:
     ends = Ends()
     link = ends.link
-    assert link.room_for(1, 10) == 4086  # the last one is for control messages
+    assert link.find_room(1, 10) == 4086  # the last one is for control messages
     for _ in range(2):
-        assert link.capacity(1) == 4096
+        assert link.find_buffer(1, 1) == 4096
         link.send(1, b"", b"x")
-        assert link.room_for(1, 0) == 0
-    assert link.capacity(1) == 0
+        assert link.find_room(1, 0) == 0
+    assert link.find_buffer(1, 1) == 0
     link.flush(1)
     ends.use(1)
-    assert link.capacity(1) == 4096
-    assert link.room_for(1, 0) == 0
+    assert link.find_buffer(1, 1) == 4096
+    assert link.find_room(1, 0) == 0
     ends.use(1)
-    assert link.room_for(1, 0) == 4096
+    assert link.find_room(1, 0) == 4096
 
 
 def test_an_interrupt_is_for_the_queues_that_show_it() -> None:
@@ -124,10 +124,10 @@ def test_room_is_told_of_even_when_its_buffers_were_seen_before() -> None:
     for _ in range(2):
         ends.link.send(1, b"", b"x")
     ends.link.flush(1)
-    assert ends.link.room_for(1, 0) == 0  # somebody waits now
+    assert ends.link.find_room(1, 0) == 0  # somebody waits now
     ends.use(1)
     ends.use(1)
-    assert ends.link.room_for(1, 0) == 4096  # somebody else looked
+    assert ends.link.find_room(1, 0) == 4096  # somebody else looked
     ends.link.interrupt_used(SPECS)
     assert ends.owner.said == [("room", 1)]
     ends.link.interrupt_used(SPECS)
@@ -150,13 +150,13 @@ def test_sending_asks_for_an_interrupt_only_when_there_is_no_room(event_idx: boo
     ends.link.start()
     interrupts = []
     for _ in range(100):
-        assert ends.link.capacity(1)
+        assert ends.link.find_buffer(1, 1)
         ends.link.send(1, b"", b"x")
         ends.link.flush(1)
         ends.use(1)
         interrupts.append(ends.interrupts)
     assert interrupts == [int(event_idx)] * 100  # the first buffer of all is not asked about
-    while ends.link.capacity(1):
+    while ends.link.find_buffer(1, 1):
         ends.link.send(1, b"", b"x")
     ends.link.flush(1)
     ends.use(1)
@@ -181,17 +181,17 @@ PARTS = {**SPECS, 1: QueueSpec(8, 4096, 6, 3)}
 def test_one_buffer_of_several_slots() -> None:
     ends = Ends(specs=PARTS)
     data = bytes(range(256)) * 48
-    assert ends.link.capacity(1) == 3 * 4096
+    assert ends.link.find_buffer(1, 1) == 3 * 4096
     ends.link.send(1, b"head", data[4:])
     ends.link.send(1, b"", data[:4097])
-    assert ends.link.capacity(1) == 4096
+    assert ends.link.find_buffer(1, 1) == 4096
     ends.link.send(1, b"he", b"llo")
     ends.link.flush(1)
     assert ends.use(1) == b"head" + data[4:]
     assert ends.use(1) == data[:4097]
     assert ends.use(1) == b"hello"
-    assert ends.link.room_for(1, 0) == 5 * 4096
-    assert ends.link.capacity(1) == 3 * 4096
+    assert ends.link.find_room(1, 0) == 5 * 4096
+    assert ends.link.find_buffer(1, 1) == 3 * 4096
     assert ends.memory[ends.link.layout(2).desc - 6 * 4096 :][: 6 * 4096] == bytes(6 * 4096)
 
 
@@ -209,7 +209,7 @@ def test_buffers_of_several_slots_are_used_in_any_order() -> None:
             assert chain is not None
             ends.device[1].push(chain.head, 0)
         ends.device[1].publish()
-        assert ends.link.room_for(1, 0) == 5 * 4096
+        assert ends.link.find_room(1, 0) == 5 * 4096
 
 
 @pytest.mark.parametrize("size", [1, 2, 8, 128])

@@ -11,7 +11,7 @@ from attrs import define, evolve, field
 
 from vconfs.files.tree import Access
 from vconfs.fuse import MountFlag
-from vconfs.guest.port import PortOptions
+from vconfs.guest.options import PortOptions
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.patience import PATIENCE_EXAMPLES
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds

@@ -167,6 +167,10 @@ class _SendQueue(_Queue):
     def capacity(self) -> int:
         return self.slot_size * min(len(self.slots), self.parts)
 
+    def room(self, header_size: int) -> int:
+        """Return how many bytes of data fit in the free slots."""
+        return max(0, len(self.slots) - self.reserve) * (self.slot_size - header_size)
+
     def reclaim(self) -> bool:
         """Keep the slots that the device has used; whether there were any."""
         slots = self.slots
@@ -319,21 +323,37 @@ class RingLink(Link):
 
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
+        return 0 if self._dead else self._send[queue].room(header_size)
+
+    def find_room(self, queue: int, header_size: int) -> int:
+        """See `Link.find_room`."""
         if self._dead:
             return 0
         found = self._send[queue]
-        slots = self._find_slots(queue, found.reserve) - found.reserve
-        return max(0, slots) * (found.slot_size - header_size)
+        self._reclaim(queue)
+        if len(found.slots) <= found.reserve:
+            self._wait_for_slots(queue)
+        return 0 if self._dead else found.room(header_size)
 
-    def capacity(self, queue: int, wanted: int | None = None) -> int:
+    def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
-        if self._dead or not (self._send[queue].slots or self._find_slots(queue, 0)):
-            return 0
-        return self._send[queue].capacity
+        return 0 if self._dead else self._send[queue].capacity
 
-    def want_room(self, queue: int) -> bool:
+    def find_buffer(self, queue: int, wanted: int) -> int:
+        """See `Link.find_buffer`."""
+        if self._dead:
+            return 0
+        found = self._send[queue]
+        if not found.slots:
+            self._reclaim(queue)
+        if not found.slots:
+            self._wait_for_slots(queue)
+        return 0 if self._dead else found.capacity
+
+    def want_room(self, queue: int) -> None:
         """See `Link.want_room`."""
-        return not self._dead and self._send[queue].ring.request_calls()
+        if not self._dead:
+            self._send[queue].ring.request_calls()
 
     def send(
         self,
@@ -431,13 +451,10 @@ class RingLink(Link):
             if queue % 2:
                 self._reclaim(queue)  # what a device in this process has used by now
 
-    def _find_slots(self, queue: int, reserve: int) -> int:
-        """Return how many slots are free; if not more than `reserve`, ask for an interrupt."""
-        found = self._send[queue]
-        self._reclaim(queue)
-        if len(found.slots) <= reserve and found.ring.request_calls():
+    def _wait_for_slots(self, queue: int) -> None:
+        """Ask for an interrupt at the next used buffer, and take what was used meanwhile."""
+        if not self._dead and self._send[queue].ring.request_calls():
             self._reclaim(queue)
-        return 0 if self._dead else len(found.slots)
 
     def _reclaim(self, queue: int) -> None:
         found = self._send[queue]

@@ -37,7 +37,8 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.files.announcer import Announcer
 from vconfs.files.tree import Access, pty_link
-from vconfs.guest.port import Opener, Port
+from vconfs.guest.opener import Opener
+from vconfs.guest.port import Port
 from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import Pipe
 from vconfs.system.processes import process_of

@@ -43,7 +43,8 @@ from attrs import define, evolve, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.files.names import port_file
-from vconfs.guest.port import Opener, Port
+from vconfs.guest.opener import Opener
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
 

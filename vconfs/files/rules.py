@@ -25,7 +25,7 @@ from typing import Any, Final
 from attrs import evolve, field, frozen
 
 from vconfs.files.tree import Access
-from vconfs.guest.port import PortOptions
+from vconfs.guest.options import PortOptions
 from vconfs.syntax.toml import place_in_array, place_of
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
 

@@ -11,7 +11,9 @@ up: it opens the device again whenever it is lost.
 
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
-from vconfs.guest.port import Opener, Port, PortOptions
+from vconfs.guest.opener import Opener
+from vconfs.guest.options import PortOptions
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 
 __all__ = [

@@ -43,6 +43,9 @@ class EmergencyLine:
         """Return True: a write always takes something."""
         return True
 
+    def want_room(self, port_id: int) -> None:
+        """Do nothing: there is always room."""
+
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send the first bytes of `data`; return how many."""
         some = memoryview(data)[:_HELPING]
@@ -68,5 +71,5 @@ class EmergencyLine:
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Do nothing: no data comes from the host."""
 
-    def refill(self, port: object) -> None:
+    def refill(self, port_id: int) -> None:
         """Do nothing: no data comes from the host."""

@@ -110,12 +110,11 @@ class _Channel:
             port.set_connected(True)
             port.feed(memoryview(data))
 
+    @property
     def has_room(self) -> bool:
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        room = any(mask & select.POLLOUT for _, mask in poll.poll(0))
-        self.polled = self.polled or not room
-        return room
+        return any(mask & select.POLLOUT for _, mask in poll.poll(0))
 
     def write(self, data: Buffer) -> int:
         """Write as much as fits; raise trio.WouldBlock if nothing does."""
@@ -215,7 +214,13 @@ class KernelPorts:
     def has_room(self, port_id: int) -> bool:
         """True if a write of this port would take something."""
         channel = self._channels.get(port_id)
-        return channel is not None and channel.has_room()
+        return channel is not None and channel.has_room
+
+    def want_room(self, port_id: int) -> None:
+        """If a write of this port would take nothing, notify its pollers when one would."""
+        channel = self._channels.get(port_id)
+        if channel is not None and not channel.has_room:
+            channel.polled = True
 
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Write to the kernel's port; return how many bytes. Raise OSError or trio.WouldBlock."""
@@ -244,10 +249,10 @@ class KernelPorts:
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Do nothing; never called, because the kernel keeps what is not read."""
 
-    def refill(self, port: Port) -> None:
+    def refill(self, port_id: int) -> None:
         """Read more from the kernel: the port has space again."""
-        if port.id in self._channels:
-            self._channels[port.id].fetch()
+        if port_id in self._channels:
+            self._channels[port_id].fetch()
 
     # --- helpers --------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
-from typing import Any, ClassVar, Final
+from typing import Final, TypeAlias, assert_never
 
 import trio
 
@@ -22,9 +22,19 @@ from vconfs.system.tasks import PORTION
 
 #: A received buffer of at least this many bytes stays in place until it is read, not copied.
 _WORTH_HOLDING: Final = 1 << 16
+#: What changes a port that is there.
+_Change: TypeAlias = (
+    events.PortOpened
+    | events.PortNamed
+    | events.ConsolePort
+    | events.CacheSet
+    | events.Throttled
+    | events.LimitSet
+    | events.Resized
+)
 
 
-class Driver(LinkEnd[Port]):
+class Driver(LinkEnd[Port, Guest]):
     """The guest end of one link: connects the ports of a manager to it until the link is lost."""
 
     peer = "device"
@@ -49,7 +59,6 @@ class Driver(LinkEnd[Port]):
         #: Ports with new data, in order, whose readers are not woken yet.
         self._fed: dict[Port, None] = {}
         self._manager = manager
-        self._end = end
 
     def start(self) -> None:
         """Start the device: learn its ports and ask for their names."""
@@ -67,13 +76,13 @@ class Driver(LinkEnd[Port]):
 
     def _let_console_speak(self) -> None:
         """Accept output of a console that an earlier device had, until its port is added."""
-        port = self._manager.ports.get(CONSOLE)
+        port = self._ports.get(CONSOLE)
         line = EmergencyLine(self._link, self._end)
         if port is not None and port.console and line.works:
             port.use_emergency_line(line)
 
     def _detach_ports(self) -> None:
-        self._leaving.extend(self._manager.ports.values())
+        self._leaving.extend(self._ports.values())
         self._detach_some()
 
     def _detach_some(self) -> None:
@@ -126,10 +135,15 @@ class Driver(LinkEnd[Port]):
     def _tell_room(self) -> None:
         if not self._without_room:
             return
-        for port_id in [port_id for port_id in self._without_room if self.has_room(port_id)]:
+        found = []
+        for port_id in self._without_room:
+            self.want_room(port_id)
+            if self.has_room(port_id):
+                found.append(port_id)
+        for port_id in found:
             self._without_room.discard(port_id)
-            if port_id in self._manager.ports:
-                self._manager.ports[port_id].room_came()
+            if port_id in self._ports:
+                self._ports[port_id].room_came()
 
     @property
     def tells_all_ports(self) -> bool:
@@ -155,7 +169,7 @@ class Driver(LinkEnd[Port]):
         """Handle some config space events; handle the rest after other tasks have had a turn."""
         for _ in range(min(PORTION, len(self._coming))):
             event = self._coming.popleft()
-            self.handlers[type(event)](self, event)
+            self._handle(event)
         if self._coming:
             trio.lowlevel.current_trio_token().run_sync_soon(self._go_on, idempotent=True)
             return
@@ -173,24 +187,27 @@ class Driver(LinkEnd[Port]):
     # --- called by the ports --------------------------------------------------------------
 
     def has_room(self, port_id: int) -> bool:
-        """True if a write of this port would take something. If not, tell it when one would."""
-        room = self._sender.has_room(port_id) or (
+        """True if a write of this port would take something, as far as is known."""
+        return self._sender.has_room(port_id) or (
             self.throttles and self._sender.can_deposit(port_id)
         )
-        if not room:
+
+    def want_room(self, port_id: int) -> None:
+        """Look for room for this port. If there is none, notify its pollers when there is."""
+        self._sender.find_room(port_id)
+        if not self.has_room(port_id):
             self._without_room.add(port_id)
             self._link.want_room(self._end.data_queue(port_id))
-        return room
 
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """See `Sender.send_nowait`; if not all was sent, tell the port when there is room again."""
         try:
             sent = self._sender.send_nowait(port_id, data)
         except trio.WouldBlock:
-            self.has_room(port_id)
+            self.want_room(port_id)
             raise
         if sent < len(data):
-            self.has_room(port_id)
+            self.want_room(port_id)
         self._tell_room()
         return sent
 
@@ -209,15 +226,50 @@ class Driver(LinkEnd[Port]):
 
     # --- events ---------------------------------------------------------------------------
 
-    def _port(self, event: Any) -> Port | None:
-        port = self._manager.ports.get(event.id)
-        if port is None and event.id not in self._removed_ids:
-            self._manager.ignore(event.id, f"{type(event).__name__} for unknown port {event.id}")
-        return port
+    def _handle(self, event: Event) -> None:
+        match event:
+            case events.Data():
+                if port := self._find(event.id, event):
+                    self._put(port, event.data)
+            case events.PortAdded():
+                self._added(event.id)
+            case events.PortRemoved():
+                self._removed(event.id)
+            case events.NameStale():
+                self._sender.post(self._end.port_ready(event.id))
+            case events.Ignored():
+                self._manager.ignore(event.id, event.reason)
+            case events.NameAsked() | events.PortReady() | events.DeviceReady():
+                raise AssertionError(f"the guest's end of a dialect gave {event}")
+            case _:
+                if port := self._find(event.id, event):
+                    self._changed(port, event)
 
-    def _data(self, event: events.Data) -> None:
-        if port := self._port(event):
-            self._put(port, event.data)
+    def _changed(self, port: Port, event: _Change) -> None:
+        match event:
+            case events.PortOpened():
+                self._opened_by_peer(port, event.opened)
+            case events.PortNamed():
+                self._manager.rename(port, event.name)
+            case events.ConsolePort():
+                port.become_console()
+            case events.CacheSet():
+                port.host_cache = event.cache
+            case events.Throttled():
+                port.set_throttled(event.throttled)
+            case events.LimitSet():
+                port.set_limit(event.limit)
+            case events.Resized():
+                port.resize(event.cols, event.rows)
+            case _:
+                assert_never(event)
+
+    def _find(self, port_id: int, event: Event) -> Port | None:
+        """Return the port that an event is about, or None if there is no such port."""
+        port = self._ports.get(port_id)
+        if port is None and port_id not in self._removed_ids:
+            self._manager.ignore(port_id, f"{type(event).__name__} for unknown port {port_id}")
+        return port
 
     def _put(self, port: Port, data: memoryview) -> None:
         give_back = None
@@ -231,76 +283,24 @@ class Driver(LinkEnd[Port]):
         for port in fed:
             port.fed()
 
-    def _added(self, event: events.PortAdded) -> None:
-        self._removed_ids.discard(event.id)
-        port = self._manager.add(event.id)
-        ready = partial(self._sender.post, self._end.port_ready(event.id))
+    def _added(self, port_id: int) -> None:
+        self._removed_ids.discard(port_id)
+        port = self._manager.add(port_id)
+        ready = partial(self._sender.post, self._end.port_ready(port_id))
         if port.attached:
             ready()
         else:
             port.attach(self, ready)
 
-    def _removed(self, event: events.PortRemoved) -> None:
-        if event.id in self._manager.ports:  # v8's config space reports gaps again
-            self._take_last(event.id)
-            self._manager.ports[event.id].counters.dropped += self._sender.forget(event.id)
-            self._manager.remove(event.id)
-            self._removed_ids.add(event.id)
-
-    def _opened(self, event: events.PortOpened) -> None:
-        if port := self._port(event):
-            self._opened_by_peer(port, event.opened)
+    def _removed(self, port_id: int) -> None:
+        if port_id in self._ports:  # v8's config space reports gaps again
+            self._take_last(port_id)
+            self._ports[port_id].counters.dropped += self._sender.forget(port_id)
+            self._manager.remove(port_id)
+            self._removed_ids.add(port_id)
 
     def _set_connected(self, port: Port, connected: bool) -> None:
         port.set_connected(connected)
-
-    def _named(self, event: events.PortNamed) -> None:
-        if port := self._port(event):
-            self._manager.rename(port, event.name)
-
-    def _name_stale(self, event: events.NameStale) -> None:
-        self._sender.post(self._end.port_ready(event.id))
-
-    def _console(self, event: events.ConsolePort) -> None:
-        if port := self._port(event):
-            port.become_console()
-
-    def _cache(self, event: events.CacheSet) -> None:
-        if port := self._port(event):
-            port.host_cache = event.cache
-
-    def _throttled(self, event: events.Throttled) -> None:
-        if port := self._port(event):
-            port.set_throttled(event.throttled)
-
-    def _limit(self, event: events.LimitSet) -> None:
-        if port := self._port(event):
-            port.set_limit(event.limit)
-
-    def _resized(self, event: events.Resized) -> None:
-        if port := self._port(event):
-            port.resize(event.cols, event.rows)
-
-    def _ignored(self, event: events.Ignored) -> None:
-        self._manager.ignore(event.id, event.reason)
-
-    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]] = {
-        events.Data: _data,
-        events.PortAdded: _added,
-        events.PortRemoved: _removed,
-        events.PortOpened: _opened,
-        events.PortNamed: _named,
-        events.NameStale: _name_stale,
-        events.ConsolePort: _console,
-        events.CacheSet: _cache,
-        events.Throttled: _throttled,
-        events.LimitSet: _limit,
-        events.Resized: _resized,
-        events.Ignored: _ignored,
-        events.NameAsked: LinkEnd._unexpected,
-        events.PortReady: LinkEnd._unexpected,
-        events.DeviceReady: LinkEnd._unexpected,
-    }
 
 
 @asynccontextmanager

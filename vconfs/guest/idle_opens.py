@@ -11,7 +11,8 @@ from typing import Final
 
 import trio
 
-from vconfs.guest.port import Opener, Port
+from vconfs.guest.opener import Opener
+from vconfs.guest.port import Port
 
 #: Seconds after which the host is told that a port is open, even if it is unused.
 IDLE_SECONDS: Final = 0.1

@@ -13,7 +13,8 @@ from typing import Final, Protocol
 import trio
 from attrs import define, field
 
-from vconfs.guest.port import Port, PortOptions
+from vconfs.guest.options import PortOptions
+from vconfs.guest.port import Port
 from vconfs.system.log_once import LogOnce
 from vconfs.system.tasks import PORTION
 

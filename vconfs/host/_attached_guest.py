@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final
+from typing import Final, assert_never
 
 from vconfs.host.port import HostPort
 from vconfs.link.end import LinkEnd
 from vconfs.link.link import Link
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
-from vconfs.protocol.events import Buffer
+from vconfs.protocol.events import Buffer, Event
 from vconfs.system.log_once import LogOnce
 
 log: Final = logging.getLogger(__name__)
 
 
-class AttachedGuest(LinkEnd[HostPort]):
+class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     """Joins the ports of a host to one guest, until the guest is lost.
 
     Nothing is sent about a port until the guest has taken it up (by asking for its name in v8, by
@@ -37,7 +37,6 @@ class AttachedGuest(LinkEnd[HostPort]):
         super().__init__(link, end, ports)
         #: How many messages came that the guest may not send.
         self.ignored: int = 0
-        self._end = end
         self._announce_config = announce_config
         self._introduced: set[int] = set()
         #: Ports that were removed. What the guest sent before it learned of that may still arrive.
@@ -146,38 +145,68 @@ class AttachedGuest(LinkEnd[HostPort]):
             post(end.buffer_limit(port_id, port.limit))
         port.attach(self)
 
-    def _port(self, event: Any) -> HostPort | None:
-        port = self._ports.get(event.id)
-        if port is None or event.id not in self._introduced:
-            if event.id not in self._removed:
-                self._ignore(f"{type(event).__name__} for port {event.id}, which the guest has not")
+    def _handle(self, event: Event) -> None:
+        match event:
+            case events.Data():
+                if port := self._find(event.id, event):
+                    port.feed(event.data, event.size)
+            case events.DeviceReady():
+                if event.ready:
+                    self._add_all()
+            case events.PortReady():
+                self._port_ready(event.id, event.ready)
+            case events.NameAsked():
+                self._name_asked(event.id)
+            case events.PortOpened():
+                if port := self._find(event.id, event):
+                    self._opened_by_peer(port, event.opened)
+            case events.Throttled():
+                if port := self._find(event.id, event):
+                    port.set_guest_throttled(event.throttled)
+            case events.Ignored():
+                self._ignore(event.reason)
+            case (
+                events.PortAdded()
+                | events.PortRemoved()
+                | events.PortNamed()
+                | events.NameStale()
+                | events.ConsolePort()
+                | events.CacheSet()
+                | events.LimitSet()
+                | events.Resized()
+            ):
+                raise AssertionError(f"the host's end of a dialect gave {event}")
+            case _:
+                assert_never(event)
+
+    def _find(self, port_id: int, event: Event) -> HostPort | None:
+        """Return the port that an event is about, or None if the guest has no such port."""
+        port = self._ports.get(port_id)
+        if port is None or port_id not in self._introduced:
+            if port_id not in self._removed:
+                self._ignore(f"{type(event).__name__} for port {port_id}, which the guest has not")
             return None
         return port
 
-    def _data(self, event: events.Data) -> None:
-        if port := self._port(event):
-            port.feed(event.data, event.size)
+    def _add_all(self) -> None:
+        for port_id in sorted(self._ports):
+            self._sender.post(self._end.port_add(port_id))
 
-    def _ready(self, event: events.DeviceReady) -> None:
-        if event.ready:
-            for port_id in sorted(self._ports):
-                self._sender.post(self._end.port_add(port_id))
-
-    def _port_ready(self, event: events.PortReady) -> None:
-        port = self._ports.get(event.id)
-        if port is None and event.id in self._removed:
+    def _port_ready(self, port_id: int, ready: bool) -> None:
+        port = self._ports.get(port_id)
+        if port is None and port_id in self._removed:
             return
         if port is None:
-            self._ignore(f"PORT_READY for port {event.id}, which is not there")
-        elif event.ready:
+            self._ignore(f"PORT_READY for port {port_id}, which is not there")
+        elif ready:
             self._tell_name(port)
 
-    def _name_asked(self, event: events.NameAsked) -> None:
-        port = self._ports.get(event.id)
+    def _name_asked(self, port_id: int) -> None:
+        port = self._ports.get(port_id)
         if port is None:
-            self._sender.post(self._end.port_remove(event.id))  # a gap in the ids
-            if event.id < self.max_ports:
-                self._removed.add(event.id)
+            self._sender.post(self._end.port_remove(port_id))  # a gap in the ids
+            if port_id < self.max_ports:
+                self._removed.add(port_id)
         else:
             self._tell_name(port)
 
@@ -186,38 +215,9 @@ class AttachedGuest(LinkEnd[HostPort]):
             self._sender.post(self._end.port_name(port.id, port.name))
         self._introduce(port)
 
-    def _opened(self, event: events.PortOpened) -> None:
-        if port := self._port(event):
-            self._opened_by_peer(port, event.opened)
-
     def _set_connected(self, port: HostPort, connected: bool) -> None:
         port.set_guest_connected(connected)
-
-    def _throttled(self, event: events.Throttled) -> None:
-        if port := self._port(event):
-            port.set_guest_throttled(event.throttled)
-
-    def _ignored(self, event: events.Ignored) -> None:
-        self._ignore(event.reason)
 
     def _ignore(self, reason: str) -> None:
         self.ignored += 1
         self._trouble.warning(reason, "guest: %s", reason)
-
-    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]] = {
-        events.Data: _data,
-        events.DeviceReady: _ready,
-        events.PortReady: _port_ready,
-        events.NameAsked: _name_asked,
-        events.PortOpened: _opened,
-        events.Throttled: _throttled,
-        events.Ignored: _ignored,
-        events.PortAdded: LinkEnd._unexpected,
-        events.PortRemoved: LinkEnd._unexpected,
-        events.PortNamed: LinkEnd._unexpected,
-        events.NameStale: LinkEnd._unexpected,
-        events.ConsolePort: LinkEnd._unexpected,
-        events.CacheSet: LinkEnd._unexpected,
-        events.LimitSet: LinkEnd._unexpected,
-        events.Resized: LinkEnd._unexpected,
-    }

@@ -68,7 +68,7 @@ class HostPortLine(Protocol):
     def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
     def open_port(self, port_id: int, opened: bool) -> None: ...  # noqa: D102
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
-    def refill(self, port: HostPort) -> None: ...  # noqa: D102
+    def refill(self, port_id: int) -> None: ...  # noqa: D102
 
 
 @define
@@ -449,7 +449,7 @@ class HostPort:
 
     def _refill(self) -> None:
         if (line := self._line) is not None and not line.throttles:
-            line.refill(self)
+            line.refill(self.id)
 
     def _tell_throttle(self) -> None:
         wanted, line = self.throttled_by_hand or self._holding or self._full, self._line

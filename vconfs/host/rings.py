@@ -55,6 +55,10 @@ class _Offered:
             self.bytes += chain.writable_length
             self._parts += chain.parts
 
+    def room(self, header_size: int) -> int:
+        """Return how many bytes of data fit in these buffers."""
+        return self.bytes - header_size * len(self.chains)
+
     def fill(self, header: bytes, data: Buffer) -> int:
         """Fill the next buffer and push it; return its head."""
         chain = self.chains.popleft()
@@ -168,22 +172,33 @@ class DeviceLink(Link):
 
     def room_for(self, queue: int, header_size: int) -> int:
         """See `Link.room_for`."""
-        offered = self._collect(queue)
-        return offered.bytes - header_size * len(offered.chains) if offered is not None else 0
+        offered = self._offered.get(queue)
+        return 0 if offered is None or self._dead else offered.room(header_size)
 
-    def capacity(self, queue: int, wanted: int | None = None) -> int:
+    def find_room(self, queue: int, header_size: int) -> int:
+        """See `Link.find_room`."""
+        self._collect(queue)
+        offered = self._offered.get(queue)
+        return 0 if offered is None or self._dead else offered.room(header_size)
+
+    def capacity(self, queue: int) -> int:
         """See `Link.capacity`."""
         offered = self._offered.get(queue)
-        if offered is None or not offered.chains:
-            offered = self._collect(queue)
         if offered is None or not offered.chains or self._dead:
             return 0
         return offered.chains[0].writable_length
 
-    def want_room(self, queue: int) -> bool:
-        """See `Link.want_room`."""
+    def find_buffer(self, queue: int, wanted: int) -> int:
+        """See `Link.find_buffer`."""
         offered = self._offered.get(queue)
-        return offered is not None and offered.ring.request_kicks()
+        if offered is not None and not offered.chains:
+            self._collect(queue)
+        return self.capacity(queue)
+
+    def want_room(self, queue: int) -> None:
+        """See `Link.want_room`."""
+        if (offered := self._offered.get(queue)) is not None:
+            offered.ring.request_kicks()
 
     def send(
         self,
@@ -271,24 +286,20 @@ class DeviceLink(Link):
         awaited = self._awaited[queue]
         self._seen += [awaited.pop(head) for head in self._queues[queue].returned()]
 
-    def _collect(self, queue: int) -> _Offered | None:
-        """Take more empty buffers of the guest; ask for a kick if there are none.
-
-        Return None if the queue is stopped or the guest is lost.
-        """
+    def _collect(self, queue: int) -> None:
+        """Take more empty buffers of the guest; ask for a kick if there are none."""
         offered = self._offered.get(queue)
         if offered is None or self._dead:
-            return None
+            return
         try:
             offered.collect(self._header_size, self._effort)
             if not offered.chains and offered.ring.request_kicks():
                 offered.collect(self._header_size, self._effort)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
-            return None
+            return
         if not offered.chains and self._effort.is_spent:
             self._put_off[queue] = None
-        return offered
 
     def _go_on(self) -> None:
         """Do the work that was too much for the last turn."""

@@ -143,9 +143,18 @@ class Sender:
             self._link.owner.lost("the peer takes no control messages")
 
     def has_room(self, port_id: int) -> bool:
-        """True if `send_nowait` would take data for this port."""
+        """True if `send_nowait` would take data for this port, as far as is known.
+
+        See `find_room`.
+        """
         queue = self._end.data_queue(port_id)
-        return not self._turns.get(queue) and self._room(queue) > 0
+        if self._turns.get(queue) or not self._may_send_data(queue):
+            return False
+        return self._link.room_for(queue, self._end.header_size) > 0
+
+    def find_room(self, port_id: int) -> None:
+        """Look for buffers that have become free, for `has_room`."""
+        self._find_room(self._end.data_queue(port_id))
 
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for, and return its size.
@@ -155,7 +164,7 @@ class Sender:
         queue = self._end.data_queue(port_id)
         if self._turns.get(queue):
             self._take_turns(queue)
-        room = self._room(queue)
+        room = self._find_room(queue)
         if not room or port_id in self._deposits:
             raise trio.WouldBlock
         return self._put(queue, port_id, data, room)
@@ -279,11 +288,15 @@ class Sender:
             }
         )
 
-    def _room(self, queue: int) -> int:
-        """Return how many bytes of data can be sent now, whichever port's turn it is."""
-        if self._closed or self._backlog.get(queue):
+    def _may_send_data(self, queue: int) -> bool:
+        """True if no control messages wait for room on `queue`, which would go first."""
+        return not self._closed and not self._backlog.get(queue)
+
+    def _find_room(self, queue: int) -> int:
+        """Look for free buffers; return how much data fits, whichever port's turn it is."""
+        if not self._may_send_data(queue):
             return 0
-        return self._link.room_for(queue, self._end.header_size)
+        return self._link.find_room(queue, self._end.header_size)
 
     def _take_turns(self, queue: int) -> None:
         """Send one share of each entry in the queue, in order, as long as there is room."""
@@ -295,7 +308,7 @@ class Sender:
                 return
             if isinstance(turns[0], _Source):
                 self._link.want_room(queue)  # before the peer can make room
-            room = self._room(queue)
+            room = self._find_room(queue)
             if not room or not turns:
                 return
             self._serve(queue, turns.popleft(), room)
@@ -343,7 +356,7 @@ class Sender:
     def _send_backlog(self, queue: int) -> None:
         backlog = self._backlog[queue]
         sent = False
-        while backlog and (capacity := self._link.capacity(queue, len(backlog[0].data))) > 0:
+        while backlog and (capacity := self._link.find_buffer(queue, len(backlog[0].data))) > 0:
             posted = backlog.popleft()
             self._backlog_size -= _cost(posted.data)
             if len(posted.data) > capacity:

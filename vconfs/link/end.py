@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
 import trio
 
@@ -49,26 +49,25 @@ class EndPort(Protocol):
 
 
 P = TypeVar("P", bound=EndPort)
+E = TypeVar("E", bound=End)
 
 
-class LinkEnd(ABC, Generic[P]):
+class LinkEnd(ABC, Generic[P, E]):
     """One end of a link, which connects ports to it until the link is lost."""
 
     #: The name of the other side in the log.
     peer: ClassVar[str]
     #: The word before a port's number in the log.
     port_word: ClassVar[str]
-    #: The handler of each class of event.
-    handlers: ClassVar[Mapping[type, Callable[[Any, Any], None]]]
 
-    def __init__(self, link: Link, end: End, ports: Mapping[int, P]) -> None:
+    def __init__(self, link: Link, end: E, ports: Mapping[int, P]) -> None:
         self.throttles: bool = end.throttles
         #: Why the link was lost. Empty if it was not lost, or was ended by `stop`.
         self.reason: str = ""
         #: Set when nothing more will come.
         self.stopped: trio.Event = trio.Event()
         self._link = link
-        self._dialect = end
+        self._end = end
         self._ports = ports
         #: The number of requests to stop sending that the other side has not seen yet.
         self._unseen = 0
@@ -129,6 +128,10 @@ class LinkEnd(ABC, Generic[P]):
         """Notify the ports that they have no other side any more."""
 
     @abstractmethod
+    def _handle(self, event: Event) -> None:
+        """Act on an event of the dialect."""
+
+    @abstractmethod
     def _set_connected(self, port: P, connected: bool) -> None:
         """Notify a port that the other side opened or closed it."""
 
@@ -150,13 +153,13 @@ class LinkEnd(ABC, Generic[P]):
 
         Return True if the turn is over.
         """
-        link, receive, handlers = self._link, self._dialect.receive, self.handlers
+        link, receive, handle = self._link, self._end.receive, self._handle
         more = False
         for _ in range(_TURN):
             if (buffer := link.receive(queue)) is None:
                 break
             event = receive(queue, buffer)
-            handlers[type(event)](self, event)
+            handle(event)
             if self._unseen and isinstance(event, Data):
                 link.withhold(queue)
             else:
@@ -202,7 +205,7 @@ class LinkEnd(ABC, Generic[P]):
 
     def open_port(self, port_id: int, opened: bool) -> None:
         """Send the message that the port was opened or closed here."""
-        self._sender.post(self._dialect.port_open(port_id, opened), behind=port_id)
+        self._sender.post(self._end.port_open(port_id, opened), behind=port_id)
 
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Ask the other side to stop sending to the port, or to resume.
@@ -211,7 +214,7 @@ class LinkEnd(ABC, Generic[P]):
         buffers are not given back. Those of control messages are, so that two ends that throttle
         each other do not block.
         """
-        message = self._dialect.throttle(port_id, on)
+        message = self._end.throttle(port_id, on)
         if message is None or not on:
             self._sender.post(message)
             return
@@ -221,20 +224,20 @@ class LinkEnd(ABC, Generic[P]):
             self._unseen -= 1
             seen()
             if not self._unseen:
-                self._link.release(self._dialect.receive_queue(port_id))
+                self._link.release(self._end.receive_queue(port_id))
 
         self._sender.post(message, seen=seen_by_peer)
 
-    def refill(self, port: P) -> None:
+    def refill(self, port_id: int) -> None:
         """Fetch what the port's own queue holds: the port has space again (virtio1)."""
         if not self.throttles:
-            self.received(self._dialect.receive_queue(port.id))
+            self.received(self._end.receive_queue(port_id))
 
     # --- where each port has its own queue (virtio1) --------------------------------------
 
     def _port_of(self, queue: int) -> P | None:
         """Return the port that has `queue` to itself, and holds it back when full, or None."""
-        port_id = None if self.throttles else self._dialect.port_of(queue)
+        port_id = None if self.throttles else self._end.port_of(queue)
         return None if port_id is None else self._ports.get(port_id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:
@@ -242,13 +245,15 @@ class LinkEnd(ABC, Generic[P]):
         if port.id in self._hanging_up:  # a new connection: the old one ends here
             self._hanging_up.discard(port.id)
             self._set_connected(port, False)
-        if not opened and self._is_behind(port):
+        if not opened:
+            self.refill(port.id)  # data sent before the hang-up
+        if not opened and not self.throttles and self._has_more(port):
             self._hanging_up.add(port.id)
         else:
             self._set_connected(port, opened)
 
     def _has_queue(self, port_id: int) -> bool:
-        return self._dialect.receive_queue(port_id) < self._dialect.queues
+        return self._end.receive_queue(port_id) < self._end.queues
 
     def _take_last(self, port_id: int) -> None:
         """Fetch all data sent to a port that goes, however full it is.
@@ -258,13 +263,13 @@ class LinkEnd(ABC, Generic[P]):
         self._hanging_up.discard(port_id)
         if not self.throttles:
             with self._link.taking_last():
-                self._take_all(self._dialect.receive_queue(port_id))
+                self._take_all(self._end.receive_queue(port_id))
 
     def _take_rest(self) -> None:
         """Fetch all data that was sent to our ports: the other side had accepted it."""
         with self._link.taking_last():
             for queue in {
-                self._dialect.receive_queue(port_id)
+                self._end.receive_queue(port_id)
                 for port_id in self._ports
                 if self._has_queue(port_id)
             }:
@@ -275,15 +280,7 @@ class LinkEnd(ABC, Generic[P]):
             if not self._take(queue, None):
                 return
 
-    def _is_behind(self, port: P) -> bool:
-        """Fetch data sent before a hang-up. Return True if there may be more."""
-        if self.throttles:
-            return False
-        self.received(self._dialect.receive_queue(port.id))
-        return self._has_more(port)
 
     def _has_more(self, port: P) -> bool:
+        """True if the port's own queue may hold more than was fetched."""
         return not port.wants_data or self._link.is_spent
-
-    def _unexpected(self, event: Event) -> None:
-        raise AssertionError(f"this end of a dialect gave {event}")

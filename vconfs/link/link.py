@@ -75,23 +75,36 @@ class Link(ABC):
 
     @abstractmethod
     def room_for(self, queue: int, header_size: int) -> int:
-        """Return how many bytes of data, headers excluded, fit now in `queue`'s free buffers."""
+        """Return how many bytes of data, headers excluded, fit in `queue`'s free buffers.
+
+        This counts the buffers that are known to be free: see `find_room`.
+        """
 
     @abstractmethod
-    def capacity(self, queue: int, wanted: int | None = None) -> int:
-        """Return the size of the next buffer of `queue`, header included, or 0 if there is none.
+    def find_room(self, queue: int, header_size: int) -> int:
+        """Look for buffers that have become free, then return `room_for`.
 
-        A link without buffers has one if `wanted` bytes can be sent (by default, the most that a
-        buffer can have).
+        If there is no room, request a call of the owner's `room` when there is.
         """
 
-    def want_room(self, queue: int) -> bool:
+    @abstractmethod
+    def capacity(self, queue: int) -> int:
+        """Return the size of the next free buffer of `queue`, header included, or 0."""
+
+    @abstractmethod
+    def find_buffer(self, queue: int, wanted: int) -> int:
+        """Return `capacity`; if it is 0, look for buffers that have become free first.
+
+        A link without buffers has one if `wanted` bytes can be sent. If there is no buffer, request
+        a call of the owner's `room` when there is.
+        """
+
+    @abstractmethod
+    def want_room(self, queue: int) -> None:
         """Request a call of the owner's `room` when the next buffer can be sent.
 
-        Return True if it can be sent already. After a `room_for` or `capacity` that returned 0 this
-        is not needed.
+        After a `find_room` or `find_buffer` that returned 0 this is not needed.
         """
-        return False
 
     @abstractmethod
     def send(

@@ -175,14 +175,26 @@ class StreamLink(Link):
         """See `Link.room_for`."""
         return self._payload - header_size if self._has_room(0, self._reserve) else 0
 
-    def capacity(self, queue: int, wanted: int | None = None) -> int:
-        """See `Link.capacity`."""
-        return self._payload if self._has_room(_RESERVE, 0, wanted) else 0
+    def find_room(self, queue: int, header_size: int) -> int:
+        """See `Link.find_room`."""
+        room = self.room_for(queue, header_size)
+        self._room_wanted = self._room_wanted or not room
+        return room
 
-    def want_room(self, queue: int) -> bool:
+    def capacity(self, queue: int) -> int:
+        """See `Link.capacity`."""
+        return self._payload if self._has_room(_RESERVE, 0) else 0
+
+    def find_buffer(self, queue: int, wanted: int) -> int:
+        """See `Link.find_buffer`."""
+        if self._has_room(_RESERVE, 0, wanted):
+            return self._payload
+        self._room_wanted = True
+        return 0
+
+    def want_room(self, queue: int) -> None:
         """See `Link.want_room`."""
         self._room_wanted = True
-        return self._has_room(0, self._reserve)
 
     def send(
         self,
@@ -347,20 +359,13 @@ class StreamLink(Link):
         self._lost = await self._wire.end()
 
     def _has_room(self, more_waiting: int, reserve: int, wanted: int | None = None) -> bool:
-        """Return True if `wanted` bytes, or by default the largest payload, can be sent.
-
-        If not, the owner's `room` is called later.
-        """
-        connection, waiting = self._connection, self._outbox.size
+        """True if `wanted` bytes, or by default the largest payload, can be sent."""
         payload = self._payload if wanted is None else min(wanted, self._payload)
-        room = (
+        return (
             not self._dead
-            and waiting < _WAITING_MAX + more_waiting
-            and connection.free - HEADER.size - reserve >= payload
+            and self._outbox.size < _WAITING_MAX + more_waiting
+            and self._connection.free - HEADER.size - reserve >= payload
         )
-        if not room:
-            self._room_wanted = True
-        return room
 
     def _tell_room(self) -> None:
         if self._config_due is not None:
@@ -370,7 +375,11 @@ class StreamLink(Link):
             self.owner.room(OUTPUT if self._receives == INPUT else INPUT)
 
     def _send_config(self) -> None:
-        if self._config_due is not None and self._has_room(_RESERVE, 0):
+        if self._config_due is None:
+            return
+        if not self._has_room(_RESERVE, 0):
+            self._room_wanted = True
+        else:
             self._fresh.append(OutgoingFrame(self._connection.config(self._config_due)))
             self._config_due = None
             self.flush(INPUT)

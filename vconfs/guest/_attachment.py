@@ -1,0 +1,90 @@
+"""What a port's inbox and outbox share: its line to the host, and its state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from attrs import define, field
+
+from vconfs.guest._port_states import FIRST, Event, State
+from vconfs.guest.options import PortOptions
+from vconfs.protocol.events import Buffer
+
+
+class PortLine(Protocol):
+    """A port's line to its host: the part of a connected device that ports use."""
+
+    #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
+    throttles: bool
+
+    #: Whether `open_port` can raise OSError: it is then called at the open, which fails with it.
+    can_refuse: bool
+
+    @property
+    def in_flight(self) -> int:
+        """The most bytes that may be under way when the host has seen the request to stop."""
+
+    def has_room(self, port_id: int) -> bool:
+        """True if a write would take something, as far as is known: see `want_room`."""
+
+    def want_room(self, port_id: int) -> None:
+        """Look for room to send. If there is none, call the port's `room_came` when there is."""
+
+    def send_nowait(self, port_id: int, data: Buffer) -> int: ...
+    def send_later(self, port_id: int, data: Buffer) -> int: ...
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...
+    def nudge(self, port_id: int) -> None: ...
+    def open_port(self, port_id: int, opened: bool) -> None: ...
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...
+    def refill(self, port_id: int) -> None: ...
+
+
+@define
+class Counters:
+    """Counts of what went through a port, and of what was dropped by rule."""
+
+    bytes_in: int = 0
+    bytes_out: int = 0
+    dropped: int = 0  # bytes that were unread at the last close, or beyond the limit
+    ignored: int = 0  # messages that the host may not send
+    resets: int = 0  # times that the host went on sending after it was told to stop
+
+
+@define(eq=False)
+class Attachment:
+    """A port's attachment to its device and host."""
+
+    id: int
+    options: PortOptions
+    counters: Counters = field(init=False, factory=Counters)
+    state: State = field(init=False, default=FIRST)
+    #: The line to the host, if the port's device is there and has the port.
+    line: PortLine | None = field(init=False, default=None)
+    #: Takes the port's output: the line or, for a console while it has none, the emergency line.
+    way_out: PortLine | None = field(init=False, default=None)
+    #: True once the mount has ended: no call may wait any more.
+    shut: bool = field(init=False, default=False)
+
+    def happened(self, event: Event) -> bool:
+        """Go to the state that follows this event. Return True if it is another one."""
+        before = self.state
+        self.state = before.after.get(event, before)
+        return self.state is not before
+
+    def attach(self, line: PortLine) -> None:
+        """Use this line from now on."""
+        self.line = self.way_out = line
+        by_messages = line.throttles
+        self.happened(Event.ATTACHED_BY_MESSAGES if by_messages else Event.ATTACHED_BY_RING)
+
+    def use_emergency_line(self, line: PortLine) -> None:
+        """Send output by this line until the next `attach`."""
+        self.way_out = line
+        self.happened(Event.EMERGENCY_LINE)
+
+    def let_go(self, event: Event) -> PortLine | None:
+        """Use no line any more, because of this event; return the one that was used."""
+        line, self.line, self.way_out = self.line, None, None
+        self.happened(event)
+        return line
