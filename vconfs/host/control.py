@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeAlias
+from collections.abc import Callable
+from typing import Final, TypeAlias, assert_never
 
 import trio
 
@@ -26,6 +26,10 @@ _BACKLOG: Final = 128
 _CHUNK: Final = 1 << 16
 #: Only the owner of the host end may control it.
 _MODE: Final = 0o600
+#: The requests that change one port at once.
+_Change: TypeAlias = (
+    control.Rename | control.Throttle | control.Limit | control.Cache | control.Resize
+)
 
 
 def control_path(path: str) -> str:
@@ -90,7 +94,7 @@ class _Client:
     async def _reply(self, line: bytes) -> bytes:
         try:
             request = control.parse_request(line)
-            ports = await _ACTIONS[type(request)](self._host, request)
+            ports = await _carry_out(self._host, request)
         except (RemoteProtocolError, VconfsError, ValueError) as error:
             return control.encode_error(str(error))
         return control.encode_ports([describe(port) for port in ports])
@@ -99,54 +103,45 @@ class _Client:
 # --- what the requests do -----------------------------------------------------------------
 
 
-_Action: TypeAlias = Callable[[Host, Any], Awaitable[list[HostPort]]]
+async def _carry_out(host: Host, request: control.Request) -> list[HostPort]:
+    """Carry out a request; return the ports to show."""
+    match request:
+        case control.List():
+            return [host.ports[port_id] for port_id in sorted(host.ports)]
+        case control.Add():
+            return [await host.add(parse_port(request.spec))]
+        case control.Remove():
+            await host.remove_when_drained(_find(host, request.port).id)
+            return []
+        case control.Disconnect():
+            port = _find(host, request.port)
+            await host.disconnect_when_drained(port.id)
+            return [port]
+        case _:
+            port = _find(host, request.port)
+            _change(host, port.id, request)
+            return [port]
 
 
-async def _list(host: Host, request: control.List) -> list[HostPort]:
-    return [host.ports[port_id] for port_id in sorted(host.ports)]
-
-
-async def _add(host: Host, request: control.Add) -> list[HostPort]:
-    return [await host.add(parse_port(request.spec))]
-
-
-async def _remove(host: Host, request: control.Remove) -> list[HostPort]:
-    await host.remove_when_drained(_find(host, request.port).id)
-    return []
-
-
-async def _disconnect(host: Host, request: control.Disconnect) -> list[HostPort]:
-    port = _find(host, request.port)
-    await host.disconnect_when_drained(port.id)
-    return [port]
-
-
-def _change(apply: Callable[[Host, int, Any], None]) -> _Action:
-    """Return the action of a request that changes one port at once."""
-
-    async def act(host: Host, request: Any) -> list[HostPort]:
-        port = _find(host, request.port)
-        apply(host, port.id, request)
-        return [port]
-
-    return act
+def _change(host: Host, port_id: int, request: _Change) -> None:
+    """Change a port at once."""
+    match request:
+        case control.Rename():
+            host.rename(port_id, os.fsencode(request.name))
+        case control.Throttle():
+            host.throttle(port_id, request.on)
+        case control.Limit():
+            host.configure(port_id, limit=request.mib)
+        case control.Cache():
+            host.configure(port_id, cache=request.on)
+        case control.Resize():
+            host.resize(port_id, request.cols, request.rows)
+        case _:
+            assert_never(request)
 
 
 def _find(host: Host, port: int | str) -> HostPort:
     return host.find(port if isinstance(port, int) else os.fsencode(port))
-
-
-_ACTIONS: Final[Mapping[type[control.Request], _Action]] = {
-    control.List: _list,
-    control.Add: _add,
-    control.Remove: _remove,
-    control.Rename: _change(lambda host, port_id, it: host.rename(port_id, os.fsencode(it.name))),
-    control.Throttle: _change(lambda host, port_id, it: host.throttle(port_id, it.on)),
-    control.Limit: _change(lambda host, port_id, it: host.configure(port_id, limit=it.mib)),
-    control.Cache: _change(lambda host, port_id, it: host.configure(port_id, cache=it.on)),
-    control.Resize: _change(lambda host, port_id, it: host.resize(port_id, it.cols, it.rows)),
-    control.Disconnect: _disconnect,
-}
 
 
 def describe(port: HostPort) -> dict[str, object]:

@@ -36,8 +36,6 @@ class Host:
 
     def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
         self.ports: dict[int, HostPort] = {}
-        #: Columns and rows of the console on port 0; (0, 0) if unknown.
-        self.size: tuple[int, int] = (0, 0)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None
         self._nursery = nursery
@@ -162,8 +160,6 @@ class Host:
         if not (0 <= cols < 1 << 16 and 0 <= rows < 1 << 16):
             raise VconfsError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
         port.size = (cols, rows)
-        if port_id == 0:
-            self.size = port.size
         if self._guest is not None:
             self._guest.port_resized(port)
 
@@ -269,6 +265,11 @@ class Host:
     def dropped(self, port_id: int) -> int:
         """Return how many bytes of a port were dropped here; 0 if there is no such port."""
         return self.ports[port_id].counters.dropped if port_id in self.ports else 0
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Columns and rows of the console on port 0; (0, 0) if unknown."""
+        return self.ports[0].size if 0 in self.ports else (0, 0)
 
     # --- the guest ------------------------------------------------------------------------
 
