@@ -151,7 +151,11 @@ class Run:
         guest, host = self.guest, self.host
         assert guest.host_connected == host.connected
         assert host.guest_connected == self.told
-        assert guest.host_throttled == host.host_throttled == (host.throttled_by_hand or host._full)
+        assert (
+            guest.host_throttled
+            == host.host_throttled
+            == (host.throttled_by_hand or host._inbox._full)
+        )
         assert host.guest_throttled == guest.guest_throttled
         assert host.queued < HOST_LIMIT or host.host_throttled
         assert guest.queued < GUEST_LIMIT or guest.guest_throttled

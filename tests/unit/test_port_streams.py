@@ -279,7 +279,7 @@ async def test_a_flood_of_opens_that_nobody_accepts_costs_no_memory(joined: Join
     for _ in range(20_000):
         async with joined.open():
             pass
-    assert host_port._queue.marks < 1100
+    assert host_port._inbox.queue.marks < 1100
     async with joined.open() as guest:
         await guest.send_all(b"the last")
     received = [b""]

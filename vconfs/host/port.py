@@ -1,9 +1,6 @@
 """A port of the host end: the queue between the guest and a chardev, and its throttling.
 
-Guest data that the chardev has not taken waits here, up to the port's host limit; then the guest
-is told to stop (THROTTLE_PORT 1), and at half of the limit to go on: see link/throttle.py. It is
-also told to stop for as long as the port is throttled by hand (`throttle_by_hand`), however much
-is in the queue; what the chardev takes in that time changes nothing. In the other direction
+What the guest sends waits in the `HostInbox` until the chardev takes it. In the other direction
 nothing waits here: when the guest throttles the port or has no buffers, `send` waits, and so does
 the program behind the chardev.
 
@@ -13,25 +10,18 @@ nor put back), delivered or dropped; see draining.py.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final, Protocol
 
 import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.host._messages import UNDER_WAY, MessageQueue
+from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
+from vconfs.host._messages import MessageQueue
 from vconfs.host.chardev import Chardev
-from vconfs.link.byte_queue import MARK_COST, ByteQueue
 from vconfs.link.draining import DRAIN_TIME
-from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
-from vconfs.system.log_once import LogOnce
-
-log: Final = logging.getLogger(__name__)
-_trouble = LogOnce(log)
 
 DEFAULT_HOST_LIMIT = 1 << 20
 #: How many sessions (an open and a close of the guest) wait for a busy chardev at most.
@@ -54,46 +44,7 @@ class HostPortSpec:
     chardev_text: str = ""  # how the chardev was written
 
 
-class HostPortLine(Protocol):
-    """A port's way to the guest: the part of an attached guest that host ports use."""
-
-    throttles: bool
-
-    @property
-    def in_flight(self) -> int: ...  # noqa: D102
-
-    def send_nowait(self, port_id: int, data: Buffer) -> int: ...  # noqa: D102
-    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...  # noqa: D102
-    def nudge(self, port_id: int) -> None: ...  # noqa: D102
-    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None: ...  # noqa: D102
-    def open_port(self, port_id: int, opened: bool) -> None: ...  # noqa: D102
-    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...  # noqa: D102
-    def refill(self, port_id: int) -> None: ...  # noqa: D102
-
-
-@define
-class HostCounters:
-    """Counts what went through a port, and what was lost by rule."""
-
-    bytes_in: int = 0  # from the guest
-    bytes_out: int = 0  # to the guest
-    resets: int = 0  # how often the guest went on sending after it was told to stop
-    on_drop: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
-    _dropped: int = 0
-
-    @property
-    def dropped(self) -> int:
-        """Bytes that were lost by rule; adding to it calls `on_drop`."""
-        return self._dropped
-
-    @dropped.setter
-    def dropped(self, count: int) -> None:
-        more, self._dropped = count > self._dropped, count
-        if more:
-            self.on_drop()
-
-
-@define(eq=False, slots=True)
+@define(eq=False)
 class HostPort:
     """One port of the host end; it is the `PortSide` of its chardev."""
 
@@ -107,33 +58,23 @@ class HostPort:
 
     connected: bool = field(init=False, default=False)
     guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
-    throttled_by_hand: bool = field(init=False, default=False)  # by `Host.throttle`
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
-    #: How many bytes from the guest the far side has.
-    delivered_bytes: int = field(init=False, default=0)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
 
-    _throttle: Throttle = field(init=False, factory=Throttle)
-    _full: bool = field(init=False, default=False)  # until it is half empty again
+    _inbox: HostInbox = field(init=False)
     _guest_connected: bool = field(init=False, default=False)
     #: How often the guest has opened the port without the chardev having been told.
     _sessions: int = field(init=False, default=0)
-    _line: HostPortLine | None = field(init=False, default=None)
-    _queue: ByteQueue = field(init=False, factory=ByteQueue)
-    _messages: MessageQueue | None = field(init=False)
-    #: Bytes that the chardev has received and that are neither delivered nor back in the queue.
-    _in_hand: int = field(init=False, default=0)
     #: Bytes of the chardev that `send` has not sent yet.
     _unsent: int = field(init=False, default=0)
-    #: True if an ending has begun; if it tells the guest to stop; and if there is no `go_on`.
+    #: True if an ending has begun; and if there is no `go_on`.
     _ending: bool = field(init=False, default=False)
-    _holding: bool = field(init=False, default=False)
     _last: bool = field(init=False, default=False)
     #: True if the ending no longer listens to the far side.
     _deaf: bool = field(init=False, default=False)
@@ -143,7 +84,8 @@ class HostPort:
 
     def __attrs_post_init__(self) -> None:
         self.name, self.cache, self.limit = self.spec.name, self.spec.cache, self.spec.limit
-        self._messages = MessageQueue() if self.spec.chardev.keeps_boundaries else None
+        messages = MessageQueue() if self.spec.chardev.keeps_boundaries else None
+        self._inbox = HostInbox(self.id, self.spec.host_limit, self.counters, messages)
 
     @property
     def attached(self) -> bool:
@@ -158,24 +100,31 @@ class HostPort:
     @property
     def host_throttled(self) -> bool:
         """True if the guest was asked to stop sending."""
-        return self._throttle.on
+        return self._inbox.is_throttling
+
+    @property
+    def throttled_by_hand(self) -> bool:
+        """True if the guest is told to stop whatever is queued; see `throttle_by_hand`."""
+        return self._inbox.held_by_hand
 
     @property
     def queued(self) -> int:
         """Bytes that the chardev has not taken yet."""
-        return self._messages.size if self._messages else self._queue.size
+        return self._inbox.size
 
     @property
-    def _held_back(self) -> int:
-        """The size of what waits for the chardev as it counts towards the port's limit."""
-        return self._messages.cost if self._messages else self._queue.cost
+    def delivered_bytes(self) -> int:
+        """How many bytes from the guest the far side has."""
+        return self._inbox.delivered_bytes
 
     @property
     def wants_data(self) -> bool:
         """True if there is space for more from the guest (for links that throttle by rings)."""
-        return (
-            not (self.throttled_by_hand or self._holding) and self._held_back < self.spec.host_limit
-        )
+        return self._inbox.wants_data
+
+    @property
+    def _line(self) -> HostPortLine | None:
+        return self._inbox.line
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -193,9 +142,9 @@ class HostPort:
             self.connected = False
             if self._line is not None:
                 self._line.open_port(self.id, False)
-            self._drop_in_hand()
+            self._inbox.drop_in_hand()
             if not self.cache:
-                self._drop()
+                self._inbox.drop()
 
     def hang_up(self) -> None:
         """See `PortSide.hang_up`."""
@@ -211,51 +160,33 @@ class HostPort:
 
     async def receive(self, size: int = 1 << 16) -> bytes:
         """See `PortSide.receive`."""
-        self.delivered(self._in_hand)
-        while not self._queue.size and not self._queue.at_mark:
+        inbox = self._inbox
+        inbox.delivered(inbox.in_hand)
+        while not inbox.queue.size and not inbox.queue.at_mark:
             await self._arrived.park()
-        if self._queue.at_mark:
-            self._queue.take_mark()
-            self._took()
-            return b""
-        pieces = self._queue.take(size)
-        data = bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)
-        self._in_hand = len(data)
-        self._took()
-        return data
+        return inbox.take(size)
 
     async def receive_message(self) -> bytes:
         """See `PortSide.receive_message`."""
-        assert self._messages is not None, "the chardev did not say that it keeps boundaries"
-        self.delivered(self._in_hand)
-        while not self._messages.whole:
+        inbox, messages = self._inbox, self._inbox.messages
+        assert messages is not None, "the chardev did not say that it keeps boundaries"
+        inbox.delivered(inbox.in_hand)
+        while not messages.whole:
             await self._arrived.park()
-        message = self._messages.take()
-        self._in_hand = len(message)
-        self._took()
-        return message
+        return inbox.take_message()
 
     def delivered(self, size: int) -> None:
         """See `PortSide.delivered`."""
-        self._in_hand -= size
-        self.delivered_bytes += size
+        self._inbox.delivered(size)
 
     def lost(self, size: int) -> None:
         """See `PortSide.lost`."""
-        self.delivered_bytes -= size
+        self._inbox.delivered_bytes -= size
         self.counters.dropped += size
 
     def put_back(self, data: Buffer) -> None:
         """See `PortSide.put_back`."""
-        self._in_hand -= len(data)
-        self.delivered(self._in_hand)
-        if not len(data):
-            return
-        if self._messages is not None:
-            self._messages.put_back(bytes(data))
-        else:
-            self._queue.put_back(data)
-        self._throttle_when_full()
+        self._inbox.put_back(data)
 
     async def send(self, data: Buffer) -> None:
         """See `PortSide.send`."""
@@ -307,8 +238,8 @@ class HostPort:
         `last` means that no `go_on` will follow, so a chardev that `keeps_sessions` is shown the
         end of its session.
         """
-        self._ending, self._holding, self._last = True, hold, last
-        self._tell_throttle()
+        self._ending, self._last = True, last
+        self._inbox.hold(by_ending=hold)
         self.settle()
 
     def settle(self) -> int:
@@ -318,10 +249,10 @@ class HostPort:
         """
         to_far_side = self.unread() if self.unread is not None else 0
         if self.connected:
-            to_far_side += self.queued + self._queue.marks + self._in_hand
+            to_far_side += self._inbox.waiting
         if self._ending and not to_far_side and not self._deaf:
             self._stop_listening()
-            to_far_side += self._queue.marks
+            to_far_side += self._inbox.queue.marks
         return to_far_side + (self._unsent if self._line is not None else 0)
 
     def _stop_listening(self) -> None:
@@ -333,9 +264,9 @@ class HostPort:
 
     def go_on(self) -> None:
         """Undo `begin_ending`, so that the next client can connect."""
-        self._ending = self._holding = self._last = self._deaf = False
-        self._tell_throttle()
-        self._refill()
+        self._ending = self._last = self._deaf = False
+        self._inbox.hold(by_ending=False)
+        self._inbox.refill()
         self._wake()
         self.pump()
 
@@ -344,35 +275,31 @@ class HostPort:
         self.sink = self.source = self.unread = None
         self.hang_up_client = self.reopen = None
         self.disconnect()
-        self._drop_in_hand()
+        self._inbox.drop_in_hand()
         self.ended.set()
 
     def give_up(self) -> None:
         """Drop everything that is queued, because the port ends."""
-        self._drop_in_hand()
-        self._drop()
+        self._inbox.drop_in_hand()
+        self._inbox.drop()
 
     # --- what the guest does --------------------------------------------------------------
 
     def attach(self, line: HostPortLine) -> None:
         """Use `line` to a guest that has taken up the port."""
-        self._line = line
-        self.guest_throttled = self._full = False
-        self._throttle.forget()
+        self.guest_throttled = False
+        self._inbox.attach(line)
         if self.connected:
             line.open_port(self.id, True)
-        self._tell_throttle()
-        self._throttle_when_full()
+        self._inbox.tell_throttle()
+        self._inbox.throttle_when_full()
         self._wake()
         self.pump()
 
     def detach(self) -> None:
         """Note that the guest is gone."""
-        self._line = None
         self.guest_throttled = False
-        self._throttle.forget()
-        if self._messages is not None:
-            self.counters.dropped += self._messages.abandon()
+        self._inbox.detach()
         self.set_guest_connected(False)
 
     def set_guest_connected(self, connected: bool) -> None:
@@ -388,9 +315,7 @@ class HostPort:
         self._wake()
 
     def _end_session(self) -> None:
-        if self._queue.put_mark(always=self._sessions <= _SESSIONS_MAX):
-            self._throttle.came(MARK_COST)
-        else:
+        if not self._inbox.end_session(always=self._sessions <= _SESSIONS_MAX):
             self._sessions -= 1  # the session was empty, and too many wait already
         self._arrived.unpark()
 
@@ -402,22 +327,20 @@ class HostPort:
 
     def feed(self, data: memoryview, size: int | None) -> None:
         """Take `data` from the guest; `size` is that of `events.Data`."""
-        self.counters.bytes_in += len(data)
-        self._throttle.came(len(data))
+        inbox = self._inbox
+        inbox.came(len(data))
         if not self.connected and not self.cache:
             self.counters.dropped += len(data)
             return
-        if self._messages is not None:
-            self._throttle.came(UNDER_WAY)
-            self._messages.put(data, size)
-        else:
-            taken = self.sink(data) if self.sink is not None and not self._queue.size else 0
-            self.delivered_bytes += taken
-            if taken < len(data):
-                self._queue.put(data[taken:])
-        if self.queued:
+        taken = 0
+        if self.sink is not None and inbox.messages is None and not inbox.queue.size:
+            taken = self.sink(data)
+            inbox.delivered_bytes += taken
+        if taken < len(data) or inbox.messages is not None:
+            inbox.put(data[taken:], size)
+        if inbox.size:
             self._arrived.unpark()
-            self._throttle_when_full()
+            inbox.throttle_when_full()
 
     def pump(self) -> None:
         """Send what the `source` supplies, at each of the port's turns until the guest is full."""
@@ -437,46 +360,8 @@ class HostPort:
 
     def throttle_by_hand(self, on: bool) -> None:
         """Tell the guest to stop sending, whatever is queued, or to go on; also the next guest."""
-        self.throttled_by_hand = on
-        self._tell_throttle()
-        self._refill()
-
-    def _took(self) -> None:
-        if self._full and self._held_back <= self.spec.host_limit // 2:
-            self._full = False
-            self._tell_throttle()
-        self._refill()
-
-    def _refill(self) -> None:
-        if (line := self._line) is not None and not line.throttles:
-            line.refill(self.id)
-
-    def _tell_throttle(self) -> None:
-        wanted, line = self.throttled_by_hand or self._holding or self._full, self._line
-        if line is not None and line.throttles and wanted != self._throttle.on:
-            self._throttle.ask(line, self.id, wanted)
-
-    def _throttle_when_full(self) -> None:
-        line = self._line
-        if line is None or not line.throttles or self._held_back < self.spec.host_limit:
-            return
-        if not self._full:
-            self._full = True
-            self._tell_throttle()
-        elif self._throttle.is_ignored(line):
-            reset = "port %d: the guest ignores THROTTLE, its data is dropped"
-            _trouble.warning(self.id, reset, self.id)
-            self.counters.resets += 1
-            self._drop()
-
-    def _drop_in_hand(self) -> None:
-        self.counters.dropped += self._in_hand
-        self._in_hand = 0
-
-    def _drop(self) -> None:
-        dropped = self._messages.clear() if self._messages else self._queue.clear()
-        self.counters.dropped += dropped
-        self._took()
+        self._inbox.hold(by_hand=on)
+        self._inbox.refill()
 
     def _may_send(self) -> bool:
         return self._line is not None and not self.guest_throttled
