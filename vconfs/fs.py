@@ -10,19 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pyfuse3
 import trio
-from attrs import define
 from pyfuse3 import FUSEError
 
 from vconfs import fuse
 from vconfs.files.announcer import Announcer
 from vconfs.files.events_file import EventsFile, EventsReader
-from vconfs.files.names import PID_ATTRIBUTE, link_name, port_file
+from vconfs.files.name_changes import NameChanges
+from vconfs.files.names import PID_ATTRIBUTE
+from vconfs.files.open_files import OpenFile, OpenFiles
 from vconfs.files.status import status_names, status_value
-from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree, by_name_link, port_inode
+from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree
 from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
@@ -31,18 +33,8 @@ from vconfs.protocol.events import Buffer
 from vconfs.system.processes import process_of
 
 
-@define(eq=False)
-class _Handle:
-    """One open file."""
-
-    port: Port | EventsReader
-    opener: Opener
-    flags: int
-    poll_handle: pyfuse3.PollHandle | None = None
-
-
 class PortFS(pyfuse3.Operations):
-    """The file system; also an observer of the manager, and `fuse.PortOperations`."""
+    """The file system; also `fuse.PortOperations`. It shows changes while `following`."""
 
     #: See `fuse.PortOperations.prompt`: only reading and writing can wait.
     prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
@@ -58,23 +50,27 @@ class PortFS(pyfuse3.Operations):
         self._manager = manager
         self._tree = Tree(manager, access_for, access or Access())
         self._announcer = announcer or Announcer()
-        self._handles: dict[int, _Handle] = {}
-        self._polling: dict[Port | EventsReader, set[_Handle]] = {}
+        self._files = OpenFiles()
         self._events = EventsFile(manager)
         #: Its task reports ports that are open and unused to the host.
         self.idle_opens: IdleOpens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
-        self._next_handle = 1
-        self._all_closed = trio.lowlevel.ParkingLot()
-        manager.observers.append(self)
+        self._name_changes = NameChanges(manager, self._announcer)
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """Follow the changes of the ports while the block runs."""
+        observing = self._manager.observing
+        with observing(self._files), observing(self._events), observing(self._name_changes):
+            yield
 
     # --- reading, writing, polling --------------------------------------------------------
 
     def read_nowait(self, fh: int, size: int, flags: int) -> Sequence[Buffer]:
         """See `fuse.PortOperations`."""
         try:
-            handle = self._handles[fh]
-            return handle.port.read_nowait(size, handle.opener)
+            file = self._files.by_handle[fh]
+            return file.port.read_nowait(size, file.opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -82,22 +78,22 @@ class PortFS(pyfuse3.Operations):
         """See `fuse.PortOperations`."""
         try:
             nonblock = bool(flags & os.O_NONBLOCK)
-            return self._handles[fh].port.write_nowait(data, nonblock=nonblock)
+            return self._files.by_handle[fh].port.write_nowait(data, nonblock=nonblock)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Wait for data; only called when `read_nowait` would block."""
         try:
-            handle = self._handles[fh]
-            return b"".join(await handle.port.read(size, handle.opener))
+            file = self._files.by_handle[fh]
+            return b"".join(await file.port.read(size, file.opener))
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Wait until the host takes data; only called when `write_nowait` would block."""
         try:
-            return await self._handles[fh].port.write(buf)
+            return await self._files.by_handle[fh].port.write(buf)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
@@ -109,11 +105,10 @@ class PortFS(pyfuse3.Operations):
         ctx: pyfuse3.RequestContext,
     ) -> int:
         """Return the port's poll mask; the latest poll handle is notified of the next change."""
-        handle = self._handles[fh]
+        file = self._files.by_handle[fh]
         if poll_handle is not None:
-            handle.poll_handle = poll_handle
-            self._polling.setdefault(handle.port, set()).add(handle)
-        return handle.port.answer_poll(handle.opener)
+            self._files.polled(file, poll_handle)
+        return file.port.answer_poll(file.opener)
 
     # --- open and close -------------------------------------------------------------------
 
@@ -127,13 +122,12 @@ class PortFS(pyfuse3.Operations):
             port = self._open(inode, flags, opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
-        fh = self._new_handle()
-        self._handles[fh] = _Handle(port, opener, flags)
+        fh = self._files.add(OpenFile(port, opener, flags))
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, nonseekable=True)
 
     def _open(self, inode: int, flags: int, opener: Opener) -> Port | EventsReader:
         if inode == EVENTS:
-            return self._events.open(opener, flags, self._notify)
+            return self._events.open(opener, flags, self._files.port_changed)
         port = self._tree.port_of(inode)
         if port is None:
             raise FUSEError(errno.ENXIO)
@@ -143,17 +137,14 @@ class PortFS(pyfuse3.Operations):
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a port."""
-        handle = self._handles.pop(fh)
-        self._stop_polling(handle)
-        self.idle_opens.discard(handle.opener)
-        handle.port.close(handle.opener)
-        if not self._handles:
-            self._all_closed.unpark_all()
+        file = self._files.remove(fh)
+        self.idle_opens.discard(file.opener)
+        file.port.close(file.opener)
+        self._files.closed()
 
     async def wait_all_closed(self) -> None:
         """Wait until no file is open."""
-        while self._handles:
-            await self._all_closed.park()
+        await self._files.wait_all_closed()
 
     async def flush(self, fh: pyfuse3.FileHandleT) -> None:
         """Do nothing: it comes at each close of a duplicate, and is not the last close."""
@@ -269,7 +260,7 @@ class PortFS(pyfuse3.Operations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileHandleT:
         """Take a listing; it does not change under the reader."""
-        fh = self._new_handle()
+        fh = self._files.new_handle()
         self._listings[fh] = self._tree.names(inode)
         return pyfuse3.FileHandleT(fh)
 
@@ -331,66 +322,12 @@ class PortFS(pyfuse3.Operations):
             raise FUSEError(errno.ENOENT)  # it was removed again meanwhile
         return self._tree.attributes(entry.inode)
 
-    # --- called by the manager ------------------------------------------------------------
-
-    def port_added(self, port: Port) -> None:
-        """Announce the new file."""
-        self._events.port_added(port)
-        self._announcer.created(False, port_file(port.id))
-        self._announce_link(port.name, created=True)
-
-    def port_removed(self, port: Port) -> None:
-        """Announce that the file is gone."""
-        self._events.port_removed(port)
-        self._announcer.removed(False, port_file(port.id), port_inode(port.id))
-        self._announce_link(port.name, created=False)
-
-    def port_renamed(self, port: Port, old: bytes) -> None:
-        """Announce the changed attribute and links."""
-        self._events.port_renamed(port, old)
-        self._announcer.changed(port_file(port.id))
-        self._announce_link(old, created=False)
-        self._announce_link(port.name, created=True)
-
-    def port_changed(self, port: Port) -> None:
-        """Notify the port's pollers and the readers of events."""
-        self._notify(port)
-        self._events.port_changed(port)
+    # --- the end --------------------------------------------------------------------------
 
     def shut(self) -> None:
         """Hang up everything for good, because the mount ends."""
         self._manager.shut()
         self._events.shut()
-
-    def _notify(self, port: Port | EventsReader) -> None:
-        for handle in self._polling.pop(port, ()):
-            poll_handle, handle.poll_handle = handle.poll_handle, None
-            if poll_handle is not None:
-                poll_handle.notify()
-
-    def _announce_link(self, name: bytes, *, created: bool) -> None:
-        link = link_name(name)
-        if link is None:
-            return
-        there = self._manager.by_name(name)
-        if created and there is not None:
-            self._announcer.created(True, link)
-        elif not created and there is None:
-            self._announcer.removed(True, link, by_name_link(link).inode)
-
-    # --- helpers --------------------------------------------------------------------------
-
-    def _new_handle(self) -> int:
-        self._next_handle += 1
-        return self._next_handle
-
-    def _stop_polling(self, handle: _Handle) -> None:
-        handle.poll_handle = None
-        polling = self._polling.get(handle.port)
-        if polling is not None:
-            polling.discard(handle)
-            if not polling:
-                del self._polling[handle.port]
 
 
 class StockPortFS(PortFS):
@@ -398,7 +335,7 @@ class StockPortFS(PortFS):
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
         """Read, waiting unless the file was opened with O_NONBLOCK."""
-        flags = self._handles[fh].flags
+        flags = self._files.by_handle[fh].flags
         try:
             return b"".join(self.read_nowait(fh, size, flags))
         except trio.WouldBlock:
@@ -408,7 +345,7 @@ class StockPortFS(PortFS):
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Write, waiting unless the file was opened with O_NONBLOCK."""
-        flags = self._handles[fh].flags
+        flags = self._files.by_handle[fh].flags
         try:
             return self.write_nowait(fh, memoryview(buf), flags)
         except trio.WouldBlock:

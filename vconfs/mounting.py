@@ -15,7 +15,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final, Literal
@@ -274,7 +274,7 @@ async def _serve(
         plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
     )
     announcer.file_system = mount.number
-    try:
+    with closing(mount), filesystem.following():
         async with open_background() as nursery:
             ended = trio.Event()
             session = make_session(filesystem, mount.device)
@@ -289,9 +289,6 @@ async def _serve(
                     await session.settle()
                     with trio.move_on_after(_GRACE):  # readers close when they see end of file
                         await filesystem.wait_all_closed()
-    finally:
-        mount.close()
-        manager.observers.remove(filesystem)
 
 
 async def _run_session(

@@ -18,9 +18,9 @@ import pytest
 import trio
 from attrs import frozen
 
+from vconfs.files.events_file import EventsFile
 from vconfs.files.rules import parse_rules
 from vconfs.files.tree import Access
-from vconfs.fs import PortFS
 from vconfs.guest.port import Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
@@ -50,8 +50,8 @@ class Mounted:
     @property
     def events_readers(self) -> int:
         """How many have the file of events open, and have read what it says of the present."""
-        filesystem = next(one for one in self.manager.observers if isinstance(one, PortFS))
-        return sum(not reader._lines for reader in filesystem._events._readers.values())
+        events = next(one for one in self.manager.observers if isinstance(one, EventsFile))
+        return sum(not reader._lines for reader in events._readers.values())
 
     async def run(self, command: str, *, code: int = 0) -> str:
         """Run a shell command in the mount, with $P the first port's file."""

@@ -14,7 +14,6 @@ import pytest
 
 from tests.threads import error_of, in_thread
 from vconfs.files.events_file import EventsFile
-from vconfs.fs import PortFS
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.spec import parse_port
@@ -47,8 +46,8 @@ class Reader:
 
 
 def openers(it: Mounted) -> int:
-    filesystem = next(one for one in it.manager.observers if isinstance(one, PortFS))
-    return len(filesystem._events._readers)
+    events = next(one for one in it.manager.observers if isinstance(one, EventsFile))
+    return len(events._readers)
 
 
 @asynccontextmanager
@@ -139,7 +138,7 @@ async def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: OpenMount) -
             seen = b""
             while b"ready" not in seen:
                 seen += await cat.stdout.receive_some()
-            next(it for it in it.manager.observers if isinstance(it, PortFS)).shut()
+            next(one for one in it.manager.observers if isinstance(one, EventsFile)).shut()
             assert await cat.wait() == 0
 
 

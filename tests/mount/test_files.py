@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.threads import error_of, in_thread
-from vconfs.fs import PortFS
+from vconfs.files.open_files import OpenFiles
 
 from .conftest import Mounted, OpenMount, program
 
@@ -345,7 +345,7 @@ async def test_every_change_wakes_whoever_polls(
 
 def poll_handles(it: Mounted) -> int:
     return sum(
-        len(listener._polling) for listener in it.manager.observers if isinstance(listener, PortFS)
+        len(files._polling) for files in it.manager.observers if isinstance(files, OpenFiles)
     )
 
 

@@ -18,8 +18,8 @@ from tests.threads import error_of, in_thread
 from vconfs import fuse
 from vconfs.device.embedded import open_embedded
 from vconfs.files.announcer import Announcer
+from vconfs.files.name_changes import NameChanges
 from vconfs.files.tree import Access
-from vconfs.fs import PortFS
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import open_host
@@ -224,7 +224,7 @@ async def test_what_lies_below_a_mount_is_left_alone_after_a_lazy_unmount(
 
 
 def announcer(it: Mounted) -> Announcer:
-    return next(one._announcer for one in it.manager.observers if isinstance(one, PortFS))
+    return next(one._announcer for one in it.manager.observers if isinstance(one, NameChanges))
 
 
 async def next_notice(watch: INotify, kind: int) -> str:

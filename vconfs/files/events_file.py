@@ -192,9 +192,9 @@ class EventsFile:
     def __init__(self, manager: PortManager) -> None:
         self._manager = manager
         self._readers: dict[Opener, EventsReader] = {}
-        self._states = {port: _state(port) for port in manager.ports.values()}
+        self._states: dict[Port, _State] = {}
         #: This includes removed ports that are still open: their unread data will be dropped.
-        self._losses = {port: _losses(port) for port in manager.ports.values()}
+        self._losses: dict[Port, _Losses] = {}
 
     def open(
         self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
