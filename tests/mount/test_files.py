@@ -455,7 +455,7 @@ async def test_truncation_and_chmod_to_the_same_change_nothing(mounted: OpenMoun
 
 async def test_unplug_while_open(mounted: OpenMount, tmp_path: Path) -> None:
     async with mounted("stays=echo", f"goes=unix:{tmp_path}/sock") as it:
-        fd = await open_port(it, id=1)
+        fd = await open_port(it, port_id=1)
         it.port(1).feed(b"the rest")
         it.host.remove(1)
         await it.until(lambda: 1 not in it.manager.ports)
