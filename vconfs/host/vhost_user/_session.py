@@ -12,24 +12,22 @@ buffers back before user-mode Linux has stopped the rings.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
-from typing import Any, ClassVar, Final, Self
+from typing import Final, Self, TypeAlias, assert_never
 
 import trio
-from attrs import define
 
 from vconfs.host._attached_guest import AttachedGuest
 from vconfs.host.rings import DeviceLink
 from vconfs.host.vhost_user._channel import FrontendChannel
 from vconfs.host.vhost_user._device import VhostUserDevice
 from vconfs.host.vhost_user._memory import SharedMemory
-from vconfs.link.notifications import Bell, Notices, check_notifier
+from vconfs.host.vhost_user._rings import FrontendRings
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.protocol.vhost_user import Message, Notifier, Request
-from vconfs.protocol.virtqueue import F_EVENT_IDX, DeviceQueue, Layout
+from vconfs.protocol.vhost_user import Message, Request
+from vconfs.protocol.virtqueue import F_EVENT_IDX, DeviceQueue
 from vconfs.system.aside import close_descriptors
 from vconfs.system.log_once import LogOnce
 from vconfs.system.tasks import open_background
@@ -45,21 +43,12 @@ _HELLO_MESSAGES: Final = _HELLO_NEEDS | {
     Request.GET_PROTOCOL_FEATURES,
     Request.SET_PROTOCOL_FEATURES,
 }
-#: Seconds between two checks of rings that have no notifications.
-_POLLING: Final = 0.001
 
 
-@define
-class _Ring:
-    """A ring that was started; it is live while its queue is on the link."""
-
-    layout: Layout
-    base: int
-    enabled: bool
-    #: The descriptors to wait on, and to notify by; None if none was sent.
-    kick: int | None
-    bells: dict[Notifier, Bell | None]
-    live: bool = False
+#: What changes one ring, and needs no answer.
+_RingChange: TypeAlias = (
+    vu.RingStarted | vu.RingMoved | vu.RingEnabled | vu.NotifierChanged | vu.Kicked
+)
 
 
 class FrontendSession:
@@ -76,10 +65,7 @@ class FrontendSession:
         self._config: bytes | None = None  # as the front-end last read it
         self._channel = FrontendChannel()
         self._memory = SharedMemory(require_seals=device.offer.require_seals)
-        self._kicks: Notices[int] = Notices()
-        self._polled: set[int] = set()
-        self._polling = trio.Event()
-        self._rings: dict[int, _Ring] = {}
+        self._rings = FrontendRings(self._protocol, self._channel, self._kicked)
         #: Where rings stopped that have not started again.
         self._stopped: dict[int, int] = {}
         self._features = 0
@@ -96,7 +82,7 @@ class FrontendSession:
         self._pause_all()
         self._detach()
         self._memory.clear()
-        self._kicks.close()
+        self._rings.close()
         self._channel.close()
         self._socket.release()
         close_descriptors(self._protocol.release())
@@ -107,7 +93,7 @@ class FrontendSession:
         What comes after its hello is handled inside of `turn`.
         """
         async with open_background() as self._nursery:
-            for task in (self._serve_kicks, self._poll, self._channel.run):
+            for task in (self._rings.serve_kicks, self._rings.poll, self._channel.run):
                 self._nursery.start_soon(task)
             try:
                 message = await self._hear_hello()
@@ -137,11 +123,7 @@ class FrontendSession:
         reply = handled.reply
         try:
             for event in handled.events:
-                done = self._HANDLERS[type(event)](self, event)
-                if isinstance(done, Awaitable):
-                    await done
-                elif done:
-                    reply += done
+                reply += await self._act_on(event)
         finally:
             close_descriptors(handled.close)
         if reply:
@@ -152,7 +134,7 @@ class FrontendSession:
     def _attach(self) -> DeviceLink:
         device, features = self._device, self._features
         header_size = device.end(features).header_size
-        link = DeviceLink({}, features=features, call=self._call, header_size=header_size)
+        link = DeviceLink({}, features=features, call=self._rings.call, header_size=header_size)
         guest = device.attach(link, features, self._announce_config)
         self._link, self._guest = link, guest
         self._nursery.start_soon(self._watch, guest)
@@ -172,14 +154,14 @@ class FrontendSession:
         await guest.stopped.wait()
         if guest is self._guest:
             for index in self._pause_all():
-                self._tell_broken(index)
+                self._rings.tell_broken(index)
             self._detach()
 
     # --- rings that are live --------------------------------------------------------------
 
     def _go(self, index: int) -> None:
         """Start a ring's queue on the link."""
-        ring = self._rings[index]
+        ring = self._rings.by_index[index]
         if self._stopped.pop(index, ring.base) != ring.base:
             self._attach_anew()
         link = self._link or self._attach()
@@ -189,22 +171,22 @@ class FrontendSession:
             event_idx=bool(self._features & F_EVENT_IDX),
             next_avail=ring.base,
         )
-        self._listen(index)
+        self._rings.listen(index)
         link.start_queue(index, queue)
         ring.live = True
         link.kicked(index)
 
     def _pause(self, index: int) -> None:
         """Stop a ring's queue on the link, after taking what was sent on it before."""
-        ring = self._rings[index]
+        ring = self._rings.by_index[index]
         if ring.live and self._link is not None:
             self._kicked(index)
             ring.live = False
-            self._listen_no_more(index)
+            self._rings.listen_no_more(index)
             ring.base = self._link.stop_queue(index)
 
     def _pause_all(self) -> list[int]:
-        live = [index for index, ring in self._rings.items() if ring.live]
+        live = self._rings.live()
         for index in live:
             self._pause(index)
         return live
@@ -215,52 +197,9 @@ class FrontendSession:
         for index in live:
             self._go(index)
 
-    # --- notifications --------------------------------------------------------------------
-
-    def _listen(self, index: int) -> None:
-        kick = self._rings[index].kick
-        if kick is not None:
-            self._kicks.add(kick, index)
-        elif not self._protocol.protocol_features & vu.PF_INBAND_NOTIFICATIONS:
-            self._polled.add(index)
-            self._polling.set()
-
-    def _listen_no_more(self, index: int) -> None:
-        kick = self._rings[index].kick
-        if kick is not None:
-            self._kicks.remove(kick)
-        self._polled.discard(index)
-
-    async def _serve_kicks(self) -> None:
-        while True:
-            for index in await self._kicks.wait():
-                self._kicked(index)
-
-    async def _poll(self) -> None:
-        """Check the rings for which neither descriptors nor messages notify us."""
-        while True:
-            if not self._polled:
-                self._polling = trio.Event()
-                await self._polling.wait()
-            for index in tuple(self._polled):
-                self._kicked(index)
-            await trio.sleep(_POLLING)
-
     def _kicked(self, index: int) -> None:
-        if self._link is not None and self._rings[index].live:
+        if self._link is not None and self._rings.by_index[index].live:
             self._link.kicked(index)
-
-    def _call(self, index: int) -> None:
-        if call := self._rings[index].bells[Notifier.CALL]:
-            call.ring()
-        else:
-            self._channel.post(self._protocol.channel.vring_call(index))
-
-    def _tell_broken(self, index: int) -> None:
-        if err := self._rings[index].bells[Notifier.ERR]:
-            err.ring()
-        else:
-            self._channel.post(self._protocol.channel.vring_err(index))
 
     # --- the config space -----------------------------------------------------------------
 
@@ -273,111 +212,82 @@ class FrontendSession:
 
     # --- what messages change -------------------------------------------------------------
 
-    def _features_set(self, event: vu.FeaturesSet) -> None:
-        if event.features != self._features:
-            self._features = event.features
-            self._attach_anew()
+    async def _act_on(self, event: vu.BackendEvent) -> bytes:
+        """Act on one event of a message; return what is to be sent back, if anything."""
+        match event:
+            case vu.FeaturesSet():
+                if event.features != self._features:
+                    self._features = event.features
+                    self._attach_anew()
+            case vu.MemoryTableSet() | vu.MemoryRegionAdded() | vu.MemoryRegionRemoved():
+                self._pause_all()
+                await self._change_memory(event)
+            case vu.RingStopped():
+                return self._ring_stopped(event.index, answer=event.answer)
+            case (
+                vu.RingStarted()
+                | vu.RingMoved()
+                | vu.RingEnabled()
+                | vu.NotifierChanged()
+                | vu.Kicked()
+            ):
+                self._change_ring(event)
+            case vu.ConfigWritten():
+                if not event.migration:  # else it is what was read from us before a migration
+                    self._device.write_config(event.offset, event.data)
+            case vu.ChannelSet():
+                self._channel.open(event.fd)
+            case vu.DeviceReset():
+                self._detach()
+            case vu.Refused():
+                self.refused += 1
+                self._trouble.warning(event.reason, "front-end: refused: %s", event.reason)
+            case vu.StatusSet():
+                raise AssertionError("the front-end set a status, which is not offered")
+            case _:
+                assert_never(event)
+        return b""
 
-    async def _memory_set(self, event: vu.MemoryTableSet) -> None:
-        self._pause_all()
-        await self._memory.replace(event.regions, event.fds)
+    async def _change_memory(
+        self, event: vu.MemoryTableSet | vu.MemoryRegionAdded | vu.MemoryRegionRemoved
+    ) -> None:
+        match event:
+            case vu.MemoryTableSet():
+                await self._memory.replace(event.regions, event.fds)
+            case vu.MemoryRegionAdded():
+                await self._memory.add(event.region, event.fd)
+            case vu.MemoryRegionRemoved():
+                self._memory.remove(event.region)
+            case _:
+                assert_never(event)
 
-    async def _region_added(self, event: vu.MemoryRegionAdded) -> None:
-        self._pause_all()
-        await self._memory.add(event.region, event.fd)
+    def _change_ring(self, event: _RingChange) -> None:
+        rings, index = self._rings, event.index
+        match event:
+            case vu.RingStarted():
+                rings.add(index, event.setup)
+                if event.setup.enabled:
+                    self._go(index)
+            case vu.RingMoved():
+                rings.by_index[index].layout = event.layout
+                if rings.by_index[index].enabled:
+                    self._go(index)
+            case vu.RingEnabled():
+                rings.by_index[index].enabled = event.enabled
+                if event.enabled:
+                    self._go(index)
+                else:
+                    self._pause(index)
+            case vu.NotifierChanged():
+                rings.set_notifier(index, event.notifier, event.fd)
+            case vu.Kicked():
+                self._kicked(index)
+            case _:
+                assert_never(event)
 
-    def _region_removed(self, event: vu.MemoryRegionRemoved) -> None:
-        self._pause_all()
-        self._memory.remove(event.region)
-
-    def _ring_moved(self, event: vu.RingMoved) -> None:
-        ring = self._rings[event.index]
-        ring.layout = event.layout
-        if ring.enabled:
-            self._go(event.index)
-
-    def _ring_started(self, event: vu.RingStarted) -> None:
-        setup = event.setup
-        if setup.kick_fd is not None:
-            check_notifier(setup.kick_fd)
-        bells = {Notifier.CALL: _bell(setup.call_fd), Notifier.ERR: _bell(setup.err_fd)}
-        self._rings[event.index] = _Ring(
-            setup.layout, setup.base, setup.enabled, setup.kick_fd, bells
-        )
-        if setup.enabled:
-            self._go(event.index)
-
-    def _ring_enabled(self, event: vu.RingEnabled) -> None:
-        self._rings[event.index].enabled = event.enabled
-        if event.enabled:
-            self._go(event.index)
-        else:
-            self._pause(event.index)
-
-    def _ring_stopped(self, event: vu.RingStopped) -> bytes:
-        self._pause(event.index)
-        base = self._rings.pop(event.index).base
+    def _ring_stopped(self, index: int, *, answer: bool) -> bytes:
+        self._pause(index)
+        base = self._rings.by_index.pop(index).base
         if self._link is not None:
-            self._stopped[event.index] = base
-        return self._protocol.ring_stopped(event.index, base) if event.answer else b""
-
-    def _notifier_changed(self, event: vu.NotifierChanged) -> None:
-        ring = self._rings[event.index]
-        if event.notifier is not Notifier.KICK:
-            ring.bells[event.notifier] = None  # the old one is closed in any case
-            ring.bells[event.notifier] = _bell(event.fd)
-            return
-        if ring.live:
-            self._listen_no_more(event.index)
-        ring.kick = None
-        if event.fd is not None:
-            check_notifier(event.fd)
-            ring.kick = event.fd
-        if ring.live:
-            self._listen(event.index)
-            self._kicked(event.index)
-
-    def _kicked_inband(self, event: vu.Kicked) -> None:
-        self._kicked(event.index)
-
-    def _config_written(self, event: vu.ConfigWritten) -> None:
-        if not event.migration:  # else it is what was read from us before a migration
-            self._device.write_config(event.offset, event.data)
-
-    def _channel_set(self, event: vu.ChannelSet) -> None:
-        self._channel.open(event.fd)
-
-    def _reset(self, event: vu.DeviceReset) -> None:
-        self._detach()
-
-    def _refused(self, event: vu.Refused) -> None:
-        self.refused += 1
-        self._trouble.warning(event.reason, "front-end: refused: %s", event.reason)
-
-    _HANDLERS: ClassVar[Mapping[type, Callable[[Any, Any], Awaitable[None] | bytes | None]]] = {
-        vu.FeaturesSet: _features_set,
-        vu.MemoryTableSet: _memory_set,
-        vu.MemoryRegionAdded: _region_added,
-        vu.MemoryRegionRemoved: _region_removed,
-        vu.RingStarted: _ring_started,
-        vu.RingMoved: _ring_moved,
-        vu.RingStopped: _ring_stopped,
-        vu.RingEnabled: _ring_enabled,
-        vu.NotifierChanged: _notifier_changed,
-        vu.Kicked: _kicked_inband,
-        vu.ConfigWritten: _config_written,
-        vu.ChannelSet: _channel_set,
-        vu.DeviceReset: _reset,
-        vu.Refused: _refused,
-    }
-
-
-def _bell(fd: int | None) -> Bell | None:
-    """Return a bell for a descriptor from the front-end; RemoteProtocolError if it is unusable."""
-    if fd is None:
-        return None
-    check_notifier(fd)
-    try:
-        return Bell(fd)
-    except OSError as error:
-        raise RemoteProtocolError(f"it cannot be notified by eventfds: {error.strerror}") from None
+            self._stopped[index] = base
+        return self._protocol.ring_stopped(index, base) if answer else b""
