@@ -118,6 +118,10 @@ class Backend:
         self._fds = []
         return self._handled
 
+    def is_enabled(self, index: int) -> bool:
+        """True if a ring is enabled: a started one may then be served with visible effects."""
+        return self._enabled(self._rings[index])
+
     def ring_stopped(self, index: int, base: int) -> bytes:
         """Return the reply after `RingStopped`, to be sent before anything else is handled.
 

@@ -30,7 +30,6 @@ class FrontendRing:
 
     layout: Layout
     base: int
-    enabled: bool
     #: The descriptors to wait on, and to notify by; None if none was sent.
     kick: int | None
     bells: dict[Notifier, Bell | None]
@@ -61,9 +60,7 @@ class FrontendRings:
         if setup.kick_fd is not None:
             check_notifier(setup.kick_fd)
         bells = {Notifier.CALL: _bell(setup.call_fd), Notifier.ERR: _bell(setup.err_fd)}
-        self.by_index[index] = FrontendRing(
-            setup.layout, setup.base, setup.enabled, setup.kick_fd, bells
-        )
+        self.by_index[index] = FrontendRing(setup.layout, setup.base, setup.kick_fd, bells)
 
     def live(self) -> list[int]:
         """Return the rings whose queues are on the link."""

@@ -270,10 +270,9 @@ class FrontendSession:
                     self._go(index)
             case vu.RingMoved():
                 rings.by_index[index].layout = event.layout
-                if rings.by_index[index].enabled:
+                if self._protocol.is_enabled(index):
                     self._go(index)
             case vu.RingEnabled():
-                rings.by_index[index].enabled = event.enabled
                 if event.enabled:
                     self._go(index)
                 else:
