@@ -205,7 +205,8 @@ class Inbox:
             self._queue.put(data)
         else:
             self._queue.lend(memoryview(data), give_back)
-        throttle.came(size)
+        if throttle.was_seen:  # else it need not count, which saves a call for each buffer
+            throttle.came(size)
         if line is not None and throttles and self._queue.cost >= self.limit:
             if throttle.on:
                 return throttle.is_ignored(line)

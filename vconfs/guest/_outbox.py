@@ -36,12 +36,13 @@ class Outbox:
     def has_room(self) -> bool:
         """True if a write would send something, as far as is known: see `want_room`."""
         at = self._at
-        line = at.way_out
-        return line is not None and self._may_send() and line.has_room(at.id)
+        if not at.state.sends or self.ending or at.way_out is None:
+            return False
+        return at.way_out.has_room(at.id)
 
     def want_room(self) -> None:
         """Look for room on the line. If there is none, `Port.room_came` is called when there is."""
-        if self._at.way_out is not None and self._may_send():
+        if self._at.way_out is not None and self._may_send(accepted=False):
             self._at.way_out.want_room(self._at.id)
 
     def write_nowait(self, data: Buffer, *, nonblock: bool) -> int:
@@ -82,7 +83,7 @@ class Outbox:
                 at.counters.bytes_out += sent
                 return sent
 
-    def _may_send(self, accepted: bool = False) -> bool:
+    def _may_send(self, accepted: bool) -> bool:
         return self._at.state.sends and (accepted or not self.ending)
 
     @property

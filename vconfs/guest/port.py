@@ -24,13 +24,14 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 from collections.abc import Callable
 
 import trio
 from attrs import define, field
 
 from vconfs.guest._attachment import Attachment, Counters, PortLine
-from vconfs.guest._port_states import Event
+from vconfs.guest._port_states import WRITABLE, Event
 from vconfs.guest._port_status import PortStatus
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
@@ -116,9 +117,11 @@ class Port(PortStatus):
         If it shows no room to send, `on_change` is called when there is some.
         """
         self._use()
-        self._outbox.want_room()
         mask = self.poll(opener)
-        if self._inbox.shows_hang_up:
+        if not mask & WRITABLE:
+            self._outbox.want_room()
+            mask = self.poll(opener)
+        if mask & select.POLLHUP and self._inbox.shows_hang_up:
             self._inbox.see_hang_up(opener)
         return mask
 
@@ -258,7 +261,8 @@ class Port(PortStatus):
 
     def fed(self) -> None:
         """Wake readers after `put`. This is costly, so call it once for several buffers."""
-        self._changed()
+        self._inbox.wake()
+        self._notify()
 
     def put(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
         """Queue data that the host sent: copied or, with a `give_back`, lent (see `ByteQueue`)."""

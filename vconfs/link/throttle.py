@@ -41,7 +41,8 @@ class Throttle:
 
     #: True if the peer was asked to stop.
     on: bool = False
-    _seen: bool = False
+    #: True if the peer has seen the request to stop, so that what comes now counts.
+    was_seen: bool = False
     _late: int = 0  # bytes that came after the peer had seen the request
     _requests: int = 0  # a serial number, to ignore answers to earlier requests
 
@@ -49,11 +50,11 @@ class Throttle:
         """Ask the peer to stop sending, or to resume."""
         self.forget()
         self.on = on
-        line.throttle(port_id, on, partial(self._was_seen, self._requests))
+        line.throttle(port_id, on, partial(self._note_seen, self._requests))
 
     def forget(self) -> None:
         """Reset for another peer, which may send."""
-        self.on = self._seen = False
+        self.on = self.was_seen = False
         self._late = 0
         self._requests += 1
 
@@ -63,9 +64,9 @@ class Throttle:
 
     def came(self, size: int) -> None:
         """Count `size` bytes of data from the peer."""
-        if self._seen:
+        if self.was_seen:
             self._late += size
 
-    def _was_seen(self, request: int) -> None:
+    def _note_seen(self, request: int) -> None:
         if request == self._requests:
-            self._seen = self.on
+            self.was_seen = self.on
