@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from attrs import Factory, define, field
 
 from vconfs.guest._attachment import Attachment, Counters
 from vconfs.guest._inbox import Inbox
+from vconfs.guest._openers import Openers
 from vconfs.guest._outbox import Outbox
 from vconfs.guest._port_states import READABLE, WRITABLE
 from vconfs.guest.opener import Opener
@@ -22,6 +23,9 @@ class PortStatus:
     _at: Attachment
     _inbox: Inbox = field(init=False, default=Factory(lambda it: Inbox(it._at), takes_self=True))
     _outbox: Outbox = field(init=False, default=Factory(lambda it: Outbox(it._at), takes_self=True))
+    _openers: Openers = field(
+        init=False, default=Factory(lambda it: Openers(it._at), takes_self=True)
+    )
 
     name: bytes = field(init=False, default=b"")
     console: bool = field(init=False, default=False)
@@ -33,8 +37,6 @@ class PortStatus:
     pty: str = field(init=False, default="")
     #: True if the host wants unread data to survive the last close.
     host_cache: bool = field(init=False, default=False)
-    #: In the order in which they opened the port.
-    openers: dict[Opener, None] = field(init=False, factory=dict)
     #: Returns how many bytes the host has dropped, or None if the host is not in this process.
     dropped_by_host: Callable[[], int | None] = field(init=False, default=lambda: None)
 
@@ -47,6 +49,11 @@ class PortStatus:
     def counters(self) -> Counters:
         """Counts of what went through the port."""
         return self._at.counters
+
+    @property
+    def openers(self) -> Mapping[Opener, None]:
+        """The open files of the port, in the order in which they were opened."""
+        return self._openers.all
 
     @property
     def attached(self) -> bool:

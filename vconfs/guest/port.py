@@ -22,13 +22,11 @@ Errors are OSError with the errno that the caller of read(2) or write(2) gets.
 
 from __future__ import annotations
 
-import errno
-import os
 import select
 from collections.abc import Callable
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from vconfs.guest._attachment import Attachment, Counters, PortLine
 from vconfs.guest._port_states import WRITABLE, Event
@@ -45,10 +43,6 @@ class Port(PortStatus):
     """One port of the device."""
 
     on_change: Callable[[Port], None]
-    #: True if the host was told that the port is open, or will be once the device is there.
-    _told: bool = field(init=False, default=False)
-    #: True if any opener has read, written or polled since the first open.
-    _used: bool = field(init=False, default=False)
 
     def __init__(
         self,
@@ -66,48 +60,25 @@ class Port(PortStatus):
         With `quiet`, the host is told later: when the port is used, or by `tell_open`. Raise EBUSY,
         ENXIO, or the error of the device.
         """
-        if self.removed:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
-        if self.openers and self.options.exclusive:
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-        is_first = not self.openers
-        self.openers[opener] = None
-        line = self._at.line
-        if not quiet or (line is not None and line.can_refuse):
-            try:
-                self.tell_open()
-            except OSError:
-                del self.openers[opener]
-                self._told = False
-                raise
+        is_first = not self._openers.all
+        self._openers.add(opener, quiet=quiet)
         if is_first:
             self._notify()
 
     def tell_open(self) -> None:
         """Tell the host that the port is open, if it is open and the host does not know yet."""
-        if self.openers and not self._told:
-            self._told = True
-            if self._at.line is not None:
-                self._at.line.open_port(self.id, True)
+        self._openers.tell()
 
     def close(self, opener: Opener) -> None:
         """Remove an opener. After the last, tell the host, and drop unread data if it was used."""
-        self.openers.pop(opener, None)
+        self._openers.all.pop(opener, None)
         self._inbox.forget(opener)
-        if self.openers:
+        if self._openers.all:
             return
-        self._inbox.closed(used=self._used, keeps=self.cache)
-        told, self._told, self._used = self._told, False, False
-        if told and self._at.line is not None:
-            self._at.line.open_port(self.id, False)
+        self._inbox.closed(used=self._openers.used, keeps=self.cache)
+        self._openers.all_closed()
         self._inbox.took()
         self._notify()
-
-    def _use(self) -> None:
-        """Note that an opener reads, writes or polls, and tell the host of the open."""
-        if not self._used and self.openers:
-            self._used = True
-            self.tell_open()
 
     # --- what programs do -----------------------------------------------------------------
 
@@ -116,7 +87,7 @@ class Port(PortStatus):
 
         If it shows no room to send, `on_change` is called when there is some.
         """
-        self._use()
+        self._openers.use()
         mask = self.poll(opener)
         if not mask & WRITABLE:
             self._outbox.want_room()
@@ -131,8 +102,8 @@ class Port(PortStatus):
         The pieces may lie in the device's memory, and are valid until the next call. Raise ENODEV
         or trio.WouldBlock.
         """
-        if not self._used:
-            self._use()
+        if not self._openers.used:
+            self._openers.use()
         inbox = self._inbox
         if inbox.turn.locked():
             raise trio.WouldBlock
@@ -143,7 +114,7 @@ class Port(PortStatus):
 
     async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Like `read_nowait`, but wait for a turn, then for data, a hang-up or a removal."""
-        self._use()
+        self._openers.use()
         async with self._inbox.turn:
             while True:
                 try:
@@ -162,8 +133,8 @@ class Port(PortStatus):
         its turn comes, and if the host has throttled the port, ENOSPC is raised unless writes
         wait without limit. Raise ENOSPC, ENODEV, ENOTCONN or trio.WouldBlock.
         """
-        if not self._used:
-            self._use()
+        if not self._openers.used:
+            self._openers.use()
         return self._outbox.write_nowait(data, nonblock=nonblock)
 
     async def write(self, data: Buffer, *, accepted: bool = False) -> int:
@@ -173,7 +144,7 @@ class Port(PortStatus):
         the mount is ending. Raise ENOSPC or ENOTCONN if the host took nothing for as long as the
         option `throttle` allows.
         """
-        self._use()
+        self._openers.use()
         return await self._outbox.write(data, accepted=accepted)
 
     # --- called by the device -------------------------------------------------------------
@@ -188,9 +159,7 @@ class Port(PortStatus):
         self._inbox.forget_host()
         self._outbox.restart_patience()
         introduce()
-        self._told = self._told or (line.can_refuse and bool(self.openers))
-        if self._told:
-            line.open_port(self.id, True)
+        self._openers.tell_new_host(line)
         self._inbox.check_limit()
         self._changed()
 
@@ -219,7 +188,7 @@ class Port(PortStatus):
         if not self._at.happened(Event.HOST_OPENS if connected else Event.HOST_HANGS_UP):
             return
         if connected:
-            self._inbox.host_opened(used=self._used)
+            self._inbox.host_opened(used=self._openers.used)
         else:
             self._inbox.host_hung_up()
         self._changed()
