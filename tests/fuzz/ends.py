@@ -48,7 +48,7 @@ class PaperLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         return 0 if self.is_full else 2 * (_BUFFER - header_size)
 
-    def capacity(self, queue: int, wanted: int | None = None) -> int:
+    def capacity(self, queue: int) -> int:
         return 0 if self.is_full else _BUFFER
 
     def send(

@@ -209,11 +209,11 @@ class _Owner:
         self.is_lost = True
 
     def send(self, queue: int, data: bytes) -> None:
-        capacity = self.link.capacity(queue)
+        capacity = self.link.find_buffer(queue, 1)
         if capacity and not self.is_lost:
             self.link.send(queue, b"", data[:capacity], lambda: None, port_id=0)
             self.link.flush(queue)
-        assert self.link.room_for(queue, 12) >= 0
+        assert self.link.find_room(queue, 12) >= 0
 
 
 def _change(memory: memoryview, source: Source, within: int) -> None:

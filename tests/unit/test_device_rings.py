@@ -92,7 +92,7 @@ async def test_what_was_seen_is_told_once_although_its_queue_is_stopped_meanwhil
     seen: list[int] = []
 
     def send(number: int) -> None:
-        assert guest.link.capacity(0) == BUFFER
+        assert guest.link.find_buffer(0, 1) == BUFFER
         guest.link.send(0, b"stop", b"", lambda: seen.append(number))
         guest.link.flush(0)
 

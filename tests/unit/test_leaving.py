@@ -108,7 +108,7 @@ def fill(link: Link) -> int:
     """Send data of ports 3 and 4 until no more is taken; return how much was."""
     end = v8.GuestEnd(link.features)
     size = 0
-    while link.room_for(1, v8.HEADER.size) >= PIECE:
+    while link.find_room(1, v8.HEADER.size) >= PIECE:
         port = 3 + size // PIECE % 2
         link.send(1, end.data_header(port, PIECE), os.urandom(PIECE), port_id=port)
         link.flush(1)

@@ -36,14 +36,6 @@ class FakeLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         return 1 << 20
 
-    def find_room(self, queue: int, header_size: int) -> int:
-        return self.room_for(queue, header_size)
-
-    def find_buffer(self, queue: int, wanted: int) -> int:
-        return self.capacity(queue)
-
-    def want_room(self, queue: int) -> None: ...
-
     def capacity(self, queue: int) -> int:
         return 1 << 20
 

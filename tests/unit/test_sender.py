@@ -44,14 +44,6 @@ class FakeLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         return self.free[queue] * (10 - header_size)
 
-    def find_room(self, queue: int, header_size: int) -> int:
-        return self.room_for(queue, header_size)
-
-    def find_buffer(self, queue: int, wanted: int) -> int:
-        return self.capacity(queue)
-
-    def want_room(self, queue: int) -> None: ...
-
     def capacity(self, queue: int) -> int:
         return 10 if self.free[queue] else 0
 

@@ -280,7 +280,6 @@ class LinkEnd(ABC, Generic[P, E]):
             if not self._take(queue, None):
                 return
 
-
     def _has_more(self, port: P) -> bool:
         """True if the port's own queue may hold more than was fetched."""
         return not port.wants_data or self._link.is_spent

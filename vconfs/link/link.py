@@ -80,27 +80,26 @@ class Link(ABC):
         This counts the buffers that are known to be free: see `find_room`.
         """
 
-    @abstractmethod
     def find_room(self, queue: int, header_size: int) -> int:
         """Look for buffers that have become free, then return `room_for`.
 
         If there is no room, request a call of the owner's `room` when there is.
         """
+        return self.room_for(queue, header_size)
 
     @abstractmethod
     def capacity(self, queue: int) -> int:
         """Return the size of the next free buffer of `queue`, header included, or 0."""
 
-    @abstractmethod
     def find_buffer(self, queue: int, wanted: int) -> int:
         """Return `capacity`; if it is 0, look for buffers that have become free first.
 
         A link without buffers has one if `wanted` bytes can be sent. If there is no buffer, request
         a call of the owner's `room` when there is.
         """
+        return self.capacity(queue)
 
-    @abstractmethod
-    def want_room(self, queue: int) -> None:
+    def want_room(self, queue: int) -> None:  # noqa: B027
         """Request a call of the owner's `room` when the next buffer can be sent.
 
         After a `find_room` or `find_buffer` that returned 0 this is not needed.
