@@ -164,7 +164,7 @@ def test_python_packages(installed: str | None, state: str, message: str) -> Non
 
 
 def test_it_runs_where_packages_are_missing() -> None:
-    missing = "pyfuse3", "trio", "rich", "inotify_simple", "systemd_watchdog"
+    missing = "pyfuse3", "trio", "rich", "systemd_watchdog"
     script = (
         f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
         "from vconfs.cli import main; main(['doctor'])"
