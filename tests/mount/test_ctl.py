@@ -113,7 +113,7 @@ def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
     rows = [line.split() for line in vconfs("ctl", ctl, "list").splitlines()]
     assert rows == [
         ["ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE", "QUEUED", "IN", "OUT"],
-        ["0", "first", "null", "connected", "-", "held", "0", "0", "0"],
+        ["0", "first", "null", "connected", "-", "throttled", "by", "hand", "0", "0", "0"],
         ["7", "con", "pty", "-", "-", "console", "0", "0", "0"],
     ]
 

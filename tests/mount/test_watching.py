@@ -55,9 +55,9 @@ async def watching(it: Mounted, *options: str) -> AsyncIterator[trio.Process]:
 async def test_watch_prints_a_line_per_event(mounted: OpenMount) -> None:
     async with mounted("a=null") as it, watching(it) as watch:
         await it.host.add(parse_port("b=echo"))
-        await seen(watch, b"add         vcon1\n", b"name        vcon1   b\n")
+        await seen(watch, b"add               vcon1\n", b"name              vcon1   b\n")
         it.manager.remove(1)
-        await seen(watch, b"remove      vcon1   b\n")
+        await seen(watch, b"remove            vcon1   b\n")
 
 
 async def test_watch_json_is_an_object_per_line(mounted: OpenMount) -> None:
@@ -262,6 +262,6 @@ async def test_top_prints_rates_where_there_is_no_terminal(mounted: OpenMount) -
         assert len(lines) == 6
         assert lines[0].split() == [
             *("PORT", "NAME", "HOST", "IN/S", "OUT/S"),
-            *("QUEUED", "FILL", "THROTTLED"),
+            *("QUEUED", "FILL", "STATE"),
         ]
-        assert lines[5].split() == ["vcon1", "b", "connected", "0", "0", "0", "0%", "by", "host"]
+        assert lines[5].split() == ["vcon1", "b", "connected", "0", "0", "0", "0%", "throttled"]

@@ -127,7 +127,7 @@ async def test_list_tells_what_a_port_is_and_does(control: Control) -> None:
             "host_limit": 1 << 20,
             "host": True,
             "guest": "open",
-            "held": False,
+            "throttled_by_hand": False,
             "throttled": False,
             "guest_throttled": False,
             "queued": 5,
@@ -180,7 +180,7 @@ async def test_settings_reach_the_guest(control: Control) -> None:
 
 async def test_throttle_holds_the_guest_back_until_it_is_undone(control: Control) -> None:
     [port] = await control.call.ask("throttle", port=0, on=True)
-    assert (port["held"], port["throttled"]) == (True, True)
+    assert (port["throttled_by_hand"], port["throttled"]) == (True, True)
     guest = control.ends.ports[0]
     v8 = control.ends.driver.throttles
     if v8:
@@ -189,7 +189,7 @@ async def test_throttle_holds_the_guest_back_until_it_is_undone(control: Control
         guest.write_nowait(b"later")
         assert control.port.queued == 0
     [port] = await control.call.ask("throttle", port=0, on=False)
-    assert (port["held"], port["throttled"]) == (False, False)
+    assert (port["throttled_by_hand"], port["throttled"]) == (False, False)
     assert not guest.host_throttled
     if v8:
         guest.write_nowait(b"later")

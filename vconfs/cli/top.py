@@ -15,7 +15,7 @@ from rich.table import Table
 
 from vconfs.cli._arguments import Mount
 from vconfs.cli._tables import add_row, make_table, print_table
-from vconfs.cli.ls import dropped, read_ports
+from vconfs.cli.ls import dropped, read_ports, state
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")
@@ -30,7 +30,7 @@ from vconfs.cli.ls import dropped, read_ports
 @click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N tables.")
 @click.argument("mountpoint", type=Mount())
 def command(interval: float, looks: int | None, mountpoint: Path) -> None:
-    """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
+    """Show rates, queues and states of the ports of the mount at MOUNTPOINT.
 
     On a terminal the table is updated in place, until Ctrl-C; elsewhere each table is printed.
     DROPPED, the bytes that were lost by rule, is shown only if there are any.
@@ -69,7 +69,7 @@ def _table(
 ) -> Table:
     shows_dropped = any(map(dropped, ports))
     numbers = ("IN/S", "OUT/S", "QUEUED", "FILL", *["DROPPED"] * shows_dropped)
-    table = make_table(("PORT", "NAME", "HOST"), numbers, ("THROTTLED",))
+    table = make_table(("PORT", "NAME", "HOST"), numbers, ("STATE",))
     for port in ports:
         old = before.get(port["id"])
         cells = (
@@ -80,7 +80,7 @@ def _table(
             readable_size(port["queued"]),
             f"{100 * port['queued'] // port['limit']}%",
             *[readable_size(dropped(port))] * shows_dropped,
-            _throttled(port),
+            state(port),
         )
         add_row(table, cells)
     return table
@@ -90,11 +90,6 @@ def _rate(port: dict[str, Any], old: dict[str, Any] | None, key: str, seconds: f
     if old is None or not seconds:
         return "-"
     return readable_size(max(0, port[key] - old[key]) / seconds)
-
-
-def _throttled(port: dict[str, Any]) -> str:
-    by = {"throttled": "by host", "guest_throttled": "by guest"}
-    return ", ".join(word for key, word in by.items() if port[key]) or "-"
 
 
 def readable_size(size: float) -> str:

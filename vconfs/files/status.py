@@ -64,7 +64,7 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.host": "1 while a host is connected",
     b"user.openers": "processes that have it open: pid and command of each, of the first 16 only",
     b"user.throttled": "1 while the host wants no more data",
-    b"user.guest_throttled": "1 while the host is asked to send no more",
+    b"user.guest_throttled": "1 while the guest wants no more data: the host is asked to stop",
     b"user.queued": "bytes that came from the host and are unread",
     b"user.limit": "unread bytes at which the host is asked to stop",
     b"user.cache": "1 if unread bytes survive the last close",

@@ -164,7 +164,7 @@ def describe(port: HostPort) -> dict[str, object]:
         "host_limit": port.spec.host_limit,
         "host": port.connected,
         "guest": _guest(port),
-        "held": port.throttled_by_hand,
+        "throttled_by_hand": port.throttled_by_hand,
         "throttled": port.host_throttled or not port.wants_data,
         "guest_throttled": port.guest_throttled,
         "queued": port.queued,
