@@ -155,7 +155,7 @@ class RemoteBackend:
         return message
 
     def release(self) -> None:
-        """See `MessageSocket.release`."""
+        """Close the descriptors of messages that were not returned."""
         self._socket.release()
 
 

@@ -23,6 +23,7 @@ from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.link import OpenDevice
+from vconfs.overrides import override
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
@@ -82,42 +83,44 @@ class Device(Protocol):
 
 
 @frozen
-class _Both:
+class _Both(Joint):
     """Both ends in this process."""
 
     host: Host
     driver: Driver
     manager: PortManager
 
+    @override
     @property
     def tells_all_ports(self) -> bool:
-        """See `Joint`."""
         return self.driver.tells_all_ports
 
+    @override
     @property
     def stopped(self) -> trio.Event:
-        """See `Joint`."""
         return self.driver.stopped
 
+    @override
     @property
     def reason(self) -> str:
-        """See `Joint`."""
         return self.driver.reason
 
+    @override
     def begin_ending(self) -> None:
-        """See `Joint`: data still moves between the two ends."""
+        """Accept nothing more from outside; data still moves between the two ends."""
         self.manager.begin_ending(hold=False)
         self.host.begin_ending(hold=False)
 
+    @override
     def owed(self) -> Mapping[int, int]:
-        """See `Joint`."""
         return Counter(self.driver.owed()) + Counter(self.host.owed())
 
+    @override
     async def leave(self, patience: float) -> None:
-        """Do nothing: see `Joint`. The host end is in this process and ends with it."""
+        """Do nothing: the host end is in this process and ends with it."""
 
+    @override
     def dropped_by_host(self) -> Mapping[int, int]:
-        """See `Joint`."""
         return dict(self.host.lost())
 
 
@@ -138,7 +141,7 @@ async def join_embedded(
 
 
 @define
-class Embedded:
+class Embedded(Device):
     """A host end in this process, with these ports."""
 
     host_ports: Sequence[HostPortSpec]
@@ -148,9 +151,10 @@ class Embedded:
     url: str = EMBEDDED
     _host: Host | None = field(init=False, default=None)
 
+    @override
     @asynccontextmanager
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
-        """See `Device.open`; raise VconfsError if a port cannot be opened."""
+        """Raise VconfsError also if a port cannot be opened."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
             join_embedded(host, manager, self.dialect) as driver,
@@ -161,22 +165,23 @@ class Embedded:
             finally:
                 self._host = None
 
+    @override
     def reopen_files(self) -> None:
-        """See `Device.reopen_files`."""
         if self._host is not None:
             self._host.reopen_files()
 
 
 @frozen
-class Kernel:
+class Kernel(Device):
     """The ports of the kernel's driver."""
 
     url: str
 
+    @override
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """See `Device.open`."""
         return open_kernel(manager)
 
+    @override
     def reopen_files(self) -> None:
         """Do nothing: the files belong to the host."""
 
@@ -214,7 +219,7 @@ DEVICES: Final = (EMBEDDED, KERNEL, *KINDS)
 
 
 @frozen
-class _Remote:
+class _Remote(Device):
     """A device at a url."""
 
     url: str
@@ -222,10 +227,11 @@ class _Remote:
     _open: Open
     _rest: str
 
+    @override
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """See `Device.open`."""
         return drive(manager, self._open(self._rest, self.dialect))
 
+    @override
     def reopen_files(self) -> None:
         """Do nothing: the files belong to the host."""
 

@@ -18,16 +18,16 @@ from vconfs.streams.url import parse_stream_address
 
 
 class Serve(Protocol):
-    """Serves guests, one at a time, until no more can connect.
+    """The way in which the guests of a scheme are served."""
 
-    The arguments are the host end, the url after the scheme, and the dialect (None for the
-    transport's own). It calls `started` when guests can connect, and raises VconfsError if it
-    cannot listen.
-    """
-
-    async def __call__(  # noqa: D102
+    async def __call__(
         self, host: Host, rest: str, dialect: str | None, task_status: trio.TaskStatus[None]
-    ) -> None: ...
+    ) -> None:
+        """Serve guests, one at a time, until no more can connect.
+
+        `rest` is the url after the scheme. Without a `dialect`, it is the transport's own. Call
+        `started` when guests can connect. Raise VconfsError if it is not possible to listen.
+        """
 
 
 @frozen

@@ -13,6 +13,7 @@ from typing import ClassVar, Final, Self
 from attrs import frozen
 
 from vconfs.errors import VconfsError
+from vconfs.overrides import override
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
@@ -30,9 +31,9 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 class Line(StreamAddress):
     """A stream without clients that come and go: opening it is waiting for a guest."""
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         yield self.connect
 
 
@@ -54,9 +55,9 @@ class TtyAddress(Line):
             window=window_option(options, _TTY_WINDOW),
         )
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -117,9 +118,9 @@ class ExecAddress(Line):
         rest, options = split_options(rest, "window")
         return cls(command=command_argument(rest), window=window_option(options))
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             program = await start_program(self.command)
         except OSError as error:
@@ -146,9 +147,9 @@ class StdioAddress(StreamAddress):
             raise ValueError(f"stdio takes no argument, not {rest!r}")
         return cls(window=window_option(options))
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
@@ -157,9 +158,9 @@ class StdioAddress(StreamAddress):
         with _taken_over() as (reader, writer):
             yield Wire(reader, writer)
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         _check_open()
         guests = [self.connect]
         yield lambda: guests.pop()() if guests else nullcontext()

@@ -14,6 +14,7 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import VconfsError
+from vconfs.overrides import override
 from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
@@ -39,9 +40,9 @@ class SocketAddress(StreamAddress):
     has_many_peers = True
     pause_max = 0.05  # any program can connect and fail, and the next may be a guest
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
@@ -49,9 +50,9 @@ class SocketAddress(StreamAddress):
         with closing(sock):
             yield self._wire(sock)
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         async with self._listening() as listeners:
             with Door(listeners) as door:
                 yield lambda: self._accepted(door)

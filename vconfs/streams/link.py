@@ -21,6 +21,7 @@ from attrs import frozen
 from vconfs.errors import VconfsError
 from vconfs.link.draining import drain
 from vconfs.link.link import Link, call_soon, leave_soon
+from vconfs.overrides import override
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -164,26 +165,27 @@ class StreamLink(Link):
         self._lost = 0  # bytes that the stream had taken, and that do not arrive
         self._running = trio.CancelScope(shield=True)
 
+    @override
     @property
     def config(self) -> bytes:
-        """See `Link.config`."""
         return self._config
 
     # --- sending --------------------------------------------------------------------------
 
+    @override
     def room_for(self, queue: int, header_size: int) -> int:
-        """See `Link.room_for`."""
         return self._payload - header_size if self._has_room(0, self._reserve) else 0
 
+    @override
     def capacity(self, queue: int, wanted: int | None = None) -> int:
-        """See `Link.capacity`."""
         return self._payload if self._has_room(_RESERVE, 0, wanted) else 0
 
+    @override
     def want_room(self, queue: int) -> bool:
-        """See `Link.want_room`."""
         self._room_wanted = True
         return self._has_room(0, self._reserve)
 
+    @override
     def send(
         self,
         queue: int,
@@ -193,7 +195,6 @@ class StreamLink(Link):
         *,
         port_id: int | None = None,
     ) -> None:
-        """See `Link.send`."""
         size = len(header) + len(data)
         head = self._connection.frame_header(queue, size, watched=seen is not None)
         if seen is not None:
@@ -201,12 +202,14 @@ class StreamLink(Link):
         port, urgent = v8.addressee(header)
         self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
 
+    @override
     def untaken(self) -> Mapping[int, int]:
-        """See `Link.untaken`. What is in the stream counts once it is lost by its end."""
+        """Return the bytes of the outbox, and those in the stream once its end has lost them."""
         return self._outbox.untaken(self._lost)
 
+    @override
     def owed(self) -> Mapping[int, int]:
-        """See `Link.owed`. What is in the stream counts as far as the kernel knows."""
+        """Return the bytes of the outbox, and those in the stream as far as the kernel knows."""
         return self._outbox.owed(self._wire.unread())
 
     def send_config(self, config: bytes) -> None:
@@ -214,8 +217,8 @@ class StreamLink(Link):
         self._config_due = config
         self._send_config()
 
+    @override
     def flush(self, queue: int) -> None:
-        """See `Link.flush`."""
         self._send_credit()
         fresh, self._fresh = self._fresh, []
         if not fresh or self._dead:
@@ -232,8 +235,8 @@ class StreamLink(Link):
 
     # --- receiving ------------------------------------------------------------------------
 
+    @override
     def receive(self, queue: int) -> memoryview | None:
-        """See `Link.receive`."""
         if queue != self._receives:
             return None
         try:
@@ -267,24 +270,25 @@ class StreamLink(Link):
                 raise AssertionError(f"a stream gave {event} behind the hellos")
         return False
 
+    @override
     def hold(self, queue: int) -> Callable[[], None] | None:
-        """See `Link.hold`. The received bytes are our own, and stay valid while referenced."""
+        """Keep nothing: received bytes are our own, and stay valid while referenced."""
         return _let_go
 
+    @override
     def again(self, queue: int) -> None:
-        """See `Link.again`."""
         call_soon(self.owner.received, queue)
 
+    @override
     def done(self, queue: int) -> None:
-        """See `Link.done`."""
         self._acknowledge(self._held.popleft())
 
+    @override
     def withhold(self, queue: int) -> None:
-        """See `Link.withhold`."""
         self._withheld.append(self._held.popleft())
 
+    @override
     def release(self, queue: int) -> None:
-        """See `Link.release`."""
         withheld, self._withheld = self._withheld, []
         for frame in withheld:
             self._acknowledge(frame)
