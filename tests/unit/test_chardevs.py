@@ -126,6 +126,7 @@ def test_bad_chardevs(text: str, message: str) -> None:
         ("chat=echo,host-limit=0", "host-limit is a number from 1 to"),
         ("chat=echo,cache=yes", "cache takes no value, not 'yes'"),
         ("chat=echo,cache,cache", "cache is given twice"),
+        ("chat=echo,limit", "limit needs a value: limit=MiB"),
         ("chat=echo,loud", "echo,loud"),
     ],
 )

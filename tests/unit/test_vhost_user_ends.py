@@ -254,10 +254,12 @@ def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:
     [
         ("", "vhost-user"),
         ("/run/s,resize=sideways", "resize is cols-first or rows-first, not 'sideways'"),
-        ("/run/s,max-ports=0", "max-ports is 1 to 127, not '0'"),
-        ("/run/s,max-ports=128", "max-ports is 1 to 127, not '128'"),
+        ("/run/s,max-ports=0", "max-ports is a number from 1 to 127, not '0'"),
+        ("/run/s,max-ports=128", "max-ports is a number from 1 to 127, not '128'"),
         ("/run/s,inband,max-ports=8,inband", "inband is given twice"),
-        ("/run/s,max-ports=many", "max-ports is 1 to 127, not 'many'"),
+        ("/run/s,max-ports=many", "max-ports is a number from 1 to 127, not 'many'"),
+        ("/run/s,max-port=8", "unknown option of vhost-user: 'max-port=8': it is max-ports=N or"),
+        ("/run/s,inband=1", "inband takes no value, not '1'"),
         ("/" + 107 * "x", "a socket's path has at most 107 bytes"),
     ],
 )

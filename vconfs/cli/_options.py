@@ -12,7 +12,8 @@ from vconfs.files.tree import Access
 from vconfs.guest.port import PortOptions
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.patience import PATIENCE_EXAMPLES
-from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
+from vconfs.syntax.times import seconds
+from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
 
 #: Options that mount(8) and fstab add, and that have no meaning here.
 _FOR_OTHERS = re.compile(

@@ -19,7 +19,7 @@ from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.syntax.values import seconds
+from vconfs.syntax.times import seconds
 from vconfs.system.signals import survive_hang_ups
 
 log: Final = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.syntax.paths import socket_path
+from vconfs.syntax.url_options import commas_of_paths, split_options
 from vconfs.system.aside import close_descriptors
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
@@ -40,8 +41,9 @@ _LEFT: Final = -2
 
 
 def parse_path(rest: str) -> str:
-    """Read what stands after the scheme; ValueError."""
-    return socket_path("vhost-user", rest)
+    """Parse the url after the scheme; raise ValueError if it is wrong."""
+    path, _ = split_options("vhost-user", rest, commas=commas_of_paths)
+    return socket_path("vhost-user", path)
 
 
 @asynccontextmanager

@@ -14,10 +14,11 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.overrides import override
-from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
+from vconfs.streams.address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
+from vconfs.syntax.url_options import any_commas, commas_of_paths, split_options
 from vconfs.system.programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
@@ -48,7 +49,7 @@ class TtyAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,baud=N][,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "baud", "window")
+        rest, options = split_options("tty", rest, "baud=N", WINDOW_OPTION, commas=commas_of_paths)
         return cls(
             path=path_argument("tty", rest),
             baud=_speed(options["baud"]) if "baud" in options else None,
@@ -115,7 +116,7 @@ class ExecAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse COMMAND[,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "window")
+        rest, options = split_options("exec", rest, WINDOW_OPTION, commas=any_commas)
         return cls(command=command_argument(rest), window=window_option(options))
 
     @override
@@ -142,7 +143,7 @@ class StdioAddress(StreamAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse [,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "window")
+        rest, options = split_options("stdio", rest, WINDOW_OPTION)
         if rest:
             raise ValueError(f"stdio takes no argument, not {rest!r}")
         return cls(window=window_option(options))

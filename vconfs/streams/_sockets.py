@@ -15,10 +15,11 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.overrides import override
-from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
+from vconfs.streams.address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
+from vconfs.syntax.url_options import commas_of_paths, split_options
 from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
@@ -94,7 +95,7 @@ class UnixAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,window=N]. Raise ValueError if it is wrong."""
-        path, options = split_options(rest, "window")
+        path, options = split_options("unix", rest, WINDOW_OPTION, commas=commas_of_paths)
         return cls(socket_path("unix", path), window=window_option(options))
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
@@ -124,7 +125,7 @@ class TcpAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse HOST:PORT[,window=N], an IPv6 address in brackets. Raise ValueError if wrong."""
-        address, options = split_options(rest, "window")
+        address, options = split_options("tcp", rest, WINDOW_OPTION)
         return cls(*tcp_address(address), window=window_option(options))
 
     @property
@@ -161,7 +162,7 @@ class VsockAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse CID:PORT[,window=N]. Raise ValueError if it is wrong."""
-        address, options = split_options(rest, "window")
+        address, options = split_options("vsock", rest, WINDOW_OPTION)
         found = re.fullmatch("(-1|[0-9]{1,10}):([0-9]{1,10})", address)
         if not found or max(map(int, found.groups())) > _CID_MAX:
             raise ValueError(f"vsock needs two numbers: vsock:CID:PORT, not {address!r}")
