@@ -57,7 +57,6 @@ def test_every_command_and_option_has_its_place(folder: Path) -> None:
         for option in command.params:
             if isinstance(option, click.Option) and not option.hidden:
                 assert all(text in page for text in option.opts)
-    assert "--session" not in page  # it is hidden
     for option_name in OPTION_MEANINGS:
         assert re.search(rf"^ +{option_name}\b", page, re.MULTILINE)
 

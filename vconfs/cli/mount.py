@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import trio
@@ -94,7 +94,6 @@ def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list
 )
 @log_option
 @keep_privileges_option
-@click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=Folder())
 def command(
     foreground: bool,
@@ -107,7 +106,6 @@ def command(
     rules: list[Rule],
     log_path: str | None,
     keep_privileges: bool,
-    session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
     """Mount the ports of a device at MOUNTPOINT.
@@ -163,7 +161,6 @@ def command(
         port_options=options.port,
         access=options.access,
         allow_other=options.allow_other,
-        session=session,
         ttys=options.ttys,
         rules=rules,
         drain=options.drain,
