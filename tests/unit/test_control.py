@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 
 from vconfs.errors import VconfsError
 from vconfs.guest.port import Opener
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.protocol.control import LINE_MAX

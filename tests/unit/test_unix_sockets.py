@@ -15,7 +15,7 @@ import trio
 
 from vconfs.host._stream_guests import serve_stream
 from vconfs.host.chardev import parse_chardev
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.system import unix_sockets
