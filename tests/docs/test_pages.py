@@ -13,7 +13,7 @@ import pytest
 
 from vconfs.cli import vconfs
 from vconfs.guest.devices import EMBEDDED, parse_device
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 
 from .markdown import blocks, same, steps
 from .shell import REPOSITORY, open_shell

@@ -12,7 +12,7 @@ import trio.testing
 
 from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host, open_host
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Hello, Role

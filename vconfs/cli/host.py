@@ -14,7 +14,7 @@ from vconfs.cli._port_spec import PortSpec
 from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
 from vconfs.host.control_socket import control_path
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME

@@ -22,7 +22,7 @@ from vconfs.host._port_streams import PortListener, PortStream
 from vconfs.host.chardev import Chardev, PortSide, parse_chardev
 from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
-from vconfs.host.listening import Listener, parse_listener
+from vconfs.host.listeners import Listener, parse_listener
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.host.spec import parse_port
 
