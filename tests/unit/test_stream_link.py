@@ -20,7 +20,7 @@ from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
 from vconfs.streams._sockets import UnixAddress
-from vconfs.streams.link import open_link
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.wire import Wire
 
 PIECE = 100_000

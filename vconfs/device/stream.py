@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams.link import open_link
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.url import parse_stream_address
 
 
