@@ -11,7 +11,7 @@ from vconfs.device.vfio import VfioAddress
 from vconfs.guest.devices import parse_device
 from vconfs.streams._lines import ExecAddress
 from vconfs.streams._sockets import UnixAddress
-from vconfs.streams.address import StreamAddress
+from vconfs.streams.stream_address import StreamAddress
 from vconfs.streams.url import parse_stream_address
 
 

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.overrides import override
-from vconfs.streams.address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
+from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument

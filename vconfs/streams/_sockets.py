@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.overrides import override
-from vconfs.streams.address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
+from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path

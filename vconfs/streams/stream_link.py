@@ -41,7 +41,7 @@ from vconfs.protocol.stream import (
     Role,
 )
 from vconfs.streams._outbox import Outbox, OutgoingFrame
-from vconfs.streams.address import StreamAddress
+from vconfs.streams.stream_address import StreamAddress
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from vconfs.streams._lines import ExecAddress, StdioAddress, TtyAddress
 from vconfs.streams._sockets import TcpAddress, UnixAddress, VsockAddress
-from vconfs.streams.address import StreamAddress
+from vconfs.streams.stream_address import StreamAddress
 
 #: The dialect that streams carry.
 DIALECT: Final = "v8"
