@@ -19,7 +19,7 @@ from vconfs.link._sender import Sender
 from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
-from vconfs.streams._sockets import UnixAddress
+from vconfs.streams._socket_addresses import UnixAddress
 from vconfs.streams.stream_link import open_link
 from vconfs.streams.wire import Wire
 

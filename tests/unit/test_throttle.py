@@ -23,7 +23,7 @@ from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams._sockets import UnixAddress
+from vconfs.streams._socket_addresses import UnixAddress
 from vconfs.streams.stream_link import open_link
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background

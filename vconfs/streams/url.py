@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from vconfs.streams._lines import ExecAddress, StdioAddress, TtyAddress
-from vconfs.streams._sockets import TcpAddress, UnixAddress, VsockAddress
+from vconfs.streams._socket_addresses import TcpAddress, UnixAddress, VsockAddress
 from vconfs.streams.stream_address import StreamAddress
 
 #: The dialect that streams carry.
