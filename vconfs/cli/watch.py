@@ -17,8 +17,8 @@ from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import Mount, port_names, proposals
+from vconfs.cli._find_port import mounts
 from vconfs.cli._mount_table import in_time
-from vconfs.cli._ports import mounts
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
