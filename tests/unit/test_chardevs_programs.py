@@ -256,7 +256,7 @@ async def test_no_descriptor_to_watch_a_program_with(
             return open_pidfd(pid)
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.system.programs.os.pidfd_open", fail)
+    monkeypatch.setattr("vconfs.system.shell_programs.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
         while len(children) < 2:  # it is tried again

@@ -19,7 +19,7 @@ from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
 from vconfs.syntax.url_options import any_commas, commas_of_paths, split_options
-from vconfs.system.programs import start_program
+from vconfs.system.shell_programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
 #: A terminal line drops what is not read in time; its buffers hold at least this many bytes.
