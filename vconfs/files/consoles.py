@@ -42,7 +42,7 @@ from vconfs.overrides import override
 from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import Pipe
 from vconfs.system.processes import process_of
-from vconfs.system.ptys import RawPty, open_pty
+from vconfs.system.raw_pty import RawPty, open_pty
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)

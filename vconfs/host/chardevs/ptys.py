@@ -22,7 +22,7 @@ from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
-from vconfs.system.ptys import RawPty, open_pty
+from vconfs.system.raw_pty import RawPty, open_pty
 
 
 @define
