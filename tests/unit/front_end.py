@@ -15,7 +15,7 @@ import trio
 
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply

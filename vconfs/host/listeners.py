@@ -11,7 +11,7 @@ from attrs import field, frozen
 from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host
 from vconfs.host.vhost_user.address import VhostUserAddress
-from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
