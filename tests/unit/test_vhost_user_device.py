@@ -13,7 +13,7 @@ import pytest
 import trio
 from attrs import define, field
 
-from vconfs.device import _vhost_user_backend as vhost_user_backend
+from vconfs.device import _remote_backend as vhost_user_backend
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import Driver, drive

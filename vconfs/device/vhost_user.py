@@ -18,8 +18,8 @@ from typing import Final
 import trio
 
 from vconfs.device._queue_shapes import queue_specs
+from vconfs.device._remote_backend import RemoteBackend
 from vconfs.device._rings import RingLink
-from vconfs.device._vhost_user_backend import RemoteBackend
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.link.notifications import Bell, Notices
