@@ -12,7 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vconfs.fuse import _wire as wire
+from vconfs.fuse import _kernel_protocol as wire
 from vconfs.fuse._operations import ReaddirToken
 
 from .kernel import INIT, Kernel, Quiet, connect, connected, init_body
