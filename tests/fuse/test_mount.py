@@ -26,7 +26,7 @@ from .ports import Ports
 ROOT = Path(__file__).parents[2]
 #: Where the kernel lets a FUSE connection be aborted.
 #: By this way, for `fuse.mount` is the function.
-module = importlib.import_module("vconfs.fuse._mount")
+module = importlib.import_module("vconfs.fuse._mountpoint")
 
 #: Mounts by the folder that is its argument, says so, and serves until unmounted.
 SERVER = """

@@ -4,7 +4,7 @@
 pyfuse3.main() is not enough for ports: signals do not end its reads.
 """
 
-from vconfs.fuse._mount import (
+from vconfs.fuse._mountpoint import (
     Mount,
     MountError,
     inherited_device,
