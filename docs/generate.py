@@ -54,7 +54,7 @@ _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
     "pci": "vconfs.device.vfio",
     "kernel": "vconfs.guest._kernel",
-    "qtest": "vconfs.device.qtest",
+    "qtest": "vconfs.device.qtest.machine",
     "stream": "vconfs.device.stream",
     "vhost-user": "vconfs.device.vhost_user",
 }

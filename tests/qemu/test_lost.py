@@ -16,8 +16,8 @@ from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
 from tests.threads import in_thread
-from vconfs.device._qtest_client import QtestClient
-from vconfs.device.qtest import open_qtest
+from vconfs.device.qtest._qtest_client import QtestClient
+from vconfs.device.qtest.machine import open_qtest
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager

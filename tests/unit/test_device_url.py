@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vconfs.device.qtest import QtestAddress
+from vconfs.device.qtest.machine import QtestAddress
 from vconfs.device.vfio import VfioAddress
 from vconfs.guest.devices import parse_device
 from vconfs.streams._lines import ExecAddress

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.device import _doorbells as doorbells
+from vconfs.device.qtest import _doorbells as doorbells
 from vconfs.errors import VconfsError
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.ivshmem import MESSAGE, Peer

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.device._qtest_client import QtestClient
+from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.errors import VconfsError
 from vconfs.system.tasks import open_background
 

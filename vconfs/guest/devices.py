@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 
 from vconfs.device.embedded import open_embedded
 from vconfs.device.pci import DIALECT as PCI_DIALECT
-from vconfs.device.qtest import QtestAddress, open_qtest
+from vconfs.device.qtest.machine import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_bound_vfio, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path

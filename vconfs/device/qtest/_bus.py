@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from vconfs.device._qtest_client import QtestClient
+from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 

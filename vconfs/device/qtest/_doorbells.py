@@ -17,8 +17,8 @@ import trio
 from attrs import frozen
 
 from vconfs.device._interrupts import Eventfds
-from vconfs.device._qtest_bus import QtestBus, QtestFunction
-from vconfs.device._qtest_client import connect
+from vconfs.device.qtest._bus import QtestBus, QtestFunction
+from vconfs.device.qtest._qtest_client import connect
 from vconfs.errors import VconfsError
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError

@@ -28,11 +28,11 @@ from typing import Final
 
 from attrs import frozen
 
-from vconfs.device._doorbells import open_doorbells
 from vconfs.device._interrupts import Eventfds
-from vconfs.device._qtest_bus import SLOTS, QtestBus, QtestFunction
-from vconfs.device._qtest_client import QtestClient, connect
 from vconfs.device.pci import open_pci
+from vconfs.device.qtest._bus import SLOTS, QtestBus, QtestFunction
+from vconfs.device.qtest._doorbells import open_doorbells
+from vconfs.device.qtest._qtest_client import QtestClient, connect
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import qtest, virtio_pci
