@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from vconfs.protocol import control
-from vconfs.protocol.control import LINE_MAX, LineReader
+from vconfs.protocol.control import LINE_MAX
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.lines import LineReader
 
 SCHEMA: dict[str, Any] = json.loads(
     files("vconfs.protocol").joinpath("control.schema.json").read_text()
@@ -128,21 +129,23 @@ def test_a_reply_with_wrong_ports_is_none(ports: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_lines_come_out_as_they_went_in_however_they_are_cut(size: int) -> None:
-    reader, data = LineReader(), b"one\n\ntwo three\n  \nfour\r\nfive"
+    reader, data = LineReader(LINE_MAX), b"one\n\ntwo three\n  \nfour\r\nfive"
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     assert [line for piece in pieces for line in reader.feed(piece)] == [
         b"one",
+        b"",
         b"two three",
+        b"  ",
         b"four\r",
     ]
     assert list(reader.feed(b"\n")) == [b"five"]
 
 
 def test_a_line_may_be_that_long_and_no_longer() -> None:
-    assert list(LineReader().feed(b"x" * LINE_MAX + b"\n")) == [b"x" * LINE_MAX]
+    assert list(LineReader(LINE_MAX).feed(b"x" * LINE_MAX + b"\n")) == [b"x" * LINE_MAX]
     with pytest.raises(RemoteProtocolError, match=f"at most {LINE_MAX} bytes"):
-        list(LineReader().feed(b"x" * (LINE_MAX + 1)))
-    lines = LineReader().feed(b"first\n" + b"x" * LINE_MAX + b"x\nlast\n")
+        list(LineReader(LINE_MAX).feed(b"x" * (LINE_MAX + 1)))
+    lines = LineReader(LINE_MAX).feed(b"first\n" + b"x" * LINE_MAX + b"x\nlast\n")
     assert next(lines) == b"first"
     with pytest.raises(RemoteProtocolError):
         next(lines)

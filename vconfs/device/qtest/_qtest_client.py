@@ -14,6 +14,7 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.lines import LineReader
 from vconfs.system.unix_sockets import refuse_rights
 
 #: How long QEMU may take to answer, and how many bytes of commands may wait for it.
@@ -123,7 +124,7 @@ class QtestClient:
             self._send_some()
 
     async def _receive_all(self) -> None:
-        reader = qtest.LineReader()
+        reader = LineReader(qtest.LINE_MAX)
         while not self._lost:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -131,8 +132,8 @@ class QtestClient:
                 if not data:
                     self._lose("QEMU is gone")
                     break
-                for event in reader.receive(data):
-                    self._handle(event)
+                for line in reader.feed(data):
+                    self._handle(qtest.parse_line(line))
             except BlockingIOError:
                 continue
             except OSError as error:
