@@ -330,7 +330,7 @@ async def test_vectors(
 
 @pytest.mark.parametrize(
     ("vectors", "message"),
-    [(0, "it has not given 2 doorbells in 0.1 s"), (1, "it has not given 2 doorbells")],
+    [(0, "it has not sent 2 doorbells in 0.1 s"), (1, "it has not sent 2 doorbells")],
 )
 async def test_a_server_with_too_few_doorbells(
     tmp_path: Path, vectors: int, message: str, monkeypatch: pytest.MonkeyPatch

@@ -38,7 +38,7 @@ def test_addresses(text: str, address: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "5.0", "00:05", "00:05.8", "00:25.0", "../00:05.0", "0:5.0"])
 def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="no PCI address"):
+    with pytest.raises(ValueError, match="not a PCI address"):
         parse_address(text)
 
 
@@ -139,8 +139,8 @@ def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (errno.EACCES, "Permission denied: it takes root$"),
-        (errno.EPERM, "Operation not permitted: it takes root$"),
+        (errno.EACCES, "Permission denied: only root can do that$"),
+        (errno.EPERM, "Operation not permitted: only root can do that$"),
         (errno.EINVAL, "Invalid argument$"),
     ],
 )
@@ -220,7 +220,7 @@ def test_the_commands(
         (("unbind", "0000:00:09.0"), 1, "no PCI function 0000:00:09.0"),
         (("bind", CONSOLE), 1, "vfio-pci does not take 0000:00:05.0"),
         (("bind", OTHER), 1, "0000:00:06.0 is not a virtio console"),
-        (("bind", "5"), 2, "'5' is no PCI address"),
+        (("bind", "5"), 2, "'5' is not a PCI address"),
         (("unbind",), 2, "Missing argument"),
     ],
 )

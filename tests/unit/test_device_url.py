@@ -43,7 +43,7 @@ def test_pci(rest: str, address: VfioAddress) -> None:
 @pytest.mark.parametrize(
     ("url", "message"),
     [
-        ("pci:5", "'5' is no PCI address"),
+        ("pci:5", "'5' is not a PCI address"),
         ("pci:00:05.0,addr=1", "unknown option of pci: 'addr=1': it is resize="),
         ("pci:00:05.0,resize", "resize needs a value: resize="),
         ("pci:00:05.0,resize=upside-down", "cols-first or rows-first, not 'upside-down'"),
@@ -53,8 +53,8 @@ def test_pci(rest: str, address: VfioAddress) -> None:
         ("qtest:dir,", "unknown option of qtest: ''"),
         ("qtest:dir,addr", "addr needs a value: addr=SLOT.FUNCTION"),
         ("qtest:dir,addr=4,addr=4", "addr is given twice"),
-        ("qtest:dir,addr=20", "'20' is no SLOT.FUNCTION"),
-        ("qtest:dir,addr=4.8", "'4.8' is no SLOT.FUNCTION"),
+        ("qtest:dir,addr=20", "'20' is not a SLOT.FUNCTION"),
+        ("qtest:dir,addr=4.8", "'4.8' is not a SLOT.FUNCTION"),
         ("qtest:dir,window=1", "unknown option of qtest: 'window=1': it is addr=.* or resize="),
         ("vhost-user:/run/s,inband=1", "unknown option of vhost-user: 'inband=1': it has none"),
         ("stream:unix:/run/s,windw=1", "unknown option of unix: 'windw=1': it is window="),

@@ -122,5 +122,5 @@ async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doorbells, "_SECONDS", 0.01)
     ours, theirs = socket.socketpair()
     with ours, theirs, trio.fail_after(20):
-        with pytest.raises(VconfsError, match=r"has not given 2 doorbells in 0\.01 s"):
+        with pytest.raises(VconfsError, match=r"has not sent 2 doorbells in 0\.01 s"):
             await doorbells._meet(ours, 2)

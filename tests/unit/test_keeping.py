@@ -198,7 +198,7 @@ async def test_once(nursery: trio.Nursery) -> None:
     ("url", "options", "reason"),
     [
         ("no", {}, "unknown device 'no': it is one of embedded, "),
-        ("pci:5", {}, "'5' is no PCI address"),
+        ("pci:5", {}, "'5' is not a PCI address"),
         ("pci:00:05.0", {"dialect": "v8"}, "pci: devices speak virtio1, not v8"),
         ("qtest:", {}, "qtest: needs the directory"),
         ("qtest:/tmp", {"bind": True}, "qtest: devices have no driver to be taken from"),

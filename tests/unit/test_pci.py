@@ -76,10 +76,10 @@ async def test_features_that_the_device_then_refuses() -> None:
         ("queue_size", 0, "queue_size 0 of queue 0"),
         ("queue_size", 96, "queue_size 96 of queue 0"),
         ("notify_off", 1024, "queue_notify_off 1024 of queue 0"),
-        ("generation_step", 1, "does not stand still"),
+        ("generation_step", 1, "changes all the time"),
         ("config", bytes(8), "max_nr_ports 0"),
         ("config", b"\xff" * 8, "max_nr_ports 4294967295"),
-        ("memory", memoryview(bytearray(1 << 16)), "0 MiB of memory are too few for 6 queues"),
+        ("memory", memoryview(bytearray(1 << 16)), "0 MiB of memory are not enough for 6 queues"),
     ],
 )
 async def test_a_device_that_is_refused(field: str, value: object, message: str) -> None:

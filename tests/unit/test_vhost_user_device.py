@@ -180,7 +180,7 @@ WRONG: list[tuple[FakeBackEnd, str]] = [
     ),
     (FakeBackEnd(at=Request.SET_VRING_NUM, says=message(8, b"\1" + bytes(7))), "refused SET_VRING"),
     (FakeBackEnd(at=Request.GET_CONFIG, says=message(24)), "refused GET_CONFIG"),
-    (FakeBackEnd(at=Request.GET_MAX_MEM_SLOTS, says=message(36, bytes(8))), "no place for a memor"),
+    (FakeBackEnd(at=Request.GET_MAX_MEM_SLOTS, says=message(36, bytes(8))), "no room for a memor"),
     (
         FakeBackEnd(queues=7, config=struct.pack("<HHI", 0, 0, 3)),
         "the back-end has 7 queues of the 8 needed",

@@ -14,9 +14,9 @@ from vconfs.streams.url import parse_stream_address
 
 @asynccontextmanager
 async def open_stream(rest: str) -> AsyncIterator[OpenDevice]:
-    """Be the guest of the host end that `stream:REST` leads to.
+    """Connect to the host end at `stream:REST`, as its guest.
 
-    ValueError: `rest` makes no sense; VconfsError: the host end cannot be reached.
+    Raise ValueError if `rest` is wrong, VconfsError if the host end cannot be reached.
     """
     address = parse_stream_address(rest)
     async with (
