@@ -177,6 +177,7 @@ async def test_attributes(mounted: OpenMount) -> None:
 
 async def test_inotify_tells_of_ports_that_come_go_and_change(mounted: OpenMount) -> None:
     async with mounted("first=echo") as it:
+        await it.until(lambda: it.manager.by_name(b"first"))
         with INotify() as root, INotify() as links:
             mask = flags.CREATE | flags.DELETE | flags.ATTRIB
             await in_thread(lambda: root.add_watch(it.path, mask))
@@ -265,11 +266,11 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
 
 
 @asynccontextmanager
-async def served_by(session: str, path: Path) -> AsyncIterator[Path]:
+async def served_by(module: str, path: Path) -> AsyncIterator[Path]:
     """Mount by the command, in a process of its own: pyfuse3 keeps global state."""
     path.mkdir()
     ports = [f"--port=port.{port_id}=null" for port_id in range(300)]
-    command = (sys.executable, "-m", "vconfs", "mount", "-f", "--session", session, *ports)
+    command = (sys.executable, "-m", module, "mount", "-f", *ports)
     async with program(*command, "-o", "mode=0640,uid=7,gid=9", str(path)) as daemon:
         with trio.fail_after(20):
             while not await in_thread(lambda: os.path.exists(path / "vcon299")):
@@ -320,8 +321,8 @@ def answers(path: Path) -> dict[str, object]:
 
 async def test_libfuse_and_our_session_give_the_same_answers(tmp_path: Path) -> None:
     results = []
-    for session in ("vconfs", "pyfuse3"):
-        async with served_by(session, tmp_path / session) as path:
+    for module in ("vconfs", "tests.mount.stock"):
+        async with served_by(module, tmp_path / module) as path:
             results.append(await in_thread(lambda path=path: answers(path)))  # type: ignore[misc]
     ours, theirs = results
     assert {key: (ours.get(key), theirs.get(key)) for key in ours | theirs} == {

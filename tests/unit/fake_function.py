@@ -8,8 +8,10 @@ import trio
 
 from tests.unit.test_virtio_pci import BARS, REAL
 from vconfs.errors import VconfsError
-from vconfs.protocol.virtio_pci import NO_VECTOR, Common, Msix, Register
+from vconfs.protocol.virtio_pci import Common, Msix, Register
 
+#: What a device says of a vector that it refuses (virtio 1.2 §4.1.4.3).
+NO_VECTOR = 0xFFFF
 ISR, CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
 
 

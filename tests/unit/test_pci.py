@@ -143,7 +143,7 @@ async def test_a_device_that_does_not_let_go(autojump_clock: trio.testing.MockCl
     [
         (15 | Status.NEEDS_RESET, "needs a reset"),
         (0xFF, "the device is gone"),
-        (0, "somebody else has reset the device"),
+        (0, "another program has reset the device"),
     ],
 )
 async def test_a_running_device_fails(vectors: int, status: int, reason: str) -> None:
@@ -162,7 +162,7 @@ async def test_a_reset_that_no_interrupt_tells_of(autojump_clock: trio.testing.M
         assert not driver.stopped.is_set()
         fake.status = 0
         await driver.stopped.wait()
-        assert driver.reason == "somebody else has reset the device"
+        assert driver.reason == "another program has reset the device"
         assert trio.current_time() < 110
 
 

@@ -20,7 +20,10 @@ from vconfs.files.status import STATUS
 
 #: Attributes that are true or false, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
-_NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out", "dropped", "host_dropped"}
+_NUMBERS = {
+    *("id", "queued", "limit", "bytes_in", "bytes_out"),
+    *("dropped", "host_dropped", "ignored", "resets"),
+}
 
 #: How many ports are read in the time that a mount has to answer.
 _AT_ONCE = 256
