@@ -95,7 +95,7 @@ def test_closing_twice_is_no_error_and_hits_nothing_else(place: Path) -> None:
     os.close(other)
 
 
-def test_closing_leaves_alone_what_somebody_else_has_mounted_there_since(place: Path) -> None:
+def test_closing_leaves_alone_what_others_have_mounted_there_since(place: Path) -> None:
     mount = fuse.mount(place)
     fuse.unmount(place)
     run("mount", "-t", "tmpfs", "somebody-elses", str(place))  # it gets the same number
@@ -238,7 +238,7 @@ def test_a_mount_that_the_kernel_refuses_leaks_no_descriptor(
 # --- /dev/fd/N ----------------------------------------------------------------------------
 
 
-async def test_a_device_that_somebody_else_has_mounted(place: Path) -> None:
+async def test_a_device_that_another_user_has_mounted(place: Path) -> None:
     """As `mount.fuse3 -o drop_privileges` does: it mounts, and hands the descriptor over."""
     theirs = fuse.mount(place)
     device = os.dup(theirs.device)
@@ -277,7 +277,7 @@ def test_a_device_that_is_standard_input(place: Path) -> None:
         theirs.close()
 
 
-def test_a_descriptor_that_is_none() -> None:
+def test_a_descriptor_that_is_not_open() -> None:
     assert refusal(Path("/dev/fd/999")).startswith("/dev/fd/999: Bad file descriptor")
 
 
@@ -386,13 +386,13 @@ except fuse.MountError as error:
 
 
 @needs_fusermount
-def test_somebody_else_mounts_by_fusermount3(folder_of_nobody: Path) -> None:
+def test_another_user_mounts_by_fusermount3(folder_of_nobody: Path) -> None:
     lines = as_nobody(folder_of_nobody, BY_HELPER).splitlines()
     assert lines == ["p0", r"fuse.vconfs a,b\c", "False", "False"]
 
 
 @needs_fusermount
-def test_somebody_else_on_a_folder_that_is_not_his(folder_of_nobody: Path) -> None:
+def test_another_user_on_a_folder_of_others(folder_of_nobody: Path) -> None:
     shutil.chown(folder_of_nobody / "mnt", "root")
     text = as_nobody(folder_of_nobody, BY_HELPER)
     assert text == (
@@ -402,12 +402,12 @@ def test_somebody_else_on_a_folder_that_is_not_his(folder_of_nobody: Path) -> No
 
 
 @needs_fusermount
-def test_somebody_else_without_fusermount3(folder_of_nobody: Path) -> None:
+def test_another_user_without_fusermount3(folder_of_nobody: Path) -> None:
     text = as_nobody(folder_of_nobody, BY_HELPER, path="/nowhere")
     assert text == "fusermount3 is not installed: it is in the package fuse3"
 
 
 @needs_fusermount
-def test_somebody_else_who_may_not_open_the_device(folder_of_nobody: Path) -> None:
+def test_another_user_who_may_not_open_the_device(folder_of_nobody: Path) -> None:
     text = as_nobody(folder_of_nobody, BY_HELPER, device="locked")
     assert text.startswith("no permission to open /dev/fuse: as root, `chmod 666 /dev/fuse`")

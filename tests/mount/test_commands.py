@@ -202,7 +202,7 @@ def test_commands_say_that_a_daemon_which_is_stopped_does_not_answer(folder: Pat
     wait_for_end(daemon)
 
 
-def test_somebody_elses_umount_ends_the_daemon(folder: Path) -> None:
+def test_a_umount_by_another_program_ends_the_daemon(folder: Path) -> None:
     vconfs("mount", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))
     subprocess.run(["umount", str(folder)], check=True)
@@ -315,7 +315,9 @@ def logged(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", ["--help", "doctor"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_cannot_be_written_is_told_in_a_line(command: str, unbuffered: str) -> None:
+def test_output_that_cannot_be_written_is_an_error_of_one_line(
+    command: str, unbuffered: str
+) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*VCONFS, command],

@@ -275,7 +275,7 @@ def test_what_a_far_side_does_not_take_is_counted_to_the_byte(
 
 @pytest.mark.parametrize("far_side", ["unix"], indirect=True)
 @pytest.mark.parametrize("how", ["umount -f", "umount twice", "two signals"])
-def test_an_ending_can_be_had_at_once(folder: Path, far_side: FarSide, how: str) -> None:
+def test_an_ending_can_be_immediate(folder: Path, far_side: FarSide, how: str) -> None:
     words = ("--port", f"name={far_side.chardev}", "-o", "drain=1000")
     with mount_of(folder, *words) as process:
         far_side.come()
@@ -346,7 +346,7 @@ def test_a_slow_reader_of_the_file_gets_all_that_the_host_sent(
 @pytest.mark.parametrize("far_side", ["unix"], indirect=True)
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 @pytest.mark.parametrize("opener", ["none", "writer", "reader"])
-def test_what_nobody_reads_in_the_mount_is_counted(
+def test_unread_data_of_a_mount_is_counted(
     folder: Path, far_side: FarSide, tmp_path: Path, dialect: str, opener: str
 ) -> None:
     words = ("--dialect", dialect, "--port", f"p={far_side.chardev},cache", "-o", f"drain={SOON}")

@@ -62,7 +62,7 @@ async def test_owner_and_mode_are_what_was_asked_for(mounted: OpenMount) -> None
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4321, 0o666)
 
 
-async def test_nobody_else_makes_or_removes_names(mounted: OpenMount) -> None:
+async def test_only_ports_make_and_remove_names(mounted: OpenMount) -> None:
     async with mounted() as it:
         path = it.path / "new"
         for call in (
@@ -123,7 +123,7 @@ async def test_links_by_name_never_leave_their_folder(mounted: OpenMount) -> Non
             assert await in_thread(lambda path=path: os.getxattr(path, b"name")) == name  # type: ignore[misc]
 
 
-async def test_names_that_can_have_no_link_are_still_attributes(mounted: OpenMount) -> None:
+async def test_names_without_a_link_are_still_attributes(mounted: OpenMount) -> None:
     async with mounted("x=echo") as it:
         it.host.rename(0, b"n" * 4080)
         assert await in_thread(lambda: os.listdir(it.path / "by-name")) == []
@@ -175,7 +175,7 @@ async def test_attributes(mounted: OpenMount) -> None:
         assert await error_of(lambda: os.getxattr(it.file(), "user.nonsense")) == errno.ENODATA
 
 
-async def test_inotify_tells_of_ports_that_come_go_and_change(mounted: OpenMount) -> None:
+async def test_inotify_reports_ports_that_come_go_and_change(mounted: OpenMount) -> None:
     async with mounted("first=echo") as it:
         await it.until(lambda: it.manager.by_name(b"first"))
         with INotify() as root, INotify() as links:
@@ -238,7 +238,7 @@ async def next_notice(watch: INotify, kind: int) -> str:
                 return event.name
 
 
-async def test_a_port_is_there_for_everybody_while_it_is_being_announced(
+async def test_a_port_can_be_used_while_it_is_being_announced(
     mounted: OpenMount,
 ) -> None:
     async with mounted() as it:

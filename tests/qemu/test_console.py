@@ -172,7 +172,7 @@ async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
 
 
 @by_both_interrupts
-async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) -> None:
+async def test_host_data_is_kept_while_no_program_has_the_port_open(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
         driven(qemu) as (changes, driver, _),

@@ -144,7 +144,7 @@ async def why_lost(folder: Path) -> str:
         return str(error)
 
 
-async def test_what_a_console_says_meanwhile_is_not_lost(tmp_path: Path) -> None:
+async def test_output_of_a_console_meanwhile_is_not_lost(tmp_path: Path) -> None:
     """Nobody has to read it: QEMU's end of the console is a file."""
     output = tmp_path / "output"
     console = [

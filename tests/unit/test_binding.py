@@ -37,7 +37,7 @@ def test_addresses(text: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5.0", "00:05", "00:05.8", "00:25.0", "../00:05.0", "0:5.0"])
-def test_what_is_no_address(text: str) -> None:
+def test_wrong_addresses(text: str) -> None:
     with pytest.raises(ValueError, match="not a PCI address"):
         parse_address(text)
 
@@ -51,7 +51,7 @@ def test_a_wrong_address_names_the_right_ones(sysfs: Path) -> None:
         PciFunction("0000:00:09.0", sysfs)
 
 
-def test_another_device_is_no_console(sysfs: Path) -> None:
+def test_another_device_is_not_a_console(sysfs: Path) -> None:
     with pytest.raises(VconfsError, match=r"06.0 is not a virtio console; .*: 0000:00:05.0"):
         PciFunction(OTHER, sysfs).check_console()
     (sysfs / "bus/pci/devices" / CONSOLE / "device").unlink()
@@ -106,7 +106,7 @@ def test_a_driver_that_does_not_take_it(sysfs: Path) -> None:
     assert (sysfs / "bus/pci/drivers_probe").read_text() == CONSOLE
 
 
-def test_what_is_bound_already_stays(sysfs: Path) -> None:
+def test_a_function_that_is_bound_already_stays(sysfs: Path) -> None:
     give(sysfs, CONSOLE, "vfio-pci")
     function = PciFunction(CONSOLE, sysfs)
     with bound(function):
@@ -127,7 +127,7 @@ def obedient(override: Override, sysfs: Path) -> Override:
     return kernel
 
 
-def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_function_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(sysfs, CONSOLE, "virtio-pci")
     function = PciFunction(CONSOLE, sysfs)
     monkeypatch.setattr(PciFunction, "_override", obedient(PciFunction._override, sysfs))

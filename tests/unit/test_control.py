@@ -109,7 +109,7 @@ async def control(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 # What a client can do
 
 
-async def test_list_tells_what_a_port_is_and_does(control: Control) -> None:
+async def test_list_shows_what_a_port_is_and_does(control: Control) -> None:
     guest = control.ends.ports[0]
     guest.open(Opener(1))
     guest.write_nowait(b"three")
@@ -247,7 +247,7 @@ async def test_a_name_that_two_ports_have_is_no_address(control: Control) -> Non
     [_] = await control.call.ask("throttle", port="first", on=True)
 
 
-async def test_garbage_gets_an_error_and_the_next_askedits_answer(control: Control) -> None:
+async def test_garbage_gets_an_error_and_the_next_request_its_answer(control: Control) -> None:
     for garbage in (b"\0\xff\n", b"list\n", b"{}\n", b"[" * 50_000 + b"\n"):
         await control.call.stream.send_all(garbage)
         assert isinstance(await control.call.reply(), str)
@@ -287,7 +287,9 @@ async def test_many_clients_are_answered(control: Control) -> None:
             nursery.start_soon(client)
 
 
-async def test_a_client_that_reads_nothing_stops_nobody_and_costs_little(control: Control) -> None:
+async def test_a_client_that_reads_nothing_stops_no_other_and_costs_little(
+    control: Control,
+) -> None:
     async def flood(slow: Caller) -> None:
         while True:
             await slow.stream.send_all(b'{"op": "list"}\n' * 1000)
@@ -325,7 +327,7 @@ class Slow(Puppet):
 
 
 @pytest.mark.parametrize("error", ["", "no such bus"])
-async def test_a_port_that_is_being_added_is_not_there_yet(control: Control, error: str) -> None:
+async def test_a_port_that_is_being_added_is_not_listed_yet(control: Control, error: str) -> None:
     go, host = trio.Event(), control.ends.host
     async with trio.open_nursery() as nursery:
 
@@ -366,7 +368,7 @@ def _stale(path: Path) -> None:
         sock.bind(str(path))
 
 
-async def test_a_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+async def test_a_socket_without_a_listener_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "ctl"
     _stale(path)
     async with open_host([]) as host, controlled(host, path), calling(path) as call:

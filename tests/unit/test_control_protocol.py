@@ -40,13 +40,13 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize(("asked", "line"), REQUESTS)
-def test_a_askedis_this_line(asked: control.Request, line: bytes) -> None:
+def test_a_request_is_this_line(asked: control.Request, line: bytes) -> None:
     assert control.encode_request(asked) == line + b"\n"
     assert control.parse_request(line) == asked
     VALIDATOR.validate(json.loads(line))
 
 
-def test_every_askedis_in_the_table_above() -> None:
+def test_every_request_is_in_the_table() -> None:
     assert {type(request) for request, _ in REQUESTS} == set(control.REQUESTS.values())
 
 
@@ -111,7 +111,7 @@ def test_replies_are_read_back() -> None:
     "line",
     [b"", b"220 mail.example.org ESMTP", b"{}", b'{"vconfs-control": true}', b"\xff\xfe", b"[]"],
 )
-def test_what_is_no_host_end_is_known_by_its_greeting_or_reply(line: bytes) -> None:
+def test_other_servers_are_known_by_their_greeting_or_reply(line: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         control.parse_greeting(line)
     with pytest.raises(RemoteProtocolError):
@@ -119,7 +119,7 @@ def test_what_is_no_host_end_is_known_by_its_greeting_or_reply(line: bytes) -> N
 
 
 @pytest.mark.parametrize("ports", ["1", "[1]", "null"])
-def test_a_reply_with_wrong_ports_is_none(ports: str) -> None:
+def test_a_reply_with_wrong_ports_is_refused(ports: str) -> None:
     with pytest.raises(RemoteProtocolError):
         control.parse_reply(f'{{"ok": true, "ports": {ports}}}'.encode())
 
@@ -141,7 +141,7 @@ def test_lines_come_out_as_they_went_in_however_they_are_cut(size: int) -> None:
     assert list(reader.feed(b"\n")) == [b"five"]
 
 
-def test_a_line_may_be_that_long_and_no_longer() -> None:
+def test_a_line_may_have_the_maximum_length_and_no_more() -> None:
     assert list(LineReader(LINE_MAX).feed(b"x" * LINE_MAX + b"\n")) == [b"x" * LINE_MAX]
     with pytest.raises(RemoteProtocolError, match=f"at most {LINE_MAX} bytes"):
         list(LineReader(LINE_MAX).feed(b"x" * (LINE_MAX + 1)))

@@ -65,7 +65,7 @@ def test_pci(rest: str, address: VfioAddress) -> None:
         ("stream:exec:cat,window=1", "window is a number from 1024 to"),
     ],
 )
-def test_what_makes_no_sense_is_said(url: str, message: str) -> None:
+def test_wrong_urls_have_a_clear_error(url: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_device(url)
 

@@ -139,7 +139,7 @@ def being(**fields: object) -> Change:
         ),
     ],
 )
-def test_what_is_not_there_is_told_with_a_remedy(
+def test_missing_things_are_reported_with_a_remedy(
     machine: Machine, change: Change, check: str, state: str, message: str, advice: str
 ) -> None:
     (finding,) = found(change(machine), check)

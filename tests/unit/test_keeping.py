@@ -179,7 +179,7 @@ async def test_the_same_failure_is_logged_once(
     assert said.count("fleeting:: it sleeps; trying again") == 1
 
 
-async def test_a_device_that_cannot_be_had_at_first(nursery: trio.Nursery) -> None:
+async def test_a_device_that_cannot_be_opened_at_first(nursery: trio.Nursery) -> None:
     with pytest.raises(VconfsError, match="it sleeps"):
         await nursery.start(Connection(Fleeting([]), PortManager()).run)
 

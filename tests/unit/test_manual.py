@@ -79,7 +79,7 @@ def test_text_is_never_taken_for_a_request() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "ctl"])
-def test_every_command_is_told_in_a_line(name: str) -> None:
+def test_every_command_has_a_line(name: str) -> None:
     context = click.Context(vconfs, info_name="vconfs")
     command = vconfs.get_command(context, name) if name else vconfs  # type: ignore[attr-defined]
     _, _, commands = command.get_help(click.Context(command, info_name=name)).partition("Commands:")

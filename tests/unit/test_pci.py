@@ -155,7 +155,7 @@ async def test_a_running_device_fails(vectors: int, status: int, reason: str) ->
         assert reason in driver.reason
 
 
-async def test_a_reset_that_no_interrupt_tells_of(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reset_without_an_interrupt(autojump_clock: trio.testing.MockClock) -> None:
     fake = FakeFunction()
     async with driven(fake) as driver:
         await trio.sleep(100)
@@ -186,7 +186,7 @@ async def test_the_bus_goes_away() -> None:
         assert driver.reason == "the bus is gone"
 
 
-async def test_interrupts_without_end_starve_nobody() -> None:
+async def test_endless_interrupts_starve_no_task() -> None:
     fake = FakeFunction()
     async with driven(fake) as driver, trio.open_nursery() as nursery:
         nursery.start_soon(interrupt_for_ever, fake)

@@ -79,7 +79,7 @@ async def write_all(port: Port, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("rings", RINGS)
-async def test_pollers_are_told_of_room(rings: int) -> None:
+async def test_pollers_are_woken_when_there_is_room(rings: int) -> None:
     puppet = Puppet()
     async with (
         open_console([spec(puppet=puppet, host_limit=1000)], features=PLAIN | rings) as fake,
@@ -215,7 +215,7 @@ async def test_the_order_of_a_size_is_an_option(rows_first: bool) -> None:
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])
-async def test_a_console_alone_tells_its_size_by_the_config_space(vectors: int) -> None:
+async def test_a_single_console_has_its_size_in_the_config_space(vectors: int) -> None:
     puppet = Puppet()
     async with (
         open_console(

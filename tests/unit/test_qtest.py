@@ -29,7 +29,7 @@ def test_commands(command: bytes, line: bytes) -> None:
     assert command == line
 
 
-def test_sizes_that_there_are_not() -> None:
+def test_sizes_that_do_not_exist() -> None:
     with pytest.raises(LocalProtocolError, match="3 bytes"):
         qtest.read(0, 3)
     with pytest.raises(LocalProtocolError, match="8 bytes"):

@@ -83,7 +83,7 @@ async def test_the_next_front_end_is_served_when_the_guest_has_left(tmp_path: Pa
                 assert host.guest is not first_guest
 
 
-async def test_one_guest_at_a_time_and_nobody_is_let_in_meanwhile() -> None:
+async def test_one_guest_at_a_time_and_no_other_is_let_in_meanwhile() -> None:
     reception = Reception()
     let_in, guests, most = 0, [0], 0
     door = trio.Semaphore(0)

@@ -142,7 +142,7 @@ def test_both_ends_meet_though_a_hello_was_lost(lost: Role | None, size: int) ->
         assert end.answer() == b""
 
 
-def test_a_hello_that_was_missed_is_said_again_as_an_answer() -> None:
+def test_a_missed_hello_is_sent_again_as_an_answer() -> None:
     host = Connection(HOST)
     assert host.hello(3, SPACE) == hello(HOST, config=SPACE)
     assert host.answer() == b""
@@ -286,7 +286,7 @@ def test_a_long_goodbye_is_cut() -> None:
     assert outcome(connected(GUEST), [data]) == [Closed("x" * 256)]
 
 
-def test_who_leaves_before_the_hello_says_nothing() -> None:
+def test_an_end_that_leaves_before_the_hello_sends_nothing() -> None:
     assert Connection(HOST).bye("no") == b""
 
 
@@ -410,7 +410,7 @@ def test_a_conversation_cut_at_every_offset_ends_with_what_was_whole() -> None:
             )
 
 
-def test_a_hello_cut_at_every_offset_says_so() -> None:
+def test_a_hello_cut_at_any_offset_is_reported() -> None:
     data = hello(HOST, config=SPACE)
     for end in range(len(data)):
         seen = outcome(Connection(GUEST), [data[:end]])

@@ -137,7 +137,7 @@ async def test_a_file_that_cannot_be_waited_for_is_read_to_its_end(tmp_path: Pat
     assert sizes[3] == 0
 
 
-async def test_a_program_that_does_not_wait_is_not_kept_out_by_those_who_do() -> None:
+async def test_a_program_that_does_not_wait_is_not_kept_out_by_waiting_ones() -> None:
     manager = PortManager()
     async with linked() as (link, peer), trio.open_nursery() as nursery:
         driver = Driver(manager, link, v8.GuestEnd(link.features))

@@ -156,7 +156,7 @@ async def test_a_back_end_without_protocol_features(tmp_path: Path) -> None:
     ]
 
 
-async def test_the_dialect_is_told_by_the_number_of_queues_or_chosen(tmp_path: Path) -> None:
+async def test_the_dialect_depends_on_the_number_of_queues_or_is_chosen(tmp_path: Path) -> None:
     config = struct.pack("<HHII", 80, 25, 3, 0)
     for queues, dialect, throttles in ((8, None, False), (8, "v8", True), (2, None, True)):
         fake = FakeBackEnd(queues=queues, config=config)
@@ -206,7 +206,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
             await trio.sleep(0.001)
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_no_listener(tmp_path: Path) -> None:
     with pytest.raises(VconfsError, match=r"cannot connect to .*/s: No such file or directory"):
         async with drive(PortManager(), open_vhost_user(f"{tmp_path}/s", None)):
             pass

@@ -102,7 +102,7 @@ def test_layout_follows_the_alignment_of_the_standard() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 3, 65536, -4])
-def test_a_size_that_is_no_power_of_two_is_refused(size: int) -> None:
+def test_a_size_that_is_not_a_power_of_two_is_refused(size: int) -> None:
     with pytest.raises(LocalProtocolError, match="power of two"):
         Layout.at(size, 0)
 
@@ -196,7 +196,7 @@ def test_a_buffer_of_several_parts_needs_one_descriptor() -> None:
         ([(DATA, 1, True), (DATA, 1, False)], "comes after"),
     ],
 )
-def test_a_table_that_cannot_be_is_the_callers_mistake(
+def test_an_impossible_table_is_the_callers_mistake(
     parts: list[tuple[int, int, bool]], message: str
 ) -> None:
     pair = Pair()
@@ -444,7 +444,7 @@ def test_the_devices_own_mistakes_are_local() -> None:
         ([(0, 0)], "empty"),
     ],
 )
-def test_memory_regions_that_cannot_be(regions: list[tuple[int, int]], message: str) -> None:
+def test_impossible_memory_regions(regions: list[tuple[int, int]], message: str) -> None:
     with pytest.raises(RemoteProtocolError, match=message):
         GuestMemory([(start, memoryview(bytearray(size))) for start, size in regions])
 
