@@ -163,7 +163,7 @@ def test_opening_a_missing_port_makes_no_file(tmp_path: Path, shell: list[str], 
     port = tmp_path / "typo"
     words = [*shell, str(EXAMPLES / f"{name}.sh"), str(port)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-    assert (done.returncode, done.stderr) == (1, f"{name}.sh: {port} is not there\n")
+    assert (done.returncode, done.stderr) == (1, f"{name}.sh: {port} does not exist\n")
     assert not port.exists()
 
 
