@@ -5,8 +5,8 @@
     host:   the viewer keeps its end of the port open, as in: socat - UNIX-CONNECT:/run/viewer.sock
 
 The viewer sends nothing; only its hang-up, its crash or the loss of its port matters. The script
-asks logind, over the system bus, to lock SESSION or, if none is named, all of them. It needs jeepney
-(python3-jeepney), and the right to lock: root has it, and each session has it for itself.
+asks logind, over the system bus, to lock SESSION or, if none is named, all of them. It needs
+jeepney (python3-jeepney), and the right to lock: root has it, and each session has it for itself.
 """
 
 from __future__ import annotations

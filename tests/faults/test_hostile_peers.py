@@ -1,4 +1,4 @@
-"""What a hostile peer can make the host end do: each attack has its outcome, and all others go on.
+"""Attacks of hostile peers on the host end: each has its outcome, and the others go on.
 
 While an attack is on, the control socket answers in time; it is served by the same event loop.
 """

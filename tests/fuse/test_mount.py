@@ -117,7 +117,7 @@ async def test_closing_leaves_alone_another_vconfs_mount(place: Path) -> None:
 
 @pytest.fixture
 def connections(tmp_path: Path) -> Iterator[Path]:
-    """The kernel's control files of all FUSE mounts, mounted where nobody else looks."""
+    """The kernel's control files of all FUSE mounts, mounted in a folder of its own."""
     folder = tmp_path / "connections"
     folder.mkdir()
     run("mount", "-t", "fusectl", "none", str(folder))
@@ -324,7 +324,7 @@ def test_a_dead_mount_that_cannot_be_cleared(place: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def folder_of_nobody() -> Iterator[Path]:
-    """A folder that `nobody` may mount on: pytest's own let nobody else in."""
+    """A folder that the user `nobody` may mount on; pytest's folders are closed to others."""
     needs.other_users()
     folder = Path(tempfile.mkdtemp(prefix="vconfs-nobody-"))
     try:
@@ -339,7 +339,7 @@ def folder_of_nobody() -> Iterator[Path]:
 
 
 def as_nobody(folder: Path, script: str, *, device: str = "fuse", path: str = "/usr/bin") -> str:
-    """Run a script as `nobody`, in a mount namespace with a /dev/fuse that all may open."""
+    """Run a script as the user `nobody`, in a mount namespace with a /dev/fuse for all."""
     node = folder / device
     os.mknod(node, 0o20666, os.makedev(10, 229))
     node.chmod(0o666 if device == "fuse" else 0o600)

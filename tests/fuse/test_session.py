@@ -438,7 +438,7 @@ async def test_an_answer_that_the_kernel_refuses_becomes_eio(
 
 
 async def alive(kernel: Kernel) -> bool:
-    """Whether the session still answers."""
+    """True if the session still answers."""
     return (await kernel.ask(k.LOOKUP, b"x\0")).error == errno.ENOSYS
 
 

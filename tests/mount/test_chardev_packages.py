@@ -1,4 +1,4 @@
-"""A chardev of somebody else's package, installed beside vconfs, in a mount of its own process."""
+"""A chardev of another package, installed beside vconfs, in a mount of its own process."""
 
 from __future__ import annotations
 

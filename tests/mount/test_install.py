@@ -94,7 +94,7 @@ def test_a_wrong_option_is_also_an_error_of_mount(installed: Path, tmp_path: Pat
 
 
 def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -> None:
-    """It mounts as root, and hands the device over to us, who are nobody then."""
+    """It mounts as root, and hands the device over to us, who then run as the user `nobody`."""
     needs.other_users()
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)

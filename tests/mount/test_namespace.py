@@ -229,7 +229,7 @@ def announcer(it: Mounted) -> Announcer:
 
 
 async def next_notice(watch: INotify, kind: int) -> str:
-    """Give the name of the next notice of a kind."""
+    """Return the name of the next notice of a kind."""
     while True:
         await trio.lowlevel.wait_readable(watch)
         for event in watch.read(timeout=0):
@@ -284,7 +284,7 @@ async def served_by(module: str, path: Path) -> AsyncIterator[Path]:
 
 
 def answers(path: Path) -> dict[str, object]:
-    """What the file system says of itself, to be the same whoever serves it."""
+    """Return answers of the file system that must be the same with each session."""
     found: dict[str, object] = {}
     for folder in (path, path / "by-name"):
         for entry in os.scandir(folder):

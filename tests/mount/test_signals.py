@@ -1,4 +1,4 @@
-"""What signals do to each kind of daemon: it lives on and serves, or it ends in order."""
+"""Effects of signals on each kind of daemon: it goes on, or it ends in order."""
 
 from __future__ import annotations
 

@@ -445,7 +445,7 @@ async def test_reset_while_busy(tmp_path: Path) -> None:
 async def test_the_machine_is_reset_while_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ports hang up and come back: nobody told us, and all registers are as at power-on."""
+    """The ports hang up and come back: no interrupt came, and all registers are as at power-on."""
     monkeypatch.setattr("vconfs.device.pci._LOOK_SECONDS", 0.1)
     manager = PortManager()
     changes = Changes(manager)

@@ -32,7 +32,7 @@ PIECE = pattern(251)[:251]
 
 @asynccontextmanager
 async def programs(folder: Path) -> AsyncIterator[Both]:
-    """Give a starter of `vconfs mount` on the machine in this folder."""
+    """Yield a starter of `vconfs mount` on the machine in this folder."""
     with trio.fail_after(LIMIT):
         async with open_both(folder, f"qtest:{folder}") as starter:
             yield starter
@@ -49,7 +49,7 @@ async def write(fd: int, data: bytes) -> None:
 
 
 async def read_up_to(fd: int, size: int) -> bytes:
-    """Read so many bytes or more."""
+    """Read at least `count` bytes."""
     data = b""
     while len(data) < size:
         piece = await in_thread(lambda: os.read(fd, 1 << 16))

@@ -60,7 +60,7 @@ class FakeFunction:
         return self.vectors
 
     def interrupt(self, vector: int | None = None) -> None:
-        """Raise a vector; None: the line."""
+        """Raise a vector, or the line if it is None."""
         self.raised.add(vector)
         self._waiting.unpark_all()
 

@@ -169,7 +169,7 @@ def test_a_file_of_the_kernel_that_refuses(
 async def test_a_mount_that_binds_gives_the_function_back(
     sysfs: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the device can be used or not."""
+    """True if the device can be used or not."""
     monkeypatch.setattr(binding, "SYSFS", sysfs)
     monkeypatch.setattr(binding.PciFunction, "_override", obedient(PciFunction._override, sysfs))
     give(sysfs, CONSOLE, "virtio-pci")

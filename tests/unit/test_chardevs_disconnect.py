@@ -1,4 +1,4 @@
-"""Hanging up whoever is at the far side of a port, so that the next one can come."""
+"""Hanging up the client at the far side of a port, so that the next one can connect."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ async def a_line(port: FakePort) -> str:
 
 @contextmanager
 def watched(pid: int) -> Iterator[int]:
-    """Give a descriptor that is readable when the process has ended."""
+    """Return a descriptor that is readable when the process has ended."""
     descriptor = os.pidfd_open(pid)
     try:
         yield descriptor

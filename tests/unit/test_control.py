@@ -55,7 +55,7 @@ class Caller:
         return bytes(line)
 
     async def reply(self) -> Any:
-        """Give the ports of the next reply, or its error."""
+        """Return the ports of the next reply, or its error."""
         reply = json.loads(await self.line())
         return reply["ports"] if reply["ok"] else reply["error"]
 

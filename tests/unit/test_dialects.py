@@ -1,4 +1,4 @@
-"""What holds for both dialects, whoever sends and whatever comes."""
+"""Properties of both dialects and both ends, with any input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vconfs.protocol.v8 import NAME_MAX, PORTS_MAX
 
 @frozen
 class Call:
-    """A call of one end, and what the other end makes of the message; None: there is none."""
+    """A call of one end, and the event of its message at the other end, or None."""
 
     name: str
     args: tuple[Any, ...]

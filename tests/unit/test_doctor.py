@@ -1,4 +1,4 @@
-"""What is found on machines that are made of files."""
+"""Findings on machines that are made of files."""
 
 from __future__ import annotations
 

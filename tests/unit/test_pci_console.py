@@ -102,7 +102,7 @@ async def test_pollers_are_woken_when_there_is_room(rings: int) -> None:
 
 
 class Room:
-    """Wakes those who wait for a port to be writable, as select does."""
+    """Wakes tasks that wait for a port to be writable, as select does."""
 
     def __init__(self) -> None:
         self._changed = trio.Event()
@@ -131,7 +131,7 @@ class Room:
 def test_any_sizes_at_any_pace(
     rings: int, vectors: int, sizes: list[int], seed: int, ways: str
 ) -> None:
-    """One port's writer waits, another's polls; nobody is left waiting, and no byte is lost."""
+    """One port's writer waits, another's polls; both are woken, and no byte is lost."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     trio.run(transfer, rings, vectors, sizes, Random(seed), ways, clock=clock)
 

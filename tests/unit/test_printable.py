@@ -1,4 +1,4 @@
-"""What is written for people has no characters that a terminal acts on, whatever it is about."""
+"""Text for people has no characters that a terminal acts on."""
 
 from __future__ import annotations
 

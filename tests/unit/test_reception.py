@@ -1,4 +1,4 @@
-"""Who becomes the guest, of those who come: the first who finishes its hello."""
+"""Which peer becomes the guest: the first that finishes its hello."""
 
 from __future__ import annotations
 

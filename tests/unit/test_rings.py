@@ -65,7 +65,7 @@ class Ends:
             self.device[queue] = DeviceQueue(memory, shifted, event_idx=event_idx)
 
     def use(self, queue: int) -> bytes:
-        """Be the device: use one buffer, and give what was in it."""
+        """As the device, use one buffer and return its data."""
         chain = self.device[queue].pop()
         assert chain is not None
         data = b"".join(chain.readable)

@@ -1,4 +1,4 @@
-"""What a service manager hears of us."""
+"""Notifications to a service manager."""
 
 from __future__ import annotations
 

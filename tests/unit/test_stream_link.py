@@ -50,7 +50,7 @@ class LatePeer:
         self.connection = Connection(Role.HOST)
 
     async def read(self, count: int) -> list[str]:
-        """Read so many buffers: "d3" is data of port 3, "c3" a control message of it."""
+        """Read `count` buffers: "d3" is data of port 3, "c3" a control message of it."""
         seen: list[str] = []
         while len(seen) < count:
             event = self.connection.next_event()

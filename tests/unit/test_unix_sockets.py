@@ -1,4 +1,4 @@
-"""Descriptors that come where none are wanted, and make nobody wait: on kernels of any age."""
+"""Unwanted descriptors, which must not block anything, on kernels of any age."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def never_away() -> Iterator[None]:
 
 
 def give(client: socket.socket, sock: socket.socket) -> None:
-    """Send a descriptor, which then is nobody's but the receiver's."""
+    """Send a descriptor, which then only the receiver has."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))
     client.sendmsg([b"bytes\n"], [rights])
     sock.close()

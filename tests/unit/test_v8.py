@@ -1,4 +1,4 @@
-"""The v8 dialect as tables: every message, both ends, and what may not be sent.
+"""The v8 dialect as tables: every message, both ends, and messages that may not be sent.
 
 What holds for both dialects is in test_dialects.py.
 """

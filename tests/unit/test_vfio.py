@@ -1,4 +1,4 @@
-"""The VFIO transport on a file that stands for the device, with the kernel's answers scripted."""
+"""The VFIO transport on a file in place of the device, with scripted answers of the kernel."""
 
 from __future__ import annotations
 

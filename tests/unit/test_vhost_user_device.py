@@ -37,7 +37,7 @@ def message(request: int, payload: bytes = b"", flags: int = 5) -> bytes:
 
 @define
 class FakeBackEnd:
-    """Follows the protocol, but for one request, and has rings that nobody serves."""
+    """Follows the protocol, but for one request, and serves no rings."""
 
     features: int = V8
     protocol_features: int = ALL
