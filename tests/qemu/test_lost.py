@@ -49,7 +49,7 @@ async def write(fd: int, data: bytes) -> None:
 
 
 async def read_up_to(fd: int, size: int) -> bytes:
-    """Read at least `count` bytes."""
+    """Read at least `size` bytes."""
     data = b""
     while len(data) < size:
         piece = await in_thread(lambda: os.read(fd, 1 << 16))
