@@ -117,7 +117,7 @@ class LinkEnd(LinkOwner, Generic[P]):
         return self._sender.owed()
 
     async def leave(self, patience: float) -> None:
-        """See `Link.leave`. Ports still get what comes meanwhile; `stop` follows."""
+        """Leave the link (`Link.leave`). Ports still get what comes meanwhile; `stop` follows."""
         if not self.stopped.is_set():
             await self._link.leave(patience)
 

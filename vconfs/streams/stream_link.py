@@ -323,8 +323,9 @@ class StreamLink(Link):
         except OSError as error:
             self._lose(f"the stream broke: {error.strerror}")
 
+    @override
     async def leave(self, patience: float) -> None:
-        """See `Link.leave`: send BYE, and wait until the peer ends the stream."""
+        """Send BYE, and wait until the peer ends the stream."""
         if self._leaving or self._dead:
             return
         self._leaving = True
