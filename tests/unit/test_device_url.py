@@ -9,7 +9,7 @@ import pytest
 from vconfs.device.qtest.machine import QtestAddress
 from vconfs.device.vfio import VfioAddress
 from vconfs.guest.devices import parse_device
-from vconfs.streams._lines import ExecAddress
+from vconfs.streams._line_addresses import ExecAddress
 from vconfs.streams._socket_addresses import UnixAddress
 from vconfs.streams.stream_address import StreamAddress
 from vconfs.streams.url import parse_stream_address
