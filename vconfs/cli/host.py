@@ -11,7 +11,7 @@ import trio
 from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
 from vconfs.cli._port_spec import PortSpec
-from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
 from vconfs.host.control_socket import control_path
 from vconfs.host.listeners import parse_listener

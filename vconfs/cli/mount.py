@@ -18,7 +18,7 @@ from vconfs.cli._config import config_option, read_text
 from vconfs.cli._logs import log_format_option, log_option, open_log
 from vconfs.cli._options import MountOptions, option_beginnings, parse_options
 from vconfs.cli._port_spec import PortSpec
-from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.files.rules import Rule, parse_rules
 from vconfs.fuse import inherited_device
