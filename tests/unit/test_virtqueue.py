@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.chaining_driver import ChainingDriver
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.virtqueue import (
     DESC_INDIRECT,
@@ -18,10 +18,8 @@ from vconfs.protocol.virtqueue import (
     DESC_WRITE,
     PARTS_MAX,
     DeviceQueue,
-    DriverQueue,
     GuestMemory,
     Layout,
-    Segment,
 )
 
 BASE = 0x10000
@@ -29,28 +27,6 @@ SIZE = 8
 MEMORY = 1 << 14
 DATA = 4096
 TABLES = 3 * 4096  # indirect tables of the random interleavings
-
-
-class ChainingDriver(DriverQueue):
-    """A driver that also sends chains of descriptors, as other drivers do."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._chained: dict[int, list[int]] = {}
-
-    def add_chain(self, segments: Sequence[Segment]) -> int:
-        """Offer a buffer of several descriptors. Those that the device may write come last."""
-        heads = [self._free.pop() for _ in segments]
-        writable = self._describe(segments, self._desc, heads)
-        self._chained[heads[0]] = heads[1:]
-        self._offer(heads[0], writable)
-        return heads[0]
-
-    def pop_used(self) -> tuple[int, int] | None:
-        used = super().pop_used()
-        if used is not None:
-            self._free += self._chained.pop(used[0], [])
-        return used
 
 
 class Pair:
