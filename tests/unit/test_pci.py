@@ -61,7 +61,7 @@ async def test_queues_share_the_vectors_there_are(vectors: int, expected: list[i
 async def test_features_that_the_device_then_refuses() -> None:
     fake = FakeFunction()
     fake.refused_status = Status.FEATURES_OK
-    await refused(fake, "refuses the features 0x1[0-9a-f]+ of its own 0x10130000006")
+    await refused(fake, "refuses the features 0x1[0-9a-f]+ of the offered 0x10130000006")
     assert Status.FAILED in fake.statuses
     assert fake.status == 0
 
