@@ -1,4 +1,4 @@
-"""Run the benchmarks: all of them, or those named."""
+"""Run all benchmarks, or those that the arguments name."""
 
 from __future__ import annotations
 

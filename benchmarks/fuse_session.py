@@ -1,8 +1,8 @@
-"""Our FUSE session beside C libfuse and pyfuse3.main(), each with the same null device.
+"""Our FUSE session compared with C libfuse and pyfuse3.main(), each with the same null device.
 
-Repetitions of the peers take turns, so that a noisy machine is noisy for all; the ratios are
-those of the medians. What is required of ours: three quarters of libfuse's throughput, and at
-most 1.6 of its ping-pong time.
+The peers run in turns, so that noise of the machine affects all of them. The ratios are those of
+the medians. Our session should have at least three quarters of libfuse's throughput, and at most
+1.6 of its ping-pong time.
 """
 
 from __future__ import annotations

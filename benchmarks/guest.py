@@ -1,8 +1,8 @@
-"""Our driver beside Linux's own, in one booted guest with QEMU as the host: `make bench-guest`.
+"""Our driver compared with Linux's, in one booted guest with QEMU as the host: `make bench-guest`.
 
-Both have a virtio console of the same kind: ours goes through VFIO, Python and FUSE, Linux's is
-/dev/vport. The emulated processor makes Python some 16 times slower than it is, and what the
-kernel and QEMU do by block much less so. What is aimed at: the same throughput with large blocks.
+Both have a virtio console of the same kind: ours uses VFIO, Python and FUSE, Linux's is /dev/vport.
+The emulated processor makes Python about 16 times slower, but the work that the kernel and QEMU do
+per block much less. The goal is the same throughput with large blocks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "5"))
 SECONDS = "1"
 ROUNDS = "500"
 
-#: What is at the other end of a port's socket.
+#: The program at the other end of a port's socket.
 Host = Callable[[trio.SocketStream], Awaitable[None]]
 
 

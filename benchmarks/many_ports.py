@@ -1,7 +1,7 @@
-"""511 ports on one device: how long a mount of them takes, and what each of them costs.
+"""511 ports on one device: the time to mount them, and the memory of each.
 
-What is required: the mount in under 5 s, `ls` in under 1 s, and less than 100 KiB of memory for
-each idle port in each process. Each port is joined to a unix socket of its own.
+The mount should take less than 5 s, `ls` less than 1 s, and each idle port less than 100 KiB of
+memory in each process. Each port is joined to a unix socket of its own.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def measure(place: Path, name: str, count: int) -> tuple[list[int], list[float]]:
-    """Give the memory of each process in KiB, and how long mount, ls and ls -l took."""
+    """Return the memory of each process in KiB, and the times of mount, ls and ls -l."""
     specs = [f"--port=p{port_id}=unix:{place}/{port_id}" for port_id in range(count)]
     mountpoint = place / "mnt"
     with host(name, place, specs) as (device, hosts):
@@ -51,7 +51,7 @@ def measure(place: Path, name: str, count: int) -> tuple[list[int], list[float]]
 
 @contextmanager
 def host(name: str, place: Path, specs: Sequence[str]) -> Iterator[tuple[list[str], list[int]]]:
-    """Give what a mount needs to be told, and the processes beside it."""
+    """Yield the arguments for a mount, and the processes beside it."""
     if name == EMBEDDED:
         yield list(specs), []
         return

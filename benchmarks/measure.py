@@ -1,4 +1,4 @@
-"""What benchmarks share: C programs built on the spot, servers that end, and one CPU for all."""
+"""Shared code of the benchmarks: compiled C programs, servers, and one CPU for all processes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from statistics import median
 
 HERE = Path(__file__).parent
 
-#: (what was measured, of which peer) -> what came out each time.
+#: (measurement, peer) -> the results.
 Samples = dict[tuple[str, str], list[float]]
 
 
 def build(source: str, into: Path, *packages: str) -> Path:
-    """Compile one of the C programs that lie here."""
+    """Compile one of the C programs of this folder."""
     flags: list[str] = []
     if packages:
         command = ["pkg-config", "--cflags", "--libs", *packages]
@@ -29,7 +29,7 @@ def build(source: str, into: Path, *packages: str) -> Path:
 
 @contextmanager
 def one_cpu() -> Iterator[None]:
-    """Keep this process and those that it starts on one CPU: less noise, and no free ride."""
+    """Keep this process and its children on one CPU: less noise, and no hidden parallel work."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {max(before)})
     try:
@@ -40,7 +40,7 @@ def one_cpu() -> Iterator[None]:
 
 @contextmanager
 def serving(command: Sequence[str], mountpoint: Path) -> Iterator[None]:
-    """Run a server that says "ready" when it has mounted; unmount at the end."""
+    """Run a server that prints "ready" when it has mounted; unmount at the end."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
@@ -61,7 +61,7 @@ def ask(*command: str) -> list[float]:
 
 
 def report(samples: Samples, peers: Sequence[str], *ratios: tuple[str, str]) -> None:
-    """Print the medians of the peers, and the ratios of some two of them."""
+    """Print the medians of the peers, and the ratios of some pairs."""
     heads = [f"{ours}/{other}" for ours, other in ratios]
     widths = [max(18, len(head) + 2) for head in heads]
     print(

@@ -1,6 +1,6 @@
 """The null device of `null_libfuse.c` in Python: `python -m benchmarks.null_fs SERVER DIR [echo]`.
 
-SERVER is `session` (ours) or `pyfuse3` (pyfuse3.main). It says "ready" when mounted, and ends
+SERVER is `session` (ours) or `pyfuse3` (pyfuse3.main). It prints "ready" when mounted, and ends
 when unmounted.
 """
 
@@ -53,7 +53,7 @@ class NullFS(pyfuse3.Operations):
 
 
 class NullPort(NullFS):
-    """The same for our session, which then needs no task."""
+    """The same file system for our session, with calls that need no task."""
 
     prompt = frozenset({"lookup", "getattr", "open"})
 

@@ -1,9 +1,9 @@
-"""The whole embedded path, from a mounted port to its chardev, beside an empty pyfuse3 file system.
+"""The whole embedded path, from a mounted port to its chardev, and an empty pyfuse3 file system.
 
 The port goes through the file system, the port, the v8 dialect, both sides of a ring, the host
-end and a chardev (zero to read, null to write, echo to ping-pong); the peer does nothing at all
-in pyfuse3.main(). What is required: at least its throughput with blocks of 4 KiB and 128 KiB,
-and at most its ping-pong time.
+end and a chardev (zero to read, null to write, echo to ping-pong); the peer does nothing
+in pyfuse3.main(). Ours should have at least its throughput with blocks of 4 KiB and 128 KiB, and at
+most its ping-pong time.
 """
 
 from __future__ import annotations

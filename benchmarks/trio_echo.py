@@ -1,7 +1,7 @@
 """Two trio programs on a bare unix socket: `python -m benchmarks.trio_echo PATH [ROUNDS]`.
 
-Without ROUNDS it listens, says "ready", and sends back what its client sends. With it, it is the
-client: it prints the median and the 99th percentile of a round, in microseconds.
+Without ROUNDS it listens, prints "ready", and sends back what its client sends. With ROUNDS it is
+the client: it prints the median and the 99th percentile of a round, in microseconds.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Guest end and host end as two processes, beside what moves bytes between two sockets: socat.
+"""Guest end and host end as two processes, compared with socat, which joins two sockets.
 
 The path is a mounted port, the guest end, vhost-user or a unix stream, the host end and a chardev
 (zero to read, null to write, echo to ping-pong); socat's is one socket, socat, and another
-socket. The ping-pong's peer is the least that two processes and a file need: that of two trio
-programs on a bare socket, and that of a file of our session with nothing behind it, one added to
-the other. What is required: at least half of socat's throughput, and at most 3 of those
-ping-pongs over vhost-user.
+socket. The ping-pong is compared with the least that two processes and a file need: the sum of that
+of two trio programs on a bare socket, and that of a file of our session with nothing behind it.
+Ours should have at least half of socat's throughput, and over vhost-user at most 3 times that
+ping-pong.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def two_ends(place: Path, url: str) -> Iterator[Path]:
 
 @contextmanager
 def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """Run a program beside the block."""
+    """Run a program while the block runs."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, **pipes) as program:  # type: ignore[call-overload]
         try:
@@ -78,7 +78,7 @@ def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 
 def socat_rate(client: Path, place: Path, size: int) -> float:
-    """How much socat moves from one unix socket to another, in blocks of this size."""
+    """Measure socat's throughput between two unix sockets, in blocks of this size."""
     source, sink = place / "source", place / "sink"
     addresses = [f"UNIX-LISTEN:{path},unlink-early" for path in (source, sink)]
     with running(["socat", "-u", "-b", str(size), *addresses]):
@@ -92,14 +92,14 @@ def socat_rate(client: Path, place: Path, size: int) -> float:
 
 
 def wait_for(path: Path) -> None:
-    """Wait until somebody listens on a unix socket, without a connection that would be accepted."""
+    """Wait until a process listens on a unix socket, without connecting to it."""
     listening = re.compile(rf" 00010000 .* {re.escape(str(path))}$", re.MULTILINE)
     while not listening.search(Path("/proc/net/unix").read_text()):
         time.sleep(0.01)
 
 
 def least_pong(client: Path, place: Path) -> tuple[float, float]:
-    """Add up the ping-pongs of a bare socket and of a file."""
+    """Return the sum of the ping-pongs of a bare socket and of a file."""
     path, mountpoint = place / "echo", place / "mnt"
     path.unlink(missing_ok=True)
     echo = [sys.executable, "-m", "benchmarks.trio_echo", str(path)]

@@ -1,8 +1,8 @@
-"""Our driver beside Linux's own, each at its natural speed: `make bench-guest`.
+"""Our driver compared with Linux's, each at its full speed: `make bench-guest`.
 
-Both are front-ends of vhost-user, and each has a `vconfs host` of its own as the back-end; theirs
-is the kernel of user-mode Linux. All run on one processor. In user-mode Linux a system call costs
-some 20 us, which its client pays for each block.
+Both are front-ends of vhost-user, and each has a `vconfs host` of its own as the back-end. Linux's
+runs in user-mode Linux. All run on one processor. In user-mode Linux a system call takes about
+20 us, which its client needs for each block.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}
 REPETITIONS = int(os.environ.get("BENCH_REPETITIONS", "5"))
 SECONDS = "0.4"
 ROUNDS = "2000"
-#: Ports by what they are for.
+#: The ports, by their purpose.
 PORTS = {"write": "null", "read": "zero", "pingpong": "echo"}
 VCONFS = (sys.executable, "-m", "vconfs")
 

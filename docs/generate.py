@@ -32,7 +32,7 @@ from vconfs.files.events_file import EVENTS
 from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.files.status import MEANINGS, STATUS
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
-from vconfs.host.listening import LISTENERS
+from vconfs.host.listeners import LISTENERS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
 from vconfs.protocol._vhost_user_backend import _RULES
 from vconfs.protocol.control import REQUESTS
@@ -54,7 +54,7 @@ _DEVICE_MODULES: Final = {
     EMBEDDED: "vconfs.device.embedded",
     "pci": "vconfs.device.vfio",
     "kernel": "vconfs.guest._kernel",
-    "qtest": "vconfs.device.qtest",
+    "qtest": "vconfs.device.qtest.machine",
     "stream": "vconfs.device.stream",
     "vhost-user": "vconfs.device.vhost_user",
 }

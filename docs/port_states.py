@@ -48,7 +48,7 @@ class _Line:
     def refill(self, port_id: int) -> None: ...
 
 
-#: What can happen to a port, by the words of the diagram.
+#: The events of a port, by their words in the diagram.
 _HAPPENS: Final[dict[str, Callable[[Port], None]]] = {
     "host opens": lambda port: port.set_connected(True),
     "host hangs up": lambda port: port.set_connected(False),
@@ -60,7 +60,7 @@ _HAPPENS: Final[dict[str, Callable[[Port], None]]] = {
     "ring is full": lambda port: port.attach(_Line(throttles=False, ring_is_full=True)),
 }
 
-#: What has happened -> what the state is called in the table.
+#: The events so far -> the name of the state in the table.
 _STATES: Final[dict[tuple[str, ...], str]] = {
     (): "no host",
     ("host opens",): "host connected",

@@ -1,15 +1,15 @@
 #!/usr/bin/env python3
-"""A message bus for guests: what is published at one port goes to whoever subscribed to its topic.
+"""A message bus for guests: a message goes to all other subscribers of its topic.
 
     host:   vconfs … --port bus=seqpacket:/run/bus-a …       one such port for each guest
             bus.py /run/bus-a /run/bus-b …
     guest:  exec 3<>/mnt/vcon/by-name/bus
             echo '+news' >&3; read -r done <&3; echo 'weather dry' >&3; read -r message <&3
 
-It lives of message boundaries: each write of a guest arrives here as one packet, so nobody has to
-find out where a message ends, and none is mixed with another. A packet "+TOPIC" subscribes and
-"-TOPIC" ends that; both come back when they are done. "TOPIC TEXT" goes as it is to all other
-subscribers of TOPIC. The bus ends when the last guest has gone.
+It relies on message boundaries: each write of a guest arrives here as one packet, so messages need
+no separator and do not mix. A packet "+TOPIC" subscribes and "-TOPIC" unsubscribes; both are sent
+back when that is done. "TOPIC TEXT" goes unchanged to all other subscribers of TOPIC. The bus ends
+when the last guest has gone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import signal
 import socket
 import sys
 
-#: The longest message; what is longer would be cut, and is refused.
+#: The longest message; longer ones would be cut, and are refused.
 _MESSAGE_MAX = 1 << 16
 
 
@@ -31,7 +31,7 @@ class Bus:
         self._ready = selectors.DefaultSelector()
 
     def join(self, path: str) -> None:
-        """Add the guest whose port has its socket there; OSError."""
+        """Add the guest whose port has this socket. Raise OSError if that fails."""
         guest = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         guest.connect(path)
         guest.setblocking(False)
@@ -39,7 +39,7 @@ class Bus:
         self._ready.register(guest, selectors.EVENT_READ)
 
     def run(self) -> None:
-        """Deliver messages until nobody is left."""
+        """Deliver messages until no guest is left."""
         while self._topics:
             for key, _ in self._ready.select():
                 guest = key.fileobj
@@ -74,7 +74,7 @@ class Bus:
                     self._send(other, packet)
 
     def _send(self, guest: socket.socket, packet: bytes) -> None:
-        """Send a message, unless its reader is so slow that it would hold the others up."""
+        """Send a message, unless its reader is too slow: the others would have to wait."""
         try:
             guest.send(packet)
         except OSError as error:
@@ -83,7 +83,7 @@ class Bus:
 
 def main() -> None:
     """Join the guests, and run."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if len(sys.argv) < 2:
         sys.exit("usage: bus.py SOCKET…")
     bus = Bus()

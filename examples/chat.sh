@@ -1,5 +1,5 @@
 #!/bin/sh
-# A chat between guest and host, in the shell alone.
+# A chat between guest and host, in plain shell.
 #
 #   host:   vconfs … --port chat=pipe:/run/chat …
 #           chat.sh /run/chat.out /run/chat.in
@@ -13,7 +13,7 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 for file; do
-    [ -e "$file" ] || { echo "chat.sh: $file is not there" >&2 && exit 1; }
+    [ -e "$file" ] || { echo "chat.sh: $file does not exist" >&2 && exit 1; }
 done
 me=${CHAT_NAME:-$(id -un)@$(uname -n)}
 

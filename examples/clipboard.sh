@@ -5,10 +5,10 @@
 #           clipboard.sh /run/clip.out /run/clip.in
 #   guest:  clipboard.sh /mnt/vcon/by-name/org.example.clipboard
 #
-# Under Wayland it is the session's clipboard, by wl-copy and wl-paste; under X it is that one, by
-# xclip, which has to be asked once a second. Elsewhere, and if CLIPBOARD names one, it is a file:
-# what is written to it at one end appears at the other. Each content goes over the port as one line
-# in base64. It ends when the port does.
+# With Wayland it is the session's clipboard, by wl-copy and wl-paste. With X it is also the
+# session's, by xclip, which is run once a second. Elsewhere, or if CLIPBOARD names one, it is a
+# file: what is written to it at one end appears at the other. Each content is sent over the port as
+# one line of base64. It ends when the port does.
 set -eu
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -16,7 +16,7 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 for file; do
-    [ -e "$file" ] || { echo "clipboard.sh: $file is not there" >&2 && exit 1; }
+    [ -e "$file" ] || { echo "clipboard.sh: $file does not exist" >&2 && exit 1; }
 done
 from=$1 to=${2:-$1}
 work=$(mktemp -d)
@@ -47,7 +47,7 @@ else
 fi
 pids="$pids $!"
 
-# Only what is new is sent: neither what came from there, nor the same once more.
+# Only new content is sent: not what came from the other end, and nothing twice.
 {
     while read -r _; do
         get | base64 -w 0 >"$work/now"

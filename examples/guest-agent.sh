@@ -1,10 +1,10 @@
 #!/bin/sh
-# Runs QEMU's guest agent on a port, and lets the host only ask: it cannot change anything.
+# Runs QEMU's guest agent on a port. The host can only ask questions, and cannot change anything.
 #
 #   guest:  guest-agent.sh /mnt/vcon/by-name/org.qemu.guest_agent.0 [COMMAND...]
 #   host:   echo '{"execute": "guest-get-osinfo"}' | socat -t 5 - UNIX-CONNECT:/run/agent.sock
 #
-# COMMANDs, guest-shutdown say, are allowed too. The host may come and go, and so may the port.
+# COMMANDs, like guest-shutdown, are allowed as well. The host and the port may come and go.
 set -eu
 
 if [ $# -lt 1 ]; then

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Lets the host look into a guest: what system it is, its file systems and its packages.
+"""Lets the host inspect a guest: its system, its file systems and its packages.
 
     guest:  guest-inspect.py /mnt/vcon/by-name/org.example.inspect
     host:   echo system | socat -t 5 - UNIX-CONNECT:/run/inspect.sock
 
 Each line from the host is a question, "system", "filesystems" or "packages"; the answer is one
-line of JSON. It needs nothing but Python's own library.
+line of JSON. It needs only Python's standard library.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-#: File systems that hold no files of their own.
+#: File systems without files on a disk.
 _VIRTUAL = {"proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "tracefs", "bpf"}
 
 
 def system() -> dict[str, object]:
-    """Tell the system's name and version, from os-release and uname."""
+    """Return the system's name and version, from os-release and uname."""
     release = platform.freedesktop_os_release()
     return {
         "id": release.get("ID"),
@@ -37,7 +37,7 @@ def system() -> dict[str, object]:
 
 
 def filesystems() -> list[dict[str, object]]:
-    """List the mounted file systems with their sizes in bytes."""
+    """Return the mounted file systems with their sizes in bytes."""
     found = []
     with open("/proc/self/mounts") as table:
         for line in table:
@@ -54,7 +54,7 @@ def filesystems() -> list[dict[str, object]]:
 
 
 def packages() -> dict[str, str]:
-    """Tell the version of each package, by dpkg or rpm."""
+    """Return the version of each package, by dpkg or rpm."""
     for command in (
         ["dpkg-query", "-W", "-f", "${Package}\t${Version}\n"],
         ["rpm", "-qa", "--qf", "%{NAME}\t%{VERSION}-%{RELEASE}\n"],
@@ -75,7 +75,7 @@ QUESTIONS: dict[str, Callable[[], object]] = {
 
 
 def answer(question: str) -> object:
-    """Answer a question; what goes wrong is an answer, too."""
+    """Return the answer to a question; an error is an answer, too."""
     if question not in QUESTIONS:
         return {"error": f"unknown question {question[:80]!r}: ask {', '.join(QUESTIONS)}"}
     try:
@@ -101,14 +101,14 @@ def main() -> None:
 
     Mount with -o wait: reading then waits for a host; without it, this would be a busy loop.
     """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if len(sys.argv) != 2:
         sys.exit("usage: guest-inspect.py PORT")
     try:
         port = io.FileIO(sys.argv[1], "r+")
         while True:
             serve(port)
-            # Open it anew before closing it: the last close would drop what the next host asks.
+            # Reopen it before closing it: the last close would drop questions of the next host.
             port, last = io.FileIO(sys.argv[1], "r+"), port
             last.close()
     except OSError as error:

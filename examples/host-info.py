@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tells guests what time it is on their host, and how busy it is: a host end inside of a program.
+"""Answers guests the time and the load of their host: a host end inside a program.
 
     host:   host-info.py stream:unix:/run/vcon.sock
     guest:  vconfs mount --device stream:unix:/run/vcon.sock /mnt/vcon
@@ -49,18 +49,18 @@ async def answer(stream: PortStream) -> None:
                 reply = QUESTIONS.get(line.strip(), lambda: "ask for time or load")
                 await stream.send_all(reply().encode() + b"\n")
     except trio.BrokenResourceError:
-        pass  # it has gone without waiting for the answer
+        pass  # it left without waiting for the answer
 
 
 async def stop_on_signal(scope: trio.CancelScope) -> None:
-    """End in order by SIGINT or SIGTERM."""
+    """End in order at SIGINT or SIGTERM."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async for _ in signals:
             scope.cancel()
 
 
 async def serve(listener: Listener) -> str:
-    """Serve one guest after the other, and say why it ended if nobody asked for it."""
+    """Serve one guest after the other. Report the reason if it ends without a signal."""
     port = PortListener()
     async with open_host([HostPortSpec(b"org.example.host-info", port)]) as host:
         async with trio.open_nursery() as nursery:
@@ -76,7 +76,7 @@ async def serve(listener: Listener) -> str:
 
 
 def main() -> None:
-    """Take the place to listen from the command line."""
+    """Listen at the url on the command line."""
     if len(sys.argv) != 2:
         sys.exit("usage: host-info.py LISTEN-URL")
     try:

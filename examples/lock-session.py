@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
-"""Locks the session when the viewer at a port goes away: whoever comes next is a stranger.
+"""Locks the session when the viewer at a port leaves: the next viewer may be a stranger.
 
     guest:  lock-session.py /mnt/vcon org.example.viewer [SESSION]
     host:   the viewer keeps its end of the port open, as in: socat - UNIX-CONNECT:/run/viewer.sock
 
-The viewer says nothing; that it hangs up, crashes, or loses its port is what counts. It asks
-logind, over the system bus, to lock SESSION or, if none is named, all of them. It needs jeepney
-(python3-jeepney), and the right to lock: root has it, and so has a session for itself.
+The viewer sends nothing; only its hang-up, its crash or the loss of its port matters. The script
+asks logind, over the system bus, to lock SESSION or, if none is named, all of them. It needs
+jeepney (python3-jeepney), and the right to lock: root has it, and each session has it for itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TIMEOUT = 10
 
 
 def lock(session: str | None) -> None:
-    """Ask logind to lock a session, or all; DBusErrorResponse, OSError."""
+    """Ask logind to lock a session, or all. Raise DBusErrorResponse or OSError if that fails."""
     call = (
         new_method_call(_LOGIND, "LockSession", "s", (session,))
         if session
@@ -39,7 +39,7 @@ def lock(session: str | None) -> None:
 
 
 def departures(events: Iterable[str], name: str) -> Iterator[str]:
-    """Give what happened each time that the host of the port with this name has gone."""
+    """Yield the event each time that the host of the port with this name leaves."""
     there = False
     with suppress(OSError):  # the mount was ended by force
         for line in events:
@@ -54,7 +54,7 @@ def departures(events: Iterable[str], name: str) -> Iterator[str]:
 
 
 def guard(events: Iterable[str], name: str, session: str | None) -> None:
-    """Lock at each departure, to the end of the events."""
+    """Lock at each departure, until the events end."""
     for what in departures(events, name):
         try:
             lock(session)
@@ -65,7 +65,7 @@ def guard(events: Iterable[str], name: str, session: str | None) -> None:
 
 def main() -> None:
     """Guard one port, until the mount ends."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C just ends it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if len(sys.argv) not in (3, 4):
         sys.exit("usage: lock-session.py MOUNTPOINT PORT [SESSION]")
     mountpoint, name, session = [*sys.argv[1:], None][:3]

@@ -1,11 +1,11 @@
 #!/bin/sh
-# Lets the host switch the guest off, start it anew, or log somebody off.
+# Lets the host shut the guest down, reboot it, or log a user off.
 #
 #   guest:  power.sh /mnt/vcon/by-name/org.example.power      (mount with -o wait)
 #   host:   echo 'logoff alice' | socat -t 5 - UNIX-CONNECT:/run/power.sock
 #
-# Each line from the host is "shutdown", "reboot" or "logoff USER"; the answer is a line, "ok" or
-# "failed" and why. It ends when the port does.
+# Each line from the host is "shutdown", "reboot" or "logoff USER"; the answer is a line: "ok",
+# or "failed" and the reason. It ends when the port does.
 set -eu
 
 if [ $# -ne 1 ]; then
@@ -14,7 +14,7 @@ if [ $# -ne 1 ]; then
 fi
 port=$1
 
-# obey WORD [USER]: do it, or say what is wrong
+# obey WORD [USER]: do it, or print what is wrong
 obey() {
     case $#:$1 in
     1:shutdown) systemctl --no-block poweroff ;;
@@ -24,7 +24,7 @@ obey() {
     esac
 }
 
-set -f # a "*" of the host is no file of ours
+set -f # a "*" from the host must not become file names
 exec 3<>"$port"
 while [ -e "$port" ]; do # one host after the other
     while read -r word user <&3; do

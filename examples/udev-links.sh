@@ -1,12 +1,12 @@
 #!/bin/sh
 # Keeps DIR/NAME -> MOUNTPOINT/vconNN for every named port of a vconfs mount, as udev does for
-# /dev/virtio-ports: right after a port comes, is renamed or goes. Ends when the mount does.
+# /dev/virtio-ports: as soon as a port is added, renamed or removed. It ends when the mount does.
 #
 #   udev-links.sh MOUNTPOINT DIR
 #
-# It needs nothing of vconfs: inotifywait tells of changes, getfattr of names. A name has its
-# "/" written as "%2F", "%" as "%25"; of two ports of one name the one with the lowest number has
-# the link. udev-links.service beside it is a unit that runs it with its mount.
+# It needs no command of vconfs: inotifywait reports changes, getfattr names. In a name, "/" is
+# written as "%2F" and "%" as "%25". If two ports have the same name, the one with the lowest number
+# has the link. The unit udev-links.service runs it with its mount.
 set -eu
 
 if [ $# -ne 2 ]; then
@@ -20,20 +20,20 @@ if ! getfattr --absolute-names --only-values -n user.pid "$mount" >/dev/null 2>&
 fi
 mkdir -p "$dir"
 
-# name_of FILE: the link's name for a port; nothing where it has none, or one that is no file name
+# name_of FILE: print the name of a port's link; nothing if it has no name, or none for a file
 name_of() {
     getfattr --absolute-names --only-values -n user.name "$1" 2>/dev/null |
         sed -e 's/%/%25/g' -e 's,/,%2F,g' -e 's/^\.$/%2E/' -e 's/^\.\.$/%2E%2E/'
 }
 
-# ports: the numbers of the ports that are there, in order
+# ports: print the numbers of the existing ports, in order
 ports() {
     for file in "$mount"/vcon*; do
         [ -e "$file" ] && echo "${file##*/vcon}"
     done | sort -n
 }
 
-# update: make the links what they should be; only what differs is touched
+# update: correct the links that differ
 update() {
     wanted=
     newline='
@@ -46,7 +46,7 @@ update() {
         target=$mount/vcon$id
         [ "$(readlink "$dir/$name" || :)" = "$target" ] && continue
         if [ -e "$dir/$name" ] && [ ! -L "$dir/$name" ]; then
-            echo "udev-links.sh: $dir/$name is no link: left alone" >&2
+            echo "udev-links.sh: $dir/$name is not a link: left alone" >&2
             continue
         fi
         ln -s "$target" "$dir/.new-$$" && mv -f "$dir/.new-$$" "$dir/$name"
@@ -64,7 +64,7 @@ watcher=$!
 trap 'kill "$watcher" 2>/dev/null || :; rm -f "$events"' EXIT
 trap 'exit 1' HUP INT TERM
 
-# inotifywait says when it watches: then comes the first look, and nothing is missed.
+# inotifywait reports when it watches. The first update comes after that, so nothing is missed.
 while read -r event file; do
     case "$event $file" in
     "Watches established.") update ;;
@@ -72,4 +72,4 @@ while read -r event file; do
     *" vcon"*) update ;;
     esac
 done <"$events"
-update # the mount has gone, and with it the ports
+update # the mount is gone, and so are its ports

@@ -1,10 +1,10 @@
 #!/bin/sh
-# Tells the host who is logged in, in the guest: a line of names at the start and at each change.
+# Sends the host the users that are logged in: a line of names at the start and at each change.
 #
 #   guest:  who.sh /mnt/vcon/by-name/org.example.who [UTMP]
 #   host:   socat -u UNIX-CONNECT:/run/who.sock -
 #
-# The end of the line of names is the end of a message; an empty line: nobody.
+# Each line is a message; an empty one means that no user is logged in.
 set -eu
 
 if [ $# -lt 1 ] || [ $# -gt 2 ]; then
@@ -12,7 +12,7 @@ if [ $# -lt 1 ] || [ $# -gt 2 ]; then
     exit 2
 fi
 for file; do
-    [ -e "$file" ] || { echo "who.sh: $file is not there" >&2 && exit 1; }
+    [ -e "$file" ] || { echo "who.sh: $file does not exist" >&2 && exit 1; }
 done
 port=$1 utmp=${2:-/run/utmp}
 
@@ -20,15 +20,15 @@ told=none
 tell() {
     users=$(who "$utmp" | awk '{ print $1 }' | sort -u | paste -s -d ' ' -)
     [ "$users" = "$told" ] && return
-    printf '%s\n' "$users" >&3 && told=$users # a port that is throttled is told at the next change
+    printf '%s\n' "$users" >&3 && told=$users # if the port is throttled, try at the next change
 }
 
 exec 3>"$port"
-# login and sshd write the file and close it; some write to it without closing.
+# login and sshd write the file and close it; others write without closing.
 inotifywait -m -e modify,close_write --format changed "$utmp" 2>&1 |
     while read -r line; do
         case $line in
         "Setting up watches.") ;;
-        *) tell ;; # "Watches established.", too: the first look
+        *) tell ;; # also "Watches established.": the first time
         esac
     done

@@ -13,7 +13,7 @@ from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host
-from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.system.tasks import open_background
 
 OpenDevice = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]

@@ -1,4 +1,4 @@
-"""What tests need of the machine: where it is not there, they are skipped, or fail.
+"""The needs of tests: without them they are skipped, or fail.
 
 They fail where all tests are meant to run: with CI or VCONFS_REQUIRE in the environment.
 """

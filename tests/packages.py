@@ -1,4 +1,4 @@
-"""A package of somebody else that adds a chardev, in a folder that can stand on Python's path."""
+"""Another package, which adds a chardev, in a folder for Python's path."""
 
 from __future__ import annotations
 

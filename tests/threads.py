@@ -1,4 +1,4 @@
-"""Calls on the files of a mount, made in threads: whoever serves the mount must not wait for it."""
+"""Calls on the files of a mount, in threads: the one that serves the mount must not wait for it."""
 
 from __future__ import annotations
 

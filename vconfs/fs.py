@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyfuse3
-import trio
 from pyfuse3 import FUSEError
 
 from vconfs import fuse
@@ -328,27 +327,3 @@ class PortFS(pyfuse3.Operations):
         """Hang up everything for good, because the mount ends."""
         self._manager.shut()
         self._events.shut()
-
-
-class StockPortFS(PortFS):
-    """PortFS for pyfuse3.main(), which does not pass flags: it uses those of the open."""
-
-    async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Read, waiting unless the file was opened with O_NONBLOCK."""
-        flags = self._files.by_handle[fh].flags
-        try:
-            return b"".join(self.read_nowait(fh, size, flags))
-        except trio.WouldBlock:
-            if flags & os.O_NONBLOCK:
-                raise FUSEError(errno.EAGAIN) from None
-        return await super().read(fh, off, size)
-
-    async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
-        """Write, waiting unless the file was opened with O_NONBLOCK."""
-        flags = self._files.by_handle[fh].flags
-        try:
-            return self.write_nowait(fh, memoryview(buf), flags)
-        except trio.WouldBlock:
-            if flags & os.O_NONBLOCK:
-                raise FUSEError(errno.EAGAIN) from None
-        return await super().write(fh, off, buf)

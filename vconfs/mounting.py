@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import asynccontextmanager, closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 import trio
 from attrs import define, field, frozen
@@ -29,7 +29,7 @@ from vconfs.files.announcer import Announcer
 from vconfs.files.consoles import Consoles
 from vconfs.files.rules import Rule, Settings, settings_for
 from vconfs.files.tree import Access
-from vconfs.fs import PortFS, StockPortFS
+from vconfs.fs import PortFS
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
 from vconfs.guest.options import PortOptions
@@ -59,13 +59,6 @@ log: Final = logging.getLogger(__name__)
 #: Seconds that programs have to close their files when the mount ends.
 _GRACE = 0.5
 
-_Session = fuse.Session | fuse.StockSession
-#: `Plan.session` -> the file system, and the session that serves it.
-_SESSIONS: Final[dict[str, tuple[type[PortFS], type[_Session]]]] = {
-    "vconfs": (PortFS, fuse.Session),
-    "pyfuse3": (StockPortFS, fuse.StockSession),
-}
-
 
 @frozen
 class Plan:
@@ -78,7 +71,6 @@ class Plan:
     access: Access = field(factory=Access)
     allow_other: bool = False
     flags: fuse.MountFlag = fuse.MountFlag.NONE
-    session: Literal["vconfs", "pyfuse3"] = "vconfs"
     #: Name patterns of ports that get a pty although they are not consoles.
     ttys: Sequence[str] = ()
     rules: Sequence[Rule] = ()
@@ -268,8 +260,7 @@ def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
 async def _serve(
     plan: Plan, manager: PortManager, announcer: Announcer
 ) -> AsyncIterator[trio.Event]:
-    make_filesystem, make_session = _SESSIONS[plan.session]
-    filesystem = make_filesystem(manager, _access_for(plan, manager), announcer, plan.access)
+    filesystem = PortFS(manager, _access_for(plan, manager), announcer, plan.access)
     mount = fuse.mount(
         plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
     )
@@ -277,7 +268,7 @@ async def _serve(
     with closing(mount), filesystem.following():
         async with open_background() as nursery:
             ended = trio.Event()
-            session = make_session(filesystem, mount.device)
+            session = fuse.Session(filesystem, mount.device)
             nursery.start_soon(filesystem.idle_opens.run)
             await nursery.start(_run_session, session, ended)
             try:
@@ -292,7 +283,7 @@ async def _serve(
 
 
 async def _run_session(
-    session: _Session, ended: trio.Event, task_status: trio.TaskStatus[None]
+    session: fuse.Session, ended: trio.Event, task_status: trio.TaskStatus[None]
 ) -> None:
     await session.run(task_status)
     ended.set()

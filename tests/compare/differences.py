@@ -39,7 +39,7 @@ def check(linux: Recording, ours: Recording) -> None:
 
 
 def differences(linux: Recording, ours: Recording) -> dict[tuple[str, str], tuple[str, str]]:
-    """Give what is not the same in two recordings: Linux's answer, and ours."""
+    """Return the differences between two recordings: Linux's answer, and ours."""
     return {
         asked: (linux.get(asked, "-"), ours.get(asked, "-"))
         for asked in {**linux, **ours}

@@ -50,7 +50,7 @@ class OwnHost(Host, Protocol):
         """Announce a port that is there already."""
 
     async def resize(self, name: str, cols: int, rows: int) -> None:
-        """Tell the size of its console."""
+        """Print the size of its console."""
 
 
 #: Waits for the port of a name, and gives its file.

@@ -48,7 +48,7 @@ class Step:
 
 
 def blocks(text: str) -> Iterator[Block]:
-    """Give the fenced blocks of a page; ValueError: one does not end."""
+    """Return the fenced blocks of a page. Raise ValueError if one does not end."""
     lines = enumerate(text.splitlines(), 1)
     for number, line in lines:
         if not (begin := _FENCE.fullmatch(line)):
@@ -64,7 +64,7 @@ def blocks(text: str) -> Iterator[Block]:
 
 
 def steps(block: Block) -> list[Step]:
-    """Give the commands of a block; ValueError: it does not begin with one."""
+    """Return the commands of a block. Raise ValueError if it does not begin with one."""
     found: list[tuple[int, list[str], list[str]]] = []
     for number, line in enumerate(block.lines, block.line + 1):
         if line.startswith("$ "):
@@ -86,7 +86,7 @@ def normalised(text: str) -> str:
 
 
 def same(shown: str, printed: str) -> bool:
-    """Tell whether a page shows what was printed."""
+    """Return True if a page shows what was printed."""
     return bool(re.fullmatch(_pattern(normalised(shown).split("\n")), normalised(printed) + "\n"))
 
 

@@ -33,7 +33,7 @@ mkdir /mnt/vcon; ln -s "$(command -v vconfs)" /usr/local/sbin/
 
 
 def environment() -> dict[str, str]:
-    """What a page's commands find: vconfs in the PATH, English, nothing of the tester's own."""
+    """The environment of a page's commands: vconfs in PATH, English, no settings of the user."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return {"PATH": path, "HOME": "/run", "LC_ALL": "C.UTF-8", "TERM": "xterm", "USER": "root"}
 

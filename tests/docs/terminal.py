@@ -34,7 +34,7 @@ class Terminal:
         self._do("send-keys", "-t", self._window, key)
 
     def screen(self) -> str:
-        """Give what is to be seen, without the empty lines at the end."""
+        """Return the visible text, without the empty lines at the end."""
         return self._do("capture-pane", "-p", "-J", "-t", self._window).rstrip()
 
     def until(self, condition: Callable[[str], object]) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from vconfs.cli import vconfs
 from vconfs.guest.devices import EMBEDDED, parse_device
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 
 from .markdown import blocks, same, steps
 from .shell import REPOSITORY, open_shell
@@ -71,7 +71,7 @@ KINDS = {"console", "screen", "sh", "text", "toml", "python", "mermaid"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_no_command_hides_in_another_kind_of_block(page: Path) -> None:
+def test_only_console_blocks_have_commands(page: Path) -> None:
     for block in blocks(page.read_text()):
         assert block.kind in KINDS, f"{name(page)}:{block.line}"
         if block.kind not in ("console", "screen"):

@@ -48,7 +48,7 @@ class HostProgram:
 
     @property
     def said(self) -> list[str]:
-        """What it has said, but for that it listens."""
+        """Its output, without the line that it listens."""
         lines = (self.folder / "log").read_text().splitlines()
         return [line for line in lines if "listening on" not in line]
 
@@ -185,7 +185,7 @@ def raw_front_end(folder: Path, size: int = 1 << 20) -> Iterator[RawFrontEnd]:
 
 @contextmanager
 def lingering_socket(seconds: int = 10) -> Iterator[socket.socket]:
-    """A TCP socket with unsent data, whose last close waits for so many seconds."""
+    """A TCP socket with unsent data, whose last close waits for some seconds."""
     with socket.socket() as listener, socket.socket() as sock:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         listener.bind(("127.0.0.1", 0))

@@ -28,7 +28,7 @@ class Network:
     pids: tuple[int, int]
 
     def inside(self, which: int) -> tuple[str, ...]:
-        """Give what stands before a command that is to run on one of the two hosts."""
+        """Return the words before a command that make it run on one of the two hosts."""
         return ("nsenter", "-t", str(self.pids[which]), "-n")
 
     async def run(self, which: int, *words: str) -> str:

@@ -39,7 +39,7 @@ class Program:
 
     @property
     def ready(self) -> bool:
-        """Whether guests can come (to a host end)."""
+        """True if guests can connect (to a host end)."""
         return _READY in self.said
 
     @property
@@ -123,7 +123,7 @@ class Both:
         return await self.start(1, "vconfs", "mount", "-f", *device, *words, str(self.mountpoint))
 
     def serves(self, pid: int) -> bool:
-        """Whether the mount of this process is there."""
+        """True if this process has a mount."""
         with suppress(OSError):
             return os.getxattr(self.mountpoint, "user.pid") == b"%d" % pid
         return False
@@ -156,7 +156,7 @@ async def _own(program: Program) -> None:
 async def open_both(
     folder: Path, url: str, inside: Callable[[int], Sequence[str]] = lambda end: ()
 ) -> AsyncIterator[Both]:
-    """Give a starter of both ends; whatever it has started ends with the block."""
+    """Yield a starter of both ends; the programs that it starts end with the block."""
     try:
         async with open_background() as nursery:
             yield Both(folder, url, inside, nursery)

@@ -1,4 +1,4 @@
-"""What comes in floods makes few lines of log, and holds nobody up."""
+"""Floods make few lines of log, and stop no other port."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a hostile peer can make the host end do: each attack has its outcome, and all others go on.
+"""Attacks of hostile peers on the host end: each has its outcome, and the others go on.
 
 While an attack is on, the control socket answers in time; it is served by the same event loop.
 """
@@ -176,7 +176,7 @@ def test_a_descriptor_whose_close_is_never_answered(tmp_path: Path) -> None:
         turned_away(host, "SET_OWNER with 1 descriptors")
 
 
-def test_those_who_bring_descriptors_wait_while_too_many_cannot_be_closed(tmp_path: Path) -> None:
+def test_peers_with_descriptors_wait_while_too_many_cannot_be_closed(tmp_path: Path) -> None:
     with (
         hostile_host(tmp_path, "vhost-user", *PORT) as host,
         deaf_file(tmp_path / "deaf", DeafFuse.FLUSH) as (fd, _),

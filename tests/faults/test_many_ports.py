@@ -27,7 +27,7 @@ def assert_cheap(few: int, many: int) -> None:
     assert cost < COST
 
 
-async def test_all_are_there_and_cost_little(both: Both) -> None:
+async def test_all_ports_are_there_and_cost_little(both: Both) -> None:
     held: list[tuple[int, int]] = []
     for count in (1, COUNT):
         host = await both.host(*sockets(both.folder, count))

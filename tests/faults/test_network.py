@@ -68,7 +68,7 @@ async def plain(network: Network) -> float:
     return float(done.stdout)
 
 
-async def test_data_both_ways_while_somebody_types(both: Both, network: Network) -> None:
+async def test_data_both_ways_while_a_user_types(both: Both, network: Network) -> None:
     alone = await plain(network)
     await start(both)
     await both.mount("-o", "throttle=block")

@@ -1,4 +1,4 @@
-"""A peer that sends anything: nobody minds, and nothing is left of it."""
+"""A peer that sends arbitrary bytes: no other is affected, and no resources are left over."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ KINDS: tuple[Noise, ...] = (raw, behind_a_hello, frames, buffers, mangled)
 
 
 def noises(numbers: random.Random, role: Role, said: bytes) -> Iterator[bytes]:
-    """Give what a peer sends in one connection after the other, until it is enough."""
+    """Yield what a peer sends in one connection after the other, until the time is over."""
     config = v8.CONFIG.pack(80, 25, 4) if role is Role.HOST else b""
     hello = Connection(role).hello(v8.FEATURES, config)
     queue = INPUT if role is Role.HOST else OUTPUT
@@ -129,7 +129,7 @@ def holdings() -> tuple[int, int]:
 
 
 async def send(client: trio.SocketStream, data: bytes) -> None:
-    """Send something, and take whatever comes, until the other end has had enough."""
+    """Send something, and receive anything, until the other end closes."""
     with suppress(trio.BrokenResourceError):
         await client.send_all(data)
         await client.send_eof()

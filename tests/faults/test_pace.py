@@ -36,7 +36,7 @@ if LONG:
 
 
 class Pace:
-    """How quickly somebody writes or reads: quickly, slowly, or now and then much."""
+    """How quickly a program writes or reads: quickly, slowly, or much from time to time."""
 
     def __init__(self, numbers: random.Random) -> None:
         self._numbers = random.Random(numbers.random())

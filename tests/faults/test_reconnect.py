@@ -170,7 +170,7 @@ async def test_a_host_that_is_not_there_at_first(both: Both) -> None:
     assert not os.path.ismount(both.mountpoint)
 
 
-async def test_tries_are_told_of_once(both: Both) -> None:
+async def test_tries_are_logged_once(both: Both) -> None:
     host = await both.host("a=echo")
     mount = await both.mount()
     await both.until_connected()

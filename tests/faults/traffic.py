@@ -1,4 +1,4 @@
-"""Data that tells where it belongs, so that a byte which is lost, doubled or astray is seen.
+"""Data that shows where it belongs, so that lost, doubled and misplaced bytes are found.
 
 Each direction of a port is a `Track`. Its sender works in sessions: each starts with a mark, which
 names the port, the direction and the session, and goes on with random bytes, among which there is
@@ -42,7 +42,7 @@ class Track:
         return mark
 
     def more(self, size: int) -> bytes:
-        """Give what the sender sends next."""
+        """Return the next data to send."""
         data = self._numbers.randbytes(size).translate(_NO_MARKS)
         self._sent[-1] += data
         return data

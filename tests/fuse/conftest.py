@@ -1,4 +1,4 @@
-"""Real mounts in the test's own process: whoever uses the files runs beside it.
+"""Real mounts in the test's own process; programs that use the files run beside it.
 
 A test that touched its own mount in its own thread, or started a program with a folder of the
 mount as its working directory, would wait for itself.
@@ -80,7 +80,7 @@ async def program(*command: str) -> AsyncIterator[trio.Process]:
 
 
 async def heard(process: trio.Process, end: bytes = b"\n") -> bytes:
-    """What a program prints next, up to `end` or its end of file."""
+    """Return what a program prints next, up to `end` or its end of file."""
     assert process.stdout is not None
     got = b""
     while not got.endswith(end) and (more := await process.stdout.receive_some()):

@@ -33,7 +33,7 @@ class Reply:
 
 @define
 class Kernel:
-    """What a test says to the session, and hears from it."""
+    """The test's end of the device: it sends requests to the session, and reads the replies."""
 
     socket: trio.socket.SocketType
     session: Session

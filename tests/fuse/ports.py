@@ -44,7 +44,7 @@ class Port:
             await self._changed.park()
 
     async def blocked(self, count: int = 1) -> None:
-        """Wait until so many callers wait in this port."""
+        """Wait until `count` callers wait in this port."""
         await self.until(lambda: self.waiting == count)
 
     async def wait_for(self, condition: Callable[[], object]) -> None:

@@ -20,7 +20,7 @@ Call = Callable[[], Any]
 
 
 def shown(value: Any) -> Any:
-    """What of an answer two mounts have in common, as text."""
+    """The part of an answer that is the same for all mounts, as text."""
     if isinstance(value, os.stat_result):
         names = "mode ino nlink uid gid size blksize blocks rdev atime_ns mtime_ns ctime_ns"
         return {name: getattr(value, f"st_{name}") for name in names.split()}

@@ -26,7 +26,7 @@ from .ports import Ports
 ROOT = Path(__file__).parents[2]
 #: Where the kernel lets a FUSE connection be aborted.
 #: By this way, for `fuse.mount` is the function.
-module = importlib.import_module("vconfs.fuse._mount")
+module = importlib.import_module("vconfs.fuse._mountpoint")
 
 #: Mounts by the folder that is its argument, says so, and serves until unmounted.
 SERVER = """
@@ -95,7 +95,7 @@ def test_closing_twice_is_no_error_and_hits_nothing_else(place: Path) -> None:
     os.close(other)
 
 
-def test_closing_leaves_alone_what_somebody_else_has_mounted_there_since(place: Path) -> None:
+def test_closing_leaves_alone_what_others_have_mounted_there_since(place: Path) -> None:
     mount = fuse.mount(place)
     fuse.unmount(place)
     run("mount", "-t", "tmpfs", "somebody-elses", str(place))  # it gets the same number
@@ -117,7 +117,7 @@ async def test_closing_leaves_alone_another_vconfs_mount(place: Path) -> None:
 
 @pytest.fixture
 def connections(tmp_path: Path) -> Iterator[Path]:
-    """The kernel's control files of all FUSE mounts, mounted where nobody else looks."""
+    """The kernel's control files of all FUSE mounts, mounted in a folder of its own."""
     folder = tmp_path / "connections"
     folder.mkdir()
     run("mount", "-t", "fusectl", "none", str(folder))
@@ -238,7 +238,7 @@ def test_a_mount_that_the_kernel_refuses_leaks_no_descriptor(
 # --- /dev/fd/N ----------------------------------------------------------------------------
 
 
-async def test_a_device_that_somebody_else_has_mounted(place: Path) -> None:
+async def test_a_device_that_another_user_has_mounted(place: Path) -> None:
     """As `mount.fuse3 -o drop_privileges` does: it mounts, and hands the descriptor over."""
     theirs = fuse.mount(place)
     device = os.dup(theirs.device)
@@ -277,7 +277,7 @@ def test_a_device_that_is_standard_input(place: Path) -> None:
         theirs.close()
 
 
-def test_a_descriptor_that_is_none() -> None:
+def test_a_descriptor_that_is_not_open() -> None:
     assert refusal(Path("/dev/fd/999")).startswith("/dev/fd/999: Bad file descriptor")
 
 
@@ -324,7 +324,7 @@ def test_a_dead_mount_that_cannot_be_cleared(place: Path, monkeypatch: pytest.Mo
 
 @pytest.fixture
 def folder_of_nobody() -> Iterator[Path]:
-    """A folder that `nobody` may mount on: pytest's own let nobody else in."""
+    """A folder that the user `nobody` may mount on; pytest's folders are closed to others."""
     needs.other_users()
     folder = Path(tempfile.mkdtemp(prefix="vconfs-nobody-"))
     try:
@@ -339,7 +339,7 @@ def folder_of_nobody() -> Iterator[Path]:
 
 
 def as_nobody(folder: Path, script: str, *, device: str = "fuse", path: str = "/usr/bin") -> str:
-    """Run a script as `nobody`, in a mount namespace with a /dev/fuse that all may open."""
+    """Run a script as the user `nobody`, in a mount namespace with a /dev/fuse for all."""
     node = folder / device
     os.mknod(node, 0o20666, os.makedev(10, 229))
     node.chmod(0o666 if device == "fuse" else 0o600)
@@ -386,13 +386,13 @@ except fuse.MountError as error:
 
 
 @needs_fusermount
-def test_somebody_else_mounts_by_fusermount3(folder_of_nobody: Path) -> None:
+def test_another_user_mounts_by_fusermount3(folder_of_nobody: Path) -> None:
     lines = as_nobody(folder_of_nobody, BY_HELPER).splitlines()
     assert lines == ["p0", r"fuse.vconfs a,b\c", "False", "False"]
 
 
 @needs_fusermount
-def test_somebody_else_on_a_folder_that_is_not_his(folder_of_nobody: Path) -> None:
+def test_another_user_on_a_folder_of_others(folder_of_nobody: Path) -> None:
     shutil.chown(folder_of_nobody / "mnt", "root")
     text = as_nobody(folder_of_nobody, BY_HELPER)
     assert text == (
@@ -402,12 +402,12 @@ def test_somebody_else_on_a_folder_that_is_not_his(folder_of_nobody: Path) -> No
 
 
 @needs_fusermount
-def test_somebody_else_without_fusermount3(folder_of_nobody: Path) -> None:
+def test_another_user_without_fusermount3(folder_of_nobody: Path) -> None:
     text = as_nobody(folder_of_nobody, BY_HELPER, path="/nowhere")
     assert text == "fusermount3 is not installed: it is in the package fuse3"
 
 
 @needs_fusermount
-def test_somebody_else_who_may_not_open_the_device(folder_of_nobody: Path) -> None:
+def test_another_user_who_may_not_open_the_device(folder_of_nobody: Path) -> None:
     text = as_nobody(folder_of_nobody, BY_HELPER, device="locked")
     assert text.startswith("no permission to open /dev/fuse: as root, `chmod 666 /dev/fuse`")

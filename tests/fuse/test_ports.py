@@ -120,7 +120,7 @@ reader.join()
             assert await heard(both) == b"b'echo'\n"
 
 
-async def test_such_a_file_cannot_be_sought_in(serve: Serve) -> None:
+async def test_seeking_is_refused(serve: Serve) -> None:
     script = """
 import errno, os, sys
 fd = os.open(sys.argv[1], os.O_RDWR | os.O_TRUNC | os.O_APPEND)
@@ -224,7 +224,7 @@ ask = lambda: [hex(events) for _, events in poller.poll()]
 
 
 @pytest.mark.parametrize("kind", WAITERS)
-async def test_a_change_wakes_whoever_polls(serve: Serve, kind: str) -> None:
+async def test_a_change_wakes_pollers(serve: Serve, kind: str) -> None:
     script = f"""
 import os, select, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -245,7 +245,7 @@ for _ in range(3):
             assert await waiter.wait() == 0
 
 
-async def test_a_hang_up_wakes_whoever_polls(serve: Serve) -> None:
+async def test_a_hang_up_wakes_pollers(serve: Serve) -> None:
     script = """
 import os, select, sys
 fd = os.open(sys.argv[1], os.O_RDWR)
@@ -386,7 +386,7 @@ async def test_a_lazily_unmounted_file_is_served_until_it_is_closed(serve: Serve
         await it.ended.wait()
 
 
-async def test_a_cancelled_session_leaves_nobody_waiting(serve: Serve) -> None:
+async def test_a_cancelled_session_answers_all_waiting_requests(serve: Serve) -> None:
     async with serve() as it:
         async with program("cat", str(it.file)) as cat:
             await it.operations.ports[0].blocked()

@@ -332,7 +332,7 @@ async def test_other_tasks_have_their_turn_while_requests_flood() -> None:
     assert any(800 < count < 1000 for count in left)
 
 
-async def test_the_context_tells_who_asks() -> None:
+async def test_the_context_names_the_requester() -> None:
     contexts: list[RequestContext] = []
 
     class Who(Quiet):
@@ -348,7 +348,7 @@ async def test_the_context_tells_who_asks() -> None:
 # --- poll ---------------------------------------------------------------------------------
 
 
-async def test_poll_has_a_handle_only_when_the_kernel_wants_to_be_told() -> None:
+async def test_poll_has_a_handle_only_if_the_kernel_wants_a_notification() -> None:
     handles: list[Any] = []
 
     class Polls(Quiet):
@@ -368,7 +368,7 @@ async def test_poll_has_a_handle_only_when_the_kernel_wants_to_be_told() -> None
 # --- requests that are taken back ---------------------------------------------------------
 
 
-async def test_a_request_that_vanishes_while_it_is_read_is_no_end(
+async def test_a_request_that_vanishes_while_it_is_read_does_not_end_the_session(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stock, failures = os.readv, [errno.ENOENT] * 3
@@ -395,7 +395,7 @@ async def test_a_device_without_a_mount_is_the_end(
         await Session(Quiet(), 0).run()
 
 
-async def test_an_answer_that_nobody_waits_for_is_dropped_in_silence(
+async def test_an_answer_without_a_waiter_is_dropped_silently(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     stock, failures = os.writev, [errno.ENOENT]
@@ -438,7 +438,7 @@ async def test_an_answer_that_the_kernel_refuses_becomes_eio(
 
 
 async def alive(kernel: Kernel) -> bool:
-    """Whether the session still answers."""
+    """True if the session still answers."""
     return (await kernel.ask(k.LOOKUP, b"x\0")).error == errno.ENOSYS
 
 

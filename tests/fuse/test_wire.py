@@ -12,7 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vconfs.fuse import _wire as wire
+from vconfs.fuse import _kernel_protocol as wire
 from vconfs.fuse._operations import ReaddirToken
 
 from .kernel import INIT, Kernel, Quiet, connect, connected, init_body
@@ -70,7 +70,7 @@ def test_every_layout_is_in_the_table() -> None:
     assert layouts == set(SIZES)
 
 
-def test_a_transfer_is_what_header_and_body_say() -> None:
+def test_a_transfer_has_the_size_of_header_and_body() -> None:
     head = wire.IN_HEADER.pack(4176, wire.Opcode.WRITE, 77, 5, 1, 2, 3, 0, 0)
     body = wire.READ_IN.pack(11, 22, 33, 44, 55, 66, 0)
     assert wire.TRANSFER.unpack(head + body) == (wire.Opcode.WRITE, 77, 11, 22, 33, 66)
@@ -151,7 +151,7 @@ KINDS = [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO, s
     st.integers(0, 4096),
     st.booleans(),
 )
-def test_a_listing_is_what_was_added_and_never_too_long(
+def test_a_listing_has_what_was_added_and_is_never_too_long(
     entries: list[tuple[bytes, int]], size: int, plus: bool
 ) -> None:
     token = ReaddirToken(size, plus)

@@ -8,6 +8,7 @@ from vconfs.protocol import control, ivshmem, qtest, v8, virtio1, virtio_pci
 from vconfs.protocol.dialect import End, Guest
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Data, PortAdded, PortNamed
+from vconfs.protocol.lines import LineReader
 
 from .target import Source, target
 
@@ -87,12 +88,12 @@ def _same_in_pieces(read: Callable[[list[bytes]], Iterator[object]], data: bytes
 @target()
 def control_requests(data: bytes) -> None:
     def lines(pieces: list[bytes]) -> Iterator[object]:
-        reader = control.LineReader()
+        reader = LineReader(control.LINE_MAX)
         for piece in pieces:
             yield from reader.feed(piece)
 
     for line in _same_in_pieces(lines, data):
-        if isinstance(line, bytes):
+        if isinstance(line, bytes) and line.strip():
             try:
                 request = control.parse_request(line)
             except RemoteProtocolError as error:
@@ -112,9 +113,9 @@ def control_replies(data: bytes) -> None:
 @target()
 def qtest_lines(data: bytes) -> None:
     def events(pieces: list[bytes]) -> Iterator[object]:
-        reader = qtest.LineReader()
+        reader = LineReader(qtest.LINE_MAX)
         for piece in pieces:
-            yield from reader.receive(piece)
+            yield from map(qtest.parse_line, reader.feed(piece))
 
     _same_in_pieces(events, data)
 

@@ -21,10 +21,10 @@ import trio.testing
 from tests.devices import DEVICES
 from tests.faults.conversation import converse
 from tests.threads import in_thread
-from vconfs.fuse._wire import Opcode
+from vconfs.fuse._kernel_protocol import Opcode
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port

@@ -16,7 +16,14 @@ from vconfs.files.announcer import Announcer
 from vconfs.files.tree import Access
 from vconfs.fs import PortFS
 from vconfs.fuse import Session
-from vconfs.fuse._wire import IN_HEADER, INIT_IN, OUT_HEADER, UNANSWERED, InitFlag, Opcode
+from vconfs.fuse._kernel_protocol import (
+    IN_HEADER,
+    INIT_IN,
+    OUT_HEADER,
+    UNANSWERED,
+    InitFlag,
+    Opcode,
+)
 from vconfs.guest.port import PortOptions
 from vconfs.guest.ports import PortManager
 

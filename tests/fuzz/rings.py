@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import trio
 
+from tests.chaining_driver import ChainingDriver
 from vconfs.device._rings import QueueSpec, RingLink
 from vconfs.host.rings import DeviceLink
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -37,7 +38,7 @@ class _Sides:
         base = source.number(2) if bits & 8 else 0
         self.memory = memoryview(bytearray(_MEMORY))
         self.layout = Layout.at(size, 0)
-        self.driver = DriverQueue(self.memory, self.layout, event_idx=event_idx)
+        self.driver = ChainingDriver(self.memory, self.layout, event_idx=event_idx)
         if base:  # a queue that has been in use: its indices are about to wrap
             self.driver._added = self.driver._published = self.driver._seen = base
             self.memory[self.layout.avail + 2 : self.layout.avail + 4] = base.to_bytes(2, "little")

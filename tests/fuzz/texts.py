@@ -17,11 +17,11 @@ from vconfs.files.rules import RulesError, Settings, parse_rules, settings_for
 from vconfs.fuse import listed
 from vconfs.guest.devices import parse_device
 from vconfs.host import chardev
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 from vconfs.host.spec import parse_port
 from vconfs.syntax.patience import parse_patience
 from vconfs.syntax.printable import printable
-from vconfs.syntax.values import seconds
+from vconfs.syntax.times import seconds
 from vconfs.system.mountinfo import parse_mounts
 
 from .target import Source, target

@@ -46,7 +46,7 @@ class Console:
 
     @property
     def bus(self) -> str:
-        """What QEMU's ports are plugged into."""
+        """The device that has QEMU's ports."""
         return f"v{self.slot}.0"
 
     @property
@@ -109,7 +109,7 @@ class Guest:
             yield monitor
 
     async def connect(self, name: str) -> trio.SocketStream:
-        """Be the host of the port with that name."""
+        """Connect as the host of the port with that name."""
         return await trio.open_unix_socket(self.folder / name)
 
     async def wait_booted(self) -> None:

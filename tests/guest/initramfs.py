@@ -72,7 +72,7 @@ def _add_program(archive: Archive, program: Path) -> None:
 
 
 def in_loading_order(kernel: Path, wanted: Iterable[str]) -> dict[str, Path]:
-    """Give modules and what they depend on, each after what it needs."""
+    """Return modules and their dependencies, each after those that it needs."""
     paths = {path.stem.replace("-", "_"): path for path in kernel.rglob("*.ko")}
     order: dict[str, Path] = {}
 

@@ -31,7 +31,7 @@ SIZE = 8 << 20  # more than all buffers on the way hold
 
 @pytest.fixture
 async def host(mount: Mount) -> AsyncIterator[trio.SocketStream]:
-    """Be the host of the device's first port."""
+    """Connect as the host of the device's first port."""
     async with await mount.guest.connect(mount.device.data) as stream:
         yield stream
 

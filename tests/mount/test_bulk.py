@@ -179,9 +179,7 @@ FLOOD = 60.0 if os.environ.get("VCONFS_LONG") else 3.0
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("size", [1, 4096, 100_000])
 @pytest.mark.parametrize("who", ["host", "guest"])
-def test_a_flood_of_a_port_that_nobody_reads_is_bounded(
-    tmp_path: Path, who: str, size: int
-) -> None:
+def test_a_flood_of_a_port_without_a_reader_is_bounded(tmp_path: Path, who: str, size: int) -> None:
     folder = tmp_path / "mnt"
     daemon = mount(folder, f"--port=p=unix:{tmp_path}/sock,cache")
     try:

@@ -1,4 +1,4 @@
-"""A chardev of somebody else's package, installed beside vconfs, in a mount of its own process."""
+"""A chardev of another package, installed beside vconfs, in a mount of its own process."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_port_is_joined_to_it(folder: Path, site: str) -> None:
         ("x=bsu:a", 2, "unknown chardev 'bsu': it is one of bus, connect, echo, "),
     ],
 )
-def test_its_errors_are_told_like_ours(
+def test_its_errors_are_shown_like_ours(
     folder: Path, site: str, spec: str, code: int, error: str
 ) -> None:
     assert error in vconfs("mount", "--port", spec, str(folder), code=code, PYTHONPATH=site)
 
 
-def test_one_that_cannot_be_loaded_is_named(folder: Path, site: str) -> None:
+def test_a_chardev_that_cannot_be_loaded_is_named(folder: Path, site: str) -> None:
     (Path(site) / "tiny_bus.py").write_text("import nosuchmodule")
     error = vconfs("mount", "--port", "x=bus:a", str(folder), code=2, PYTHONPATH=site)
     assert "chardev 'bus' of package tiny-bus is broken: ModuleNotFoundError: No module" in error

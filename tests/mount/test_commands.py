@@ -39,10 +39,6 @@ def vconfs(*words: str, code: int = 0, **environment: str) -> str:
     return done.stdout
 
 
-#: What can serve a mount.
-SESSIONS = ("vconfs", "pyfuse3")
-
-
 def mounts(path: Path) -> list[str]:
     """The types of what is mounted there."""
     lines = Path("/proc/self/mounts").read_text().splitlines()
@@ -91,9 +87,8 @@ def wait_for_end(pidfd: int) -> None:
     os.close(pidfd)
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_umount_ends_a_blocked_reader(folder: Path, session: str) -> None:
-    vconfs("mount", "--session", session, "-o", "wait", "--port", "quiet=null", str(folder))
+def test_umount_ends_a_blocked_reader(folder: Path) -> None:
+    vconfs("mount", "-o", "wait", "--port", "quiet=null", str(folder))
     with subprocess.Popen(["cat", str(folder / "vcon0")], stdout=subprocess.PIPE) as cat:
         while not os.getxattr(folder / "vcon0", "user.openers"):
             assert cat.poll() is None
@@ -131,25 +126,21 @@ def wait_for_file(path: Path, daemon: subprocess.Popen[bytes]) -> None:
         assert daemon.poll() is None
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_what_a_killed_daemon_has_left_is_cleared_by_the_next_mount(
-    folder: Path, session: str
-) -> None:
-    vconfs("mount", "--session", session, str(folder))
+def test_what_a_killed_daemon_has_left_is_cleared_by_the_next_mount(folder: Path) -> None:
+    vconfs("mount", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
     wait_for_end(daemon)
     with pytest.raises(OSError):
         os.listdir(folder)
-    vconfs("mount", "--session", session, str(folder))
+    vconfs("mount", str(folder))
     assert mounts(folder) == ["fuse.vconfs"]
     assert "vcon1" in os.listdir(folder)
     vconfs("umount", str(folder))
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_umount_clears_a_dead_mount(folder: Path, session: str) -> None:
-    vconfs("mount", "--session", session, str(folder))
+def test_umount_clears_a_dead_mount(folder: Path) -> None:
+    vconfs("mount", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))
     signal.pidfd_send_signal(daemon, signal.SIGKILL)
     wait_for_end(daemon)
@@ -211,9 +202,8 @@ def test_commands_say_that_a_daemon_which_is_stopped_does_not_answer(folder: Pat
     wait_for_end(daemon)
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_somebody_elses_umount_ends_the_daemon(folder: Path, session: str) -> None:
-    vconfs("mount", "--session", session, str(folder))
+def test_a_umount_by_another_program_ends_the_daemon(folder: Path) -> None:
+    vconfs("mount", str(folder))
     daemon = os.pidfd_open(daemon_of(folder))
     subprocess.run(["umount", str(folder)], check=True)
     wait_for_end(daemon)
@@ -325,7 +315,9 @@ def logged(process: subprocess.Popen[bytes]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", ["--help", "doctor"])
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-def test_output_that_cannot_be_written_is_told_in_a_line(command: str, unbuffered: str) -> None:
+def test_output_that_cannot_be_written_is_an_error_of_one_line(
+    command: str, unbuffered: str
+) -> None:
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [*VCONFS, command],
@@ -414,8 +406,7 @@ def test_without_a_command_the_help_is_shown(words: list[str]) -> None:
     assert done.stderr == vconfs(*words, "--help")
 
 
-@pytest.mark.parametrize("session", SESSIONS)
-def test_places_where_nothing_can_be_mounted(folder: Path, tmp_path: Path, session: str) -> None:
+def test_places_where_nothing_can_be_mounted(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("x")
     full = tmp_path / "full"
@@ -426,10 +417,10 @@ def test_places_where_nothing_can_be_mounted(folder: Path, tmp_path: Path, sessi
         (file, f"{file} is not a folder"),
         (full, f"{full} is not empty: mount on an empty folder"),
     ):
-        assert message in vconfs("mount", "--session", session, str(place), code=1)
+        assert message in vconfs("mount", str(place), code=1)
         assert mounts(place) == []
-    vconfs("mount", "--session", session, str(folder))
-    error = vconfs("mount", "--session", session, str(folder), code=1)
+    vconfs("mount", str(folder))
+    error = vconfs("mount", str(folder), code=1)
     assert error == f"{folder} has a vconfs mount already: `vconfs umount {folder}` first"
     vconfs("umount", str(folder))
 

@@ -52,7 +52,7 @@ async def test_agents_spin_on_pollhup_while_no_host_is_attached(
             await in_thread(lambda: os.close(port))
 
 
-async def test_the_second_open_is_ebusy_and_nobody_says_by_whom(mounted: OpenMount) -> None:
+async def test_the_second_open_is_ebusy_without_naming_the_first(mounted: OpenMount) -> None:
     async with mounted("shared=echo") as it:
         assert (
             await it.run("exec 3<>$P; exec 4<>$P; echo both >&4; read -r x <&3; echo $x")
@@ -211,7 +211,7 @@ async def test_ports_are_for_root_only(open_folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("other_users")
-async def test_nobody_can_see_a_ports_state_without_root_and_debugfs(open_folder: Path) -> None:
+async def test_a_ports_state_is_visible_only_to_root_in_debugfs(open_folder: Path) -> None:
     """Who may read the port may see its state; who may not sees that there is one."""
     ls = f"{NOBODY} {' '.join(VCONFS)} ls {open_folder}"
     attribute = f"{NOBODY} getfattr --absolute-names --only-values -n user.host {open_folder}/vcon0"

@@ -1,4 +1,4 @@
-"""Completion, as somebody at a terminal of each shell has it."""
+"""Completion in a terminal of each shell."""
 
 from __future__ import annotations
 

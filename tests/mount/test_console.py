@@ -92,7 +92,7 @@ async def test_what_is_written_before_anybody_reads_is_kept(mounted: OpenMount) 
         os.close(slave)
 
 
-async def test_output_that_nobody_reads_is_kept_up_to_the_limit_and_the_rest_with_its_writer(
+async def test_unread_output_is_kept_up_to_the_limit_and_the_rest_with_its_writer(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
     numbers = b"".join(b"%d\n" % number for number in range(300_000))
@@ -108,13 +108,13 @@ async def test_output_that_nobody_reads_is_kept_up_to_the_limit_and_the_rest_wit
             os.close(slave)
 
 
-async def test_nobody_at_the_terminal_leaves_everything_to_the_file(mounted: OpenMount) -> None:
+async def test_an_unused_terminal_leaves_all_data_to_the_file(mounted: OpenMount) -> None:
     async with mounted("=echo,console") as it:
         for round in range(20):
             assert await it.run(f"echo {round} >$P; read -r x <$P; echo $x") == f"{round}\n"
 
 
-async def test_a_full_console_holds_nobody_else_up(mounted: OpenMount) -> None:
+async def test_a_full_console_stops_no_other(mounted: OpenMount) -> None:
     async with mounted("=zero,console", "other=echo", limit=1 << 16) as it:
         await it.until(lambda: not it.port().wants_data)
         slave = await open_slave(it)
@@ -160,7 +160,7 @@ async def until_sized(it: Mounted, port_id: int, size: tuple[int, int]) -> None:
     os.close(slave)
 
 
-async def test_the_size_of_the_console_is_the_window_s(mounted: OpenMount) -> None:
+async def test_the_size_of_the_console_is_that_of_the_window(mounted: OpenMount) -> None:
     async with mounted("=echo,console") as it:
         await until_sized(it, 0, SIZE)
         it.host.resize(0, 80, 25)
@@ -195,7 +195,7 @@ async def test_a_program_on_the_console_gets_sigwinch(mounted: OpenMount) -> Non
 
 
 @pytest.mark.parametrize("device", ["v8"], indirect=True)
-async def test_a_throttled_host_makes_who_writes_there_wait(mounted: OpenMount) -> None:
+async def test_a_throttled_host_makes_its_writers_wait(mounted: OpenMount) -> None:
     async with mounted("=null,console") as it:
         slave = await open_slave(it)
         heard = bytearray()
@@ -235,13 +235,13 @@ async def test_the_terminal_hangs_up_when_the_port_goes(mounted: OpenMount) -> N
         assert await it.run("echo hvc*") == "hvc*\n"
 
 
-async def test_an_exclusive_console_is_its_terminal_s(mounted: OpenMount) -> None:
+async def test_an_exclusive_console_belongs_to_its_terminal(mounted: OpenMount) -> None:
     async with mounted("=echo,console", exclusive=True) as it:
         await it.until(lambda: it.port().openers)
         assert "busy" in await it.run("cat $P", code=1)
 
 
-async def test_a_port_that_is_no_console_gets_a_pty_by_name(mounted: OpenMount) -> None:
+async def test_a_port_that_is_not_a_console_gets_a_pty_by_name(mounted: OpenMount) -> None:
     async with mounted("org.modem.0=echo", "other=echo", ttys=["org.*"]) as it:
         slave = await open_slave(it)
         assert (it.port().hvc, it.port(1).pty) == (None, "")
@@ -285,7 +285,7 @@ async def test_fionread_tells_how_much_waits_on_the_pty(mounted: OpenMount, port
 
 
 @pytest.mark.parametrize("port", PTYS.values(), ids=PTYS)
-async def test_the_pty_sends_sigio_to_who_asked_for_it(mounted: OpenMount, port: str) -> None:
+async def test_the_pty_sends_sigio_to_its_owner(mounted: OpenMount, port: str) -> None:
     script = """if True:
         import fcntl, os, signal, sys
         pty = os.open(sys.argv[1], os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)

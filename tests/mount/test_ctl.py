@@ -113,7 +113,7 @@ def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
     rows = [line.split() for line in vconfs("ctl", ctl, "list").splitlines()]
     assert rows == [
         ["ID", "NAME", "CHARDEV", "HOST", "GUEST", "STATE", "QUEUED", "IN", "OUT"],
-        ["0", "first", "null", "connected", "-", "held", "0", "0", "0"],
+        ["0", "first", "null", "connected", "-", "throttled", "by", "hand", "0", "0", "0"],
         ["7", "con", "pty", "-", "-", "console", "0", "0", "0"],
     ]
 
@@ -133,7 +133,7 @@ def test_list_shows_what_was_dropped(
     vconfs("umount", str(folder))
 
 
-def test_a_name_that_is_no_text_is_an_address_too(ctl: str) -> None:
+def test_a_name_that_is_not_text_is_an_address_too(ctl: str) -> None:
     vconfs("ctl", ctl, "rename", "first", os.fsdecode(b"\xff\xe9"))
     assert "\\xff\\xe9" in vconfs("ctl", ctl, "list")
     vconfs("ctl", ctl, "rename", os.fsdecode(b"\xff\xe9"), "")
@@ -203,7 +203,7 @@ def test_paths_where_no_host_end_answers(tmp_path: Path) -> None:
         (b'{"vconfs-control": 1}\n{"ok": 1}\n', " is not a control socket of vconfs"),
     ],
 )
-def test_what_greets_in_another_way_is_told_nothing(
+def test_a_peer_with_another_greeting_gets_no_request(
     tmp_path: Path, greeting: bytes, message: str
 ) -> None:
     path = tmp_path / "other"
@@ -223,7 +223,7 @@ def test_what_greets_in_another_way_is_told_nothing(
     assert bool(heard) == greeting.startswith(b'{"vconfs-control": 1}')
 
 
-def test_a_control_socket_that_cannot_be_had(tmp_path: Path) -> None:
+def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
     words = ("host", "--listen", f"stream:unix:{tmp_path}/device", "--control")
     assert "the control socket needs a path" in vconfs(*words, "", code=2)
     assert "has at most 107 bytes" in vconfs(*words, "/x" * 60, code=2)

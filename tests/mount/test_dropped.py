@@ -24,7 +24,7 @@ async def attribute(file: Path, name: str) -> bytes:
     return await in_thread(lambda: os.getxattr(file, name))
 
 
-async def test_what_nobody_read_before_the_last_close(mounted: OpenMount) -> None:
+async def test_unread_data_at_the_last_close(mounted: OpenMount) -> None:
     async with mounted("e=echo", "quiet=null") as it, events_of(it) as events:
         assert await attribute(it.file(), "user.dropped") == b"0"
         await it.run("exec 3<>vcon0; printf 12345 >&3; read -r -N 2 some <&3; exec 3>&-")
@@ -65,7 +65,7 @@ async def test_the_commands_show_it(mounted: OpenMount, tmp_path: Path) -> None:
         assert (first["dropped"], first["host_dropped"]) == (0, 5)
 
 
-async def test_a_port_that_was_removed_tells_of_what_was_left_unread(mounted: OpenMount) -> None:
+async def test_a_removed_port_reports_what_was_left_unread(mounted: OpenMount) -> None:
     async with mounted("e=echo") as it, events_of(it) as events:
         port = it.port()
         file = await in_thread(lambda: os.open(it.file(), os.O_RDWR))
@@ -78,7 +78,7 @@ async def test_a_port_that_was_removed_tells_of_what_was_left_unread(mounted: Op
         assert (event["port"], event["count"]) == ("vcon0", 6)
 
 
-async def test_many_losses_are_told_together(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_losses_are_logged_together(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
     manager = PortManager()

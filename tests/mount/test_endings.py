@@ -1,4 +1,4 @@
-"""What was accepted, when something ends: it is delivered, or one line counts it as dropped."""
+"""Accepted data at an ending: it is delivered, or one line counts it as dropped."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ while data := os.read(0, 8192):
 
 
 class FarSide:
-    """Who is at the far side of a port: reads slowly from when it is told to, or never."""
+    """The client at the far side of a port: it reads slowly once it is allowed to, or never."""
 
     def __init__(self, kind: str, place: Path, tcp_port: int) -> None:
         self.kind = kind
@@ -80,7 +80,7 @@ class FarSide:
         return f"{self.kind}:{place / 's'}"
 
     def come(self) -> None:
-        """Be there, and take nothing yet."""
+        """Connect, and take nothing yet."""
         if self.kind == "exec":
             return  # at the first open
         if self.kind in ("pipe", "pty"):
@@ -190,7 +190,7 @@ def said_at_end(process: subprocess.Popen[str]) -> str:
 
 
 def dropped(said: str) -> int:
-    """How many bytes the one line counts; 0: there is none."""
+    """Return how many bytes the one line counts, or 0 if there is none."""
     found = re.findall(r": (\d+) bytes were dropped, not delivered: ", said)
     assert len(found) <= 1, said
     return int(found[0]) if found else 0
@@ -275,7 +275,7 @@ def test_what_a_far_side_does_not_take_is_counted_to_the_byte(
 
 @pytest.mark.parametrize("far_side", ["unix"], indirect=True)
 @pytest.mark.parametrize("how", ["umount -f", "umount twice", "two signals"])
-def test_an_ending_can_be_had_at_once(folder: Path, far_side: FarSide, how: str) -> None:
+def test_an_ending_can_be_immediate(folder: Path, far_side: FarSide, how: str) -> None:
     words = ("--port", f"name={far_side.chardev}", "-o", "drain=1000")
     with mount_of(folder, *words) as process:
         far_side.come()
@@ -346,7 +346,7 @@ def test_a_slow_reader_of_the_file_gets_all_that_the_host_sent(
 @pytest.mark.parametrize("far_side", ["unix"], indirect=True)
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 @pytest.mark.parametrize("opener", ["none", "writer", "reader"])
-def test_what_nobody_reads_in_the_mount_is_counted(
+def test_unread_data_of_a_mount_is_counted(
     folder: Path, far_side: FarSide, tmp_path: Path, dialect: str, opener: str
 ) -> None:
     words = ("--dialect", dialect, "--port", f"p={far_side.chardev},cache", "-o", f"drain={SOON}")

@@ -66,7 +66,7 @@ async def test_the_ports_that_are_there_come_first(mounted: OpenMount) -> None:
         assert (await events.next())["event"] == "ready"
 
 
-async def test_a_port_s_life_line_by_line(mounted: OpenMount) -> None:
+async def test_the_life_of_a_port_line_by_line(mounted: OpenMount) -> None:
     async with mounted("a=null") as it, events_of(it) as events:
         await events.until("ready")
         await it.host.add(parse_port("b=echo"))
@@ -120,7 +120,7 @@ async def test_the_file_is_hidden_and_cannot_be_written(mounted: OpenMount) -> N
         assert refused.value.errno == errno.EACCES
 
 
-async def test_openers_are_bounded_for_each_may_have_a_backlog(mounted: OpenMount) -> None:
+async def test_openers_are_bounded_because_each_can_have_a_backlog(mounted: OpenMount) -> None:
     async with mounted("port=echo") as it:
         path = it.path / ".events"
         files = await in_thread(lambda: [os.open(path, os.O_RDONLY) for _ in range(256)])

@@ -24,7 +24,7 @@ from .examples import EXAMPLES, kill_session, needs_inotifywait, next_line
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
-def test_shellcheck_has_nothing_to_say() -> None:
+def test_shellcheck_finds_nothing() -> None:
     """Of the examples, and of every other shell script here."""
     folders = (EXAMPLES.parent / name for name in ("examples", "scripts", "tests", ".ci"))
     files = (file for folder in folders for file in folder.rglob("*") if file.is_file())
@@ -87,7 +87,7 @@ async def test_links_by_name_follow_hot_plug_renaming_and_removal(
 
 
 @needs_inotifywait
-async def test_what_is_no_link_is_left_alone(
+async def test_files_that_are_not_links_are_left_alone(
     mounted: OpenMount, tmp_path: Path, shell: list[str]
 ) -> None:
     folder = tmp_path / "links"
@@ -133,7 +133,7 @@ async def test_the_links_unit_starts_the_script_as_it_is(
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze")
-def test_systemd_has_nothing_to_say_of_the_links_unit(tmp_path: Path) -> None:
+def test_systemd_accepts_the_links_unit(tmp_path: Path) -> None:
     unit = tmp_path / "udev-links.service"
     text = (EXAMPLES / unit.name).read_text()
     unit.write_text(text.replace("/usr/local/libexec", str(EXAMPLES)))
@@ -159,13 +159,11 @@ async def test_a_folder_that_is_no_mount_is_refused(tmp_path: Path, shell: list[
 
 
 @pytest.mark.parametrize("name", ["chat", "clipboard", "who"])
-def test_a_port_that_is_not_there_is_no_new_file(
-    tmp_path: Path, shell: list[str], name: str
-) -> None:
+def test_opening_a_missing_port_makes_no_file(tmp_path: Path, shell: list[str], name: str) -> None:
     port = tmp_path / "typo"
     words = [*shell, str(EXAMPLES / f"{name}.sh"), str(port)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
-    assert (done.returncode, done.stderr) == (1, f"{name}.sh: {port} is not there\n")
+    assert (done.returncode, done.stderr) == (1, f"{name}.sh: {port} does not exist\n")
     assert not port.exists()
 
 
@@ -179,7 +177,7 @@ def utmp_entry(user: str) -> bytes:
 
 
 @needs_inotifywait
-async def test_who_tells_the_host_of_each_change(
+async def test_who_sends_the_host_each_change(
     mounted: OpenMount, tmp_path: Path, shell: list[str]
 ) -> None:
     utmp = tmp_path / "utmp"

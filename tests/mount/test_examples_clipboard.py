@@ -73,7 +73,7 @@ async def test_a_clipboard_is_shared_both_ways(
 
 
 async def until_copied(it: Mounted, here: Path, there: Path, text: str) -> None:
-    """Write a text at one end, again and again until somebody listens, and see it at the other."""
+    """Write a text at one end, again and again until the other end listens, and see it there."""
     with trio.fail_after(10):
         while not there.exists() or there.read_text() != text:
             here.write_text(text)

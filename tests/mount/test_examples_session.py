@@ -130,7 +130,7 @@ async def test_sessions_are_locked_each_time_that_the_viewer_goes(
 
 
 @needs_bus
-async def test_one_session_is_locked_also_when_the_port_goes_under_its_viewer(
+async def test_one_session_is_locked_even_if_its_port_is_removed(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
     async with guarded(mounted, tmp_path, "c2") as guard:
@@ -142,7 +142,7 @@ async def test_one_session_is_locked_also_when_the_port_goes_under_its_viewer(
 
 @needs_bus
 @pytest.mark.parametrize("end", ["", "umount -f", "without a viewer"])
-async def test_the_end_of_the_mount_locks_what_somebody_viewed(
+async def test_the_end_of_the_mount_locks_the_viewed_session(
     mounted: OpenMount, tmp_path: Path, end: str
 ) -> None:
     port = f"org.viewer=unix:{tmp_path}/sock" if end == "without a viewer" else "org.viewer=null"
@@ -159,7 +159,7 @@ async def test_the_end_of_the_mount_locks_what_somebody_viewed(
 
 
 @needs_bus
-async def test_a_refusal_is_told_and_the_next_departure_tried_again(
+async def test_a_refusal_is_reported_and_the_next_departure_tried_again(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
     async with guarded(mounted, tmp_path) as guard:
@@ -209,7 +209,7 @@ async def test_the_host_switches_the_guest_off(
     ]
 
 
-def test_without_a_port_the_usage_is_told(shell: list[str]) -> None:
+def test_without_a_port_the_usage_is_shown(shell: list[str]) -> None:
     script = str(EXAMPLES / "power.sh")
     done = subprocess.run([*shell, script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (2, "usage: power.sh PORT\n")

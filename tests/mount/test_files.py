@@ -303,7 +303,7 @@ CHANGES: list[tuple[str, Callable[[Mounted], object], int]] = [
 
 @pytest.mark.parametrize(("what", "change", "expected"), CHANGES, ids=[c[0] for c in CHANGES])
 @pytest.mark.parametrize("how", ["poll", "epoll", "epoll edge", "select"])
-async def test_every_change_wakes_whoever_polls(
+async def test_every_change_wakes_pollers(
     mounted: OpenMount, what: str, change: Callable[[Mounted], object], expected: int, how: str
 ) -> None:
     async with mounted("port=echo", "other=echo") as it:
@@ -400,7 +400,7 @@ async def test_any_number_of_openers(mounted: OpenMount) -> None:
         await it.until(lambda: not it.host.ports[0].guest_connected)
 
 
-async def test_an_exclusive_port_is_busy_and_says_by_whom(mounted: OpenMount) -> None:
+async def test_an_exclusive_port_is_busy_and_names_its_opener(mounted: OpenMount) -> None:
     async with mounted(exclusive=True) as it:
         async with program("bash", "-c", 'exec 3<>"$0"; read', str(it.file()), stdin=-1) as owner:
             await it.until(lambda: it.port().openers)

@@ -51,7 +51,7 @@ def test_it_answers_each_program_of_the_guest(folder: Path, tmp_path: Path) -> N
         (["stream:unix:/no/where"], "/no/where: the folder /no does not exist: make it first"),
     ],
 )
-def test_it_says_why_it_cannot_be_a_host_end(words: list[str], error: str) -> None:
+def test_it_reports_why_it_cannot_be_a_host_end(words: list[str], error: str) -> None:
     done = subprocess.run(
         [*HOST_INFO, *words], capture_output=True, text=True, timeout=10, check=False
     )

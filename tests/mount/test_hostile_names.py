@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.system.tasks import open_background
 
 from .conftest import OpenMount, program

@@ -86,7 +86,7 @@ def test_fstab_names_a_file_of_options(installed: Path, tmp_path: Path) -> None:
     assert with_vconfs(installed, script, tmp_path).split() == ["org.a", "org.b", "644"]
 
 
-def test_a_wrong_option_is_mounts_error_too(installed: Path, tmp_path: Path) -> None:
+def test_a_wrong_option_is_also_an_error_of_mount(installed: Path, tmp_path: Path) -> None:
     script = 'mount -t fuse.vconfs none "$M" -o nonsense 2>&1 || echo failed; ls "$M"'
     output = with_vconfs(installed, script, tmp_path)
     assert "unknown option 'nonsense'" in output
@@ -94,7 +94,7 @@ def test_a_wrong_option_is_mounts_error_too(installed: Path, tmp_path: Path) -> 
 
 
 def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -> None:
-    """It mounts as root, and hands the device over to us, who are nobody then."""
+    """It mounts as root, and hands the device over to us, who then run as the user `nobody`."""
     needs.other_users()
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
@@ -161,7 +161,7 @@ def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
     }
 
 
-def test_shellcheck_has_nothing_to_say_of_scripts(prefix: Path) -> None:
+def test_shellcheck_finds_nothing_in_scripts(prefix: Path) -> None:
     completion = prefix / "share/bash-completion/completions/vconfs"
     command = "shellcheck", *(ROOT / "scripts").iterdir(), completion
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -89,7 +89,9 @@ async def test_bytes_both_ways_and_hang_ups(folder: Path) -> None:
             assert await read_exactly(port, 5) == b"again"
 
 
-async def test_an_open_is_told_at_once_and_drops_nothing_if_nothing_was_done(folder: Path) -> None:
+async def test_an_open_is_announced_at_once_and_drops_nothing_if_it_was_not_used(
+    folder: Path,
+) -> None:
     async with kernel(folder) as it, await it.connect() as host:
         port, opener = it.changes.ports[1], Opener(1)
         port.open(opener, quiet=True)
@@ -102,7 +104,7 @@ async def test_an_open_is_told_at_once_and_drops_nothing_if_nothing_was_done(fol
         assert await read_exactly(port, 10) == b"a question"
 
 
-async def test_much_data_waits_for_whoever_is_slow(folder: Path) -> None:
+async def test_much_data_waits_for_the_slow_end(folder: Path) -> None:
     data = pattern(SIZE)[:SIZE]
     async with kernel(folder) as it, await it.connect() as host, trio.open_nursery() as nursery:
         port = await it.opened()

@@ -44,7 +44,7 @@ async def test_all_ptys_share_one_inotify_instance(
     assert caplog.messages == []
 
 
-async def test_that_there_are_no_more_ptys_is_logged_once(
+async def test_a_lack_of_ptys_is_logged_once(
     mounted: OpenMount, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail() -> None:

@@ -62,7 +62,7 @@ async def test_owner_and_mode_are_what_was_asked_for(mounted: OpenMount) -> None
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 4321, 0o666)
 
 
-async def test_nobody_else_makes_or_removes_names(mounted: OpenMount) -> None:
+async def test_only_ports_make_and_remove_names(mounted: OpenMount) -> None:
     async with mounted() as it:
         path = it.path / "new"
         for call in (
@@ -179,8 +179,9 @@ async def test_attributes(mounted: OpenMount) -> None:
         assert await error_of(lambda: os.getxattr(it.file(), "user.nonsense")) == errno.ENODATA
 
 
-async def test_inotify_tells_of_ports_that_come_go_and_change(mounted: OpenMount) -> None:
+async def test_inotify_reports_ports_that_come_go_and_change(mounted: OpenMount) -> None:
     async with mounted("first=echo") as it:
+        await it.until(lambda: it.manager.by_name(b"first"))
         with INotify() as root, INotify() as links:
             mask = flags.CREATE | flags.DELETE | flags.ATTRIB
             await in_thread(lambda: root.add_watch(it.path, mask))
@@ -232,7 +233,7 @@ def announcer(it: Mounted) -> Announcer:
 
 
 async def next_notice(watch: INotify, kind: int) -> str:
-    """Give the name of the next notice of a kind."""
+    """Return the name of the next notice of a kind."""
     while True:
         await trio.lowlevel.wait_readable(watch)
         for event in watch.read(timeout=0):
@@ -241,7 +242,7 @@ async def next_notice(watch: INotify, kind: int) -> str:
                 return event.name
 
 
-async def test_a_port_is_there_for_everybody_while_it_is_being_announced(
+async def test_a_port_can_be_used_while_it_is_being_announced(
     mounted: OpenMount,
 ) -> None:
     async with mounted() as it:
@@ -269,11 +270,11 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
 
 
 @asynccontextmanager
-async def served_by(session: str, path: Path) -> AsyncIterator[Path]:
+async def served_by(module: str, path: Path) -> AsyncIterator[Path]:
     """Mount by the command, in a process of its own: pyfuse3 keeps global state."""
     path.mkdir()
     ports = [f"--port=port.{port_id}=null" for port_id in range(300)]
-    command = (sys.executable, "-m", "vconfs", "mount", "-f", "--session", session, *ports)
+    command = (sys.executable, "-m", module, "mount", "-f", *ports)
     async with program(*command, "-o", "mode=0640,uid=7,gid=9", str(path)) as daemon:
         with trio.fail_after(20):
             while not await in_thread(lambda: os.path.exists(path / "vcon299")):
@@ -287,7 +288,7 @@ async def served_by(session: str, path: Path) -> AsyncIterator[Path]:
 
 
 def answers(path: Path) -> dict[str, object]:
-    """What the file system says of itself, to be the same whoever serves it."""
+    """Return answers of the file system that must be the same with each session."""
     found: dict[str, object] = {}
     for folder in (path, path / "by-name"):
         for entry in os.scandir(folder):
@@ -324,8 +325,8 @@ def answers(path: Path) -> dict[str, object]:
 
 async def test_libfuse_and_our_session_give_the_same_answers(tmp_path: Path) -> None:
     results = []
-    for session in ("vconfs", "pyfuse3"):
-        async with served_by(session, tmp_path / session) as path:
+    for module in ("vconfs", "tests.mount.stock"):
+        async with served_by(module, tmp_path / module) as path:
             results.append(await in_thread(lambda path=path: answers(path)))  # type: ignore[misc]
     ours, theirs = results
     assert {key: (ours.get(key), theirs.get(key)) for key in ours | theirs} == {

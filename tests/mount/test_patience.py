@@ -60,7 +60,7 @@ async def connected(it: Mounted, folder: Path) -> AsyncIterator[trio.SocketStrea
 
 @v8
 @pytest.mark.parametrize("flags", [0, os.O_APPEND], ids=["plain", "append"])
-async def test_a_write_waits_for_so_long_and_then_is_enospc(
+async def test_a_write_waits_for_the_time_limit_and_then_is_enospc(
     mounted: OpenMount, tmp_path: Path, flags: int
 ) -> None:
     spec = f"port=unix:{tmp_path}/sock,cache,host-limit=10"
@@ -196,7 +196,7 @@ async def test_programs_that_append_wait_for_a_slow_host(
 
 @v8
 @pytest.mark.parametrize("name", PROGRAMS)
-async def test_programs_that_append_are_told_of_a_host_that_throttles(
+async def test_appending_programs_get_the_error_of_a_throttling_host(
     mounted: OpenMount, tmp_path: Path, stdio: Path, name: str
 ) -> None:
     async with mounted(f"port=unix:{tmp_path}/sock,host-limit=4096", throttle="enospc") as it:

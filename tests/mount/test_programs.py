@@ -134,7 +134,7 @@ async def test_opening_and_closing_drops_nothing_and_starts_nothing(
             assert it.port().counters.dropped == 0
 
 
-async def test_a_port_that_stays_open_unused_is_told(mounted: OpenMount) -> None:
+async def test_the_host_is_told_of_a_port_that_stays_open_unused(mounted: OpenMount) -> None:
     async with mounted("port=exec:echo here you are") as it:
         async with program("bash", "-c", f"exec 3<{it.file()}; sleep infinity"):
             await it.until(lambda: it.port().queued)

@@ -70,7 +70,7 @@ async def test_a_rule_keeps_data_over_a_close_and_gives_port_and_pty_away(
         assert await it.run("stat -c '%u %a' vcon0; stat -L -c '%u %a' hvc0") == "0 600\n" * 2
 
 
-async def test_a_renamed_port_gets_what_its_new_name_is_given(mounted: OpenMount) -> None:
+async def test_a_renamed_port_gets_the_options_of_its_new_name(mounted: OpenMount) -> None:
     async with mounted("other=echo", "x=null", rules=RULES) as it:
         it.host.rename(1, b"shared.late")
         await it.until(lambda: it.port(1).options.exclusive)
@@ -80,7 +80,7 @@ async def test_a_renamed_port_gets_what_its_new_name_is_given(mounted: OpenMount
         assert await in_thread(lambda: it.file(1).stat().st_mode & 0o777) == 0o600
 
 
-async def test_a_reader_no_longer_waits_for_a_host_when_the_rule_is_gone(
+async def test_a_reader_stops_waiting_for_a_host_when_the_rule_is_gone(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
     rules = '[[port]]\nname = "patient"\nwait = true'

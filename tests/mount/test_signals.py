@@ -1,4 +1,4 @@
-"""What signals do to each kind of daemon: it lives on and serves, or it ends in order."""
+"""Effects of signals on each kind of daemon: it goes on, or it ends in order."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_signals_that_end_a_daemon_in_order(daemon: Daemon, number: signal.Signa
     assert not daemon.leftovers()
 
 
-def test_a_log_that_takes_no_more_stops_nothing(daemon: Daemon) -> None:
+def test_a_full_log_stops_nothing(daemon: Daemon) -> None:
     """As at the limit of a file's size, where the kernel sends XFSZ as well."""
     size = daemon.log.stat().st_size
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
@@ -189,7 +189,7 @@ def test_a_log_that_takes_no_more_stops_nothing(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mount", "host"])
-def test_nobody_reads_what_a_daemon_in_the_foreground_says(
+def test_the_output_of_a_daemon_in_the_foreground_is_not_read(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     """Its standard error is a pipe without a reader: SIGPIPE."""
@@ -250,7 +250,7 @@ def test_what_ends_a_mount_that_waits_for_its_device_ends_all_of_it(
         ("mnt/log", "the log {path} is below {folder}: choose another place"),
     ],
 )
-def test_a_log_that_cannot_be_opened_is_told_in_a_line(
+def test_a_log_that_cannot_be_opened_is_an_error_of_one_line(
     folder: Path, tmp_path: Path, where: str, log: str, why: str
 ) -> None:
     path = tmp_path / log
@@ -266,9 +266,7 @@ def test_a_host_whose_log_cannot_be_opened(tmp_path: Path) -> None:
     assert not (tmp_path / "device").exists()
 
 
-def test_the_log_of_a_mount_in_the_background_tells_what_goes_wrong(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_log_of_a_mount_in_the_background_has_its_errors(folder: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     vconfs("mount", "-o", f"log={log}", "--port", "p=exec:no-such-program", str(folder))
     (folder / "vcon0").write_bytes(b"now")
@@ -280,7 +278,7 @@ def test_the_log_of_a_mount_in_the_background_tells_what_goes_wrong(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, for a /dev of its own")
-def test_a_mount_in_the_background_tells_the_system_s_log(folder: Path, tmp_path: Path) -> None:
+def test_a_mount_in_the_background_logs_to_the_systems_log(folder: Path, tmp_path: Path) -> None:
     """In a mount namespace with a /dev whose log is ours."""
     devices = tmp_path / "dev"
     devices.mkdir()

@@ -72,7 +72,7 @@ def test_a_reload_opens_files_anew(unit: str) -> None:
     assert UNITS[unit]["Service"]["ExecReload"] == "kill -HUP $MAINPID"
 
 
-def test_the_mount_is_seen_by_everybody() -> None:
+def test_the_mount_is_visible_to_all_users() -> None:
     """None of the settings that give a service a mount namespace of its own."""
     service = UNITS["vconfs"]["Service"]
     namespaces = re.compile(

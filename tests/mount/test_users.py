@@ -205,7 +205,7 @@ END
     assert output[len(lines) :] == ["mail cannot", *["sys cannot"] * 3]
 
 
-def test_a_console_is_for_whom_its_port_is(run: Run) -> None:
+def test_a_console_has_the_owner_and_mode_of_its_port(run: Run) -> None:
     output = run(
         """
         as root vconfs mount -o allow_other,uid=mail,gid=daemon,mode=0620 --port =null,console "$M"

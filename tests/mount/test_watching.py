@@ -55,9 +55,9 @@ async def watching(it: Mounted, *options: str) -> AsyncIterator[trio.Process]:
 async def test_watch_prints_a_line_per_event(mounted: OpenMount) -> None:
     async with mounted("a=null") as it, watching(it) as watch:
         await it.host.add(parse_port("b=echo"))
-        await seen(watch, b"add         vcon1\n", b"name        vcon1   b\n")
+        await seen(watch, b"add               vcon1\n", b"name              vcon1   b\n")
         it.manager.remove(1)
-        await seen(watch, b"remove      vcon1   b\n")
+        await seen(watch, b"remove            vcon1   b\n")
 
 
 async def test_watch_json_is_an_object_per_line(mounted: OpenMount) -> None:
@@ -67,7 +67,7 @@ async def test_watch_json_is_an_object_per_line(mounted: OpenMount) -> None:
         assert (event["event"], event["name"], event["throttled"]) == ("throttle", "a", True)
 
 
-async def test_watch_until_it_is_so(mounted: OpenMount, tmp_path: Path) -> None:
+async def test_watch_until_waits_for_the_state(mounted: OpenMount, tmp_path: Path) -> None:
     async with mounted(f"chat=unix:{tmp_path}/sock") as it:
         async with watching(it, "--until", "connect=chat") as watch:
             async with await trio.open_unix_socket(f"{tmp_path}/sock"):
@@ -108,7 +108,7 @@ async def watching_in_background(
 
 
 @pytest.mark.parametrize("words", [("watch", "{path}"), ("cat", "{port}"), ("connect", "{port}")])
-async def test_ctrl_c_ends_it_at_once_and_takes_no_data_with_it(
+async def test_ctrl_c_ends_cat_at_once_and_loses_no_data(
     mounted: OpenMount, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     command, argument = words
@@ -185,7 +185,7 @@ async def test_connect_goes_both_ways_and_prints_the_answer_after_its_input_ende
                 assert await connect.wait() == 0
 
 
-async def test_connect_answers_a_host_that_has_said_all_it_will(
+async def test_connect_answers_a_host_that_has_sent_everything(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
     """A host's half-close is not a hang-up: it still reads."""
@@ -243,7 +243,7 @@ async def test_a_mount_that_does_not_answer_holds_up_no_search_by_name(
             await trio.run_process([*VCONFS, "umount", str(stuck)])
 
 
-async def test_a_busy_port_is_told_with_who_has_it(mounted: OpenMount) -> None:
+async def test_the_error_of_a_busy_port_names_its_opener(mounted: OpenMount) -> None:
     async with mounted("one=echo", exclusive=True) as it:
         async with program("bash", "-c", f"exec 3<>{it.file()}; sleep 1000"):
             await it.until(lambda: it.port().openers)
@@ -262,6 +262,6 @@ async def test_top_prints_rates_where_there_is_no_terminal(mounted: OpenMount) -
         assert len(lines) == 6
         assert lines[0].split() == [
             *("PORT", "NAME", "HOST", "IN/S", "OUT/S"),
-            *("QUEUED", "FILL", "THROTTLED"),
+            *("QUEUED", "FILL", "STATE"),
         ]
-        assert lines[5].split() == ["vcon1", "b", "connected", "0", "0", "0", "0%", "by", "host"]
+        assert lines[5].split() == ["vcon1", "b", "connected", "0", "0", "0", "0%", "throttled"]

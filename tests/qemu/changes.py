@@ -1,4 +1,4 @@
-"""What tests of a real device share: waiting for the ports, and moving bytes."""
+"""Shared code of tests of a real device: waiting for the ports, and moving bytes."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def tell(sock: socket.socket, value: int, descriptor: int | None = None) -> None
 
 @asynccontextmanager
 async def serving_doorbells(path: Path, vectors: int) -> AsyncIterator[None]:
-    """Serve doorbells, so many for each, as long as the block runs."""
+    """Serve doorbells, `vectors` for each peer, while the block runs."""
     with ExitStack() as stack:
         server = DoorbellServer(path, vectors, stack)
         async with open_background() as nursery:

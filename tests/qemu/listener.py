@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def listener(path: Path) -> socket.socket:
-    """Listen before QEMU starts, so that nobody has to wait for the socket to be there."""
+    """Listen before QEMU starts, so that no test has to wait for the socket."""
     path.unlink(missing_ok=True)  # of a machine that was here before
     sock = socket.socket(socket.AF_UNIX)
     sock.bind(os.fspath(path))

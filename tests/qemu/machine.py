@@ -39,7 +39,7 @@ class Monitor:
         self._rest = b""
 
     async def connect(self, name: str) -> trio.SocketStream:
-        """Be the client of the chardev with that name."""
+        """Connect to the chardev with that name."""
         return await trio.open_unix_socket(self.folder / name)
 
     async def command(self, execute: str, **arguments: object) -> Any:

@@ -19,7 +19,7 @@ from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, 
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
 from vconfs.device._rings import RingLink
-from vconfs.device.qtest import QtestTransport, open_qtest
+from vconfs.device.qtest.machine import QtestTransport, open_qtest
 from vconfs.errors import VconfsError
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import parse_device
@@ -172,7 +172,7 @@ async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
 
 
 @by_both_interrupts
-async def test_host_data_is_held_while_nobody_has_the_port_open(tmp_path: Path) -> None:
+async def test_host_data_is_kept_while_no_program_has_the_port_open(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
         driven(qemu) as (changes, driver, _),
@@ -330,12 +330,12 @@ async def test_vectors(
 
 @pytest.mark.parametrize(
     ("vectors", "message"),
-    [(0, "it has not given 2 doorbells in 0.1 s"), (1, "it has not given 2 doorbells")],
+    [(0, "it has not sent 2 doorbells in 0.1 s"), (1, "it has not sent 2 doorbells")],
 )
 async def test_a_server_with_too_few_doorbells(
     tmp_path: Path, vectors: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vconfs.device._doorbells._SECONDS", 0.1)
+    monkeypatch.setattr("vconfs.device.qtest._doorbells._SECONDS", 0.1)
     async with (
         serving_doorbells(tmp_path / "ivshmem", vectors),
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -445,7 +445,7 @@ async def test_reset_while_busy(tmp_path: Path) -> None:
 async def test_the_machine_is_reset_while_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The ports hang up and come back: nobody told us, and all registers are as at power-on."""
+    """The ports hang up and come back: no interrupt came, and all registers are as at power-on."""
     monkeypatch.setattr("vconfs.device.pci._LOOK_SECONDS", 0.1)
     manager = PortManager()
     changes = Changes(manager)
@@ -556,7 +556,7 @@ async def kill_at(qemu: Machine, changes: Changes, moment: int) -> None:
 
 
 async def test_qemu_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vconfs.device._qtest_client._ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr("vconfs.device.qtest._qtest_client._ANSWER_SECONDS", 0.1)
     async with open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu:
         qemu.process.send_signal(signal.SIGSTOP)
         with pytest.raises(VconfsError, match=r"QEMU has not answered in 0\.1 s"):

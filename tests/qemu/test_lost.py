@@ -16,8 +16,8 @@ from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
 from tests.threads import in_thread
-from vconfs.device._qtest_client import QtestClient
-from vconfs.device.qtest import open_qtest
+from vconfs.device.qtest._qtest_client import QtestClient
+from vconfs.device.qtest.machine import open_qtest
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
@@ -32,7 +32,7 @@ PIECE = pattern(251)[:251]
 
 @asynccontextmanager
 async def programs(folder: Path) -> AsyncIterator[Both]:
-    """Give a starter of `vconfs mount` on the machine in this folder."""
+    """Yield a starter of `vconfs mount` on the machine in this folder."""
     with trio.fail_after(LIMIT):
         async with open_both(folder, f"qtest:{folder}") as starter:
             yield starter
@@ -49,7 +49,7 @@ async def write(fd: int, data: bytes) -> None:
 
 
 async def read_up_to(fd: int, size: int) -> bytes:
-    """Read so many bytes or more."""
+    """Read at least `size` bytes."""
     data = b""
     while len(data) < size:
         piece = await in_thread(lambda: os.read(fd, 1 << 16))
@@ -144,7 +144,7 @@ async def why_lost(folder: Path) -> str:
         return str(error)
 
 
-async def test_what_a_console_says_meanwhile_is_not_lost(tmp_path: Path) -> None:
+async def test_output_of_a_console_meanwhile_is_not_lost(tmp_path: Path) -> None:
     """Nobody has to read it: QEMU's end of the console is a file."""
     output = tmp_path / "output"
     console = [

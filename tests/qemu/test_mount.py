@@ -16,7 +16,7 @@ from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
 from tests.threads import in_thread
-from vconfs.device.qtest import open_qtest
+from vconfs.device.qtest.machine import open_qtest
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.mounting import Plan, open_mount

@@ -46,7 +46,7 @@ class Remote:
         return str(await self._ask("read", descriptor, size)).encode("latin-1")
 
     async def write(self, descriptor: int, data: bytes, times: int = 1) -> int:
-        """Write `data` so many times over, with one call; only `data` itself has to be sent."""
+        """Write `data` `times` times, with one call; only `data` itself has to be sent."""
         return int(await self._ask("write", descriptor, data.decode("latin-1"), times))
 
     async def write_repeated(self, descriptor: int, unit: bytes, size: int) -> int:
@@ -95,7 +95,7 @@ class Remote:
         return str(said)
 
     async def leave(self, status: int) -> None:
-        """Have the worker end; there is no answer."""
+        """End the worker, without an answer."""
         await self._send(next(_ids), "leave", status)
 
     async def _ask(self, call: str, *arguments: object) -> Any:

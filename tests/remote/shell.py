@@ -1,4 +1,4 @@
-"""What a shell does with a port, while the test is the client at the host end."""
+"""Shell commands on a port, while the test is the client at the host end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tells the size of its terminal there, and again at each SIGWINCH: `… tests.remote.window COUNT`.
+"""Prints the size of its terminal, and again at each SIGWINCH: `… tests.remote.window COUNT`.
 
 It ends when it has told so many. It is to be the session leader of its terminal.
 """

@@ -51,7 +51,7 @@ def write_repeated(descriptor: int, unit: str, size: int) -> int:
 
 
 def read_digest(descriptor: int, size: int) -> str:
-    """Read so many bytes and give their SHA-256."""
+    """Read `size` bytes and return their SHA-256."""
     digest = hashlib.sha256()
     while size:
         data = os.read(descriptor, min(size, 1 << 20))
@@ -63,7 +63,7 @@ def read_digest(descriptor: int, size: int) -> str:
 
 
 def poll(descriptor: int) -> int:
-    """Give what can be done now, as bits of poll(2)."""
+    """Return the events of poll(2) that are there now."""
     waiter = select.poll()
     waiter.register(descriptor, _ANY)
     return sum(mask for _, mask in waiter.poll(0))

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 
 import trio
 
-from vconfs.syntax.values import seconds
+from vconfs.syntax.times import seconds
 from vconfs.system.tasks import open_background
 
 from .device import DEVICES, ROUND, Device, open_device

@@ -12,7 +12,7 @@ import trio
 
 from vconfs.guest.devices import join_embedded
 from vconfs.guest.ports import PortManager
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount

@@ -30,7 +30,7 @@ class HostEnd:
         return self.folder / "device"
 
     async def connect(self, name: str) -> trio.SocketStream:
-        """Be the client of the port with that name."""
+        """Connect to the port with that name."""
         return await trio.open_unix_socket(self.folder / name)
 
     async def ctl(self, *words: str) -> str:

@@ -79,7 +79,7 @@ _START = """
 
 @frozen
 class Found:
-    """What there is on this machine: kernels that boot, and why others are put aside."""
+    """The kernels of this machine that boot, and why others are not used."""
 
     kernels: dict[str, Kernel] = field(factory=dict)
     put_aside: dict[str, str] = field(factory=dict)

@@ -31,7 +31,7 @@ def make_kernel(folder: Path, version: str, boots: str) -> None:
     program.chmod(0o755)
 
 
-def test_a_kernel_that_dies_at_its_first_program_is_put_aside(cache: Path) -> None:
+def test_a_kernel_that_dies_at_its_first_program_is_not_used(cache: Path) -> None:
     make_kernel(cache / "own", "6.1.1", f"echo booting; echo '{REGISTERS}'; kill -ABRT $$")
     make_kernel(cache / "testing", "7.2.1", "")
     found = kernels.find.__wrapped__()

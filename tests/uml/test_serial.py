@@ -134,7 +134,7 @@ async def test_a_chat(remote: Remote, line_host: HostEnd) -> None:
     await remote.close(shown)
 
 
-async def test_who_is_there(remote: Remote, line_host: HostEnd) -> None:
+async def test_the_examples_list_the_logged_in_users(remote: Remote, line_host: HostEnd) -> None:
     """examples/who.sh; a record of utmp(5) has its type at offset 0, and the user's name at 44."""
     write = "dd of=/run/utmp conv=notrunc bs=1 status=none"
     user = f"printf '\\7' | {write}; printf alice | {write} seek=44"

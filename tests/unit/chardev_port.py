@@ -23,7 +23,7 @@ class Counters:
 
 @define(eq=False)
 class FakePort:
-    """What a chardev sees of a port; the test writes, opens, closes and throttles as the guest."""
+    """A port for a chardev; the test writes, opens, closes and throttles it as the guest."""
 
     id: int = 3
     name: bytes = b"fake"
@@ -161,13 +161,13 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 def descriptors() -> dict[str, str]:
-    """What this process has open now, but for inotify, which is kept for a second after its use."""
+    """Return the open descriptors, except inotify, which is kept for a second after its use."""
     opened = all_descriptors().items()
     return {number: path for number, path in opened if path != "anon_inode:inotify"}
 
 
 def all_descriptors() -> dict[str, str]:
-    """What this process has open now."""
+    """Return the descriptors that this process has open."""
     links = {}
     for number in os.listdir("/proc/self/fd"):
         try:

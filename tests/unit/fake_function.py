@@ -8,8 +8,10 @@ import trio
 
 from tests.unit.test_virtio_pci import BARS, REAL
 from vconfs.errors import VconfsError
-from vconfs.protocol.virtio_pci import NO_VECTOR, Common, Msix, Register
+from vconfs.protocol.virtio_pci import Common, Msix, Register
 
+#: What a device says of a vector that it refuses (virtio 1.2 §4.1.4.3).
+NO_VECTOR = 0xFFFF
 ISR, CONFIG, NOTIFY = 0x1000, 0x2000, 0x3000
 
 
@@ -58,7 +60,7 @@ class FakeFunction:
         return self.vectors
 
     def interrupt(self, vector: int | None = None) -> None:
-        """Raise a vector; None: the line."""
+        """Raise a vector, or the line if it is None."""
         self.raised.add(vector)
         self._waiting.unpark_all()
 

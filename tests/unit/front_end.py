@@ -15,7 +15,7 @@ import trio
 
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
-from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply
@@ -77,14 +77,14 @@ class FrontEnd:
         await self.messages.send(data, fds)
 
     async def reply(self) -> Message | None:
-        """Give what comes; None: the connection was ended."""
+        """Return the next message, or None if the connection was ended."""
         try:
             return await self.messages.receive()
         except ConnectionResetError:
             return None
 
     async def ended(self) -> bool:
-        """Whether the next thing that comes is the end."""
+        """True if the connection ends next."""
         return await self.reply() is None
 
     # --- set-up ---------------------------------------------------------------------------
@@ -153,7 +153,7 @@ class FrontEnd:
             os.eventfd_write(self.kicks[index], 1)
 
     def put_quietly(self, index: int, data: bytes, slot: int = 0) -> bool:
-        """Send a buffer, and notify nobody; whether that was wanted."""
+        """Send a buffer without a notification. Return True if one was wanted."""
         at = self._slot(index, slot)
         self.memory[at : at + len(data)] = data
         self.rings[index].add(at, len(data), writable=False)

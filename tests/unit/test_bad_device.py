@@ -263,7 +263,7 @@ async def is_driven_or_refused(fake: FakeFunction) -> None:
 
 async def test_more_queues_than_there_can_be_memory_for_are_not_even_looked_at() -> None:
     fake = FakeFunction(ports=32766)
-    with pytest.raises(VconfsError, match="8 MiB of memory are too few for 65534 queues"):
+    with pytest.raises(VconfsError, match="8 MiB of memory are not enough for 65534 queues"):
         async with drive(PortManager(), open_pci(fake)):
             raise AssertionError
     assert Common.QUEUE_SELECT not in fake.plain

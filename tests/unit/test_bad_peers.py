@@ -120,7 +120,7 @@ async def test_a_wrong_buffer_of_the_guests_is_counted_and_changes_nothing(buffe
         assert attached.reason == ""
 
 
-async def test_a_guest_that_asks_for_a_port_that_is_not_there_is_told_so() -> None:
+async def test_a_guest_that_asks_for_a_missing_port_gets_an_error() -> None:
     async with open_ends([spec()]) as ends:
         from_guest(ends, header(7, 1) + struct.pack("<HH", 1, 0))
         assert list(ends.ports) == [0]

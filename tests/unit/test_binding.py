@@ -37,8 +37,8 @@ def test_addresses(text: str, address: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "5.0", "00:05", "00:05.8", "00:25.0", "../00:05.0", "0:5.0"])
-def test_what_is_no_address(text: str) -> None:
-    with pytest.raises(ValueError, match="no PCI address"):
+def test_wrong_addresses(text: str) -> None:
+    with pytest.raises(ValueError, match="not a PCI address"):
         parse_address(text)
 
 
@@ -51,7 +51,7 @@ def test_a_wrong_address_names_the_right_ones(sysfs: Path) -> None:
         PciFunction("0000:00:09.0", sysfs)
 
 
-def test_another_device_is_no_console(sysfs: Path) -> None:
+def test_another_device_is_not_a_console(sysfs: Path) -> None:
     with pytest.raises(VconfsError, match=r"06.0 is not a virtio console; .*: 0000:00:05.0"):
         PciFunction(OTHER, sysfs).check_console()
     (sysfs / "bus/pci/devices" / CONSOLE / "device").unlink()
@@ -106,7 +106,7 @@ def test_a_driver_that_does_not_take_it(sysfs: Path) -> None:
     assert (sysfs / "bus/pci/drivers_probe").read_text() == CONSOLE
 
 
-def test_what_is_bound_already_stays(sysfs: Path) -> None:
+def test_a_function_that_is_bound_already_stays(sysfs: Path) -> None:
     give(sysfs, CONSOLE, "vfio-pci")
     function = PciFunction(CONSOLE, sysfs)
     with bound(function):
@@ -127,7 +127,7 @@ def obedient(override: Override, sysfs: Path) -> Override:
     return kernel
 
 
-def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bound_function_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     give(sysfs, CONSOLE, "virtio-pci")
     function = PciFunction(CONSOLE, sysfs)
     monkeypatch.setattr(PciFunction, "_override", obedient(PciFunction._override, sysfs))
@@ -139,8 +139,8 @@ def test_what_was_bound_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        (errno.EACCES, "Permission denied: it takes root$"),
-        (errno.EPERM, "Operation not permitted: it takes root$"),
+        (errno.EACCES, "Permission denied: only root can do that$"),
+        (errno.EPERM, "Operation not permitted: only root can do that$"),
         (errno.EINVAL, "Invalid argument$"),
     ],
 )
@@ -169,7 +169,7 @@ def test_a_file_of_the_kernel_that_refuses(
 async def test_a_mount_that_binds_gives_the_function_back(
     sysfs: Path, fails: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whether the device can be used or not."""
+    """True if the device can be used or not."""
     monkeypatch.setattr(binding, "SYSFS", sysfs)
     monkeypatch.setattr(binding.PciFunction, "_override", obedient(PciFunction._override, sysfs))
     give(sysfs, CONSOLE, "virtio-pci")
@@ -220,7 +220,7 @@ def test_the_commands(
         (("unbind", "0000:00:09.0"), 1, "no PCI function 0000:00:09.0"),
         (("bind", CONSOLE), 1, "vfio-pci does not take 0000:00:05.0"),
         (("bind", OTHER), 1, "0000:00:06.0 is not a virtio console"),
-        (("bind", "5"), 2, "'5' is no PCI address"),
+        (("bind", "5"), 2, "'5' is not a PCI address"),
         (("unbind",), 2, "Missing argument"),
     ],
 )

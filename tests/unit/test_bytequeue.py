@@ -72,7 +72,7 @@ def test_what_is_put_back_is_taken_next(first: int) -> None:
     assert queue.at_mark
 
 
-def test_clear_tells_what_was_dropped() -> None:
+def test_clear_returns_what_was_dropped() -> None:
     queue = ByteQueue()
     queue.put(b"abc")
     queue.put_mark()
@@ -135,7 +135,7 @@ class Lender:
         self.memory[:] = b"!" * len(self.memory)
 
 
-def test_what_is_lent_is_good_until_it_is_given_back() -> None:
+def test_a_kept_buffer_is_valid_until_it_is_released() -> None:
     queue, first, second = ByteQueue(), Lender(b"abc"), Lender(b"def")
     first.lend(queue)
     second.lend(queue)
@@ -152,7 +152,7 @@ def test_what_is_lent_is_good_until_it_is_given_back() -> None:
     assert second.has_it
 
 
-def test_lent_bytes_are_kept_when_the_lender_goes() -> None:
+def test_kept_bytes_are_copied_when_their_device_goes() -> None:
     queue, lenders = ByteQueue(), [Lender(b"abc"), Lender(b"def")]
     for lender in lenders:
         lender.lend(queue)
@@ -165,14 +165,14 @@ def test_lent_bytes_are_kept_when_the_lender_goes() -> None:
     assert drain(queue, 100) == b"def"
 
 
-def test_what_is_dropped_goes_back_to_its_lender() -> None:
+def test_dropped_data_releases_its_buffers() -> None:
     queue, lender = ByteQueue(), Lender(b"abc")
     lender.lend(queue)
     assert queue.clear() == 3
     assert lender.has_it
 
 
-def test_a_lender_may_lend_again_at_once() -> None:
+def test_a_released_buffer_can_be_used_again_at_once() -> None:
     queue = ByteQueue()
     memory = memoryview(bytearray(4))
     lent = 0

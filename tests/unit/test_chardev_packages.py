@@ -100,7 +100,7 @@ def test_an_unknown_kind_names_those_of_other_packages_too(folder: Path) -> None
         ),
     ],
 )
-async def test_one_that_cannot_start_leaves_the_host_end_as_it_was(
+async def test_a_chardev_that_cannot_start_leaves_the_host_end_as_it_was(
     folder: Path, topic: str, code: str, error: str
 ) -> None:
     make_package(folder, code)
@@ -111,7 +111,7 @@ async def test_one_that_cannot_start_leaves_the_host_end_as_it_was(
         assert sorted(host.ports) == [0]
 
 
-async def test_one_that_fails_later_takes_nothing_with_it_but_its_connection(
+async def test_a_chardev_that_fails_later_loses_only_its_connection(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     make_package(folder, BUS)
@@ -144,7 +144,7 @@ class Sore(Puppet):
 
 
 @pytest.mark.parametrize("how", ["remove", "end"])
-async def test_one_that_fails_while_it_is_ended_is_only_told_of(
+async def test_a_chardev_that_fails_while_it_is_ended_is_only_logged(
     how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with open_host([HostPortSpec(b"sore", Sore())]) as host:

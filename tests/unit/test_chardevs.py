@@ -126,6 +126,7 @@ def test_bad_chardevs(text: str, message: str) -> None:
         ("chat=echo,host-limit=0", "host-limit is a number from 1 to"),
         ("chat=echo,cache=yes", "cache takes no value, not 'yes'"),
         ("chat=echo,cache,cache", "cache is given twice"),
+        ("chat=echo,limit", "limit needs a value: limit=MiB"),
         ("chat=echo,loud", "echo,loud"),
     ],
 )
@@ -177,7 +178,7 @@ async def test_a_second_client_waits_until_the_first_has_left(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["unix", "tcp"])
-async def test_a_client_that_has_said_all_still_gets_its_answer(
+async def test_a_client_that_has_sent_everything_still_gets_its_answer(
     kind: str, tmp_path: Path, unused_tcp_port: int
 ) -> None:
     path = str(tmp_path / "sock")
@@ -363,7 +364,7 @@ async def test_fifos_both_ways(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-async def test_fifos_that_were_there_stay_and_what_is_none_is_refused(tmp_path: Path) -> None:
+async def test_existing_fifos_stay_and_other_files_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "fifo"
     os.mkfifo(f"{path}.in")
     async with joined(f"pipe:{path}"):
@@ -375,7 +376,7 @@ async def test_fifos_that_were_there_stay_and_what_is_none_is_refused(tmp_path: 
             pass
 
 
-async def test_a_pty_is_connected_while_somebody_is_at_it(tmp_path: Path) -> None:
+async def test_a_pty_is_connected_while_a_program_has_it_open(tmp_path: Path) -> None:
     link = tmp_path / "tty"
     async with joined(f"pty:{link}") as it:
         assert not it.port.host_connected

@@ -23,7 +23,7 @@ from .chardev_port import FakePort, descriptors, serving, until
 
 
 class Disk:
-    """What a disk has room for; more fails with `number`."""
+    """The space of a disk; larger writes fail with `number`."""
 
     def __init__(self, number: int = errno.ENOSPC) -> None:
         self.number = number

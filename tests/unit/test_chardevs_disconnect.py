@@ -1,4 +1,4 @@
-"""Hanging up whoever is at the far side of a port, so that the next one can come."""
+"""Hanging up the client at the far side of a port, so that the next one can connect."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def test_a_client_sees_end_of_file_and_the_next_one_comes(
         assert port.received == (b"" if throttled else b"throughthrough")
 
 
-async def test_who_was_connected_to_sees_it_and_is_connected_to_again(tmp_path: Path) -> None:
+async def test_a_peer_of_connect_sees_a_hang_up_and_a_new_connection(tmp_path: Path) -> None:
     with trio.socket.socket(socket.AF_UNIX) as listener:
         await listener.bind(f"{tmp_path}/s")
         listener.listen()
@@ -61,7 +61,7 @@ async def test_who_was_connected_to_sees_it_and_is_connected_to_again(tmp_path: 
                     assert await peer.recv(1) == b""
 
 
-async def test_who_is_at_a_pty_is_left_with_a_dead_one(tmp_path: Path) -> None:
+async def test_programs_at_a_removed_pty_keep_a_dead_one(tmp_path: Path) -> None:
     link = tmp_path / "tty"
     async with serving(f"pty:{link}") as port:
         dead = os.open(link, os.O_RDWR | os.O_NOCTTY)

@@ -301,7 +301,7 @@ def opened(path: Path | str) -> Iterator[int]:
         os.close(slave)
 
 
-async def test_a_word_in_passing_is_heard(tmp_path: Path) -> None:
+async def test_a_program_that_leaves_at_once_is_heard(tmp_path: Path) -> None:
     async with serving(f"pty:{tmp_path}/tty") as port:
         for count in range(1, 4):
             with opened(tmp_path / "tty") as slave:
@@ -310,7 +310,7 @@ async def test_a_word_in_passing_is_heard(tmp_path: Path) -> None:
         assert port.received == b"hi\n" * 3
 
 
-async def test_the_next_one_at_a_pty_finds_it_as_new(tmp_path: Path) -> None:
+async def test_the_next_program_at_a_pty_finds_it_as_new(tmp_path: Path) -> None:
     chardev = Pty(f"{tmp_path}/tty")
     async with serving(chardev) as port:
         assert os.readlink(tmp_path / "tty") == chardev.path
@@ -333,7 +333,7 @@ async def test_the_next_one_at_a_pty_finds_it_as_new(tmp_path: Path) -> None:
         await port.until_connected(False)
 
 
-async def test_what_stands_where_the_link_should_be(tmp_path: Path) -> None:
+async def test_files_in_the_place_of_the_link(tmp_path: Path) -> None:
     link, folder = tmp_path / "tty", tmp_path / "folder"
     folder.mkdir()
     link.symlink_to(folder)

@@ -34,7 +34,7 @@ async def a_line(port: FakePort) -> str:
 
 @contextmanager
 def watched(pid: int) -> Iterator[int]:
-    """Give a descriptor that is readable when the process has ended."""
+    """Return a descriptor that is readable when the process has ended."""
     descriptor = os.pidfd_open(pid)
     try:
         yield descriptor
@@ -90,7 +90,7 @@ async def test_input_of_a_program_that_has_closed_its_output(tmp_path: Path) -> 
         assert path.read_bytes() == b"one two"
 
 
-async def test_a_program_in_the_background_keeps_nobody_waiting() -> None:
+async def test_a_program_in_the_background_does_not_delay_the_close() -> None:
     async with serving("exec:sleep 1000 & echo $!") as port:
         port.open()
         pid = int(await a_line(port))
@@ -194,7 +194,7 @@ async def test_a_program_that_fails_is_logged_once(caplog: pytest.LogCaptureFixt
     assert caplog.messages == ["port 3: 'no-such-program' was not found (127)"]
 
 
-async def test_how_a_program_fails_is_told_when_it_is_another_way(
+async def test_another_failure_of_a_program_is_logged_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     script = tmp_path / "script"
@@ -231,7 +231,7 @@ async def test_what_a_program_does_not_read_is_counted() -> None:
         assert port.counters.dropped == 4
 
 
-async def test_what_a_program_says_to_nobody_is_counted() -> None:
+async def test_output_of_a_program_without_a_reader_is_counted() -> None:
     async with serving("exec:echo hello; cat >/dev/null; echo too late") as port:
         port.open()
         await port.until_received(b"hello\n")
@@ -256,7 +256,7 @@ async def test_no_descriptor_to_watch_a_program_with(
             return open_pidfd(pid)
         raise OSError(24, os.strerror(24))
 
-    monkeypatch.setattr("vconfs.system.programs.os.pidfd_open", fail)
+    monkeypatch.setattr("vconfs.system.shell_programs.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
         while len(children) < 2:  # it is tried again

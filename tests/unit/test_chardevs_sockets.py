@@ -43,7 +43,7 @@ async def fill(client: trio.socket.SocketType) -> bytes:
 # --- unix ---------------------------------------------------------------------------------
 
 
-async def test_all_that_a_client_said_is_sent_when_it_can_take_no_more(tmp_path: Path) -> None:
+async def test_all_that_a_client_sent_arrives_when_it_can_receive_no_more(tmp_path: Path) -> None:
     async with serving(f"unix:{tmp_path}/s") as port:
         port.throttle(True)
         client = await connected(f"{tmp_path}/s")
@@ -73,7 +73,7 @@ async def test_what_a_slow_client_does_not_take_stays_in_the_port(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["unix", "seqpacket"])
-async def test_what_a_client_leaves_is_for_the_next_one(tmp_path: Path, kind: str) -> None:
+async def test_unread_data_of_a_client_is_for_the_next_one(tmp_path: Path, kind: str) -> None:
     how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
     async with serving(f"{kind}:{tmp_path}/s") as port:
         first = socket.socket(socket.AF_UNIX, how)
@@ -139,7 +139,7 @@ async def test_a_socket_that_took_the_place_of_ours_is_left_alone(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["unix", "seqpacket"])
-async def test_what_says_no_to_a_listener(kind: str, tmp_path: Path) -> None:
+async def test_errors_when_a_socket_cannot_be_made(kind: str, tmp_path: Path) -> None:
     file, dangling = tmp_path / "file", tmp_path / "dangling"
     file.touch()
     dangling.symlink_to("nowhere")
@@ -197,7 +197,7 @@ async def test_packets_after_a_half_close(tmp_path: Path) -> None:
         await port.until_connected(False)
 
 
-async def test_packets_that_do_not_fit_are_counted_and_told_once(
+async def test_packets_that_do_not_fit_are_counted_and_logged_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     huge = 5 << 20
@@ -243,7 +243,7 @@ async def test_connect_pauses_before_a_peer_that_hangs_up_at_once(tmp_path: Path
             assert trio.current_time() - begun >= 0.05 + 0.1 + 0.2
 
 
-async def test_connect_is_not_connected_while_its_peer_accepts_nobody(tmp_path: Path) -> None:
+async def test_connect_is_not_connected_while_its_peer_accepts_no_client(tmp_path: Path) -> None:
     listener = trio.socket.socket(socket.AF_UNIX)
     await listener.bind(f"{tmp_path}/s")
     listener.listen(0)
@@ -391,7 +391,7 @@ async def test_a_tcp_port_that_is_taken(unused_tcp_port: int) -> None:
 
 
 @pytest.mark.parametrize("service", ["0", "65536", "-1", "+1", "１", "9" * 5000, ""])
-def test_what_is_no_tcp_port(service: str) -> None:
+def test_wrong_tcp_ports(service: str) -> None:
     with pytest.raises(ValueError, match="tcp needs a host and a port: tcp:HOST:PORT, not "):
         parse_chardev(f"tcp:host:{service}")
 

@@ -1,4 +1,4 @@
-"""What is proposed for the word before the cursor, in the form that bash gets it."""
+"""Proposals for the word before the cursor, in the form for bash."""
 
 from __future__ import annotations
 

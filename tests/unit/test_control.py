@@ -20,7 +20,7 @@ from jsonschema import Draft202012Validator
 
 from vconfs.errors import VconfsError
 from vconfs.guest.port import Opener
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.protocol.control import LINE_MAX
@@ -55,7 +55,7 @@ class Caller:
         return bytes(line)
 
     async def reply(self) -> Any:
-        """Give the ports of the next reply, or its error."""
+        """Return the ports of the next reply, or its error."""
         reply = json.loads(await self.line())
         return reply["ports"] if reply["ok"] else reply["error"]
 
@@ -109,7 +109,7 @@ async def control(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterat
 # What a client can do
 
 
-async def test_list_tells_what_a_port_is_and_does(control: Control) -> None:
+async def test_list_shows_what_a_port_is_and_does(control: Control) -> None:
     guest = control.ends.ports[0]
     guest.open(Opener(1))
     guest.write_nowait(b"three")
@@ -127,7 +127,7 @@ async def test_list_tells_what_a_port_is_and_does(control: Control) -> None:
             "host_limit": 1 << 20,
             "host": True,
             "guest": "open",
-            "held": False,
+            "throttled_by_hand": False,
             "throttled": False,
             "guest_throttled": False,
             "queued": 5,
@@ -180,7 +180,7 @@ async def test_settings_reach_the_guest(control: Control) -> None:
 
 async def test_throttle_holds_the_guest_back_until_it_is_undone(control: Control) -> None:
     [port] = await control.call.ask("throttle", port=0, on=True)
-    assert (port["held"], port["throttled"]) == (True, True)
+    assert (port["throttled_by_hand"], port["throttled"]) == (True, True)
     guest = control.ends.ports[0]
     v8 = control.ends.driver.throttles
     if v8:
@@ -189,7 +189,7 @@ async def test_throttle_holds_the_guest_back_until_it_is_undone(control: Control
         guest.write_nowait(b"later")
         assert control.port.queued == 0
     [port] = await control.call.ask("throttle", port=0, on=False)
-    assert (port["held"], port["throttled"]) == (False, False)
+    assert (port["throttled_by_hand"], port["throttled"]) == (False, False)
     assert not guest.host_throttled
     if v8:
         guest.write_nowait(b"later")
@@ -247,7 +247,7 @@ async def test_a_name_that_two_ports_have_is_no_address(control: Control) -> Non
     [_] = await control.call.ask("throttle", port="first", on=True)
 
 
-async def test_garbage_gets_an_error_and_the_next_askedits_answer(control: Control) -> None:
+async def test_garbage_gets_an_error_and_the_next_request_its_answer(control: Control) -> None:
     for garbage in (b"\0\xff\n", b"list\n", b"{}\n", b"[" * 50_000 + b"\n"):
         await control.call.stream.send_all(garbage)
         assert isinstance(await control.call.reply(), str)
@@ -287,7 +287,9 @@ async def test_many_clients_are_answered(control: Control) -> None:
             nursery.start_soon(client)
 
 
-async def test_a_client_that_reads_nothing_stops_nobody_and_costs_little(control: Control) -> None:
+async def test_a_client_that_reads_nothing_stops_no_other_and_costs_little(
+    control: Control,
+) -> None:
     async def flood(slow: Caller) -> None:
         while True:
             await slow.stream.send_all(b'{"op": "list"}\n' * 1000)
@@ -325,7 +327,7 @@ class Slow(Puppet):
 
 
 @pytest.mark.parametrize("error", ["", "no such bus"])
-async def test_a_port_that_is_being_added_is_not_there_yet(control: Control, error: str) -> None:
+async def test_a_port_that_is_being_added_is_not_listed_yet(control: Control, error: str) -> None:
     go, host = trio.Event(), control.ends.host
     async with trio.open_nursery() as nursery:
 
@@ -366,7 +368,7 @@ def _stale(path: Path) -> None:
         sock.bind(str(path))
 
 
-async def test_a_socket_that_nobody_listens_on_is_replaced(tmp_path: Path) -> None:
+async def test_a_socket_without_a_listener_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "ctl"
     _stale(path)
     async with open_host([]) as host, controlled(host, path), calling(path) as call:

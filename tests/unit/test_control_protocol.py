@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
 from vconfs.protocol import control
-from vconfs.protocol.control import LINE_MAX, LineReader
+from vconfs.protocol.control import LINE_MAX
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.lines import LineReader
 
 SCHEMA: dict[str, Any] = json.loads(
     files("vconfs.protocol").joinpath("control.schema.json").read_text()
@@ -39,13 +40,13 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize(("asked", "line"), REQUESTS)
-def test_a_askedis_this_line(asked: control.Request, line: bytes) -> None:
+def test_a_request_is_this_line(asked: control.Request, line: bytes) -> None:
     assert control.encode_request(asked) == line + b"\n"
     assert control.parse_request(line) == asked
     VALIDATOR.validate(json.loads(line))
 
 
-def test_every_askedis_in_the_table_above() -> None:
+def test_every_request_is_in_the_table() -> None:
     assert {type(request) for request, _ in REQUESTS} == set(control.REQUESTS.values())
 
 
@@ -110,7 +111,7 @@ def test_replies_are_read_back() -> None:
     "line",
     [b"", b"220 mail.example.org ESMTP", b"{}", b'{"vconfs-control": true}', b"\xff\xfe", b"[]"],
 )
-def test_what_is_no_host_end_is_known_by_its_greeting_or_reply(line: bytes) -> None:
+def test_other_servers_are_known_by_their_greeting_or_reply(line: bytes) -> None:
     with pytest.raises(RemoteProtocolError):
         control.parse_greeting(line)
     with pytest.raises(RemoteProtocolError):
@@ -118,7 +119,7 @@ def test_what_is_no_host_end_is_known_by_its_greeting_or_reply(line: bytes) -> N
 
 
 @pytest.mark.parametrize("ports", ["1", "[1]", "null"])
-def test_a_reply_with_wrong_ports_is_none(ports: str) -> None:
+def test_a_reply_with_wrong_ports_is_refused(ports: str) -> None:
     with pytest.raises(RemoteProtocolError):
         control.parse_reply(f'{{"ok": true, "ports": {ports}}}'.encode())
 
@@ -128,21 +129,23 @@ def test_a_reply_with_wrong_ports_is_none(ports: str) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5, 100])
 def test_lines_come_out_as_they_went_in_however_they_are_cut(size: int) -> None:
-    reader, data = LineReader(), b"one\n\ntwo three\n  \nfour\r\nfive"
+    reader, data = LineReader(LINE_MAX), b"one\n\ntwo three\n  \nfour\r\nfive"
     pieces = [data[at : at + size] for at in range(0, len(data), size)]
     assert [line for piece in pieces for line in reader.feed(piece)] == [
         b"one",
+        b"",
         b"two three",
+        b"  ",
         b"four\r",
     ]
     assert list(reader.feed(b"\n")) == [b"five"]
 
 
-def test_a_line_may_be_that_long_and_no_longer() -> None:
-    assert list(LineReader().feed(b"x" * LINE_MAX + b"\n")) == [b"x" * LINE_MAX]
+def test_a_line_may_have_the_maximum_length_and_no_more() -> None:
+    assert list(LineReader(LINE_MAX).feed(b"x" * LINE_MAX + b"\n")) == [b"x" * LINE_MAX]
     with pytest.raises(RemoteProtocolError, match=f"at most {LINE_MAX} bytes"):
-        list(LineReader().feed(b"x" * (LINE_MAX + 1)))
-    lines = LineReader().feed(b"first\n" + b"x" * LINE_MAX + b"x\nlast\n")
+        list(LineReader(LINE_MAX).feed(b"x" * (LINE_MAX + 1)))
+    lines = LineReader(LINE_MAX).feed(b"first\n" + b"x" * LINE_MAX + b"x\nlast\n")
     assert next(lines) == b"first"
     with pytest.raises(RemoteProtocolError):
         next(lines)

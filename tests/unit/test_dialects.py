@@ -1,4 +1,4 @@
-"""What holds for both dialects, whoever sends and whatever comes."""
+"""Properties of both dialects and both ends, with any input."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vconfs.protocol.v8 import NAME_MAX, PORTS_MAX
 
 @frozen
 class Call:
-    """A call of one end, and what the other end makes of the message; None: there is none."""
+    """A call of one end, and the event of its message at the other end, or None."""
 
     name: str
     args: tuple[Any, ...]
@@ -147,7 +147,7 @@ FOR_HOST = (*FOR_BOTH, events.DeviceReady, events.PortReady, events.NameAsked)
 both = pytest.mark.parametrize("spoken", SPOKEN, ids=[spoken.name for spoken in SPOKEN])
 
 
-def test_these_are_all_dialects() -> None:
+def test_all_dialects_are_in_the_table() -> None:
     assert {spoken.name for spoken in SPOKEN} == set(DIALECTS)
 
 
@@ -392,9 +392,7 @@ def test_messages_with_wrong_bytes_in_them_are_read(spoken: Spoken, data: DataOb
 
 @both
 @given(data=st.data())
-def test_an_end_takes_its_own_messages_for_no_more_than_what_both_may_send(
-    spoken: Spoken, data: DataObject
-) -> None:
+def test_an_end_refuses_its_own_messages(spoken: Spoken, data: DataObject) -> None:
     """A peer that sends what is ours to send."""
     for sender, _, queue, sent in spoken.directions:
         call = data.draw(sent)

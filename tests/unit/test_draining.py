@@ -34,7 +34,7 @@ def owing(*sizes: int) -> Iterator[dict[str, int]]:
         yield {"port": sizes[-1]}
 
 
-async def test_nothing_owed_is_no_wait(autojump_clock: trio.testing.MockClock) -> None:
+async def test_nothing_owed_needs_no_wait(autojump_clock: trio.testing.MockClock) -> None:
     begun = trio.current_time()
     assert await drain(lambda: {"port": 0}, 5)
     assert trio.current_time() - begun < 0.1
@@ -58,7 +58,7 @@ async def test_a_port_without_progress_is_given_up(
     assert patience <= trio.current_time() - begun < patience + 0.1
 
 
-async def test_what_goes_up_and_down_is_no_progress(
+async def test_a_varying_amount_is_no_progress(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     begun = trio.current_time()

@@ -151,7 +151,7 @@ async def test_useless_buffers_are_work_too_and_room_is_told_in_the_end() -> Non
     assert owner.rooms > 10
 
 
-async def test_others_come_first_that_had_nothing_of_a_turn() -> None:
+async def test_queues_without_a_turn_come_first() -> None:
     guest = Guest()
     guest.chain_all(16)
     guest.offer(*range(SIZE))

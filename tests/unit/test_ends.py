@@ -83,7 +83,7 @@ async def test_large_writes_arrive_whole(size: int) -> None:
         assert back == data
 
 
-async def test_open_and_close_are_told() -> None:
+async def test_open_and_close_are_announced() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)]) as ends:
         assert not puppet.port.guest_connected
@@ -101,7 +101,7 @@ async def test_open_and_close_are_told() -> None:
 # --- throttling ---------------------------------------------------------------------------
 
 
-async def test_a_host_that_nobody_reads_throttles_the_guest_and_lets_it_go_below_half() -> None:
+async def test_a_host_without_a_reader_throttles_the_guest_and_resumes_below_half() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
         port = ends.ports[0]
@@ -176,7 +176,7 @@ async def test_a_full_port_without_a_cache_is_let_go_by_a_hang_up() -> None:
         assert not ends.ports[0].host_throttled
 
 
-async def test_a_guest_that_nobody_reads_in_throttles_the_host() -> None:
+async def test_a_guest_without_a_reader_throttles_the_host() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)], PortOptions(limit=100_000)) as ends:
         port = ends.ports[0]
@@ -371,9 +371,7 @@ def memory_of(ends: Ends) -> bytes:
 
 
 @pytest.mark.parametrize(("size", "refused"), [(1 << 20, True), (1_000_003, False)])
-async def test_who_could_not_write_all_is_told_of_room_without_asking_again(
-    size: int, refused: bool
-) -> None:
+async def test_a_short_write_is_followed_by_a_report_of_room(size: int, refused: bool) -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)], dialect="virtio1") as ends:
         port = ends.ports[0]
@@ -390,7 +388,7 @@ async def test_who_could_not_write_all_is_told_of_room_without_asking_again(
         assert port.poll() & select.POLLOUT
 
 
-async def test_who_waits_is_told_once_of_buffers_that_come_together() -> None:
+async def test_a_waiter_is_woken_once_for_buffers_that_come_together() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)], dialect="virtio1") as ends:
         port = ends.ports[0]
@@ -404,7 +402,7 @@ async def test_who_waits_is_told_once_of_buffers_that_come_together() -> None:
 LARGE = bytes(range(256)) * 1024
 
 
-async def test_large_buffers_that_nobody_reads_hold_nobody_else_back() -> None:
+async def test_unread_large_buffers_stop_no_other_port() -> None:
     slow, quick = Puppet(), Puppet()
     async with open_ends([spec(b"slow", slow), spec(b"quick", quick)]) as ends:
         port = ends.ports[0]
@@ -448,7 +446,7 @@ async def test_large_buffers_that_were_dropped_at_a_close_are_used_again() -> No
 # --- held back by hand --------------------------------------------------------------------
 
 
-async def test_holding_and_being_full_throttle_together_and_each_lets_go_alone() -> None:
+async def test_throttling_by_hand_and_by_a_full_queue_are_independent() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
         port, host_port = ends.ports[0], cast(HostPort, puppet.port)
@@ -473,7 +471,7 @@ async def test_holding_and_being_full_throttle_together_and_each_lets_go_alone()
         assert port.write_nowait(b"x") == 1
 
 
-async def test_a_held_port_is_held_over_a_hang_up() -> None:
+async def test_a_port_throttled_by_hand_stays_throttled_over_a_hang_up() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)]) as ends:
         ends.host.throttle(0, True)
@@ -484,7 +482,7 @@ async def test_a_held_port_is_held_over_a_hang_up() -> None:
         assert not ends.ports[0].host_throttled
 
 
-async def test_what_was_sent_before_it_was_held_still_reaches_the_chardev() -> None:
+async def test_data_sent_before_a_throttle_still_reaches_the_chardev() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet)]) as ends:
         ends.ports[0].write_nowait(b"before")
@@ -495,7 +493,7 @@ async def test_what_was_sent_before_it_was_held_still_reaches_the_chardev() -> N
 
 
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
-async def test_a_held_port_is_held_for_the_next_guest_too(dialect: str) -> None:
+async def test_a_port_throttled_by_hand_stays_throttled_for_the_next_guest(dialect: str) -> None:
     puppet = Puppet()
     manager = PortManager(lambda port_id: PortOptions())
     async with open_host([spec(puppet=puppet)]) as host:
@@ -548,15 +546,15 @@ async def test_a_guest_that_cannot_have_every_port_gets_the_others(
     assert caplog.messages == ["guest: its port ids end at 30, it cannot see 31, 40"]
 
 
-async def test_taking_ports_away_between_gaps_surprises_nobody(
+async def test_removing_ports_between_gaps_works(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with open_ends([spec(), spec(id=4), spec(id=9)]) as ends:
+    async with open_ends([spec(b"a"), spec(b"b", id=4), spec(b"c", id=9)]) as ends:
         ends.host.remove(4)
         assert sorted(ends.ports) == [0, 9]
         ends.host.remove(9)
         assert sorted(ends.ports) == [0]
-        await ends.host.add(spec(id=6))
+        await ends.host.add(spec(b"d", id=6))
         assert sorted(ends.ports) == [0, 6]
         assert ends.manager.ignored == 0
     assert caplog.messages == []

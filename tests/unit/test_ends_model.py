@@ -40,7 +40,7 @@ STEPS = st.lists(
 
 
 class Run:
-    """What each end has sent to the other, and what of it has been taken there."""
+    """The data that each end has sent to the other, and how much the other has taken."""
 
     def __init__(self, ends: Ends, puppet: Puppet, *, cache: bool) -> None:
         self.ends = ends

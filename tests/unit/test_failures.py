@@ -18,5 +18,5 @@ from vconfs import cli
         (errno.EACCES, "/a/file", "[Errno 13] Permission denied: '/a/file'"),
     ],
 )
-def test_an_error_names_its_thing(code: int, filename: str | None, said: str) -> None:
+def test_an_error_names_its_cause(code: int, filename: str | None, said: str) -> None:
     assert cli._describe(OSError(code, os.strerror(code), filename)) == said

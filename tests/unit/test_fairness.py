@@ -116,7 +116,7 @@ async def test_a_quiet_port_among_many_that_flood_waits_for_a_turn_of_each(
 
 
 @upward
-async def test_those_who_flood_get_the_same(
+async def test_flooding_ports_get_equal_shares(
     ends: Ends, upward: bool, nursery: trio.Nursery
 ) -> None:
     flood(nursery, ends, upward)
@@ -129,9 +129,7 @@ async def test_those_who_flood_get_the_same(
 
 
 @upward
-async def test_ports_that_nobody_reads_hold_up_nobody(
-    ends: Ends, upward: bool, nursery: trio.Nursery
-) -> None:
+async def test_unread_ports_stop_no_other(ends: Ends, upward: bool, nursery: trio.Nursery) -> None:
     flood(nursery, ends, upward)
     await settled(ends, upward)
     for _ in range(10):

@@ -108,7 +108,7 @@ async def test_a_file_that_is_cut_after_its_size_was_seen_is_refused(
     assert said == f"{WHERE} cannot be mapped: mmap length is greater than file size"
 
 
-async def test_memory_that_is_kept_locked_keeps_nobody_waiting(
+async def test_locked_memory_blocks_no_task(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: object
 ) -> None:
     """A process that writes to it from memory which is not there keeps the file locked."""

@@ -38,7 +38,7 @@ LINKS: dict[str, OpenLink] = {
 
 
 class Storm:
-    """What a host end and a guest's programs may do at any moment."""
+    """Actions of a host end and of a guest's programs, at any moment."""
 
     def __init__(self, host: Host, manager: PortManager, seed: int) -> None:
         self.host = host

@@ -76,7 +76,7 @@ async def test_watches_that_come_and_go_use_one_instance(tmp_path: Path) -> None
     await until_there_are(before)
 
 
-async def test_one_who_leaves_hands_the_reading_on(tmp_path: Path) -> None:
+async def test_a_reader_that_leaves_hands_the_reading_on(tmp_path: Path) -> None:
     [first, second] = files(tmp_path, 2)
     with watching(str(first), Change.OPENED) as one, watching(str(second), Change.OPENED) as other:
         async with trio.open_nursery() as nursery:
@@ -114,7 +114,7 @@ async def test_a_file_that_cannot_be_watched_leaves_no_instance(tmp_path: Path) 
     await until_there_are(before)
 
 
-async def test_events_that_were_lost_wake_everybody(
+async def test_lost_events_wake_all_waiters(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = files(tmp_path, 2)

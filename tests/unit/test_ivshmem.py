@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.device import _doorbells as doorbells
+from vconfs.device.qtest import _doorbells as doorbells
 from vconfs.errors import VconfsError
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.ivshmem import MESSAGE, Peer
@@ -33,7 +33,7 @@ def test_a_peer_keeps_its_own_doorbells() -> None:
     assert [peer.ring(vector) for vector in range(2)] == [0x20000, 0x20001]
 
 
-def test_nobody_else_is_needed() -> None:
+def test_a_peer_can_be_alone() -> None:
     peer, kept = told([(0, None), (0, None), (-1, 10), (0, 14)])
     assert kept == [False, False, False, True]
     assert peer.ring(0) == 0
@@ -50,7 +50,7 @@ def test_nobody_else_is_needed() -> None:
         ([(0, None), (0, None), (1 << 40, 10)], "peer id 1099511627776"),
     ],
 )
-def test_what_no_server_says(messages: Messages, reason: str) -> None:
+def test_messages_that_no_server_sends(messages: Messages, reason: str) -> None:
     with pytest.raises(RemoteProtocolError, match=reason):
         told(messages)
 
@@ -73,7 +73,7 @@ def test_any_messages(messages: Messages) -> None:
         (MESSAGE.pack(0) + MESSAGE.pack(-5), "peer id -5"),
     ],
 )
-async def test_a_server_that_is_none(sent: bytes, reason: str) -> None:
+async def test_a_server_that_does_not_exist(sent: bytes, reason: str) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(sent)
@@ -122,5 +122,5 @@ async def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(doorbells, "_SECONDS", 0.01)
     ours, theirs = socket.socketpair()
     with ours, theirs, trio.fail_after(20):
-        with pytest.raises(VconfsError, match=r"has not given 2 doorbells in 0\.01 s"):
+        with pytest.raises(VconfsError, match=r"has not sent 2 doorbells in 0\.01 s"):
             await doorbells._meet(ours, 2)

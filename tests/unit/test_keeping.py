@@ -179,7 +179,7 @@ async def test_the_same_failure_is_logged_once(
     assert said.count("fleeting:: it sleeps; trying again") == 1
 
 
-async def test_a_device_that_cannot_be_had_at_first(nursery: trio.Nursery) -> None:
+async def test_a_device_that_cannot_be_opened_at_first(nursery: trio.Nursery) -> None:
     with pytest.raises(VconfsError, match="it sleeps"):
         await nursery.start(Connection(Fleeting([]), PortManager()).run)
 
@@ -198,7 +198,7 @@ async def test_once(nursery: trio.Nursery) -> None:
     ("url", "options", "reason"),
     [
         ("no", {}, "unknown device 'no': it is one of embedded, "),
-        ("pci:5", {}, "'5' is no PCI address"),
+        ("pci:5", {}, "'5' is not a PCI address"),
         ("pci:00:05.0", {"dialect": "v8"}, "pci: devices speak virtio1, not v8"),
         ("qtest:", {}, "qtest: needs the directory"),
         ("qtest:/tmp", {"bind": True}, "qtest: devices have no driver to be taken from"),

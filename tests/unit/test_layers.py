@@ -37,7 +37,7 @@ def test_the_layers_hold(copy: Path) -> None:
     ("module", "imported"),
     [
         ("device/_rings.py", "vconfs.guest.port"),
-        ("streams/_sockets.py", "vconfs.host.chardevs.sockets"),
+        ("streams/_socket_addresses.py", "vconfs.host.chardevs.sockets"),
         ("protocol/v8.py", "vconfs.link.link"),
         ("link/_sender.py", "vconfs.link.end"),
     ],

@@ -13,7 +13,7 @@ from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.stream import Closed, Connection, Frame, Role
-from vconfs.streams.link import StreamLink, open_link
+from vconfs.streams.stream_link import StreamLink, open_link
 from vconfs.streams.url import parse_stream_address
 from vconfs.streams.wire import Wire
 

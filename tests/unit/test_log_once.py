@@ -100,7 +100,7 @@ def test_a_limit_on_two_handlers_counts_a_line_once() -> None:
     assert all(limit.filter(record) for _ in range(100))
 
 
-async def test_counts_are_told_in_time_and_at_the_end(
+async def test_counts_are_logged_in_time_and_at_the_end(
     caplog: pytest.LogCaptureFixture, autojump_clock: trio.testing.MockClock
 ) -> None:
     clock = Clock()

@@ -57,7 +57,7 @@ def test_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("form", ["text", "json"])
-def test_the_system_s_log(syslog: socket.socket, form: str) -> None:
+def test_the_systems_log(syslog: socket.socket, form: str) -> None:
     set_log_format(form)
     log_in_background(syslog.getsockname())
     log.warning("%s lost", "\udcff")  # a byte that was no text
@@ -71,7 +71,7 @@ def test_the_system_s_log(syslog: socket.socket, form: str) -> None:
         assert message == r"\xff lost"
 
 
-def test_a_system_s_log_that_is_full_loses_lines_and_holds_nobody_up(
+def test_a_full_log_of_the_system_loses_lines_and_stops_nothing(
     syslog: socket.socket,
 ) -> None:
     set_log_format()
@@ -182,7 +182,7 @@ def test_lines_that_a_full_disk_does_not_take_are_counted(
     assert capsys.readouterr().err.count("\n") == 5  # stderr has all of it
 
 
-def test_a_fifo_that_nobody_reads_is_no_log(tmp_path: Path) -> None:
+def test_a_fifo_without_a_reader_is_not_a_log(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(VconfsError, match="fifo: No such device or address"):
         open_log(f"{tmp_path}/fifo")

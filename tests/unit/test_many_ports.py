@@ -65,7 +65,7 @@ def open_driver(manager: PortManager) -> tuple[Driver, FakeLink]:
     return driver, link
 
 
-async def test_ports_come_in_helpings_and_what_is_said_of_them_waits() -> None:
+async def test_ports_come_in_portions_and_their_messages_wait() -> None:
     manager = PortManager()
     driver, link = open_driver(manager)
     link.set_ports(COUNT)
@@ -185,7 +185,7 @@ def test_names_are_those_of_the_ports(seed: int) -> None:
 
 
 @given(st.binary(min_size=1, max_size=300))
-def test_a_link_tells_the_name_that_it_is_for(name: bytes) -> None:
+def test_a_link_has_an_attribute_with_its_name(name: bytes) -> None:
     if (link := link_name(name)) is not None:
         assert named_by(link, [name]) == name
     if (named := named_by(name, [])) is not None:

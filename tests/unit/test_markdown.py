@@ -62,5 +62,5 @@ def test_mistakes_in_a_page_are_named() -> None:
         ("  indented", "indented", False),
     ],
 )
-def test_what_counts_as_the_same(shown: str, printed: str, is_same: bool) -> None:
+def test_which_log_lines_are_the_same(shown: str, printed: str, is_same: bool) -> None:
     assert same(shown, printed) is is_same

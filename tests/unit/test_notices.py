@@ -52,7 +52,7 @@ def test_a_peer_that_lets_its_descriptor_block_does_not_block_us(
         Bell(fd).ring()
 
 
-def test_a_file_is_nothing_to_notify_by() -> None:
+def test_a_file_cannot_be_a_notifier() -> None:
     with tempfile.TemporaryFile() as file:
         with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(file.fileno())
@@ -97,7 +97,7 @@ def test_where_eventfds_cannot_be_raised_there_is_no_bell(monkeypatch: pytest.Mo
         Bell(fd)
 
 
-def test_a_full_pipe_keeps_a_thread_waiting_and_not_us() -> None:
+def test_a_full_pipe_blocks_a_thread_and_not_the_event_loop() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     with suppress(BlockingIOError):
@@ -111,7 +111,7 @@ def test_a_full_pipe_keeps_a_thread_waiting_and_not_us() -> None:
     os.close(reader)
 
 
-def test_a_tcp_socket_is_nothing_to_notify_by() -> None:
+def test_a_tcp_socket_cannot_be_a_notifier() -> None:
     with socket.socket() as sock:
         with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(sock.fileno())

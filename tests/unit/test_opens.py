@@ -31,7 +31,7 @@ def opened(opens: IdleOpens) -> tuple[Port, FakeLine, Opener]:
     return port, line, opener
 
 
-async def test_a_port_that_stays_open_is_told_after_a_while(opens: IdleOpens) -> None:
+async def test_the_host_is_told_of_a_port_that_stays_open(opens: IdleOpens) -> None:
     _, line, _ = opened(opens)
     await trio.sleep(IDLE_SECONDS * 0.9)
     assert line.told == []
@@ -50,7 +50,7 @@ async def test_each_port_has_its_own_time(opens: IdleOpens) -> None:
     assert lines[2].told == [("open", 3, True)]
 
 
-async def test_a_port_that_was_closed_before_is_not_told(opens: IdleOpens) -> None:
+async def test_the_host_is_not_told_of_a_port_that_was_closed_before(opens: IdleOpens) -> None:
     port, line, opener = opened(opens)
     _, other, _ = opened(opens)
     await trio.sleep(IDLE_SECONDS / 2)
@@ -61,7 +61,7 @@ async def test_a_port_that_was_closed_before_is_not_told(opens: IdleOpens) -> No
     assert other.told == [("open", 3, True)]
 
 
-async def test_a_port_that_was_used_before_is_told_once(opens: IdleOpens) -> None:
+async def test_the_host_is_told_once_of_a_port_that_was_used_before(opens: IdleOpens) -> None:
     port, line, _ = opened(opens)
     port.write_nowait(b"x")
     await trio.sleep(IDLE_SECONDS * 2)

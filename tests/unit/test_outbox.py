@@ -1,4 +1,4 @@
-"""What waits for a stream: two lanes, and no port's frames overtake each other."""
+"""Frames that wait for a stream: in two lanes, and in order for each port."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vconfs.streams._outbox import Outbox, OutgoingFrame
 
 
 def drained(outbox: Outbox, step: int = 1 << 20) -> bytes:
-    """Everything that waits, taken by so many bytes at a time."""
+    """Return all waiting bytes, taken `step` at a time."""
     out = b""
     while outbox.size:
         piece = b"".join(outbox.head())[:step]

@@ -25,7 +25,7 @@ from vconfs.syntax.patience import parse_patience
         (math.inf, math.inf),
     ],
 )
-def test_what_a_value_stands_for(value: str | float, seconds: float) -> None:
+def test_values_of_throttle(value: str | float, seconds: float) -> None:
     assert parse_patience(value) == seconds
     assert PortOptions(throttle=value).throttle == seconds
     if isinstance(value, str):
@@ -40,7 +40,7 @@ def test_ten_seconds_unless_said() -> None:
     "value",
     ["", "10", "s", "-1s", "1 s", "10S", "ENOSPC", "1h", "nan", "inf", "1e3s", "10s,", "٣s", "1.s"],
 )
-def test_what_is_no_such_value(value: str) -> None:
+def test_wrong_values_of_throttle(value: str) -> None:
     with pytest.raises(ValueError) as wrong:
         parse_options([f"throttle={value}"])
     expected = f"throttle is enospc, block, or a time like 10s, 500ms or 2m, not {value!r}"
@@ -48,6 +48,6 @@ def test_what_is_no_such_value(value: str) -> None:
 
 
 @pytest.mark.parametrize("seconds", [-1, math.nan])
-def test_a_number_that_is_no_time(seconds: float) -> None:
+def test_a_number_that_is_not_a_time(seconds: float) -> None:
     with pytest.raises(ValueError, match="throttle is enospc, block, or a time"):
         PortOptions(throttle=seconds)

@@ -61,7 +61,7 @@ async def test_queues_share_the_vectors_there_are(vectors: int, expected: list[i
 async def test_features_that_the_device_then_refuses() -> None:
     fake = FakeFunction()
     fake.refused_status = Status.FEATURES_OK
-    await refused(fake, "refuses the features 0x1[0-9a-f]+ of its own 0x10130000006")
+    await refused(fake, "refuses the features 0x1[0-9a-f]+ of the offered 0x10130000006")
     assert Status.FAILED in fake.statuses
     assert fake.status == 0
 
@@ -76,10 +76,10 @@ async def test_features_that_the_device_then_refuses() -> None:
         ("queue_size", 0, "queue_size 0 of queue 0"),
         ("queue_size", 96, "queue_size 96 of queue 0"),
         ("notify_off", 1024, "queue_notify_off 1024 of queue 0"),
-        ("generation_step", 1, "does not stand still"),
+        ("generation_step", 1, "changes all the time"),
         ("config", bytes(8), "max_nr_ports 0"),
         ("config", b"\xff" * 8, "max_nr_ports 4294967295"),
-        ("memory", memoryview(bytearray(1 << 16)), "0 MiB of memory are too few for 6 queues"),
+        ("memory", memoryview(bytearray(1 << 16)), "0 MiB of memory are not enough for 6 queues"),
     ],
 )
 async def test_a_device_that_is_refused(field: str, value: object, message: str) -> None:
@@ -143,7 +143,7 @@ async def test_a_device_that_does_not_let_go(autojump_clock: trio.testing.MockCl
     [
         (15 | Status.NEEDS_RESET, "needs a reset"),
         (0xFF, "the device is gone"),
-        (0, "somebody else has reset the device"),
+        (0, "another program has reset the device"),
     ],
 )
 async def test_a_running_device_fails(vectors: int, status: int, reason: str) -> None:
@@ -155,14 +155,14 @@ async def test_a_running_device_fails(vectors: int, status: int, reason: str) ->
         assert reason in driver.reason
 
 
-async def test_a_reset_that_no_interrupt_tells_of(autojump_clock: trio.testing.MockClock) -> None:
+async def test_a_reset_without_an_interrupt(autojump_clock: trio.testing.MockClock) -> None:
     fake = FakeFunction()
     async with driven(fake) as driver:
         await trio.sleep(100)
         assert not driver.stopped.is_set()
         fake.status = 0
         await driver.stopped.wait()
-        assert driver.reason == "somebody else has reset the device"
+        assert driver.reason == "another program has reset the device"
         assert trio.current_time() < 110
 
 
@@ -186,7 +186,7 @@ async def test_the_bus_goes_away() -> None:
         assert driver.reason == "the bus is gone"
 
 
-async def test_interrupts_without_end_starve_nobody() -> None:
+async def test_endless_interrupts_starve_no_task() -> None:
     fake = FakeFunction()
     async with driven(fake) as driver, trio.open_nursery() as nursery:
         nursery.start_soon(interrupt_for_ever, fake)

@@ -79,7 +79,7 @@ async def write_all(port: Port, data: bytes) -> None:
 
 
 @pytest.mark.parametrize("rings", RINGS)
-async def test_pollers_are_told_of_room(rings: int) -> None:
+async def test_pollers_are_woken_when_there_is_room(rings: int) -> None:
     puppet = Puppet()
     async with (
         open_console([spec(puppet=puppet, host_limit=1000)], features=PLAIN | rings) as fake,
@@ -102,7 +102,7 @@ async def test_pollers_are_told_of_room(rings: int) -> None:
 
 
 class Room:
-    """Wakes those who wait for a port to be writable, as select does."""
+    """Wakes tasks that wait for a port to be writable, as select does."""
 
     def __init__(self) -> None:
         self._opener = Opener(0)
@@ -132,7 +132,7 @@ class Room:
 def test_any_sizes_at_any_pace(
     rings: int, vectors: int, sizes: list[int], seed: int, ways: str
 ) -> None:
-    """One port's writer waits, another's polls; nobody is left waiting, and no byte is lost."""
+    """One port's writer waits, another's polls; both are woken, and no byte is lost."""
     clock = trio.testing.MockClock(autojump_threshold=0)
     trio.run(transfer, rings, vectors, sizes, Random(seed), ways, clock=clock)
 
@@ -216,7 +216,7 @@ async def test_the_order_of_a_size_is_an_option(rows_first: bool) -> None:
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])
-async def test_a_console_alone_tells_its_size_by_the_config_space(vectors: int) -> None:
+async def test_a_single_console_has_its_size_in_the_config_space(vectors: int) -> None:
     puppet = Puppet()
     async with (
         open_console(

@@ -178,7 +178,7 @@ async def test_a_cancelled_reader_takes_nothing_and_passes_its_turn() -> None:
     assert b"".join(got) == b"data"
 
 
-async def test_hang_up_while_waiting_is_end_of_file_for_everybody() -> None:
+async def test_hang_up_while_waiting_is_end_of_file_for_all_readers() -> None:
     port, _ = make_port()
     ends: list[int] = []
 
@@ -350,7 +350,7 @@ def test_a_poll_between_two_hang_ups_does_not_show_the_first() -> None:
     assert port.read_nowait(100, opener) == []
 
 
-def test_what_one_opener_has_polled_another_still_reads() -> None:
+def test_a_hang_up_that_one_opener_has_polled_is_still_read_by_another() -> None:
     port, polling, _ = hung_up_and_polled()
     reading = Opener(2)
     port.open(reading)
@@ -363,7 +363,7 @@ def test_what_one_opener_has_polled_another_still_reads() -> None:
     assert port.answer_poll(reading) == OUT
 
 
-async def test_who_polled_and_then_waits_sees_the_next_hang_up() -> None:
+async def test_a_reader_that_polled_sees_the_next_hang_up() -> None:
     port, opener, _ = hung_up_and_polled()
     port.set_connected(True)
     async with waiting_reader(port, opener) as got:
@@ -384,7 +384,7 @@ async def test_a_poll_does_not_take_the_end_of_file_of_a_reader_that_waits() -> 
     assert got == [b""]
 
 
-def test_a_question_shows_nothing() -> None:
+def test_asking_changes_nothing() -> None:
     port, _ = make_port()
     opener = Opener(1)
     port.open(opener)
@@ -396,7 +396,7 @@ def test_a_question_shows_nothing() -> None:
     assert port.read_nowait(100, opener) == []
 
 
-def test_a_hang_up_is_not_shown_to_who_opens_a_caching_port_later() -> None:
+def test_a_hang_up_is_not_shown_to_a_later_opener_of_a_caching_port() -> None:
     port, first, _ = hung_up_and_polled(cache=True, wait=True)
     port.close(first)
     second = Opener(2)
@@ -410,7 +410,7 @@ def test_a_hang_up_is_not_shown_to_who_opens_a_caching_port_later() -> None:
 # --- throttling the host ------------------------------------------------------------------
 
 
-def test_the_host_is_throttled_at_the_limit_and_let_go_below_half() -> None:
+def test_the_host_is_throttled_at_the_limit_and_resumes_below_half() -> None:
     port, line = make_port(limit=100)
     port.open(Opener(1))
     line.told.clear()
@@ -465,7 +465,7 @@ def test_a_host_that_has_not_seen_that_it_is_to_stop_may_send() -> None:
     assert port.counters.resets == 1
 
 
-def test_what_the_host_saw_of_an_earlier_request_does_not_count() -> None:
+def test_earlier_requests_that_the_host_saw_do_not_count() -> None:
     port, line = make_port(limit=100)
     line.attentive = False
     port.open(Opener(1))
@@ -554,7 +554,7 @@ def test_a_mark_that_is_taken_lets_the_host_go_on() -> None:
 @pytest.mark.parametrize(
     "lower", [lambda port: port.set_limit(400), lambda port: port.set_options(PortOptions(limit=4))]
 )
-def test_what_was_on_its_way_when_the_limit_was_lowered_is_no_offence(
+def test_data_on_its_way_when_the_limit_was_lowered_is_accepted(
     lower: Callable[[Port], None],
 ) -> None:
     port, line = make_port(limit=100_000)
@@ -643,7 +643,7 @@ def test_a_write_that_must_not_wait_is_enospc_unless_writes_wait_for_ever() -> N
 # --- how long a write waits ---------------------------------------------------------------
 
 
-async def test_a_write_gives_up_when_the_host_took_nothing_for_so_long(
+async def test_a_write_gives_up_when_the_host_takes_nothing_for_the_time_limit(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     port, line = make_port()
@@ -719,7 +719,7 @@ async def test_a_write_that_waited_behind_another_gives_up_with_it(
     assert outcomes[4:] == [("ENOSPC", when) for when in (32, 33, 34)]
 
 
-async def test_another_patience_holds_for_those_who_wait_already(
+async def test_a_new_time_limit_holds_for_waiting_writes(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     port, _ = make_port(throttle="block")
@@ -846,7 +846,7 @@ def test_poll_masks_of_virtio1() -> None:
     assert port.poll() == OUT
 
 
-def test_every_change_is_told() -> None:
+def test_every_change_is_reported() -> None:
     changes: list[int] = []
     port = Port(1, on_change=lambda port: changes.append(port.poll()))
     port.attach(FakeLine())
@@ -862,7 +862,7 @@ def test_every_change_is_told() -> None:
 # --- open, close, removal -----------------------------------------------------------------
 
 
-def test_only_the_first_open_and_the_last_close_are_told() -> None:
+def test_only_the_first_open_and_the_last_close_are_announced() -> None:
     """A defect of the v8 patch: the first of two closes told the host "closed"."""
     port, line = make_port()
     first, second = Opener(1), Opener(2)
@@ -888,7 +888,7 @@ USES: dict[str, Callable[[Port, Opener], object]] = {
 
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 @pytest.mark.parametrize("throttles", [True, False], ids=["v8", "virtio1"])
-def test_a_quiet_open_is_told_at_the_first_use(
+def test_a_quiet_open_is_announced_at_the_first_use(
     throttles: bool, use: Callable[[Port, Opener], object]
 ) -> None:
     port, line = make_port(FakeLine(throttles=throttles))
@@ -908,7 +908,7 @@ def test_a_quiet_open_is_told_at_the_first_use(
     assert port.counters.dropped
 
 
-async def test_a_quiet_open_is_told_before_its_first_use_waits() -> None:
+async def test_a_quiet_open_is_announced_before_its_first_use_waits() -> None:
     for use in (lambda port: port.read(1), lambda port: port.write(b"x")):
         port, line = make_port(FakeLine(room=0))
         port.open(Opener(1), quiet=True)
@@ -919,7 +919,7 @@ async def test_a_quiet_open_is_told_before_its_first_use_waits() -> None:
             nursery.cancel_scope.cancel()
 
 
-def test_an_open_that_does_nothing_drops_nothing_and_tells_nothing() -> None:
+def test_an_unused_open_drops_nothing_and_announces_nothing() -> None:
     port, line = make_port(limit=100)
     port.feed(b"x" * 100)
     line.told.clear()
@@ -932,7 +932,7 @@ def test_an_open_that_does_nothing_drops_nothing_and_tells_nothing() -> None:
     assert (port.queued, port.counters.dropped) == (100, 0)
 
 
-def test_an_open_that_was_told_without_a_use_drops_nothing() -> None:
+def test_an_announced_open_without_a_use_drops_nothing() -> None:
     port, line = make_port()
     port.feed(b"data")
     opener = Opener(1)
@@ -959,7 +959,7 @@ def test_a_use_counts_until_the_last_close_only() -> None:
     assert port.queued == 4
 
 
-def test_a_device_that_comes_while_a_port_is_open_and_idle_is_told_at_the_first_use() -> None:
+def test_a_device_that_comes_while_a_port_is_open_and_idle_hears_of_it_at_the_first_use() -> None:
     port, _ = make_port()
     port.open(Opener(1), quiet=True)
     port.detach()
@@ -984,7 +984,7 @@ class BusyLine(FakeLine):
             raise OSError(errno.EBUSY, "busy")
 
 
-def test_a_device_that_may_refuse_an_open_is_told_at_once() -> None:
+def test_a_device_that_can_refuse_an_open_hears_of_it_at_once() -> None:
     port, line = make_port(BusyLine())
     for _ in range(2):
         with pytest.raises(OSError, match="busy"):
@@ -998,7 +998,7 @@ def test_a_device_that_may_refuse_an_open_is_told_at_once() -> None:
     assert line.told == [("open", 3, True)] * 3
 
 
-def test_a_further_open_or_close_wakes_nobody() -> None:
+def test_a_further_open_or_close_wakes_no_waiter() -> None:
     """Else each of many openers would have all the others polled again."""
     changes: list[Port] = []
     port, _ = make_port()

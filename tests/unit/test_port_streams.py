@@ -125,7 +125,9 @@ async def test_serve_listeners_serves_a_port(joined: Joined) -> None:
                 assert await guest.receive_some() == b"HELLO"
 
 
-async def test_send_eof_is_one_for_the_guest_which_is_still_heard(joined: Joined) -> None:
+async def test_send_eof_is_an_end_of_file_for_the_guest_which_can_still_send(
+    joined: Joined,
+) -> None:
     guest, stream = await joined.pair()
     await stream.send_all(b"all")
     await stream.send_eof()
@@ -200,7 +202,7 @@ async def bring_about(end: str, joined: Joined, guest: GuestStream, stream: Port
 
 
 @pytest.mark.parametrize("end", ["reopen", "read", "aclose", "disconnect", "remove"])
-async def test_whoever_waits_to_send_learns_of_the_end(joined: Joined, end: str) -> None:
+async def test_a_waiting_send_ends_with_the_port(joined: Joined, end: str) -> None:
     guest, stream = await joined.pair()
     error = trio.ClosedResourceError if end == "aclose" else trio.BrokenResourceError
 
@@ -215,7 +217,7 @@ async def test_whoever_waits_to_send_learns_of_the_end(joined: Joined, end: str)
 
 
 @pytest.mark.parametrize("end", ["aclose", "disconnect", "remove", "detach"])
-async def test_whoever_waits_to_receive_learns_of_the_end(joined: Joined, end: str) -> None:
+async def test_a_waiting_receive_ends_with_the_port(joined: Joined, end: str) -> None:
     guest, stream = await joined.pair()
 
     async def receive() -> None:
@@ -256,9 +258,7 @@ async def test_a_listener_that_is_closed_lets_the_present_stream_end(joined: Joi
 
 
 @pytest.mark.parametrize("how", ["aclose", "remove"])
-async def test_whoever_waits_to_accept_learns_that_nobody_will_come(
-    joined: Joined, how: str
-) -> None:
+async def test_a_waiting_accept_ends_with_the_port(joined: Joined, how: str) -> None:
     async def accept() -> None:
         with pytest.raises(trio.ClosedResourceError):
             await joined.listener.accept()
@@ -274,7 +274,7 @@ async def test_whoever_waits_to_accept_learns_that_nobody_will_come(
     assert port is None or not port.host_connected
 
 
-async def test_a_flood_of_opens_that_nobody_accepts_costs_no_memory(joined: Joined) -> None:
+async def test_a_flood_of_opens_that_are_not_accepted_costs_no_memory(joined: Joined) -> None:
     host_port = joined.ends.host.ports[0]
     for _ in range(20_000):
         async with joined.open():

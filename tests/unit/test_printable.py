@@ -1,4 +1,4 @@
-"""What is written for people has no characters that a terminal acts on, whatever it is about."""
+"""Text for people has no characters that a terminal acts on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def assert_printable(output: str) -> None:
 
 
 def port(name: str, openers: str) -> dict[str, object]:
-    flags = dict.fromkeys(("console", "host", "throttled", "guest_throttled", "held"), True)
+    flags = dict.fromkeys(
+        ("console", "host", "throttled", "guest_throttled", "throttled_by_hand"), True
+    )
     numbers = dict.fromkeys(("queued", "bytes_in", "bytes_out", "dropped"), 7)
     texts = {"port": "vcon1", "name": name, "openers": openers, "chardev": name, "guest": "open"}
     return {"id": 1, "limit": 10, **flags, **numbers, **texts}

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
-from vconfs.protocol.qtest import Answer, Interrupt, LineReader, QtestEvent, Refused
+from vconfs.protocol.lines import LineReader
+from vconfs.protocol.qtest import LINE_MAX, Answer, Interrupt, QtestEvent, Refused, parse_line
 
 
 @pytest.mark.parametrize(
@@ -26,7 +29,7 @@ def test_commands(command: bytes, line: bytes) -> None:
     assert command == line
 
 
-def test_sizes_that_there_are_not() -> None:
+def test_sizes_that_do_not_exist() -> None:
     with pytest.raises(LocalProtocolError, match="3 bytes"):
         qtest.read(0, 3)
     with pytest.raises(LocalProtocolError, match="8 bytes"):
@@ -48,13 +51,13 @@ LINES: list[tuple[bytes, QtestEvent]] = [
 
 @pytest.mark.parametrize(("line", "event"), LINES)
 def test_lines(line: bytes, event: QtestEvent) -> None:
-    assert list(LineReader().receive(line + b"\n")) == [event]
+    assert parse_line(line) == event
 
 
 def test_lines_byte_by_byte() -> None:
-    reader = LineReader()
+    reader = LineReader(LINE_MAX)
     stream = b"".join(line + b"\n" for line, _ in LINES)
-    events = [event for byte in stream for event in reader.receive(bytes([byte]))]
+    events = [parse_line(line) for byte in stream for line in reader.feed(bytes([byte]))]
     assert events == [event for _, event in LINES]
 
 
@@ -64,21 +67,10 @@ def test_lines_byte_by_byte() -> None:
 )
 def test_bad_lines(line: bytes) -> None:
     with pytest.raises(RemoteProtocolError, match="not a line of qtest"):
-        list(LineReader().receive(line + b"\n"))
+        parse_line(line)
 
 
-def test_an_endless_line() -> None:
-    reader = LineReader()
-    assert not list(reader.receive(bytes(4096)))
-    with pytest.raises(RemoteProtocolError, match="more than 4096 bytes"):
-        list(reader.receive(b"0"))
-
-
-@given(st.lists(st.binary(max_size=50), max_size=10))
-def test_any_bytes_give_events_or_the_error(chunks: list[bytes]) -> None:
-    reader = LineReader()
-    try:
-        for chunk in chunks:
-            list(reader.receive(chunk))
-    except RemoteProtocolError:
-        pass
+@given(st.binary(max_size=50))
+def test_any_bytes_give_an_event_or_the_error(line: bytes) -> None:
+    with suppress(RemoteProtocolError):
+        parse_line(line)

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.device._qtest_client import QtestClient
+from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.errors import VconfsError
 from vconfs.system.tasks import open_background
 
@@ -78,7 +78,7 @@ async def test_a_refused_command() -> None:
     ("sent", "message"),
     [(b"HELLO\n", "not a line of qtest: b'HELLO'"), (b"OK\nOK\n", "an answer to no command")],
 )
-async def test_a_peer_that_is_no_qtest(sent: bytes, message: str) -> None:
+async def test_a_peer_that_does_not_speak_qtest(sent: bytes, message: str) -> None:
     async with connected() as (client, peer):
         client.post(READ)
         await peer.send_all(sent)

@@ -1,4 +1,4 @@
-"""Who becomes the guest, of those who come: the first who finishes its hello."""
+"""Which peer becomes the guest: the first that finishes its hello."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trio.testing
 
 from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host, open_host
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Hello, Role
@@ -83,7 +83,7 @@ async def test_the_next_front_end_is_served_when_the_guest_has_left(tmp_path: Pa
                 assert host.guest is not first_guest
 
 
-async def test_one_guest_at_a_time_and_nobody_is_let_in_meanwhile() -> None:
+async def test_one_guest_at_a_time_and_no_other_is_let_in_meanwhile() -> None:
     reception = Reception()
     let_in, guests, most = 0, [0], 0
     door = trio.Semaphore(0)

@@ -65,7 +65,7 @@ class Ends:
             self.device[queue] = DeviceQueue(memory, shifted, event_idx=event_idx)
 
     def use(self, queue: int) -> bytes:
-        """Be the device: use one buffer, and give what was in it."""
+        """As the device, use one buffer and return its data."""
         chain = self.device[queue].pop()
         assert chain is not None
         data = b"".join(chain.readable)
@@ -119,7 +119,7 @@ def test_an_interrupt_is_for_the_queues_that_show_it() -> None:
     assert ends.owner.said == [("received", 2)]
 
 
-def test_room_is_told_of_even_when_its_buffers_were_seen_before() -> None:
+def test_room_is_reported_even_if_its_buffers_were_seen_before() -> None:
     ends = Ends()
     for _ in range(2):
         ends.link.send(1, b"", b"x")

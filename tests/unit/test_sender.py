@@ -76,7 +76,7 @@ def always() -> bool:
     return True
 
 
-def test_data_is_cut_into_buffers_and_its_size_stands_in_the_first() -> None:
+def test_data_is_cut_into_buffers_and_the_first_has_its_size() -> None:
     link = FakeLink(free=10)
     sender = Sender(link, FakeEnd())
     assert sender.send_nowait(5, b"0123456789abcdefXY") == 18
@@ -188,7 +188,7 @@ async def test_a_peer_that_takes_no_control_messages_is_lost_before_memory_is(
     assert link.reasons == ["the peer takes no control messages"]
 
 
-def test_what_small_control_messages_take_beside_their_bytes_is_bounded() -> None:
+def test_the_overhead_of_small_control_messages_is_bounded() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     message = Message(1, bytes(16))
@@ -249,7 +249,7 @@ async def test_room_for_several_is_used_by_several_at_once(nursery: trio.Nursery
     assert [buffer[0] for buffer in link.sent] == [0, 1, 2, 3]
 
 
-async def test_sources_and_those_who_wait_share_the_room(nursery: trio.Nursery) -> None:
+async def test_sources_and_waiting_senders_share_the_room(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     for port_id in (1, 2):
@@ -263,7 +263,7 @@ async def test_sources_and_those_who_wait_share_the_room(nursery: trio.Nursery) 
     assert counts == [3, 3, 3, 3]
 
 
-async def test_who_comes_does_not_go_before_a_source_and_does_not_wait_for_it() -> None:
+async def test_a_new_sender_neither_passes_a_source_nor_waits_for_it() -> None:
     link = FakeLink(free=1)
     sender = Sender(link, FakeEnd())
     throttled = False
@@ -292,7 +292,7 @@ async def test_a_source_that_gave_nothing_can_be_offered_again() -> None:
 
 
 @pytest.mark.parametrize("place", ["first", "in the middle", "last"])
-async def test_one_that_is_throttled_holds_up_nobody(place: str, nursery: trio.Nursery) -> None:
+async def test_a_throttled_port_stops_no_other(place: str, nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     ids = {"first": [9, 1, 2], "in the middle": [1, 9, 2], "last": [1, 2, 9]}[place]
@@ -306,7 +306,7 @@ async def test_one_that_is_throttled_holds_up_nobody(place: str, nursery: trio.N
     assert [buffer[0] for buffer in link.sent] == [1, 2]
 
 
-async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery) -> None:
+async def test_a_control_message_goes_before_all_waiting_senders(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     for port_id in range(20):
@@ -320,7 +320,7 @@ async def test_a_control_message_goes_before_all_who_wait(nursery: trio.Nursery)
 # --- who does not wait --------------------------------------------------------------------
 
 
-async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.Nursery) -> None:
+async def test_data_left_by_a_nonblocking_writer_has_its_turn(nursery: trio.Nursery) -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     for port_id in range(20):
@@ -338,7 +338,7 @@ async def test_what_is_left_by_one_who_does_not_wait_has_its_turn(nursery: trio.
         assert sender.can_deposit(200)
 
 
-async def test_nothing_of_its_port_passes_a_deposit() -> None:
+async def test_no_data_of_its_port_passes_a_deposit() -> None:
     link = FakeLink(free=0)
     sender = Sender(link, FakeEnd())
     assert sender.deposit(1, b"first of 3 buffers left") == 23

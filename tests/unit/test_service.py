@@ -1,4 +1,4 @@
-"""What a service manager hears of us."""
+"""Notifications to a service manager."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def heard(manager: socket.socket) -> list[str]:
             return messages
 
 
-def test_it_hears_that_we_are_ready(manager: socket.socket) -> None:
+def test_the_manager_is_told_that_we_are_ready(manager: socket.socket) -> None:
     tell_ready("exec:true\nREADY=0 mounted")
     assert heard(manager) == [r"STATUS=exec:true\x0aREADY=0 mounted", "READY=1"]
 
 
-async def test_it_hears_that_we_live(
+async def test_the_manager_is_told_that_we_are_alive(
     manager: socket.socket,
     monkeypatch: pytest.MonkeyPatch,
     autojump_clock: trio.testing.MockClock,
@@ -48,7 +48,7 @@ async def test_it_hears_that_we_live(
     assert heard(manager) == ["WATCHDOG=1"] * 5
 
 
-async def test_nothing_is_told_without_one(
+async def test_nothing_is_sent_without_a_manager(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
@@ -56,7 +56,7 @@ async def test_nothing_is_told_without_one(
     await feed_watchdog()
 
 
-async def test_one_that_is_away_is_no_trouble(
+async def test_a_missing_manager_is_no_error(
     manager: socket.socket, autojump_clock: trio.testing.MockClock
 ) -> None:
     manager.close()

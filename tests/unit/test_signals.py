@@ -54,7 +54,7 @@ async def test_the_files_of_an_embedded_host_end_are_its_ports(
     assert len(asked) == 1
 
 
-async def test_tasks_are_told_with_the_place_where_they_wait(
+async def test_tasks_are_logged_with_the_place_where_they_wait(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level("INFO")
@@ -77,7 +77,7 @@ async def test_thousands_of_tasks_do_not_fill_the_log(caplog: pytest.LogCaptureF
     assert caplog.messages[-1].endswith("tasks more")
 
 
-def test_every_signal_that_would_end_us_is_thought_of() -> None:
+def test_every_ending_signal_is_in_the_table() -> None:
     """What the kernel does by default is in signal(7): "Term" are these."""
     names = [
         "HUP",

@@ -19,8 +19,8 @@ from vconfs.link._sender import Sender
 from vconfs.link.link import Link
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Connection, Frame, Role
-from vconfs.streams._sockets import UnixAddress
-from vconfs.streams.link import open_link
+from vconfs.streams._socket_addresses import UnixAddress
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.wire import Wire
 
 PIECE = 100_000
@@ -50,7 +50,7 @@ class LatePeer:
         self.connection = Connection(Role.HOST)
 
     async def read(self, count: int) -> list[str]:
-        """Read so many buffers: "d3" is data of port 3, "c3" a control message of it."""
+        """Read `count` buffers: "d3" is data of port 3, "c3" a control message of it."""
         seen: list[str] = []
         while len(seen) < count:
             event = self.connection.next_event()
@@ -137,7 +137,7 @@ async def test_a_file_that_cannot_be_waited_for_is_read_to_its_end(tmp_path: Pat
     assert sizes[3] == 0
 
 
-async def test_a_program_that_does_not_wait_is_not_kept_out_by_those_who_do() -> None:
+async def test_a_program_that_does_not_wait_is_not_kept_out_by_waiting_ones() -> None:
     manager = PortManager()
     async with linked() as (link, peer), trio.open_nursery() as nursery:
         driver = Driver(manager, link, v8.GuestEnd(link.features))

@@ -23,8 +23,8 @@ from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams._sockets import UnixAddress
-from vconfs.streams.link import open_link
+from vconfs.streams._socket_addresses import UnixAddress
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
@@ -136,7 +136,7 @@ async def late_ends(
         yield make(host, driver, puppets, [manager.ports[0], manager.ports[1]]), kicks, calls
 
 
-async def test_a_guest_that_looks_late_loses_nothing() -> None:
+async def test_a_guest_that_sees_throttle_late_loses_nothing() -> None:
     async with late_ends() as (pair, kicks, _):
         for _ in range(100):
             pair.write(0, 600)
@@ -148,7 +148,7 @@ async def test_a_guest_that_looks_late_loses_nothing() -> None:
         await pair.drain(lambda: look(pair))
 
 
-async def test_a_host_that_looks_late_loses_nothing() -> None:
+async def test_a_host_that_sees_throttle_late_loses_nothing() -> None:
     async with late_ends() as (pair, _, calls):
         for _ in range(100):
             pair.send(0, 600)
@@ -192,7 +192,7 @@ def look(pair: Pair) -> None:
         driver_link._kick.__self__.let()  # type: ignore[attr-defined]
 
 
-async def test_others_go_on_when_the_guest_has_looked() -> None:
+async def test_other_ports_continue_when_the_guest_has_seen_throttle() -> None:
     async with late_ends() as (pair, kicks, _):
         while not pair.puppets[0].host_throttled:
             assert pair.write(0, 600)
@@ -208,7 +208,7 @@ async def test_others_go_on_when_the_guest_has_looked() -> None:
         assert pair.puppets[0].queued >= HOST_LIMIT
 
 
-async def test_a_guest_that_never_looks_holds_up_itself_alone() -> None:
+async def test_a_guest_that_never_sees_throttle_stops_only_itself() -> None:
     async with late_ends() as (pair, kicks, _):
         taken: list[int] = []
         while True:  # below the port, which would refuse
@@ -223,7 +223,7 @@ async def test_a_guest_that_never_looks_holds_up_itself_alone() -> None:
         assert pair.puppets[0].counters.resets == 0
 
 
-async def test_a_guest_that_looks_and_goes_on_all_the_same_is_reset() -> None:
+async def test_a_guest_that_sees_throttle_and_goes_on_is_reset() -> None:
     async with late_ends() as (pair, _, _):
         host_port = pair.puppets[0]
         bound = HOST_LIMIT + 2 * QUEUE + pair.host.guest.in_flight  # type: ignore[union-attr]
@@ -273,7 +273,7 @@ STEPS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(steps=STEPS)
-async def test_no_order_of_looking_loses_a_byte_or_stops_both_ends(
+async def test_no_order_of_seeing_throttle_loses_a_byte_or_stops_both_ends(
     steps: list[tuple[str, int, int]],
 ) -> None:
     async with late_ends() as (pair, kicks, calls):

@@ -1,4 +1,4 @@
-"""Descriptors that come where none are wanted, and make nobody wait: on kernels of any age."""
+"""Unwanted descriptors, which must not block anything, on kernels of any age."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 
 from vconfs.host._stream_guests import serve_stream
 from vconfs.host.chardev import parse_chardev
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.system import unix_sockets
@@ -43,7 +43,7 @@ def never_away() -> Iterator[None]:
 
 
 def give(client: socket.socket, sock: socket.socket) -> None:
-    """Send a descriptor, which then is nobody's but the receiver's."""
+    """Send a descriptor, which then only the receiver has."""
     rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))
     client.sendmsg([b"bytes\n"], [rights])
     sock.close()
@@ -52,7 +52,9 @@ def give(client: socket.socket, sock: socket.socket) -> None:
 @pytest.mark.usefixtures("old_kernel")
 @pytest.mark.parametrize("where", ["unix", "seqpacket", "stream", "control"])
 @pytest.mark.parametrize("reads", [True, False], ids=["read", "unread"])
-async def test_they_are_closed_by_others(tmp_path: Path, where: str, reads: bool) -> None:
+async def test_descriptors_in_sockets_are_closed_in_threads(
+    tmp_path: Path, where: str, reads: bool
+) -> None:
     chardevs = [parse_chardev(f"{kind}:{tmp_path}/{kind}") for kind in ("unix", "seqpacket")]
     specs = [HostPortSpec(b"", chardev) for chardev in chardevs]
     kind = socket.SOCK_SEQPACKET if where == "seqpacket" else socket.SOCK_STREAM
@@ -69,7 +71,7 @@ async def test_they_are_closed_by_others(tmp_path: Path, where: str, reads: bool
         assert time.monotonic() - begun < AWAY
 
 
-def test_a_kernel_that_can_refuse_them_does() -> None:
+def test_a_kernel_that_can_refuse_descriptors_does() -> None:
     with socket.socket(socket.AF_UNIX) as sock:
         try:
             sock.getsockopt(socket.SOL_SOCKET, unix_sockets._SO_PASSRIGHTS)
@@ -95,7 +97,7 @@ async def test_a_socket_with_nothing_unread_is_closed_at_once() -> None:
         assert theirs.recv(1) == b""
 
 
-def test_what_a_descriptor_is() -> None:
+def test_kinds_of_descriptors() -> None:
     reader, writer = os.pipe()
     event, memory = os.eventfd(0), os.memfd_create("pipe:[1]")
     with socket.socket(socket.AF_UNIX) as unix, socket.socket() as tcp:

@@ -1,4 +1,4 @@
-"""The v8 dialect as tables: every message, both ends, and what may not be sent.
+"""The v8 dialect as tables: every message, both ends, and messages that may not be sent.
 
 What holds for both dialects is in test_dialects.py.
 """
@@ -203,7 +203,7 @@ def test_an_unknown_event_is_ignored(event: int) -> None:
 
 
 @pytest.mark.parametrize("event", [2, 3, 5, 6, 7, 8])
-def test_the_guest_cannot_send_what_is_the_hosts(event: int) -> None:
+def test_the_guest_cannot_send_messages_of_the_host(event: int) -> None:
     assert read(v8.HostEnd(ALL), control(3, event, 1, bytes(4))) == events.Ignored(
         3, f"unknown control event {event}"
     )
@@ -216,7 +216,7 @@ def test_console_port_with_value_zero_says_nothing() -> None:
 
 
 @pytest.mark.parametrize("value", [1, 2, 65535])
-def test_any_value_but_zero_is_yes(value: int) -> None:
+def test_any_value_but_zero_is_true(value: int) -> None:
     guest = v8.GuestEnd(ALL)
     for event, meaning in {
         0: events.PortOpened(3, True),
@@ -227,7 +227,7 @@ def test_any_value_but_zero_is_yes(value: int) -> None:
         assert read(guest, control(3, event, value)) == meaning
 
 
-def test_a_limit_of_0_is_none() -> None:
+def test_a_limit_of_0_means_no_limit() -> None:
     assert read(v8.GuestEnd(ALL), control(3, 5, 0)) == events.LimitSet(3, 0)
 
 
@@ -284,7 +284,7 @@ def test_an_absurd_number_of_ports_is_ignored(ports: int) -> None:
     assert guest.receive_config(config(3)) == [events.PortAdded(2)]
 
 
-def test_the_size_of_the_console_is_told_when_it_changes() -> None:
+def test_the_size_of_the_console_is_sent_when_it_changes() -> None:
     guest = v8.GuestEnd(SEED)
     assert events.Resized(0, 80, 25) in guest.receive_config(config(1, 80, 25))
     assert guest.receive_config(config(1, 80, 25)) == [events.NameStale(0)]

@@ -1,4 +1,4 @@
-"""The VFIO transport on a file that stands for the device, with the kernel's answers scripted."""
+"""The VFIO transport on a file in place of the device, with scripted answers of the kernel."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ async def test_another_driver_has_it(machine: Path, driver: str, owner: str) -> 
     ("code", "end"),
     [
         (errno.EACCES, "Permission denied: root can give it to a user by chown"),
-        (errno.EBUSY, "Device or resource busy: another program has it"),
+        (errno.EBUSY, "Device or resource busy: another program uses it"),
         (errno.ENOENT, "No such file or directory: is the module vfio-pci loaded?"),
         (errno.EMFILE, "Too many open files"),
     ],

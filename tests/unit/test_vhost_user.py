@@ -166,7 +166,7 @@ def test_several_messages_may_come_at_once() -> None:
     assert parser.ends_inside
 
 
-def test_wanted_is_the_rest_of_the_header_then_of_the_payload() -> None:
+def test_wanted_is_the_rest_of_the_header_and_then_of_the_payload() -> None:
     parser = Parser()
     sent = struct.pack("=III", 13, 1, 8) + u64(1)
     wanted = []
@@ -883,7 +883,7 @@ def test_what_cannot_be_answered_ends_the_connection(
     assert made.release() == fds
 
 
-def test_a_reply_is_no_request() -> None:
+def test_a_reply_is_not_a_request() -> None:
     with pytest.raises(RemoteProtocolError, match=r"^SET_OWNER has the flag of a reply$"):
         backend().receive(message(Request.SET_OWNER, flags=1 | REPLY))
 
@@ -1125,7 +1125,7 @@ def test_a_bad_reply_ends_the_channel(got: Message, reason: str) -> None:
     assert str(refused.value) == reason
 
 
-def test_a_front_end_that_fails_to_do_what_it_was_asked_says_so() -> None:
+def test_a_front_end_that_fails_a_request_reports_it() -> None:
     channel = backend().channel
     channel.config_change(need_reply=True)
     assert channel.receive(message(2, u64(1), flags=5)) is False

@@ -1,4 +1,4 @@
-"""What a front-end may not send, over the real socket: one wrong thing, and its exact outcome.
+"""Wrong messages of a front-end, over the real socket: one error, and its exact outcome.
 
 What the protocol's state machine makes of each message is tested in test_vhost_user.py. Here it
 is seen that the socket, the descriptors and the mappings follow, and that the next front-end is

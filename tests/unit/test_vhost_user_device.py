@@ -13,7 +13,7 @@ import pytest
 import trio
 from attrs import define, field
 
-from vconfs.device import _vhost_user_backend as vhost_user_backend
+from vconfs.device import _remote_backend as vhost_user_backend
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import Driver, drive
@@ -37,7 +37,7 @@ def message(request: int, payload: bytes = b"", flags: int = 5) -> bytes:
 
 @define
 class FakeBackEnd:
-    """Follows the protocol, but for one request, and has rings that nobody serves."""
+    """Follows the protocol, but for one request, and serves no rings."""
 
     features: int = V8
     protocol_features: int = ALL
@@ -156,7 +156,7 @@ async def test_a_back_end_without_protocol_features(tmp_path: Path) -> None:
     ]
 
 
-async def test_the_dialect_is_told_by_the_number_of_queues_or_chosen(tmp_path: Path) -> None:
+async def test_the_dialect_depends_on_the_number_of_queues_or_is_chosen(tmp_path: Path) -> None:
     config = struct.pack("<HHII", 80, 25, 3, 0)
     for queues, dialect, throttles in ((8, None, False), (8, "v8", True), (2, None, True)):
         fake = FakeBackEnd(queues=queues, config=config)
@@ -180,7 +180,7 @@ WRONG: list[tuple[FakeBackEnd, str]] = [
     ),
     (FakeBackEnd(at=Request.SET_VRING_NUM, says=message(8, b"\1" + bytes(7))), "refused SET_VRING"),
     (FakeBackEnd(at=Request.GET_CONFIG, says=message(24)), "refused GET_CONFIG"),
-    (FakeBackEnd(at=Request.GET_MAX_MEM_SLOTS, says=message(36, bytes(8))), "no place for a memor"),
+    (FakeBackEnd(at=Request.GET_MAX_MEM_SLOTS, says=message(36, bytes(8))), "no room for a memor"),
     (
         FakeBackEnd(queues=7, config=struct.pack("<HHI", 0, 0, 3)),
         "the back-end has 7 queues of the 8 needed",
@@ -206,7 +206,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
             await trio.sleep(0.001)
 
 
-async def test_nobody_listens(tmp_path: Path) -> None:
+async def test_no_listener(tmp_path: Path) -> None:
     with pytest.raises(VconfsError, match=r"cannot connect to .*/s: No such file or directory"):
         async with drive(PortManager(), open_vhost_user(f"{tmp_path}/s", None)):
             pass

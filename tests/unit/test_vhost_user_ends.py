@@ -128,7 +128,7 @@ async def test_ports_come_and_go(tmp_path: Path, dialect: str) -> None:
 
 
 @dialects
-async def test_all_of_it_comes_in_order(tmp_path: Path, dialect: str) -> None:
+async def test_all_data_comes_in_order(tmp_path: Path, dialect: str) -> None:
     puppet = Puppet()
     sent = random.Random(dialect).randbytes(3 << 20)
     async with open_pair(tmp_path / "s", [HostPortSpec(b"p", puppet)], dialect) as pair:
@@ -160,7 +160,7 @@ async def test_all_of_it_comes_in_order(tmp_path: Path, dialect: str) -> None:
 
 
 @dialects
-async def test_a_host_that_leaves_is_noticed_after_what_it_said(
+async def test_a_host_that_leaves_is_noticed_after_its_last_data(
     tmp_path: Path, dialect: str
 ) -> None:
     manager, path = PortManager(), tmp_path / "s"
@@ -182,7 +182,7 @@ async def test_a_host_that_leaves_is_noticed_after_what_it_said(
 
 
 @dialects
-async def test_what_a_guest_said_last_comes_and_the_next_one_is_served(
+async def test_the_last_data_of_a_guest_arrives_and_the_next_one_is_served(
     tmp_path: Path, dialect: str
 ) -> None:
     manager, puppet = PortManager(), Puppet()
@@ -223,7 +223,7 @@ async def test_virtio1_is_spoken_with_as_many_ports_as_there_are_to_be(tmp_path:
             pass
 
 
-async def test_sizes_can_be_told_as_linux_reads_them(tmp_path: Path) -> None:
+async def test_sizes_can_be_sent_in_linuxs_order(tmp_path: Path) -> None:
     """Our guest end reads the standard's order, and so it shows what is on the wire."""
     specs = [HostPortSpec(b"con", Puppet(), console=True)]
     for options, expected in ((",resize=rows-first", (25, 80)), ("", (80, 25))):
@@ -254,10 +254,12 @@ def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:
     [
         ("", "vhost-user"),
         ("/run/s,resize=sideways", "resize is cols-first or rows-first, not 'sideways'"),
-        ("/run/s,max-ports=0", "max-ports is 1 to 127, not '0'"),
-        ("/run/s,max-ports=128", "max-ports is 1 to 127, not '128'"),
+        ("/run/s,max-ports=0", "max-ports is a number from 1 to 127, not '0'"),
+        ("/run/s,max-ports=128", "max-ports is a number from 1 to 127, not '128'"),
         ("/run/s,inband,max-ports=8,inband", "inband is given twice"),
-        ("/run/s,max-ports=many", "max-ports is 1 to 127, not 'many'"),
+        ("/run/s,max-ports=many", "max-ports is a number from 1 to 127, not 'many'"),
+        ("/run/s,max-port=8", "unknown option of vhost-user: 'max-port=8': it is max-ports=N or"),
+        ("/run/s,inband=1", "inband takes no value, not '1'"),
         ("/" + 107 * "x", "a socket's path has at most 107 bytes"),
     ],
 )

@@ -248,7 +248,7 @@ async def test_notifications_by_message(tmp_path: Path) -> None:
         assert front.codec.receive_request(message) == vu.Asked(vu.VringCalled(0))
 
 
-async def test_a_front_end_that_reads_no_requests_makes_nobody_wait(tmp_path: Path) -> None:
+async def test_a_front_end_that_reads_no_requests_keeps_nothing_waiting(tmp_path: Path) -> None:
     async with (
         open_back_end(tmp_path / "s", [HostPortSpec(b"port", Puppet())]) as host,
         open_front_end(tmp_path / "s") as front,
@@ -372,7 +372,7 @@ async def test_no_byte_is_lost_when_a_front_end_leaves(tmp_path: Path) -> None:
         assert await puppet.port.receive() == b"nobody was told"
 
 
-async def test_a_front_end_has_its_time_for_all_of_its_hello(
+async def test_the_time_for_a_hello_is_for_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vhost_user_session, "_HELLO", 0.05)

@@ -1,4 +1,4 @@
-"""The standard's dialect as tables: every message, both ends, and what may not be sent.
+"""The standard's dialect as tables: every message, both ends, and messages that may not be sent.
 
 What holds for both dialects is in test_dialects.py.
 """
@@ -78,7 +78,7 @@ def test_short_control_messages_are_checked(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("port_id", [0, 5, 99, 0xFFFFFFFF])
-def test_device_ready_is_about_no_port_whatever_its_id(port_id: int) -> None:
+def test_device_ready_concerns_no_port_whatever_its_id(port_id: int) -> None:
     host = virtio1.HostEnd(ALL)
     assert read(host, control(port_id, 0, 1)) == events.DeviceReady(True)
     assert read(host, control(port_id, 0, 0)) == events.DeviceReady(False)
@@ -103,14 +103,14 @@ def test_a_port_is_introduced_in_any_order_and_more_than_once() -> None:
 
 
 @pytest.mark.parametrize("event", [0, 3])
-def test_the_host_cannot_send_what_is_the_guests(event: int) -> None:
+def test_the_host_cannot_send_messages_of_the_guest(event: int) -> None:
     assert read(virtio1.GuestEnd(ALL), control(3, event, 1)) == events.Ignored(
         3, f"unknown control event {event}"
     )
 
 
 @pytest.mark.parametrize("event", [1, 2, 4, 5, 7])
-def test_the_guest_cannot_send_what_is_the_hosts(event: int) -> None:
+def test_the_guest_cannot_send_messages_of_the_host(event: int) -> None:
     assert read(virtio1.HostEnd(ALL), control(3, event, 1, bytes(4))) == events.Ignored(
         3, f"unknown control event {event}"
     )
@@ -159,7 +159,7 @@ def test_ids_beyond_the_devices_ports_are_ignored(port_id: int) -> None:
         assert read(host, control(port_id, event, 1)) == beyond
 
 
-def test_nothing_is_said_of_ports_that_the_other_end_cannot_have() -> None:
+def test_no_messages_are_sent_about_ports_that_the_other_end_cannot_have() -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL, max_ports=4)
     guest.receive_config(host.config(1))
     assert guest.max_ports == 4
@@ -171,7 +171,7 @@ def test_nothing_is_said_of_ports_that_the_other_end_cannot_have() -> None:
 
 
 @pytest.mark.parametrize("ports", [0, -1, virtio1.PORTS_MAX + 1])
-def test_a_device_that_cannot_be_is_the_callers_mistake(ports: int) -> None:
+def test_an_impossible_device_is_the_callers_mistake(ports: int) -> None:
     with pytest.raises(LocalProtocolError, match=f"1 to {virtio1.PORTS_MAX} ports, not {ports}"):
         virtio1.HostEnd(ALL, max_ports=ports)
 
@@ -248,7 +248,7 @@ def test_other_writes_to_the_config_space_are_ignored(offset: int, data: bytes) 
     )
 
 
-def test_the_config_tells_the_size_of_the_console_when_it_changes() -> None:
+def test_the_config_has_the_new_size_of_the_console() -> None:
     guest, host = virtio1.GuestEnd(ALL), virtio1.HostEnd(ALL)
     read(guest, control(1, 1, 1))
     assert guest.receive_config(host.config(1, 80, 25)) == []  # there is no port 0 yet
@@ -260,7 +260,7 @@ def test_the_config_tells_the_size_of_the_console_when_it_changes() -> None:
     assert guest.receive_config(host.config(1, 100, 25)) == []
 
 
-def test_what_this_dialect_has_no_message_for() -> None:
+def test_messages_that_this_dialect_does_not_have() -> None:
     host, guest = virtio1.HostEnd(ALL), virtio1.GuestEnd(ALL)
     assert host.cache_buffers(1, True) is host.buffer_limit(1, 1) is host.throttle(1, True) is None
     assert guest.throttle(1, True) is None

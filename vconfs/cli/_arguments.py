@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._ports import mounts
+from vconfs.cli._find_port import mounts
 from vconfs.files.names import id_of_file
 
 

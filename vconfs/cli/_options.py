@@ -14,7 +14,8 @@ from vconfs.fuse import MountFlag
 from vconfs.guest.options import PortOptions
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.patience import PATIENCE_EXAMPLES
-from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS, seconds
+from vconfs.syntax.times import seconds
+from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
 
 #: Options of fstab that do nothing here: those for mount(8) and systemd, and those that say what
 #: is the default, or, for suid and dev, what no mount of vconfs can have.

@@ -10,7 +10,7 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
 from vconfs.host.chardev import chardev_kinds, parse_chardev
-from vconfs.host.control import control_path
+from vconfs.host.control_socket import control_path
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 

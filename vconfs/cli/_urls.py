@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 from vconfs.cli._arguments import proposals
 from vconfs.device import binding
 from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
-from vconfs.host.listening import LISTENERS, parse_listener
+from vconfs.host.listeners import LISTENERS, parse_listener
 from vconfs.streams.url import ADDRESSES
 
 

@@ -7,8 +7,8 @@ import os
 import click
 
 from vconfs.cli._arguments import PortName
+from vconfs.cli._find_port import find_port
 from vconfs.cli._joining import opened, port_to_stdout, stdin_to_port, wait_for_host
-from vconfs.cli._ports import find_port
 
 
 @click.command("cat", short_help="Print what comes from a port, or send to it.")

@@ -9,8 +9,8 @@ import click
 import trio
 
 from vconfs.cli._arguments import PortName
+from vconfs.cli._find_port import find_port
 from vconfs.cli._joining import opened, port_to_stdout, stdin_to_port, wait_for_host
-from vconfs.cli._ports import find_port
 
 
 @click.command("connect", short_help="Join standard input and output to a port.")

@@ -256,6 +256,9 @@ def _print_table(ports: list[dict[str, Any]]) -> None:
 
 
 def _state(port: dict[str, Any]) -> str:
-    stopped = "held" if port["held"] else "throttled" if port["throttled"] else ""
-    words = (port["console"] and "console", stopped, port["guest_throttled"] and "full")
+    by_hand, by_host, by_guest = (
+        port[key] for key in ("throttled_by_hand", "throttled", "guest_throttled")
+    )
+    throttled = "throttled by hand" if by_hand else "throttled" if by_host else ""
+    words = (port["console"] and "console", throttled, by_guest and "guest-throttled")
     return ", ".join(filter(None, words)) or "-"

@@ -11,14 +11,14 @@ import trio
 from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
 from vconfs.cli._port_spec import PortSpec, control_option
-from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
-from vconfs.host.listening import parse_listener
+from vconfs.host.listeners import parse_listener
 from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
-from vconfs.syntax.values import seconds
+from vconfs.syntax.times import seconds
 from vconfs.system.signals import survive_hang_ups
 
 log: Final = logging.getLogger(__name__)

@@ -23,7 +23,10 @@ log: Final = logging.getLogger(__name__)
 
 #: Attributes that are true or false, and those that are numbers.
 _FLAGS = {"console", "host", "throttled", "guest_throttled", "cache"}
-_NUMBERS = {"id", "queued", "limit", "bytes_in", "bytes_out", "dropped", "host_dropped"}
+_NUMBERS = {
+    *("id", "queued", "limit", "bytes_in", "bytes_out"),
+    *("dropped", "host_dropped", "ignored", "resets"),
+}
 
 #: How many ports are read in the time that a mount has to answer.
 _AT_ONCE = 256
@@ -146,7 +149,7 @@ def _cells(port: dict[str, object], shows_dropped: bool) -> list[object]:
         port["port"],
         port.get("name", "-"),
         "connected" if port["host"] else "-",
-        _state(port),
+        state(port),
         port.get("openers") or "-",
         *(port[key] for key in ("queued", "bytes_in", "bytes_out")),
         *[dropped(port)] * shows_dropped,
@@ -158,6 +161,7 @@ def dropped(port: Mapping[str, Any]) -> int:
     return int(port.get("dropped", 0)) + int(port.get("host_dropped", 0))
 
 
-def _state(port: dict[str, object]) -> str:
-    words = {"console": "console", "throttled": "throttled", "guest_throttled": "full"}
-    return ", ".join(word for key, word in words.items() if port[key]) or "-"
+def state(port: Mapping[str, Any]) -> str:
+    """Return the words for what a port is and which end throttles the other."""
+    flags = ("console", "throttled", "guest_throttled")
+    return ", ".join(flag.replace("_", "-") for flag in flags if port[flag]) or "-"

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import click
 import trio
@@ -23,7 +23,7 @@ from vconfs.cli._options import (
     patience_with_host,
 )
 from vconfs.cli._port_spec import PortSpec, control_option
-from vconfs.cli._privileges import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.files.rules import Rule, parse_rules
@@ -125,7 +125,6 @@ class _MountCommand(click.Command):
 @log_option
 @keep_privileges_option
 @click.option("--source", hidden=True, help="What /proc/mounts shows as the source.")
-@click.option("--session", type=click.Choice(["vconfs", "pyfuse3"]), default="vconfs", hidden=True)
 @click.argument("mountpoint", type=Folder())
 def command(
     foreground: bool,
@@ -141,7 +140,6 @@ def command(
     log_path: str | None,
     keep_privileges: bool,
     source: str | None,
-    session: Literal["vconfs", "pyfuse3"],
     mountpoint: Path,
 ) -> None:
     """Mount the ports of a device at MOUNTPOINT.
@@ -205,7 +203,6 @@ def command(
         access=options.access,
         allow_other=options.allow_other,
         flags=options.flags,
-        session=session,
         ttys=options.ttys,
         rules=rules,
         drain=options.drain,

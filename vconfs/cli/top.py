@@ -19,7 +19,7 @@ from rich.text import Text
 from vconfs.cli._arguments import Mount
 from vconfs.cli._keys import Keys, reading_keys
 from vconfs.cli._tables import Column, Table, print_table
-from vconfs.cli.ls import dropped, read_ports
+from vconfs.cli.ls import dropped, read_ports, state
 
 #: Rates of a port that its history shows.
 _HISTORY: Final = 8
@@ -45,7 +45,7 @@ _Port = dict[str, Any]
 @click.option("--count", "looks", type=click.IntRange(1), metavar="N", help="End after N tables.")
 @click.argument("mountpoint", type=Mount())
 def command(interval: float, looks: int | None, mountpoint: Path) -> None:
-    """Show rates, queues and throttling of the ports of the mount at MOUNTPOINT.
+    """Show rates, queues and states of the ports of the mount at MOUNTPOINT.
 
     On a terminal the table is updated in place, the busiest ports first; elsewhere each table is
     printed whole, in the order of the ports. DROPPED, the bytes that were lost by rule, is shown
@@ -193,7 +193,7 @@ def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Tab
             Column("QUEUED", rank=3, is_number=True),
             Column("FILL", rank=2, is_number=True),
             *[Column("DROPPED", is_number=True)] * shows_dropped,
-            Column("THROTTLED", rank=1),
+            Column("STATE", rank=1),
         ]
     )
     for port in ports:
@@ -215,7 +215,7 @@ def _cells(
     yield f"{100 * port['queued'] // port['limit']}%"
     if shows_dropped:
         yield readable_size(dropped(port))
-    yield _throttled(port)
+    yield state(port)
 
 
 def _bars() -> str:
@@ -226,11 +226,6 @@ def _bars() -> str:
     except UnicodeEncodeError:
         return _PLAIN_BARS
     return _BARS
-
-
-def _throttled(port: dict[str, Any]) -> str:
-    by = {"throttled": "by host", "guest_throttled": "by guest"}
-    return ", ".join(word for key, word in by.items() if port[key]) or "-"
 
 
 def readable_size(size: float) -> str:

@@ -17,8 +17,8 @@ from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import Mount, port_names, proposals
+from vconfs.cli._find_port import mounts
 from vconfs.cli._mount_table import in_time, why
-from vconfs.cli._ports import mounts
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
@@ -86,13 +86,13 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
 
     \b
     The events are:
-      add  remove  name  console      a port was added, removed, named, found to be a console
-      connect  disconnect             the host opened its side, or hung up
-      open  close                     the first program opened the port, the last one closed it
-      throttle  unthrottle            the host wants no more data, or wants it again
-      full  drained                   the host was asked to stop sending, or to go on
-      dropped                         bytes were lost by rule, at the guest or the host end
-      lost                            the reader was too slow, and missed some events
+      add  remove  name  console        a port was added, removed, named, found to be a console
+      connect  disconnect               the host opened its side, or hung up
+      open  close                       the first program opened the port, the last one closed it
+      throttle  unthrottle              the host wants no more data, or wants it again
+      guest-throttle  guest-unthrottle  the guest wants no more data, or wants it again
+      dropped                           bytes were lost by rule, at the guest or the host end
+      lost                              the reader was too slow, and missed some events
 
     NAME of --until is a port's name or file name. It can wait for add, remove, connect,
     disconnect, open, close, throttle and unthrottle.
@@ -164,8 +164,8 @@ def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]
 def _describe(event: dict[str, Any]) -> str:
     clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
     if event["event"] == "lost":
-        return f"{clock}  {event['event']:<12}{event['count']} events"
-    line = f"{clock}  {event['event']:<12}{event['port']:<8}{event['name']}".rstrip()
+        return f"{clock}  {event['event']:<18}{event['count']} events"
+    line = f"{clock}  {event['event']:<18}{event['port']:<8}{event['name']}".rstrip()
     if event["event"] == "dropped":
         line += f"  {event['count']} bytes by the {event['by']}"
     return printable(line)

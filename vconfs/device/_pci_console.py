@@ -1,8 +1,8 @@
-"""The registers of a virtio console on a PCI bus, over whatever reaches the function.
+"""The registers of a virtio console on a PCI bus, over any `Transport` to the function.
 
-A transport reads and writes the function's config space and BARs, has memory that the device
-can reach, and says when an interrupt came (virtio 1.2 §4.1). What is done with the registers, and
-in which order, is in pci.py.
+A transport reads and writes the function's config space and BARs, has memory that the device can
+access, and reports interrupts (virtio 1.2 §4.1). The order in which a driver uses the registers is
+in pci.py.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtio_pci import Common, Function, Msix, Register, Status
 from vconfs.protocol.virtqueue import SIZE_MAX, Layout
 
-#: cols, rows, max_nr_ports: what is read of the console's config space; emerg_wr is only written.
+#: The part of the config space that is read: cols, rows, max_nr_ports. emerg_wr is only written.
 CONFIG_SIZE: Final = 8
 
-#: How long a device may take to reset, and how often we look meanwhile.
+#: Seconds that a device may take to reset, and seconds between two checks.
 _RESET_SECONDS: Final = 2.0
 _RESET_STEP: Final = 0.001
-#: So often is a config space read again that keeps changing while it is read.
+#: How many times a config space is read that changes while it is read.
 _CONFIG_TRIES: Final = 20
 
 
 class Transport(Protocol):
     """A way to one PCI function.
 
-    All accesses are little-endian numbers and take effect in order. What fails, or takes too
-    long, raises VconfsError.
+    All accesses are little-endian numbers and take effect in order. An access that fails, or takes
+    too long, raises VconfsError.
     """
 
-    #: Memory that the device can reach, and the device's address of its first byte.
+    #: Memory that the device can access, and the device's address of its first byte.
     memory: memoryview
     base: int
 
@@ -47,22 +47,22 @@ class Transport(Protocol):
         """Read the first 256 bytes of the config space."""
 
     async def bar_sizes(self) -> Mapping[int, int]:
-        """Give the size of each memory BAR; they can be accessed from now on."""
+        """Return the size of each memory BAR, and make the BARs accessible."""
 
     async def read(self, bar: int, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes of a BAR."""
 
     def post(self, bar: int, offset: int, size: int, value: int) -> None:
-        """Write 1, 2 or 4 bytes of a BAR; never waits, and is harmless when the device is gone."""
+        """Write 1, 2 or 4 bytes of a BAR, without waiting. Do nothing if the device is gone."""
 
     async def enable_vectors(self, msix: Msix | None) -> int:
-        """Turn MSI-X interrupts on and say how many vectors there are; 0: the line is used.
+        """Enable MSI-X interrupts. Return the number of vectors, or 0 if the line is used.
 
-        Without `msix`, they are turned off again if they were on.
+        Without `msix`, disable them again.
         """
 
     async def wait_interrupt(self) -> Collection[int]:
-        """Wait for an interrupt, and give its vectors; none: it was the line."""
+        """Wait for an interrupt. Return its vectors, or none if it was the line."""
 
 
 class PciConsole:
@@ -71,12 +71,12 @@ class PciConsole:
     def __init__(self, transport: Transport, function: Function) -> None:
         self._transport = transport
         self._function = function
-        #: Queue -> where in the notify BAR it is kicked.
+        #: Queue -> the offset in the notify BAR at which it is kicked.
         self._kicks: dict[int, int] = {}
 
     @classmethod
     async def probe(cls, transport: Transport) -> PciConsole:
-        """Look for the structures of a modern console; RemoteProtocolError: it is none."""
+        """Find the structures of a modern console. Raise RemoteProtocolError if it is not one."""
         function = virtio_pci.parse_function(await transport.read_whole_config())
         function.check_bars(await transport.bar_sizes())
         return cls(transport, function)
@@ -99,7 +99,7 @@ class PciConsole:
         self._transport.post(common.bar, common.offset + register.offset, register.size, value)
 
     async def reset(self) -> None:
-        """Reset the device, and wait until it has."""
+        """Reset the device, and wait until that is done."""
         self.set(Common.DEVICE_STATUS, 0)
         with trio.move_on_after(_RESET_SECONDS):
             while await self.get(Common.DEVICE_STATUS):  # noqa: ASYNC110 - a register
@@ -108,7 +108,7 @@ class PciConsole:
         raise VconfsError(f"the device has not finished a reset in {_RESET_SECONDS:g} s")
 
     async def negotiate(self, wanted: int) -> int:
-        """Agree on features, as far as FEATURES_OK."""
+        """Negotiate features, up to FEATURES_OK."""
         status = Status.ACKNOWLEDGE | Status.DRIVER
         self.set(Common.DEVICE_STATUS, Status.ACKNOWLEDGE)
         self.set(Common.DEVICE_STATUS, status)
@@ -124,12 +124,12 @@ class PciConsole:
         if not await self.get(Common.DEVICE_STATUS) & Status.FEATURES_OK:
             self.fail()
             raise VconfsError(
-                f"the device refuses the features {features:#x} of its own {offered:#x}"
+                f"the device refuses the features {features:#x} of the offered {offered:#x}"
             )
         return features
 
     def fail(self) -> None:
-        """Tell the device that we gave it up."""
+        """Tell the device that the driver has given it up."""
         self.set(Common.DEVICE_STATUS, Status.FAILED)
 
     def go(self) -> None:
@@ -138,11 +138,11 @@ class PciConsole:
         self.set(Common.DEVICE_STATUS, status)
 
     async def read_isr(self) -> int:
-        """Read why the interrupt line was raised, and lower it."""
+        """Read the reason for an interrupt on the line, and lower the line."""
         return await self._transport.read(self._function.isr.bar, self._function.isr.offset, 1)
 
     async def read_device_config(self) -> bytes:
-        """Read the console's config space, whole and of one generation."""
+        """Read the console's config space, all of it in one generation."""
         region = self._function.config
         size = min(region.length, CONFIG_SIZE) & ~3
         for _ in range(_CONFIG_TRIES):
@@ -153,21 +153,21 @@ class PciConsole:
             ]
             if await self.get(Common.CONFIG_GENERATION) == before:
                 return b"".join(word.to_bytes(4, "little") for word in words)
-        raise VconfsError("the device's config space does not stand still")
+        raise VconfsError("the device's config space changes all the time")
 
     @property
     def config_size(self) -> int:
-        """How many bytes the console's config space has."""
+        """The number of bytes of the console's config space."""
         return self._function.config.length
 
     def write_device_config(self, offset: int, data: Buffer) -> None:
-        """Write 1, 2 or 4 bytes of the console's config space, which lie inside of it."""
+        """Write 1, 2 or 4 bytes inside the console's config space."""
         region, size = self._function.config, len(data)
         value = int.from_bytes(data, "little")
         self._transport.post(region.bar, region.offset + offset, size, value)
 
     async def queue_size(self, queue: int) -> int:
-        """Select a queue, and say how many descriptors it may have."""
+        """Select a queue, and return the most descriptors that it may have."""
         self.set(Common.QUEUE_SELECT, queue)
         size = await self.get(Common.QUEUE_SIZE)
         if not 0 < size <= SIZE_MAX or size & (size - 1):
@@ -179,7 +179,7 @@ class PciConsole:
         return size
 
     async def set_vectors(self, config: int, queues: Mapping[int, int]) -> bool:
-        """Choose the vectors of config changes and of each queue; False: one was refused."""
+        """Set the vectors of config changes and of each queue. Return False if one was refused."""
         self.set(Common.CONFIG_MSIX_VECTOR, config)
         if await self.get(Common.CONFIG_MSIX_VECTOR) != config:
             return False
@@ -191,7 +191,7 @@ class PciConsole:
         return True
 
     def set_up_queue(self, queue: int, layout: Layout, base: int) -> None:
-        """Tell the device where a queue is, and enable it."""
+        """Set the addresses of a queue, and enable it."""
         self.set(Common.QUEUE_SELECT, queue)
         self.set(Common.QUEUE_SIZE, layout.size)
         for low, high, offset in (

@@ -1,20 +1,20 @@
-"""How many buffers of which size the guest end lends and fills, where the memory is its own."""
+"""The number and size of the guest end's buffers, for devices that use its own memory."""
 
 from __future__ import annotations
 
 from vconfs.device._rings import QueueSpec
 
-#: What a buffer costs is the handling of it, and large reads and writes are few large buffers.
-#: The host's are the largest, for the guest end reads from them in place.
+#: A buffer costs the same whatever its size, so large reads and writes use few large buffers. Those
+#: for the host's data are the largest, because the guest end reads from them in place.
 RECEIVE_QUEUE = QueueSpec(size=16, slot_size=(768 << 10) + 64, slots=8)
 DATA_QUEUE = QueueSpec(size=16, slot_size=(1 << 18) + 64)
-#: A port's own queue (virtio1): all of it is touched in time, and there may be 254 of them.
+#: A port's own queue (virtio1). All its memory is used in time, and there can be 254 such queues.
 OWN_DATA_QUEUE = QueueSpec(size=8, slot_size=1 << 17, shared=False)
 CONTROL_QUEUE = QueueSpec(size=64, slot_size=4096)
 
 
 def queue_specs(count: int) -> dict[int, QueueSpec]:
-    """Give the shapes of a device's queues: two for all ports (v8), or two for each."""
+    """Return the shapes of a device's queues: two for all ports (v8), or two for each port."""
     if count == 2:
         return {0: RECEIVE_QUEUE, 1: DATA_QUEUE}
     return {n: CONTROL_QUEUE if n in (2, 3) else OWN_DATA_QUEUE for n in range(count)}

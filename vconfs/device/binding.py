@@ -1,4 +1,4 @@
-"""Which driver of the kernel has a PCI function: looked up, changed and put back through sysfs."""
+"""Finding and changing, through sysfs, the kernel's driver of a PCI function."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _ADDRESS: Final = re.compile(
 
 
 def parse_address(text: str) -> str:
-    """Give a PCI address in full, as `0000:00:05.0`; ValueError: it is none."""
+    """Return a PCI address in full, like `0000:00:05.0`. Raise ValueError if it is not one."""
     found = _ADDRESS.fullmatch(text)
     if not found:
-        raise ValueError(f"{text!r} is no PCI address: they look like 0000:00:05.0")
+        raise ValueError(f"{text!r} is not a PCI address, like 0000:00:05.0")
     domain, bus, slot, function = found.groups()
     return f"{domain or '0000'}:{bus}:{slot}.{function}".lower()
 
 
 class PciFunction:
-    """One PCI function in sysfs. VconfsError: there is no such function."""
+    """One PCI function in sysfs. Raise VconfsError if it does not exist."""
 
     def __init__(self, address: str, sysfs: Path | None = None) -> None:
         self.address = address
@@ -46,19 +46,19 @@ class PciFunction:
             )
 
     def check_console(self) -> None:
-        """See that the function is a virtio console; VconfsError."""
+        """Raise VconfsError if the function is not a virtio console."""
         if self.address not in candidates(self._sysfs):
             found = _list_candidates(self._sysfs)
             raise VconfsError(f"{self.address} is not a virtio console; {found}")
 
     @property
     def driver(self) -> str:
-        """The driver that has the function; empty: none has."""
+        """The function's driver, or an empty text if it has none."""
         return _link_name(self._path / "driver")
 
     @property
     def group(self) -> str:
-        """The function's IOMMU group. VconfsError: there is no IOMMU for it."""
+        """The function's IOMMU group. Raise VconfsError if it has no IOMMU."""
         group = _link_name(self._path / "iommu_group")
         if not group:
             raise VconfsError(
@@ -67,7 +67,7 @@ class PciFunction:
         return group
 
     def check_group(self) -> None:
-        """See that no other function of the IOMMU group has a driver but VFIO; VconfsError."""
+        """Raise VconfsError if a driver other than VFIO's uses a function of the IOMMU group."""
         devices = self._sysfs / "kernel/iommu_groups" / self.group / "devices"
         others = sorted(path.name for path in devices.iterdir() if path.name != self.address)
         drivers = {other: PciFunction(other, self._sysfs).driver for other in others}
@@ -80,9 +80,10 @@ class PciFunction:
             )
 
     def bind(self) -> None:
-        """Give the console to VFIO, or leave it as it is.
+        """Bind the console to VFIO.
 
-        VconfsError: it is no virtio console, VFIO could not use it, or does not take it.
+        Raise VconfsError, and change nothing, if it is not a virtio console, if VFIO could not use
+        it, or if VFIO does not take it.
         """
         self.check_console()
         self.check_group()
@@ -98,7 +99,7 @@ class PciFunction:
             raise
 
     def unbind(self) -> None:
-        """Give the function back to the driver that the kernel chooses."""
+        """Bind the function to the driver that the kernel chooses."""
         self._override("\n")
 
     def _override(self, driver: str) -> None:
@@ -108,13 +109,13 @@ class PciFunction:
                 _write(self._path / "driver" / "unbind", self.address)
             _write(self._sysfs / "bus/pci/drivers_probe", self.address)
         except OSError as error:
-            hint = ": it takes root" if error.errno in (errno.EACCES, errno.EPERM) else ""
+            hint = ": only root can do that" if error.errno in (errno.EACCES, errno.EPERM) else ""
             raise VconfsError(f"cannot bind {self.address}: {error.strerror}{hint}") from None
 
 
 @contextmanager
 def bound(function: PciFunction) -> Iterator[None]:
-    """Give a function to VFIO for as long as the block runs."""
+    """Bind a function to VFIO while the block runs."""
     if function.driver == VFIO_DRIVER:
         yield
         return
@@ -126,7 +127,7 @@ def bound(function: PciFunction) -> Iterator[None]:
 
 
 def candidates(sysfs: Path | None = None) -> list[str]:
-    """Give the addresses of all virtio consoles."""
+    """Return the addresses of all virtio consoles."""
     found = []
     for path in sorted(((sysfs or SYSFS) / "bus/pci/devices").glob("*")):
         try:

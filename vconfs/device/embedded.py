@@ -17,15 +17,15 @@ from vconfs.protocol.dialect import DIALECTS
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 from vconfs.system.tasks import open_background
 
-#: So many notifications are answered at once; then other tasks have their turn.
+#: The most notifications that are answered at once. Then other tasks have their turn.
 _TURN = 64
 
 
 class Doorbell:
-    """Notifies one end of the other's buffers, at once and never inside itself.
+    """Notifies one end of the other's buffers, at once, but never from inside an answer.
 
-    Ringing while an answer is under way is answered after it. When the two ends keep ringing
-    each other, the rest is left to `run`, so that nobody else starves.
+    If it is rung during an answer, that is answered afterwards. If the two ends keep ringing each
+    other, the rest is left to `run`, so that other tasks do not starve.
     """
 
     def __init__(self) -> None:
@@ -35,13 +35,13 @@ class Doorbell:
         self._left = trio.lowlevel.ParkingLot()
 
     def ring(self, queue: int) -> None:
-        """Notify of `queue`."""
+        """Notify the other end of buffers of `queue`."""
         self._rung[queue] = None
         if not self._answering:
             self._answer_some()
 
     async def run(self) -> None:
-        """Answer what was left over."""
+        """Answer the notifications that were left over."""
         while True:
             if not self._rung:
                 await self._left.park()
@@ -70,9 +70,9 @@ async def open_embedded(
     specs: Mapping[int, QueueSpec] | None = None,
     doorbells: tuple[Doorbell, Doorbell] | None = None,
 ) -> AsyncIterator[OpenDevice]:
-    """Be the guest of `host` for as long as the block runs.
+    """Connect to `host` as its guest while the block runs.
 
-    Tests give other shapes of queues, and doorbells (kicks and calls) that they ring themselves.
+    Tests use other shapes of queues, and doorbells (kicks and calls) that they ring themselves.
     """
     spoken = DIALECTS[dialect]
     host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)

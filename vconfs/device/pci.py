@@ -1,8 +1,8 @@
-"""The driver for a virtio console on a PCI bus, over whatever reaches the function.
+"""The driver for a virtio console on a PCI bus, over any `Transport` to the function.
 
-What a driver does and in which order (virtio 1.2 §3.1): finding the structures, negotiating
-features, sharing memory and interrupt vectors out among the queues, answering interrupts, and the
-reset at the end. The registers are in pci_console.py.
+It does what virtio 1.2 §3.1 requires, in that order: find the structures, negotiate features,
+divide memory and interrupt vectors among the queues, answer interrupts, and reset the device at the
+end. The registers are in _pci_console.py.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from vconfs.system.tasks import open_background
 DIALECT: Final = "virtio1"
 _MAX_PORTS_AT: Final = 4
 
-#: Seconds between two looks at the device's status.
+#: Seconds between two checks of the device's status.
 _LOOK_SECONDS: Final = 5.0
 
 _CONTROL: Final = QueueSpec(size=64, slot_size=4096)
-#: What a port gets: receive buffers, sending buffers, and bytes of each of the latter. The first
-#: that all ports have memory for. QEMU fills at most 4096 bytes of a receive buffer.
+#: The buffers of a port: receive buffers, send buffers, and the size of a send buffer. The first
+#: row for which there is memory is used. QEMU fills at most 4096 bytes of a receive buffer.
 _SHAPES: Final = (
     (128, 16, 1 << 16),
     (128, 8, 1 << 16),
@@ -42,12 +42,12 @@ _SHAPES: Final = (
     (4, 2, 1 << 12),
 )
 _RECEIVE_SIZE: Final = 4096
-#: No queue does with less memory: a page of rings and a buffer.
+#: The least memory of a queue: a page of rings and a buffer.
 _QUEUE_MIN: Final = 8192
 
 
 class _Running:
-    """A device that was set up: its link, and what its interrupts mean."""
+    """A device that was set up: its link, and the handling of its interrupts."""
 
     def __init__(self, transport: Transport, device: PciConsole) -> None:
         self._transport = transport
@@ -58,7 +58,7 @@ class _Running:
         self.link: RingLink
 
     async def set_up(self) -> None:
-        """Negotiate, and set up all queues; the device is not yet told to go."""
+        """Negotiate, and set up all queues; the device does not start yet."""
         transport, device = self._transport, self._device
         await device.reset()
         self.features = await device.negotiate(_wanted_features(device.config_size))
@@ -87,7 +87,7 @@ class _Running:
             device.set_up_queue(queue, self.link.layout(queue), transport.base)
 
     async def _share_vectors(self) -> None:
-        """Share the vectors out; a device may refuse some, and then fewer do, or the line."""
+        """Divide the vectors among the queues; use fewer, or the line, if some are refused."""
         transport, device = self._transport, self._device
         most = await transport.enable_vectors(device.msix)
         for count in dict.fromkeys((most, 2, 1)):
@@ -98,7 +98,7 @@ class _Running:
         self._vectors = await transport.enable_vectors(None)
 
     def _vector_of(self, queue: int) -> int:
-        """Vector 0 is for config changes and, where it is the only one, for everything."""
+        """Return the vector of a queue: 0 for config changes, and for all if it is the only one."""
         return 1 + queue % (self._vectors - 1) if self._vectors > 1 else 0
 
     async def serve(self) -> None:
@@ -126,7 +126,7 @@ class _Running:
         self.link.interrupt_used(q for q in self._queues if self._vector_of(q) in vectors)
 
     async def watch(self) -> None:
-        """Look now and then whether the device works for us: no interrupt tells of a reset."""
+        """Check the device's status repeatedly: no interrupt reports a reset."""
         try:
             while True:
                 await trio.sleep(_LOOK_SECONDS)
@@ -141,7 +141,7 @@ class _Running:
         if status & Status.NEEDS_RESET:
             raise VconfsError("the device met an error and needs a reset")
         if not status & Status.DRIVER_OK:
-            raise VconfsError("somebody else has reset the device")
+            raise VconfsError("another program has reset the device")
 
     async def _config_changed(self) -> None:
         await self._check_status()
@@ -155,10 +155,10 @@ class _Running:
 async def open_pci(
     transport: Transport, *, resize_rows_first: bool = False
 ) -> AsyncIterator[OpenDevice]:
-    """Drive the console behind `transport` for as long as the block runs.
+    """Drive the console behind `transport` while the block runs.
 
-    The device is reset at the end. `resize_rows_first`: it tells sizes in the order that Linux
-    reads, not the standard's. VconfsError: it cannot be used.
+    The device is reset at the end. With `resize_rows_first`, it sends sizes in the order that Linux
+    reads, not in the standard's. Raise VconfsError if it cannot be used.
     """
     try:
         device = await PciConsole.probe(transport)
@@ -192,7 +192,7 @@ def _wanted_features(config_size: int) -> int:
 
 
 def _queue_count(features: int, config: bytes) -> int:
-    """How many queues the console has: a pair per port, and one for control messages."""
+    """Return the number of queues: a pair for each port, and one for control messages."""
     if not features & virtio1.F_MULTIPORT:
         return 2
     if len(config) < CONFIG_SIZE:
@@ -204,7 +204,7 @@ def _queue_count(features: int, config: bytes) -> int:
 
 
 def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, QueueSpec]:
-    """Share the memory out among the queues; VconfsError: there is too little of it.
+    """Divide the memory among the queues. Raise VconfsError if it is too little.
 
     `sizes` are the most descriptors that each queue may have.
     """
@@ -227,4 +227,4 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
 
 
 def _too_little(memory: int, queues: int) -> VconfsError:
-    return VconfsError(f"{memory >> 20} MiB of memory are too few for {queues} queues")
+    return VconfsError(f"{memory >> 20} MiB of memory are not enough for {queues} queues")

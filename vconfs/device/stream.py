@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams.link import open_link
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.url import parse_stream_address
 
 
 @asynccontextmanager
 async def open_stream(rest: str) -> AsyncIterator[OpenDevice]:
-    """Be the guest of the host end that `stream:REST` leads to.
+    """Connect to the host end at `stream:REST`, as its guest.
 
-    ValueError: `rest` makes no sense; VconfsError: the host end cannot be reached.
+    Raise ValueError if `rest` is wrong, VconfsError if the host end cannot be reached.
     """
     address = parse_stream_address(rest)
     async with (

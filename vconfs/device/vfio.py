@@ -1,7 +1,7 @@
 """A real virtio console of this machine, through VFIO (linux/vfio.h, type1v2 containers).
 
-The kernel's vfio-pci driver has the function and lets us at its config space and BARs; the
-IOMMU lets the device at our memory and nothing else; interrupts come as eventfds.
+The function is bound to the kernel's driver vfio-pci, which lets us access its config space and
+BARs. The IOMMU lets the device access our memory, and nothing else. Interrupts come as eventfds.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.device._interrupts import Eventfds
 from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
 from vconfs.device.pci import open_pci
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
+from vconfs.link.notifications import Notices
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
@@ -65,12 +65,12 @@ _DMA_MAP: Final = struct.Struct("=IIQQQ")  # argsz, flags, our address, device a
 #: The device sees our memory from here on; x86 has its interrupt window further up.
 _DMA_BASE: Final = 0x10000000
 _DMA_SIZE: Final = 64 << 20
-#: More vectors than this are not asked for.
+#: The most vectors that are requested.
 _VECTORS_MAX: Final = 64
-#: What to do about a file below /dev/vfio that cannot be opened.
+#: Hints for a file below /dev/vfio that cannot be opened.
 _HINTS: Final = {
     errno.EACCES: ": root can give it to a user by chown",
-    errno.EBUSY: ": another program has it",
+    errno.EBUSY: ": another program uses it",
     errno.ENOENT: ": is the module vfio-pci loaded?",
 }
 _LINE: Final = -1
@@ -78,7 +78,7 @@ _REQUEST: Final = -2
 
 
 class VfioTransport:
-    """One PCI function behind VFIO; see `vconfs.device.pci.Transport`."""
+    """The way to one PCI function behind VFIO."""
 
     def __init__(self, device: int, memory: memoryview, stack: ExitStack) -> None:
         self.memory = memory
@@ -88,7 +88,9 @@ class VfioTransport:
         self._regions: dict[int, int] = {}
         #: BAR -> its memory as 16-bit words, for kicks without a system call.
         self._windows: dict[int, memoryview] = {}
-        self._events = Eventfds(stack)
+        self._events: Notices[int] = Notices()
+        stack.callback(self._events.close)
+        self._is_watched = False
         self._line_masked = False
 
     async def read_config(self, offset: int, size: int) -> int:
@@ -100,7 +102,7 @@ class VfioTransport:
         return self._pread(_CONFIG_REGION, 0, virtio_pci.CONFIG_SIZE)
 
     async def bar_sizes(self) -> Mapping[int, int]:
-        """Give the size of each memory BAR; let the function answer there, and use DMA."""
+        """Return the size of each memory BAR, and enable the BARs and DMA."""
         sizes = {}
         for index in range(virtio_pci.BARS):
             register = await self.read_config(virtio_pci.BAR_0 + 4 * index, 4)
@@ -116,7 +118,7 @@ class VfioTransport:
         return sizes
 
     def _find_region(self, index: int) -> tuple[int, bool]:
-        """Note where a region is; give its size, and whether it can be mapped."""
+        """Store the offset of a region. Return its size, and True if it can be mapped."""
         info = bytearray(_REGION_INFO.pack(_REGION_INFO.size, 0, index, 0, 0, 0))
         try:
             fcntl.ioctl(self._device, _GET_REGION_INFO, info)
@@ -135,7 +137,7 @@ class VfioTransport:
         self._stack.callback(self._unmap, index, window)
 
     def _unmap(self, index: int, window: mmap.mmap) -> None:
-        """Let a BAR go: the kernel keeps the function from other drivers while it is mapped."""
+        """Unmap a BAR: until then, the kernel gives the function to no other driver."""
         self._windows.pop(index).release()
         window.close()
 
@@ -149,7 +151,7 @@ class VfioTransport:
         if size == 2 and bar in self._windows:
             self._windows[bar][offset >> 1] = value
             return
-        with suppress(VconfsError):  # the next read will tell
+        with suppress(VconfsError):  # the next read reports it
             self._pwrite(bar, offset, value.to_bytes(size, "little"))
 
     def _pread(self, region: int, offset: int, size: int) -> bytes:
@@ -174,8 +176,9 @@ class VfioTransport:
     # --- interrupts -----------------------------------------------------------------------
 
     async def enable_vectors(self, msix: Msix | None) -> int:
-        """Turn on as many MSI-X vectors as can be had, or else the line."""
-        if not self._events:
+        """Enable as many MSI-X vectors as possible, or else the interrupt line."""
+        if not self._is_watched:
+            self._is_watched = True
             self._watch(_IRQ_REQUEST, [_REQUEST])  # not every kernel has it
         elif msix is None:
             self._set_irqs(_IRQ_MSIX, _IRQ_DATA_NONE | _IRQ_TRIGGER, 0)
@@ -198,7 +201,7 @@ class VfioTransport:
         return count
 
     def _watch(self, index: int, vectors: Collection[int]) -> bool:
-        """Have interrupts of a kind as eventfds; whether that went well."""
+        """Request interrupts of a kind as eventfds. Return True if the kernel agrees."""
         events = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in vectors]
         data = struct.pack(f"={len(events)}i", *events)
         if not self._set_irqs(index, _IRQ_DATA_EVENTFD | _IRQ_TRIGGER, len(events), data):
@@ -206,6 +209,7 @@ class VfioTransport:
                 os.close(event)
             return False
         for event, vector in zip(events, vectors, strict=True):
+            self._stack.callback(os.close, event)
             self._events.add(event, vector)
         return True
 
@@ -222,7 +226,7 @@ class VfioTransport:
         if self._line_masked:
             self._line_masked = False
             self._set_irqs(_IRQ_INTX, _IRQ_DATA_NONE | _IRQ_UNMASK, 1)
-        vectors = await self._events.wait()
+        vectors = set(await self._events.wait())
         if _REQUEST in vectors:
             raise VconfsError("the kernel wants the device back")
         self._line_masked = _LINE in vectors
@@ -231,23 +235,23 @@ class VfioTransport:
 
 @frozen
 class VfioAddress:
-    """What the DEVICE url `pci:ADDRESS[,resize=rows-first]` says."""
+    """The address in a DEVICE url: `pci:ADDRESS[,resize=rows-first]`."""
 
     pci: str
     resize_rows_first: bool = False
 
     @classmethod
     def parse(cls, rest: str) -> VfioAddress:
-        """Read what stands after `pci:`; ValueError: it makes no sense."""
+        """Parse the url after `pci:`. Raise ValueError if it is wrong."""
         address, options = split_options("pci", rest, RESIZE_OPTION)
         return cls(parse_address(address), resize_rows_first(options))
 
 
 @asynccontextmanager
 async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
-    """Drive the virtio console at a PCI address, which vfio-pci has.
+    """Drive the virtio console at a PCI address, which must be bound to vfio-pci.
 
-    VconfsError: the device cannot be used.
+    Raise VconfsError if the device cannot be used.
     """
     function = PciFunction(address.pci)
     with ExitStack() as stack:
@@ -259,7 +263,7 @@ async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
 
 @asynccontextmanager
 async def open_bound_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
-    """Like `open_vfio`, but take the console from its driver meanwhile, and give it back."""
+    """Like `open_vfio`, but bind the console to vfio-pci while the block runs."""
     with bound(PciFunction(address.pci)):
         async with open_vfio(address) as device:
             yield device
@@ -311,7 +315,7 @@ def _join(container: int, group: int, function: PciFunction) -> None:
 
 
 def _map_memory(container: int, stack: ExitStack) -> memoryview:
-    """Give memory that the device reaches at _DMA_BASE; its pages are free again in the end."""
+    """Return memory that the device can access at _DMA_BASE; its pages are freed at the end."""
     memory = mmap.mmap(-1, _DMA_SIZE)
     address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
     request = _DMA_MAP.pack(_DMA_MAP.size, _MAP_READ_WRITE, address, _DMA_BASE, _DMA_SIZE)

@@ -1,8 +1,8 @@
-"""A vhost-user back-end as the device: we are its front-end, and the guest's driver as well.
+"""A vhost-user back-end as the device: vconfs is its front-end, and the guest's driver as well.
 
-The memory that is shared holds the rings and their buffers, nothing else. It is a sealed memfd,
-so that the back-end need not fear for it. That the back-end leaves is seen by the socket's end:
-nothing comes there by itself.
+The shared memory holds only the rings and their buffers. It is a sealed memfd, so that the back-end
+can rely on its size. When the back-end leaves, its socket reports the end; nothing else comes there
+unasked.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Final
 import trio
 
 from vconfs.device._queue_shapes import queue_specs
+from vconfs.device._remote_backend import RemoteBackend
 from vconfs.device._rings import RingLink
-from vconfs.device._vhost_user_backend import RemoteBackend
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.link.notifications import Bell, Notices
@@ -28,27 +28,29 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.syntax.paths import socket_path
+from vconfs.syntax.url_options import commas_of_paths, split_options
 from vconfs.system.aside import close_descriptors
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
 
-#: Where our memory is, in both kinds of address.
+#: The address of our memory, in both kinds of addresses.
 _BASE: Final = 1 << 32
-# What a notice is about, where it is not about the queue with this number.
+# The keys of notices that are not about a queue, whose key is its number.
 _BROKEN: Final = -1
 _LEFT: Final = -2
 
 
 def parse_path(rest: str) -> str:
-    """Read what stands after the scheme; ValueError."""
-    return socket_path("vhost-user", rest)
+    """Parse the url after the scheme; raise ValueError if it is wrong."""
+    path, _ = split_options("vhost-user", rest, commas=commas_of_paths)
+    return socket_path("vhost-user", path)
 
 
 @asynccontextmanager
 async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenDevice]:
-    """Be the front-end of the back-end that listens at `rest`.
+    """Connect to the back-end that listens at `rest`, as its front-end.
 
-    ValueError: `rest` makes no sense; VconfsError: the back-end cannot be used.
+    Raise ValueError if `rest` is wrong, VconfsError if the back-end cannot be used.
     """
     path = parse_path(rest)
     try:
@@ -76,9 +78,9 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
 
 
 class _Running:
-    """A back-end that we agree with: the link over its rings, and what its notices mean.
+    """A back-end after the negotiation: the link over its rings, and the handling of its notices.
 
-    What it opens is closed by `stack`.
+    `stack` closes all that it opens.
     """
 
     def __init__(self, back_end: RemoteBackend, stack: ExitStack) -> None:
@@ -132,17 +134,17 @@ class _Running:
             await self._back_end.start_ring(queue, layout, self._kicks[queue], call, broken)
 
     def _notice(self, key: int) -> int:
-        """Make a descriptor by which the back-end tells us something."""
+        """Return a descriptor by which the back-end notifies us."""
         event = self._eventfd()
         self._notices.add(event, key)
         return event
 
     async def serve_notices(self) -> None:
-        """Answer what the back-end tells by descriptors, until it is lost."""
+        """Handle the back-end's notices until it is lost."""
         while True:
             told = await self._notices.wait()
             if _LEFT in told:
-                self.link.interrupt_used(self._specs)  # what it said last
+                self.link.interrupt_used(self._specs)  # the last buffers that it used
                 self.link.fail("the back-end has left")
                 return
             if _BROKEN in told:
@@ -151,12 +153,12 @@ class _Running:
             self.link.interrupt_used(told)
 
     async def serve_channel(self) -> None:
-        """Answer what the back-end asks."""
+        """Answer the back-end's requests."""
         try:
             while (message := await self._channel.receive()) is not None:
                 close_descriptors(message.fds)
                 asked = self._back_end.receive_request(message)
-                if asked.reply:  # at once: it may answer nothing else before it has this
+                if asked.reply:  # at once: the back-end may wait for it before it answers
                     await self._channel.send(asked.reply)
                 if isinstance(asked.event, ConfigStale):
                     async with self._asking:
@@ -168,7 +170,7 @@ class _Running:
             self.link.fail(f"the connection broke: {error.strerror}")
 
     async def _stop(self, patience: float) -> None:
-        """Make the back-end leave all rings alone; it has taken what was sent by then."""
+        """Stop all rings, after which the back-end has taken all that was sent."""
         with suppress(VconfsError, RemoteProtocolError, trio.TooSlowError):
             for queue in self._specs:
                 async with self._asking:

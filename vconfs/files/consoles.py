@@ -39,10 +39,11 @@ from vconfs.files.announcer import Announcer
 from vconfs.files.tree import Access, pty_link
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
+from vconfs.overrides import override
 from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import Pipe
 from vconfs.system.processes import process_of
-from vconfs.system.ptys import RawPty, open_pty
+from vconfs.system.raw_pty import RawPty, open_pty
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
@@ -58,13 +59,15 @@ class _PtyOpener(Opener):
 
     console: _Console = field(kw_only=True)
 
+    @override
     @property
     def reads(self) -> bool:
-        """See `Opener`: True while a process has the pty's slave open."""
+        """True while a process has the pty's slave open."""
         return self.console.pty.occupied
 
+    @override
     def owed(self) -> int:
-        """See `Opener`: the bytes on their way in either direction, and unread in the pty."""
+        """Return the bytes on their way in either direction, and unread in the pty."""
         console = self.console
         return len(console.to_pty) + len(console.from_pty) + console.pty.unread()
 

@@ -14,7 +14,8 @@ The flags are the port's state after the event; "time" is in seconds since 1970.
     open close               the first program opened the port, or the last one closed it, even if
                              it did nothing with the port
     throttle unthrottle      the host wants no more data, or wants it again
-    full drained             we asked the host to stop sending, or to resume
+    guest-throttle guest-unthrottle
+                             the guest wants no more data, or wants it again
     console                  the host says that the port is a console
     dropped                  "count" bytes were dropped by rule, "by" the "guest" or the "host" end
                              (the host's are only known if it is in the same process); at once,
@@ -74,7 +75,7 @@ EVENTS: Final = {
     "host": ("connect", "disconnect"),
     "open": ("open", "close"),
     "throttled": ("throttle", "unthrottle"),
-    "guest_throttled": ("full", "drained"),
+    "guest_throttled": ("guest-throttle", "guest-unthrottle"),
     "console": ("console", "console"),
 }
 

@@ -47,7 +47,7 @@ class Settings:
 
     port: PortOptions = field(factory=PortOptions)
     access: Access = field(factory=Access)
-    tty: bool | None = None  # whether it has a pty; None: only if it is a console
+    tty: bool | None = None  # True if it has a pty; None: only a console has one
 
 
 @frozen

@@ -53,6 +53,8 @@ STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"user.bytes_out": lambda port: _number(port.counters.bytes_out),
     b"user.dropped": lambda port: _number(port.counters.dropped),
     b"user.host_dropped": _dropped_by_host,
+    b"user.ignored": lambda port: _number(port.counters.ignored),
+    b"user.resets": lambda port: _number(port.counters.resets),
     b"user.pty": lambda port: port.pty.encode() or None,
 }
 
@@ -64,7 +66,7 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.host": "1 while a host is connected",
     b"user.openers": "processes that have it open: pid and command of each, of the first 16 only",
     b"user.throttled": "1 while the host wants no more data",
-    b"user.guest_throttled": "1 while the host is asked to send no more",
+    b"user.guest_throttled": "1 while the guest wants no more data: the host is asked to stop",
     b"user.queued": "bytes that came from the host and are unread",
     b"user.limit": "unread bytes at which the host is asked to stop",
     b"user.cache": "1 if unread bytes survive the last close",
@@ -72,6 +74,8 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.bytes_out": "bytes that were sent to the host",
     b"user.dropped": "bytes that were dropped at this end, by [rules](dropped.md)",
     b"user.host_dropped": "the same at the host end, if it is in the same process (embedded)",
+    b"user.ignored": "messages of the host that made no sense for the port",
+    b"user.resets": "how often the host went on sending after it had seen that it was to stop",
     b"user.pty": "path of the pty beside the port, if it has one",
 }
 

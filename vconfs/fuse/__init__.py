@@ -1,10 +1,10 @@
 """A trio session on the kernel's FUSE protocol, for any pyfuse3.Operations on Linux.
 
 `mount` mounts a file system and returns its FUSE device, which `Session` serves (see `session`).
-pyfuse3.main(), which `StockSession` runs, is not enough for ports: signals do not end its reads.
+pyfuse3.main() is not enough for ports: signals do not end its reads.
 """
 
-from vconfs.fuse._mount import (
+from vconfs.fuse._mountpoint import (
     Mount,
     MountError,
     MountFlag,
@@ -23,7 +23,6 @@ from vconfs.fuse._operations import (
     readdir_reply,
 )
 from vconfs.fuse._session import Session
-from vconfs.fuse._stock import StockSession
 
 __all__ = [
     "Mount",
@@ -35,7 +34,6 @@ __all__ = [
     "RequestContext",
     "Session",
     "SetattrFields",
-    "StockSession",
     "inherited_device",
     "is_mounted",
     "listed",

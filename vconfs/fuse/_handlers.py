@@ -15,9 +15,9 @@ import pyfuse3
 from attrs import frozen
 from pyfuse3 import FUSEError
 
-from vconfs.fuse import _wire as wire
+from vconfs.fuse import _kernel_protocol as wire
+from vconfs.fuse._kernel_protocol import MalformedRequest, Opcode, SetattrValid
 from vconfs.fuse._operations import PollHandle, ReaddirToken, RequestContext, SetattrFields
-from vconfs.fuse._wire import MalformedRequest, Opcode, SetattrValid
 
 
 @frozen

@@ -9,7 +9,7 @@ from typing import Protocol
 import pyfuse3
 from attrs import define, field, frozen
 
-from vconfs.fuse import _wire as wire
+from vconfs.fuse import _kernel_protocol as wire
 from vconfs.protocol.events import Buffer
 
 

@@ -31,11 +31,11 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from vconfs.fuse import _wire as wire
+from vconfs.fuse import _kernel_protocol as wire
 from vconfs.fuse._handlers import HANDLERS, Request
-from vconfs.fuse._mount import MountError
+from vconfs.fuse._kernel_protocol import MalformedRequest, Opcode
+from vconfs.fuse._mountpoint import MountError
 from vconfs.fuse._operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
-from vconfs.fuse._wire import MalformedRequest, Opcode
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 

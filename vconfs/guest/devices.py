@@ -12,18 +12,19 @@ from attrs import define, field, frozen
 
 from vconfs.device.embedded import open_embedded
 from vconfs.device.pci import DIALECT as PCI_DIALECT
-from vconfs.device.qtest import QtestAddress, open_qtest
+from vconfs.device.qtest.machine import QtestAddress, open_qtest
 from vconfs.device.stream import open_stream
 from vconfs.device.vfio import VfioAddress, open_bound_vfio, open_vfio
 from vconfs.device.vhost_user import open_vhost_user, parse_path
 from vconfs.guest._kernel import open_kernel
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.ports import PortManager
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.link import OpenDevice
+from vconfs.overrides import override
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
@@ -84,42 +85,44 @@ class Device(Protocol):
 
 
 @frozen
-class _Both:
+class _Both(Joint):
     """Both ends in this process."""
 
     host: Host
     driver: Driver
     manager: PortManager
 
+    @override
     @property
     def tells_all_ports(self) -> bool:
-        """See `Joint`."""
         return self.driver.tells_all_ports
 
+    @override
     @property
     def stopped(self) -> trio.Event:
-        """See `Joint`."""
         return self.driver.stopped
 
+    @override
     @property
     def reason(self) -> str:
-        """See `Joint`."""
         return self.driver.reason
 
+    @override
     def begin_ending(self) -> None:
-        """See `Joint`: data still moves between the two ends."""
+        """Accept nothing more from outside; data still moves between the two ends."""
         self.manager.begin_ending(hold=False)
         self.host.begin_ending(hold=False)
 
+    @override
     def owed(self) -> Mapping[int, int]:
-        """See `Joint`."""
         return Counter(self.driver.owed()) + Counter(self.host.owed())
 
+    @override
     async def leave(self, patience: float) -> None:
-        """Do nothing: see `Joint`. The host end is in this process and ends with it."""
+        """Do nothing: the host end is in this process and ends with it."""
 
+    @override
     def dropped_by_host(self) -> Mapping[int, int]:
-        """See `Joint`."""
         return dict(self.host.lost())
 
 
@@ -140,7 +143,7 @@ async def join_embedded(
 
 
 @define
-class Embedded:
+class Embedded(Device):
     """A host end in this process, with these ports."""
 
     host_ports: Sequence[HostPortSpec]
@@ -152,9 +155,10 @@ class Embedded:
     url: str = EMBEDDED
     _host: Host | None = field(init=False, default=None)
 
+    @override
     @asynccontextmanager
     async def open(self, manager: PortManager) -> AsyncIterator[Joint]:
-        """See `Device.open`; raise VconfsError if a port cannot be opened."""
+        """Raise VconfsError also if a port cannot be opened."""
         async with (
             open_host(self.host_ports, patience=self.patience) as host,
             join_embedded(host, manager, self.dialect) as driver,
@@ -168,22 +172,23 @@ class Embedded:
             finally:
                 self._host = None
 
+    @override
     def reopen_files(self) -> None:
-        """See `Device.reopen_files`."""
         if self._host is not None:
             self._host.reopen_files()
 
 
 @frozen
-class Kernel:
+class Kernel(Device):
     """The ports of the kernel's driver."""
 
     url: str
 
+    @override
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """See `Device.open`."""
         return open_kernel(manager)
 
+    @override
     def reopen_files(self) -> None:
         """Do nothing: the files belong to the host."""
 
@@ -221,7 +226,7 @@ DEVICES: Final = (EMBEDDED, KERNEL, *KINDS)
 
 
 @frozen
-class _Remote:
+class _Remote(Device):
     """A device at a url."""
 
     url: str
@@ -229,10 +234,11 @@ class _Remote:
     _open: Open
     _rest: str
 
+    @override
     def open(self, manager: PortManager) -> AbstractAsyncContextManager[Joint]:
-        """See `Device.open`."""
         return drive(manager, self._open(self._rest, self.dialect))
 
+    @override
     def reopen_files(self) -> None:
         """Do nothing: the files belong to the host."""
 

@@ -24,9 +24,15 @@ log: Final = logging.getLogger(__name__)
 class PortObserver(Protocol):
     """An observer of the ports. Its methods are called at once, and must not wait."""
 
-    def port_added(self, port: Port) -> None: ...  # noqa: D102
-    def port_removed(self, port: Port) -> None: ...  # noqa: D102
-    def port_renamed(self, port: Port, old: bytes) -> None: ...  # noqa: D102
+    def port_added(self, port: Port) -> None:
+        """Called when a port was added."""
+
+    def port_removed(self, port: Port) -> None:
+        """Called when a port was removed."""
+
+    def port_renamed(self, port: Port, old: bytes) -> None:
+        """Called when a port's name has changed; `old` is the one before, possibly empty."""
+
     def port_changed(self, port: Port) -> None:
         """Called when anything that `Port.poll` or the status depends on may have changed."""
 

@@ -20,9 +20,9 @@ guest at a time is attached. `serve_control(host, path)` adds a socket for `vcon
 from vconfs.errors import VconfsError
 from vconfs.host._port_streams import PortListener, PortStream
 from vconfs.host.chardev import Chardev, PortSide, parse_chardev
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
-from vconfs.host.listening import Listener, parse_listener
+from vconfs.host.listeners import Listener, parse_listener
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.host.spec import parse_port
 

@@ -9,6 +9,7 @@ from typing import Final, Self
 import trio
 
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 
 #: How many bytes `receive_some` returns at most by default.
@@ -57,10 +58,10 @@ class PortListener(Chardev, trio.abc.Listener["PortStream"]):
             self._running.cancel()
         await trio.lowlevel.checkpoint()
 
+    @override
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """See `Chardev.run`."""
         port.connect()
         task_status.started()
         with self._running, self._offers:

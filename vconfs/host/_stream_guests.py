@@ -13,8 +13,8 @@ from vconfs.host.host import Host
 from vconfs.link.link import leave_soon
 from vconfs.protocol import v8
 from vconfs.protocol.stream import Role
-from vconfs.streams.address import NextGuest, StreamAddress
-from vconfs.streams.link import open_link
+from vconfs.streams.stream_address import NextGuest, StreamAddress
+from vconfs.streams.stream_link import open_link
 from vconfs.streams.url import parse_stream_address
 from vconfs.streams.wire import Wire
 from vconfs.system.backoff import Backoff, Pauses

@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import trio
 from attrs import frozen
 
-from vconfs.host.control import serve_control
+from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
-from vconfs.host.listening import Listener
+from vconfs.host.listeners import Listener
 from vconfs.host.port import HostPortSpec
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.system.allocator import keep_freed_memory

@@ -7,7 +7,7 @@ resulting events; it frames the data of its ports by the dialect and sends it.
 from __future__ import annotations
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from typing import ClassVar, Final, Generic, Protocol, TypeVar
 
@@ -15,7 +15,8 @@ import trio
 
 from vconfs.link._sender import Sender
 from vconfs.link.draining import say_what_was_lost
-from vconfs.link.link import Link
+from vconfs.link.link import Link, LinkOwner
+from vconfs.overrides import override
 from vconfs.protocol.dialect import End
 from vconfs.protocol.events import Buffer, Data, Event
 
@@ -38,10 +39,12 @@ class EndPort(Protocol):
     """The part of a port that an end needs."""
 
     @property
-    def counters(self) -> PortCounters: ...  # noqa: D102
+    def counters(self) -> PortCounters:
+        """The counters that the end updates."""
 
     @property
-    def id(self) -> int: ...  # noqa: D102
+    def id(self) -> int:
+        """The port's number."""
 
     @property
     def wants_data(self) -> bool:
@@ -52,7 +55,7 @@ P = TypeVar("P", bound=EndPort)
 E = TypeVar("E", bound=End)
 
 
-class LinkEnd(ABC, Generic[P, E]):
+class LinkEnd(LinkOwner, Generic[P, E]):
     """One end of a link, which connects ports to it until the link is lost."""
 
     #: The name of the other side in the log.
@@ -78,7 +81,7 @@ class LinkEnd(ABC, Generic[P, E]):
 
     @property
     def in_flight(self) -> int:
-        """See `Link.in_flight`."""
+        """The most bytes that can be on their way to us: see `Link.in_flight`."""
         return self._link.in_flight
 
     def stop(self, reason: str = "") -> None:
@@ -93,8 +96,8 @@ class LinkEnd(ABC, Generic[P, E]):
         self._drop(self._sender.close())
         self._detach_ports()
 
+    @override
     def left(self) -> None:
-        """See `LinkOwner.left`."""
         untaken = self._link.untaken()
         self._drop(untaken)
         if self.reason:
@@ -113,7 +116,7 @@ class LinkEnd(ABC, Generic[P, E]):
         return self._sender.owed()
 
     async def leave(self, patience: float) -> None:
-        """See `Link.leave`. Ports still get what comes meanwhile; `stop` follows."""
+        """Leave the link (`Link.leave`). Ports still get what comes meanwhile; `stop` follows."""
         if not self.stopped.is_set():
             await self._link.leave(patience)
 
@@ -176,14 +179,17 @@ class LinkEnd(ABC, Generic[P, E]):
     def _taken(self) -> None:
         """Called when all buffers that came together have been handled."""
 
+    @override
     @abstractmethod
     def room(self, queue: int) -> None:
         """Use the room that has come on `queue`."""
 
+    @override
     @abstractmethod
     def config_changed(self) -> None:
         """Read the config space again."""
 
+    @override
     def lost(self, reason: str) -> None:
         """End the connection because the other side left or broke a rule."""
         log.warning("%s lost: %s", self.peer, reason)

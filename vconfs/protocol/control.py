@@ -25,7 +25,7 @@ bytes gets an error, and ends the connection.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from attrs import asdict, fields, frozen
@@ -232,29 +232,3 @@ def _parse_object(line: bytes) -> dict[str, Any]:
 def _shown(value: object) -> str:
     text = json.dumps(value)
     return text if len(text) <= 80 else text[:80] + "…"
-
-
-class LineReader:
-    """A splitter of a client's bytes into lines, which may have up to LINE_MAX bytes."""
-
-    def __init__(self) -> None:
-        self._begun = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[bytes]:
-        """Yield the lines that are complete now, except empty ones.
-
-        Raise RemoteProtocolError if a line is too long. Nothing can be read after that.
-        """
-        first, *others = data.split(b"\n")
-        self._add(first)
-        for piece in others:
-            line = bytes(self._begun)
-            self._begun.clear()
-            if line.strip():
-                yield line
-            self._add(piece)
-
-    def _add(self, piece: bytes) -> None:
-        self._begun += piece
-        if len(self._begun) > LINE_MAX:
-            raise RemoteProtocolError(f"a line has at most {LINE_MAX} bytes")

@@ -10,14 +10,13 @@ A command is answered after it has taken effect, and after the IRQ lines that it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Final, TypeAlias
 
 from attrs import frozen
 
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 
-#: The longest valid line.
+#: The longest valid line, for a `LineReader`.
 LINE_MAX: Final = 4096
 
 _SUFFIX: Final = {1: "b", 2: "w", 4: "l", 8: "q"}
@@ -79,22 +78,8 @@ def _suffix(size: int, largest: int) -> str:
     return _SUFFIX[size]
 
 
-class LineReader:
-    """A parser of QEMU's output, which may come in pieces of any size."""
-
-    def __init__(self) -> None:
-        self._rest = b""
-
-    def receive(self, data: bytes) -> Iterator[QtestEvent]:
-        """Yield an event for each line that is complete now."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            yield _parse(line)
-        if len(self._rest) > LINE_MAX:
-            raise RemoteProtocolError(f"a line of more than {LINE_MAX} bytes")
-
-
-def _parse(line: bytes) -> QtestEvent:
+def parse_line(line: bytes) -> QtestEvent:
+    """Parse a line of QEMU's, without its end. Raise RemoteProtocolError if it is wrong."""
     match line.split():
         case [b"OK"]:
             return Answer(0)

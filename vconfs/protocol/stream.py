@@ -52,8 +52,7 @@ comes, because a peer may be killed at any point.
 
 A line without hang-up, like a tty, does not show that the peer was restarted, and may carry a
 kernel's boot messages first. For such lines an end can skip noise before the hello (`noise_max`).
-Any other hello where a frame should be raises `PeerRestarted`; `trailing_data` then starts with
-that hello and can be fed to a new connection.
+Any other hello where a frame should be raises `PeerRestarted`: the peer has to be met again.
 """
 
 from __future__ import annotations
@@ -220,11 +219,6 @@ class Connection:
         if isinstance(event, Closed):
             self._ended = event
         return event
-
-    @property
-    def trailing_data(self) -> bytes:
-        """Received bytes without an event yet; after PeerRestarted, the new hello and the rest."""
-        return self._input.rest()
 
     @property
     def features(self) -> int:

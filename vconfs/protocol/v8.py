@@ -32,7 +32,7 @@ import struct
 from enum import IntEnum
 from typing import ClassVar, Final
 
-from vconfs.protocol._control import (
+from vconfs.protocol._both_dialects import (
     CONFIG,
     F_MULTIPORT,
     F_SIZE,

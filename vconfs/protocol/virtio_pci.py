@@ -38,8 +38,6 @@ CONSOLE_TRANSITIONAL: Final = 0x1003  # one that also has the legacy interface
 F_VERSION_1: Final = 1 << 32
 F_ACCESS_PLATFORM: Final = 1 << 33
 
-#: A queue or the config space with this vector raises no interrupt.
-NO_VECTOR: Final = 0xFFFF
 
 # Registers of the config space.
 COMMAND: Final = 0x04

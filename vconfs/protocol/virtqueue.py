@@ -125,8 +125,6 @@ class DriverQueue:
         self._free = list(range(size - 1, -1, -1))
         #: By head: how many bytes the device may write, or -1 if the head is not in flight.
         self._writable = [-1] * size
-        #: By head in flight with several descriptors: the others.
-        self._rest: dict[int, list[int]] = {}
         self._added = 0  # avail.idx, including entries that are not published yet
         self._published = 0
         self._seen = 0  # the used.idx up to which entries were taken
@@ -159,18 +157,6 @@ class DriverQueue:
         _DESC.pack_into(self._desc, 16 * head, self._base + offset, length, flags, 0)
         self._offer(head, length if writable else 0)
         return head
-
-    def add_chain(self, segments: Sequence[Segment]) -> int:
-        """Offer a buffer of several descriptors. Those that the device may write come last."""
-        if not 0 < len(segments) <= min(len(self._free), PARTS_MAX):
-            raise LocalProtocolError(f"{len(segments)} descriptors are wanted, {self.free} free")
-        _check_order(segments)
-        heads = [self._free.pop() for _ in segments]
-        writable = self._describe(segments, self._desc, heads)
-        if len(heads) > 1:
-            self._rest[heads[0]] = heads[1:]
-        self._offer(heads[0], writable)
-        return heads[0]
 
     def add_indirect(self, table: int, segments: Sequence[Segment]) -> int:
         """Offer a buffer of several parts with one descriptor (INDIRECT_DESC only).
@@ -227,10 +213,7 @@ class DriverQueue:
         if not self._count_used():
             return None
         used = self._pop_one()
-        head = used[0]
-        if self._rest and head in self._rest:
-            self._free += self._rest.pop(head)
-        self._free.append(head)
+        self._free.append(used[0])
         return used
 
     def pop_many(self, most: int) -> list[tuple[int, int]]:

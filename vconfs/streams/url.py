@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from vconfs.streams._lines import ExecAddress, StdioAddress, TtyAddress
-from vconfs.streams._sockets import TcpAddress, UnixAddress, VsockAddress
-from vconfs.streams.address import StreamAddress
+from vconfs.streams._line_addresses import ExecAddress, StdioAddress, TtyAddress
+from vconfs.streams._socket_addresses import TcpAddress, UnixAddress, VsockAddress
+from vconfs.streams.stream_address import StreamAddress
 
 #: The dialect that streams carry.
 DIALECT: Final = "v8"

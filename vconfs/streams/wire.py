@@ -15,7 +15,7 @@ from typing import Final
 import trio
 
 from vconfs.protocol.events import Buffer
-from vconfs.system.programs import Program
+from vconfs.system.shell_programs import Program
 
 #: Bytes to request in one read; a socket's buffer holds about as many.
 _READ_SIZE: Final = 1 << 18

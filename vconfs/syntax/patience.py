@@ -6,16 +6,15 @@ Its value is a number of seconds: 0 is written `enospc`, and infinity `block`.
 from __future__ import annotations
 
 import math
-import re
 from typing import Final
+
+from vconfs.syntax.times import parse_time
 
 DEFAULT_PATIENCE: Final = 10.0
 #: One value of each kind.
 PATIENCE_EXAMPLES: Final = ("enospc", "block", "10s")
 
 _WORDS: Final = {"enospc": 0.0, "block": math.inf}
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0}
-_TIME: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(ms|s|m)")
 
 
 def parse_patience(value: str | float) -> float:
@@ -23,8 +22,8 @@ def parse_patience(value: str | float) -> float:
     if isinstance(value, str):
         if value in _WORDS:
             return _WORDS[value]
-        if match := _TIME.fullmatch(value):
-            return float(match[1]) * _UNITS[match[2]]
+        if (time := parse_time(value)) is not None:
+            return time
     elif value >= 0:
         return float(value)
     raise ValueError(f"throttle is enospc, block, or a time like 10s, 500ms or 2m, not {value!r}")

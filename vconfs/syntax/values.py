@@ -33,12 +33,11 @@ def _size(key: str, value: str) -> int:
     return size
 
 
-def seconds(key: str, value: str) -> float:
-    """Parse a time like 5s, 500ms, 2m or 0 as seconds; a number without a unit is seconds."""
-    match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)(ms|s|m|)", value)
-    if match is None:
-        raise ValueError(f"{key} is a time like 5s, 500ms or 2m, not {value!r}")
-    return float(match[1]) * {"ms": 0.001, "": 1, "s": 1, "m": 60}[match[2]]
+def number(key: str, value: str, low: int, high: int) -> int:
+    """Parse a number from `low` to `high`, both included."""
+    if not re.fullmatch("[0-9]{1,12}", value) or not low <= int(value) <= high:
+        raise ValueError(f"{key} is a number from {low} to {high}, not {value!r}")
+    return int(value)
 
 
 def _mode(key: str, value: str) -> int:

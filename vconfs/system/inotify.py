@@ -84,7 +84,7 @@ class _Inotify:
         self.waiting: dict[Changes, None] = {}
         #: By the number of the watch. A file that is watched twice has one watch.
         self.watched: dict[int, list[Changes]] = {}
-        # inotify_simple is not used: its first use runs ldconfig, which would block the event loop.
+        # Not by inotify_simple: its first use runs ldconfig, which would block the event loop.
         self._descriptor = _checked(_libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
 
     def retire(self) -> None:

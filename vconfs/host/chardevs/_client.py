@@ -13,6 +13,7 @@ import trio
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, Pauses, is_passing
 from vconfs.system.unix_sockets import receive_bytes, takes_rights
@@ -188,8 +189,8 @@ class SocketClient(Client):
         self._sock = sock
         self._takes_rights = takes_rights(sock)
 
+    @override
     async def receive(self) -> Buffer:
-        """See `Client`."""
         try:
             if self._takes_rights:
                 return await receive_bytes(self._sock, CHUNK)
@@ -197,13 +198,14 @@ class SocketClient(Client):
         except OSError:
             return b""  # reset: as good as closed
 
+    @override
     async def take_from(self, port: PortSide) -> None:
-        """See `Client`."""
         await trio.lowlevel.wait_writable(self._sock)
         await pass_on(port, self._sock.send)
 
+    @override
     async def gone(self) -> None:
-        """See `Client`; a unix socket reports a hang-up when its peer closes after SHUT_WR."""
+        """Wait for a hang-up, which a unix socket reports when its peer closes after SHUT_WR."""
         await wait_hang_up(self._sock.fileno())
 
 

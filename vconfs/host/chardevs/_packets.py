@@ -13,6 +13,7 @@ import trio
 from vconfs.host._messages import MESSAGE_MAX
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import Client, wait_hang_up
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 from vconfs.system.pipes import bytes_to_read
@@ -33,8 +34,9 @@ class PacketClient(Client):
         self._trouble = LogOnce(log)
         _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead, too
 
+    @override
     async def receive(self) -> Buffer:
-        """See `Client`: return the next packet that is neither empty nor too large."""
+        """Wait for the next packet that is neither empty nor too large."""
         while True:
             try:
                 size = await receive_packet(self._sock, self._buffer)
@@ -48,8 +50,9 @@ class PacketClient(Client):
             elif self._all_said():
                 return b""
 
+    @override
     async def take_from(self, port: PortSide) -> None:
-        """See `Client`: hand over one write request of the guest."""
+        """Hand over one write request of the guest."""
         await trio.lowlevel.wait_writable(self._sock)
         packet = await port.receive_message()
         if not packet:
@@ -65,8 +68,8 @@ class PacketClient(Client):
             port.lost(len(packet))
             self._warn("from the guest", len(packet))
 
+    @override
     async def gone(self) -> None:
-        """See `Client`."""
         await wait_hang_up(self._sock.fileno())
 
     def _all_said(self) -> bool:

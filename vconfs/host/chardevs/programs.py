@@ -16,7 +16,7 @@ from vconfs.link.draining import drain
 from vconfs.syntax.commands import command_argument
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.pipes import Pipe
-from vconfs.system.programs import Program, start_program
+from vconfs.system.shell_programs import Program, start_program
 
 log: Final = logging.getLogger(__name__)
 

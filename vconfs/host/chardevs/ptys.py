@@ -17,11 +17,12 @@ from attrs import define
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs._client import Client, can_reopen, pass_on, serve, serve_anew
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
-from vconfs.system.ptys import RawPty, open_pty
+from vconfs.system.raw_pty import RawPty, open_pty
 
 
 @define
@@ -80,8 +81,8 @@ class _PtyClient(Client):
         self._pty = pty
         self._master = Pipe(pty.master)
 
+    @override
     async def receive(self) -> Buffer:
-        """See `Client`."""
         try:
             return await self._master.receive()
         except OSError as error:
@@ -89,20 +90,22 @@ class _PtyClient(Client):
                 raise
             return b""  # the last program has closed the slave
 
+    @override
     async def take_from(self, port: PortSide) -> None:
-        """See `Client`."""
         await self._master.writable()
         await pass_on(port, self._master.send)
 
+    @override
     async def gone(self) -> None:
-        """See `Client`: at the end of its data a terminal is hung up, so there is no wait."""
+        """Return at once: a terminal is hung up at the end of its data."""
 
+    @override
     def unread(self) -> int:
-        """See `Client`: what is unread when a terminal is closed is lost."""
+        """Return what is unread, which is lost when a terminal is closed."""
         return self._pty.unread()
 
+    @override
     def leave(self) -> int:
-        """See `Client`."""
         return self._pty.take_unread()
 
 

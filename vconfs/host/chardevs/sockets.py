@@ -14,6 +14,7 @@ from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs._client import Client, SocketClient, can_reopen, serve
 from vconfs.host.chardevs._listener import Listener
 from vconfs.host.chardevs._packets import PacketClient
+from vconfs.overrides import override
 from vconfs.syntax.paths import socket_path
 from vconfs.system.backoff import Backoff
 from vconfs.system.listening import Door, listening_at
@@ -39,9 +40,9 @@ class Unix(Listener):
         """Take the path of the socket."""
         return cls(socket_path(cls.__name__.lower(), argument))
 
+    @override
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
-        """See `Listener.listening`."""
         with listening_at(self.path, self.kind, rights=self.rights) as listener:
             yield [listener]
 

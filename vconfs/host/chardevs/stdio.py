@@ -12,6 +12,7 @@ from attrs import frozen
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.host.chardevs._client import CHUNK, Client, serve, wait_hang_up
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.standard_streams import claim, release
 
@@ -53,8 +54,8 @@ class _Standard(Client):
     should not block.
     """
 
+    @override
     async def receive(self) -> Buffer:
-        """See `Client`."""
         while True:
             try:
                 with suppress(PermissionError):  # raised for a file, which is always ready
@@ -65,8 +66,8 @@ class _Standard(Client):
             except OSError:
                 return b""  # the terminal is gone, or we may not read it
 
+    @override
     async def take_from(self, port: PortSide) -> None:
-        """See `Client`."""
         with suppress(PermissionError):
             await trio.lowlevel.wait_writable(_STDOUT)
         rest = memoryview(await port.receive())
@@ -78,8 +79,8 @@ class _Standard(Client):
         finally:
             port.put_back(rest)
 
+    @override
     async def gone(self) -> None:
-        """See `Client`."""
         try:
             await wait_hang_up(_STDOUT)
         except PermissionError:  # raised for a file, which never hangs up

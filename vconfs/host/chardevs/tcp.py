@@ -27,6 +27,7 @@ from attrs import frozen
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import Client, SocketClient, wait_hang_up
 from vconfs.host.chardevs._listener import Listener
+from vconfs.overrides import override
 from vconfs.syntax.addresses import tcp_address
 from vconfs.system.backoff import Pauses
 from vconfs.system.listening import Door, listening_on
@@ -49,8 +50,8 @@ class Tcp(Listener):
         """Take HOST:PORT; an IPv6 address is in brackets, and an empty HOST means localhost."""
         return cls(*tcp_address(argument))
 
+    @override
     def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        """See `Listener.listening`."""
         return listening_on(self.host, self.service)
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
@@ -65,8 +66,9 @@ class _TcpClient(SocketClient):
         self._door = door
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
+    @override
     async def gone(self) -> None:
-        """See `Client`, and the top of this file."""
+        """Wait as the top of this file describes."""
         _probe(self._sock)
         pauses = Pauses(_LOOK_FIRST, _LOOK_MAX)
         while inode := _peer_inode(self._sock):
@@ -75,13 +77,15 @@ class _TcpClient(SocketClient):
         if inode is None:
             await wait_hang_up(self._sock.fileno(), self._door.fileno())
 
+    @override
     def unread(self) -> int:
-        """See `Client`: count what the peer's kernel has not acknowledged."""
+        """Return how many bytes the peer's kernel has not acknowledged."""
         answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
         return int(struct.unpack("i", answer)[0])
 
+    @override
     def leave(self) -> int:
-        """See `Client`: a stream that has not arrived whole ends with a reset, not a clean end."""
+        """Leave; a stream that has not arrived whole ends with a reset, not a clean end."""
         if unread := self.unread():
             linger = struct.pack("ii", 1, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final, Self
 
 from attrs import frozen
@@ -11,13 +10,17 @@ from vconfs.host.chardevs.sockets import Unix
 from vconfs.protocol.vhost_user import QUEUES_MAX
 from vconfs.protocol.virtio1 import MAX_PORTS
 from vconfs.syntax.paths import socket_path
-from vconfs.syntax.url_options import resize_rows_first
+from vconfs.syntax.url_options import (
+    RESIZE_OPTION,
+    commas_of_paths,
+    resize_rows_first,
+    split_options,
+)
+from vconfs.syntax.values import number
 
 #: In the standard's dialect each port has two queues, and so have control messages.
 _MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
-_LAST_OPTION: Final = re.compile(
-    "(.*),(?:(inband|require-seals)|(max-ports|resize)=([^,]*))", re.DOTALL
-)
+_OPTIONS: Final = ("max-ports=N", "inband", "require-seals", RESIZE_OPTION)
 
 
 @frozen
@@ -37,23 +40,12 @@ class VhostUserAddress:
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse the url after the scheme; raise ValueError if it is wrong."""
-        options: dict[str, str] = {}
-        while found := _LAST_OPTION.fullmatch(rest):
-            rest, flag, name, value = found.groups()
-            if (flag or name) in options:
-                raise ValueError(f"{flag or name} is given twice")
-            options[flag or name] = value
-        max_ports = _read_max_ports(options.get("max-ports", str(MAX_PORTS)))
+        path, options = split_options("vhost-user", rest, *_OPTIONS, commas=commas_of_paths)
+        max_ports = options.get("max-ports", str(MAX_PORTS))
         return cls(
-            Unix(socket_path("vhost-user", rest), rights=True),
-            max_ports,
+            Unix(socket_path("vhost-user", path), rights=True),
+            number("max-ports", max_ports, 1, _MAX_PORTS_LIMIT),
             "inband" in options,
             "require-seals" in options,
             resize_rows_first(options),
         )
-
-
-def _read_max_ports(text: str) -> int:
-    if not re.fullmatch("[0-9]{1,3}", text) or not 0 < int(text) <= _MAX_PORTS_LIMIT:
-        raise ValueError(f"max-ports is 1 to {_MAX_PORTS_LIMIT}, not {text!r}")
-    return int(text)

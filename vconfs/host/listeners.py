@@ -11,23 +11,23 @@ from attrs import field, frozen
 from vconfs.host._stream_guests import serve_stream
 from vconfs.host.host import Host
 from vconfs.host.vhost_user.address import VhostUserAddress
-from vconfs.host.vhost_user.serving import serve_vhost_user
+from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
 
 
 class Serve(Protocol):
-    """Serves guests, one at a time, until no more can connect.
+    """The way in which the guests of a scheme are served."""
 
-    The arguments are the host end, the url after the scheme, and the dialect (None for the
-    transport's own). It calls `started` when guests can connect, and raises VconfsError if it
-    cannot listen.
-    """
-
-    async def __call__(  # noqa: D102
+    async def __call__(
         self, host: Host, rest: str, dialect: str | None, task_status: trio.TaskStatus[None]
-    ) -> None: ...
+    ) -> None:
+        """Serve guests, one at a time, until no more can connect.
+
+        `rest` is the url after the scheme. Without a `dialect`, it is the transport's own. Call
+        `started` when guests can connect. Raise VconfsError if it is not possible to listen.
+        """
 
 
 @frozen

@@ -13,11 +13,13 @@ from typing import ClassVar, Final, Self
 from attrs import frozen
 
 from vconfs.errors import PeerAbsentError, VconfsError
-from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
+from vconfs.overrides import override
+from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
-from vconfs.system.programs import start_program
+from vconfs.syntax.url_options import any_commas, commas_of_paths, split_options
+from vconfs.system.shell_programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
 #: A terminal line drops what is not read in time; its buffers hold at least this many bytes.
@@ -30,9 +32,9 @@ _STDIN, _STDOUT, _STDERR = 0, 1, 2
 class Line(StreamAddress):
     """A stream without clients that come and go: opening it is waiting for a guest."""
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         yield self.connect
 
 
@@ -47,16 +49,16 @@ class TtyAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,baud=N][,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "baud", "window")
+        rest, options = split_options("tty", rest, "baud=N", WINDOW_OPTION, commas=commas_of_paths)
         return cls(
             path=path_argument("tty", rest),
             baud=_speed(options["baud"]) if "baud" in options else None,
             window=window_option(options, _TTY_WINDOW),
         )
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
@@ -114,12 +116,12 @@ class ExecAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse COMMAND[,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "window")
+        rest, options = split_options("exec", rest, WINDOW_OPTION, commas=any_commas)
         return cls(command=command_argument(rest), window=window_option(options))
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             program = await start_program(self.command)
         except OSError as error:
@@ -141,14 +143,14 @@ class StdioAddress(StreamAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse [,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options(rest, "window")
+        rest, options = split_options("stdio", rest, WINDOW_OPTION)
         if rest:
             raise ValueError(f"stdio takes no argument, not {rest!r}")
         return cls(window=window_option(options))
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         _check_open()
         if os.isatty(_STDIN) or os.isatty(_STDOUT):
             raise VconfsError("standard input or output is a terminal: use tty:PATH for it")
@@ -157,9 +159,9 @@ class StdioAddress(StreamAddress):
         with _taken_over() as (reader, writer):
             yield Wire(reader, writer)
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         _check_open()
         guests = [self.connect]
         yield lambda: guests.pop()() if guests else nullcontext()

@@ -14,10 +14,12 @@ import trio
 from attrs import frozen
 
 from vconfs.errors import PeerAbsentError, VconfsError
-from vconfs.streams.address import NextGuest, StreamAddress, split_options, window_option
+from vconfs.overrides import override
+from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddress, window_option
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
+from vconfs.syntax.url_options import commas_of_paths, split_options
 from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
@@ -39,9 +41,9 @@ class SocketAddress(StreamAddress):
     has_many_peers = True
     pause_max = 0.05  # any program can connect and fail, and the next may be a guest
 
+    @override
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
-        """See `StreamAddress.connect`."""
         try:
             sock = await self._connected()
         except (OSError, UnicodeError) as error:
@@ -49,9 +51,9 @@ class SocketAddress(StreamAddress):
         with closing(sock):
             yield self._wire(sock)
 
+    @override
     @asynccontextmanager
     async def listen(self) -> AsyncIterator[NextGuest]:
-        """See `StreamAddress.listen`."""
         async with self._listening() as listeners:
             with Door(listeners) as door:
                 yield lambda: self._accepted(door)
@@ -93,7 +95,7 @@ class UnixAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,window=N]. Raise ValueError if it is wrong."""
-        path, options = split_options(rest, "window")
+        path, options = split_options("unix", rest, WINDOW_OPTION, commas=commas_of_paths)
         return cls(socket_path("unix", path), window=window_option(options))
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
@@ -123,7 +125,7 @@ class TcpAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse HOST:PORT[,window=N], an IPv6 address in brackets. Raise ValueError if wrong."""
-        address, options = split_options(rest, "window")
+        address, options = split_options("tcp", rest, WINDOW_OPTION)
         return cls(*tcp_address(address), window=window_option(options))
 
     @property
@@ -160,7 +162,7 @@ class VsockAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse CID:PORT[,window=N]. Raise ValueError if it is wrong."""
-        address, options = split_options(rest, "window")
+        address, options = split_options("vsock", rest, WINDOW_OPTION)
         found = re.fullmatch("(-1|[0-9]{1,10}):([0-9]{1,10})", address)
         if not found or max(map(int, found.groups())) > _CID_MAX:
             raise ValueError(f"vsock needs two numbers: vsock:CID:PORT, not {address!r}")

@@ -1,7 +1,8 @@
-"""A virtio console inside of a QEMU process that has no guest: we take the guest's place.
+"""A virtio console inside a QEMU process that has no guest: vconfs takes the guest's place.
 
-DIR holds QEMU's `qtest` socket and the file `ram` that backs the machine's memory, shared. A
-thin machine for it (64 KiB of `cli; hlt` as firmware, so that the processor stays out of it):
+It is for trying QEMU's device model, and for testing with it. DIR holds QEMU's `qtest` socket and
+the file `ram` with the machine's memory, shared. This is a small machine for it; its firmware is
+64 KiB of `cli; hlt`, so that the processor does nothing:
 
     qemu-system-x86_64 -accel tcg -bios hlt.bin -nodefaults -display none -nic none
       -machine q35,memory-backend=ram -m 64M
@@ -9,11 +10,11 @@ thin machine for it (64 KiB of `cli; hlt` as firmware, so that the processor sta
       -qtest unix:DIR/qtest,server=on,wait=off -qtest-log none
       -device virtio-serial-pci,disable-legacy=on,addr=4 ...
 
-Interrupts are the lines of the I/O APIC. They are MSI-X messages where the machine also has
+Interrupts are the lines of the I/O APIC. They are MSI-X messages if the machine also has
 
       -chardev socket,id=iv,path=DIR/ivshmem -device ivshmem-doorbell,vectors=2,chardev=iv
 
-and QEMU's ivshmem-server runs there: the messages then ring our doorbells (see _doorbells.py).
+and QEMU's ivshmem-server listens at that socket.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from typing import Final
 
 from attrs import frozen
 
-from vconfs.device._doorbells import open_doorbells
-from vconfs.device._interrupts import Eventfds
-from vconfs.device._qtest_bus import SLOTS, QtestBus, QtestFunction
-from vconfs.device._qtest_client import QtestClient, connect
 from vconfs.device.pci import open_pci
+from vconfs.device.qtest._bus import SLOTS, QtestBus, QtestFunction
+from vconfs.device.qtest._doorbells import open_doorbells
+from vconfs.device.qtest._qtest_client import QtestClient, connect
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
+from vconfs.link.notifications import Notices
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
@@ -46,9 +47,9 @@ _MEMORY_MAX: Final = 1 << 30
 
 
 class QtestTransport(QtestFunction):
-    """One PCI function, its memory and its interrupts; see `vconfs.device._pci_console.Transport`.
+    """The way to one PCI function, its memory and its interrupts.
 
-    `doorbells` is where a server of doorbells is, if there is one.
+    `doorbells` is the path of the ivshmem server's socket, which need not exist.
     """
 
     def __init__(
@@ -65,11 +66,11 @@ class QtestTransport(QtestFunction):
         self.base = _MEMORY_START
         self._doorbells = doorbells
         self._stack = stack
-        self._events: Eventfds | None = None
-        self._control = 0  # where the switch for MSI-X is in the config space
+        self._events: Notices[int] | None = None
+        self._control = 0  # where MSI-X is enabled in the config space
 
     async def enable_vectors(self, msix: Msix | None) -> int:
-        """Let doorbells be rung by MSI-X messages, where there are some; else use the line."""
+        """Let MSI-X messages ring the doorbells, if there are any, or else use the line."""
         if self._events is not None and msix is None:
             self._events = None
             self.write_config(self._control, 2, 0)
@@ -96,7 +97,7 @@ class QtestTransport(QtestFunction):
         return len(doorbells.values)
 
     async def wait_interrupt(self) -> Collection[int]:
-        """Wait until a doorbell is rung, or an interrupt line raised."""
+        """Wait until a doorbell is rung, or an interrupt line is raised."""
         if self._events is None:
             await self._bus.client.wait_interrupt()
             return ()
@@ -107,7 +108,7 @@ class QtestTransport(QtestFunction):
 
 @frozen
 class QtestAddress:
-    """What the DEVICE url `qtest:DIR[,addr=SLOT.FUNCTION][,resize=rows-first]` says."""
+    """The address in a DEVICE url: `qtest:DIR[,addr=SLOT.FUNCTION][,resize=rows-first]`."""
 
     directory: Path
     slot: int | None = None
@@ -116,7 +117,7 @@ class QtestAddress:
 
     @classmethod
     def parse(cls, rest: str) -> QtestAddress:
-        """Read what stands after `qtest:`; ValueError: it makes no sense."""
+        """Parse the url after `qtest:`. Raise ValueError if it is wrong."""
         directory, options = split_options("qtest", rest, "addr=SLOT.FUNCTION", RESIZE_OPTION)
         if not directory:
             raise ValueError("qtest: needs the directory with QEMU's socket")
@@ -125,16 +126,16 @@ class QtestAddress:
             return cls(Path(directory), resize_rows_first=rows_first)
         found = re.fullmatch(r"([0-9a-fA-F]{1,2})(?:\.([0-7]))?", options["addr"])
         if not found or int(found[1], 16) >= SLOTS:
-            raise ValueError(f"qtest: {options['addr']!r} is no SLOT.FUNCTION: they look like 04.0")
+            raise ValueError(f"qtest: {options['addr']!r} is not a SLOT.FUNCTION, like 04.0")
         return cls(Path(directory), int(found[1], 16), int(found[2] or 0), rows_first)
 
 
 @asynccontextmanager
 async def open_qtest(rest: str) -> AsyncIterator[OpenDevice]:
-    """Drive the console of the QEMU process at what `QtestAddress` reads.
+    """Drive the console of a QEMU process; `rest` is the url after `qtest:`.
 
-    Without an address it is the first console on bus 0. ValueError: `rest` makes no sense;
-    VconfsError: the device cannot be used.
+    Without `addr`, it is the first console on bus 0. Raise ValueError if `rest` is wrong,
+    VconfsError if the device cannot be used.
     """
     address = QtestAddress.parse(rest)
     memory = _map_memory(address.directory / "ram")

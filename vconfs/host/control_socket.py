@@ -14,6 +14,7 @@ from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.lines import LineReader
 from vconfs.syntax.paths import socket_path
 from vconfs.system.listening import Door, listening_at
 from vconfs.system.tasks import open_background
@@ -63,7 +64,7 @@ class _Client:
         self._host = host
         self._sock = sock
         self._stream = trio.SocketStream(sock)
-        self._lines = control.LineReader()
+        self._lines = LineReader(control.LINE_MAX)
 
     async def serve(self, left: Callable[[], None]) -> None:
         """Answer the client until it leaves, then call `left`."""
@@ -88,7 +89,7 @@ class _Client:
             raise trio.BrokenResourceError from None
 
     async def _answer(self, data: bytes) -> None:
-        for line in self._lines.feed(data):
+        for line in filter(bytes.strip, self._lines.feed(data)):
             await self._stream.send_all(await self._reply(line))
 
     async def _reply(self, line: bytes) -> bytes:
@@ -159,7 +160,7 @@ def describe(port: HostPort) -> dict[str, object]:
         "host_limit": port.spec.host_limit,
         "host": port.connected,
         "guest": _guest(port),
-        "held": port.throttled_by_hand,
+        "throttled_by_hand": port.throttled_by_hand,
         "throttled": port.host_throttled or not port.wants_data,
         "guest_throttled": port.guest_throttled,
         "queued": port.queued,

@@ -1,7 +1,7 @@
-"""Bus 0 of a machine behind qtest: its functions, and where their BARs are placed.
+"""Bus 0 of a machine behind qtest: its functions, and the placement of their BARs.
 
-The config space is reached through the ports 0xcf8 and 0xcfc; BARs are placed one after the other
-from 0xe0000000 on, as a firmware would.
+The config space is accessed through the ports 0xcf8 and 0xcfc. BARs are placed one after the other
+from 0xe0000000 on, as firmware would.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from vconfs.device._qtest_client import QtestClient
+from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 
@@ -22,14 +22,14 @@ SLOTS: Final = 32
 
 
 class QtestBus:
-    """What all functions of one machine share."""
+    """The bus, which all functions of one machine share."""
 
     def __init__(self, client: QtestClient) -> None:
         self.client = client
         self._free = _BARS_START
 
     def take(self, size: int) -> int | None:
-        """Give a place for a BAR; None: there is none."""
+        """Return an address for a BAR, or None if no address is free."""
         place = -(-self._free // size) * size
         if place + size > _BARS_END:
             return None
@@ -37,7 +37,7 @@ class QtestBus:
         return place
 
     async def find(self, *devices: int) -> int | None:
-        """The first slot with one of these devices of the virtio vendor; None: there is none."""
+        """Return the first slot with one of these devices of the virtio vendor, or None."""
         wanted = [device << 16 | virtio_pci.VENDOR for device in devices]
         for slot in range(SLOTS):
             if await QtestFunction(self, slot).read_config(0, 4) in wanted:
@@ -73,7 +73,7 @@ class QtestFunction:
         self._bus.client.post(qtest.write_port(_CONFIG_ADDRESS, 4, address))
 
     async def bar_sizes(self) -> Mapping[int, int]:
-        """Place the BARs, as a firmware would, and give the size of each."""
+        """Place the BARs, as firmware would, and return the size of each."""
         sizes: dict[int, int] = {}
         index = 0
         while index < virtio_pci.BARS:
@@ -92,7 +92,7 @@ class QtestFunction:
         return sizes
 
     def address(self, bar: int, offset: int) -> int:
-        """Where in the machine's memory a place in a BAR is."""
+        """Return the machine's address of an offset in a BAR."""
         return self._bars[bar] + offset
 
     async def _measure_bar(self, index: int) -> virtio_pci.Bar:

@@ -1,8 +1,8 @@
-"""Doorbells: how MSI-X messages inside of a QEMU process become eventfds of ours.
+"""Doorbells: eventfds that the MSI-X messages of a device inside a QEMU process raise.
 
-An `ivshmem-doorbell` device of the machine has a register that rings the doorbell of another peer,
-and a server has told QEMU and us each other's doorbells (see protocol/ivshmem.py). An MSI-X message
-is a write to memory, so one to that register rings one of ours: no line of qtest has to be read.
+An `ivshmem-doorbell` device of the machine has a register that rings the doorbell of another peer.
+A server tells QEMU and us each other's doorbells (see protocol/ivshmem.py). An MSI-X message is a
+write to memory, so a message to that register rings one of our doorbells, without a line of qtest.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from typing import Final
 import trio
 from attrs import frozen
 
-from vconfs.device._interrupts import Eventfds
-from vconfs.device._qtest_bus import QtestBus, QtestFunction
-from vconfs.device._qtest_client import connect
+from vconfs.device.qtest._bus import QtestBus, QtestFunction
+from vconfs.device.qtest._qtest_client import connect
 from vconfs.errors import VconfsError
+from vconfs.link.notifications import Notices
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import close_descriptors, is_eventfd
@@ -28,31 +28,31 @@ from vconfs.system.aside import close_descriptors, is_eventfd
 _IVSHMEM: Final = 0x1110
 _REGISTERS: Final = 0
 _DOORBELL: Final = 12
-#: As many descriptors as Linux lets a message have; there should be one.
+#: The most descriptors that Linux allows in a message; there should be one.
 _RIGHTS_MAX: Final = 253
-#: In the place of a vector: QEMU is gone.
+#: The key, in place of a vector, that means that QEMU is gone.
 _LOST: Final = -1
 
-#: How long the server, and then QEMU, may take, and how often doorbells are tried meanwhile.
+#: Seconds that the server, and then QEMU, may take, and seconds between tries of the doorbells.
 _SECONDS: Final = 5.0
 _STEP: Final = 0.01
 
 
 @frozen
 class Doorbells:
-    """Our doorbells: the address that rings them, and by which value each."""
+    """Our doorbells: the address that rings them, and the value for each."""
 
     register: int
     values: list[int]
-    events: Eventfds
+    events: Notices[int]
 
 
 async def open_doorbells(
     bus: QtestBus, path: Path, most: int, stack: ExitStack
 ) -> Doorbells | None:
-    """Get up to `most` doorbells from the server at `path`; None: the machine cannot ring any.
+    """Get up to `most` doorbells from the server at `path`, or None if the machine can ring none.
 
-    They are closed with `stack`. VconfsError: the server, or QEMU, does not do its part.
+    `stack` closes them. Raise VconfsError if the server or QEMU does not do its part.
     """
     slot = await bus.find(_IVSHMEM)
     if slot is None:
@@ -63,20 +63,23 @@ async def open_doorbells(
     await function.bar_sizes()
     sock = stack.enter_context(connect(path, rights=True))
     peer = await _meet(sock, count)
-    events = Eventfds(stack)
+    events: Notices[int] = Notices()
+    stack.callback(events.close)
     for vector, event in enumerate(peer.doorbells):
+        stack.callback(os.close, event)
         events.add(event, vector)
     values = [peer.ring(vector) for vector in range(count)]
     doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, events)
     await _try_all(bus, doorbells)
     lost = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    stack.callback(os.close, lost)
     events.add(lost, _LOST)
     bus.client.on_lost = lambda: os.eventfd_write(lost, 1)
     return doorbells
 
 
 async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
-    """Listen to the server until we have so many doorbells."""
+    """Receive from the server until `count` doorbells have come."""
     peer = ivshmem.Peer()
     with ExitStack() as stack:
         stack.callback(close_descriptors, peer.doorbells)
@@ -86,7 +89,7 @@ async def _meet(sock: socket.socket, count: int) -> ivshmem.Peer:
                     await trio.lowlevel.wait_readable(sock)
                     _receive(sock, peer)
         except trio.TooSlowError:
-            raise _failed(f"it has not given {count} doorbells in {_SECONDS:g} s") from None
+            raise _failed(f"it has not sent {count} doorbells in {_SECONDS:g} s") from None
         except (OSError, RemoteProtocolError) as error:
             raise _failed(str(error)) from None
         stack.pop_all()
@@ -108,18 +111,18 @@ def _receive(sock: socket.socket, peer: ivshmem.Peer) -> None:
     finally:
         close_descriptors(descriptors[1:] if keeps else descriptors)
     if keeps and not is_eventfd(descriptors[0]):
-        raise RemoteProtocolError("a doorbell is no eventfd")
+        raise RemoteProtocolError("a doorbell is not an eventfd")
 
 
 async def _try_all(bus: QtestBus, doorbells: Doorbells) -> None:
-    """Ring all: QEMU hears of us from the server in its own time."""
+    """Ring all doorbells until each has rung: the server tells QEMU about us at some later time."""
     silent = set(range(len(doorbells.values)))
     with trio.move_on_after(_SECONDS):
         while silent:
             for vector in silent:
                 bus.client.post(qtest.write(doorbells.register, 4, doorbells.values[vector]))
             with trio.move_on_after(_STEP):
-                silent -= await doorbells.events.wait()
+                silent.difference_update(await doorbells.events.wait())
             bus.client.check()
         return
     raise VconfsError(f"QEMU has not rung our doorbells in {_SECONDS:g} s")

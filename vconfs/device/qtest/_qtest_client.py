@@ -1,4 +1,4 @@
-"""The way to a QEMU process by its qtest protocol: commands in order, and interrupt lines."""
+"""A client of QEMU's qtest protocol: it sends commands in order, and watches interrupt lines."""
 
 from __future__ import annotations
 
@@ -14,16 +14,20 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.protocol import qtest
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.protocol.lines import LineReader
 from vconfs.system.unix_sockets import refuse_rights
 
-#: How long QEMU may take to answer, and how many bytes of commands may wait for it.
+#: Seconds that QEMU may take to answer, and the most bytes of commands that may wait for it.
 _ANSWER_SECONDS: Final = 5.0
 _BACKLOG_MAX: Final = 1 << 20
 _RECEIVE_SIZE: Final = 1 << 16
 
 
 def connect(path: Path, *, rights: bool = False) -> socket.socket:
-    """Connect to a unix socket, without waiting; VconfsError. `rights`: descriptors may come."""
+    """Connect to a unix socket, without waiting. Raise VconfsError if that fails.
+
+    Descriptors are accepted only if `rights` is true.
+    """
     sock = socket.socket(socket.AF_UNIX)
     if not rights:
         refuse_rights(sock)
@@ -37,7 +41,7 @@ def connect(path: Path, *, rights: bool = False) -> socket.socket:
 
 
 class _Pending:
-    """A command that somebody waits for."""
+    """A command whose answer is awaited."""
 
     __slots__ = ("answer", "event")
 
@@ -67,11 +71,11 @@ class QtestClient:
             nursery.cancel_scope.cancel()
 
     def post(self, command: bytes) -> None:
-        """Send a command whose answer nobody waits for."""
+        """Send a command, and do not wait for its answer."""
         self._put(command, None)
 
     async def call(self, command: bytes) -> int:
-        """Send a command, and give what it answers."""
+        """Send a command, and return its answer."""
         pending = _Pending()
         self._put(command, pending)
         with trio.move_on_after(_ANSWER_SECONDS):
@@ -88,7 +92,7 @@ class QtestClient:
         self._interrupt = trio.Event()
 
     def check(self) -> None:
-        """See that QEMU is there; VconfsError."""
+        """Raise VconfsError if QEMU is gone."""
         if self._lost:
             raise VconfsError(self._lost)
 
@@ -123,7 +127,7 @@ class QtestClient:
             self._send_some()
 
     async def _receive_all(self) -> None:
-        reader = qtest.LineReader()
+        reader = LineReader(qtest.LINE_MAX)
         while not self._lost:
             await trio.lowlevel.wait_readable(self._socket)
             try:
@@ -131,8 +135,8 @@ class QtestClient:
                 if not data:
                     self._lose("QEMU is gone")
                     break
-                for event in reader.receive(data):
-                    self._handle(event)
+                for line in reader.feed(data):
+                    self._handle(qtest.parse_line(line))
             except BlockingIOError:
                 continue
             except OSError as error:

@@ -1,4 +1,4 @@
-"""A vhost-user back-end, seen by its front-end: asked one thing after the other."""
+"""A vhost-user back-end as its front-end sees it: it gets one request at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vconfs.protocol.virtio_pci import F_VERSION_1
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.system.aside import close_descriptors
 
-#: Seconds that a back-end has for an answer; it may be serving another front-end meanwhile.
+#: Seconds that a back-end has to answer; it may be serving another front-end meanwhile.
 _PATIENCE: Final = 10.0
 _PROTOCOL_FEATURES: Final = (
     vu.PF_MQ | vu.PF_REPLY_ACK | vu.PF_BACKEND_REQ | vu.PF_CONFIG | vu.PF_CONFIGURE_MEM_SLOTS
@@ -26,13 +26,14 @@ _PROTOCOL_FEATURES: Final = (
 class RemoteBackend:
     """The back-end at the other end of `sock`.
 
-    Only one task may ask at a time. VconfsError and RemoteProtocolError: it is of no more use.
+    Only one task may use it at a time. After VconfsError or RemoteProtocolError, it cannot be used
+    any more.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         #: The negotiated features, without VHOST_USER_F_PROTOCOL_FEATURES.
         self.features = 0
-        #: How many queues the console uses, and its config space as it was last read.
+        #: The number of queues that the console uses, and its config space when it was last read.
         self.queues = 0
         self.config = b""
         self._requests = Frontend(vu.QUEUES_MAX)
@@ -42,10 +43,10 @@ class RemoteBackend:
     # --- the negotiation ------------------------------------------------------------------
 
     async def negotiate(self, dialect: str | None) -> Guest:
-        """Agree on features, and give the guest's end of the dialect.
+        """Negotiate features, and return the guest's end of the dialect.
 
-        Where nobody has chosen one, a back-end with two queues speaks v8, as one does that does
-        not tell how many it has.
+        If no dialect is given, it is v8 for a back-end with two queues, or one that does not say
+        how many it has, and virtio1 for the others.
         """
         await self._tell(self._requests.set_owner())
         offered = (await self._ask(self._requests.get_features())).value
@@ -58,7 +59,7 @@ class RemoteBackend:
         spoken = DIALECTS[dialect or ("v8" if queues in (None, QUEUES) else "virtio1")]
         wanted = spoken.features | F_VERSION_1 | F_EVENT_IDX
         if not self._has(vu.PF_CONFIG):
-            wanted &= ~(F_MULTIPORT | F_SIZE)  # the config space would tell what they mean
+            wanted &= ~(F_MULTIPORT | F_SIZE)  # they have a meaning only with the config space
         self.features = offered & wanted
         await self._tell(
             self._requests.set_features(self.features | offered & vu.F_PROTOCOL_FEATURES)
@@ -77,20 +78,20 @@ class RemoteBackend:
     def _has(self, protocol_feature: int) -> bool:
         return bool(self._requests.protocol_features & protocol_feature)
 
-    # --- what else is asked ---------------------------------------------------------------
+    # --- further requests ------------------------------------------------------------------
 
     async def read_config(self) -> None:
-        """Read the console's config space, if that is possible."""
+        """Read the console's config space, if the back-end has it."""
         if self._has(vu.PF_CONFIG):
             self.config = (await self._ask(self._requests.get_config(0, CONFIG.size))).data
 
     async def give_channel(self, fd: int) -> None:
-        """Give the back-end a socket for its requests, if it makes any."""
+        """Send the back-end a socket for its requests, if it makes any."""
         if self._has(vu.PF_BACKEND_REQ):
             await self._tell(self._requests.set_backend_req_fd(fd))
 
     def receive_request(self, message: Message) -> vu.Asked:
-        """Say what the back-end asks on that socket."""
+        """Return what the back-end requests on that socket."""
         return self._requests.receive_request(message)
 
     async def share(self, region: Region, fd: int) -> None:
@@ -99,11 +100,11 @@ class RemoteBackend:
             await self._tell(self._requests.set_mem_table([region], [fd]))
             return
         if not (await self._ask(self._requests.get_max_mem_slots())).value:
-            raise VconfsError("the back-end has no place for a memory region")
+            raise VconfsError("the back-end has no room for a memory region")
         await self._tell(self._requests.add_mem_reg(region, fd))
 
     async def start_ring(self, index: int, layout: Layout, kick: int, call: int, err: int) -> None:
-        """Set a ring up and have it served; `layout` has addresses in the memory shared."""
+        """Set up a ring and start it; `layout` has addresses in the shared memory."""
         requests = self._requests
         await self._tell(requests.set_vring_num(index, layout.size))
         await self._tell(requests.set_vring_base(index, 0))
@@ -115,10 +116,10 @@ class RemoteBackend:
             await self._tell(requests.set_vring_enable(index, True))
 
     async def stop_ring(self, index: int) -> None:
-        """Have a ring left alone."""
+        """Stop a ring: the back-end does not use it any more."""
         await self._ask(self._requests.get_vring_base(index))
 
-    # --- one question, one answer ---------------------------------------------------------
+    # --- one request, one reply -----------------------------------------------------------
 
     async def _ask(self, request: Outgoing) -> Reply:
         reply = await self._exchange(request)
@@ -129,17 +130,17 @@ class RemoteBackend:
         await self._exchange(request)
 
     async def _exchange(self, request: Outgoing) -> Reply | None:
-        """Send a request, and give the reply to it if there is one."""
+        """Send a request. Return its reply, or None if there is none."""
         reply = None
         try:
             with trio.fail_after(_PATIENCE):
                 await self._socket.send(request.data, request.fds)
-                while self._requests.waiting:  # also for answers that nobody waited for
+                while self._requests.waiting:  # replies to cancelled requests as well
                     reply = self._requests.receive(await self._next_message())
         except trio.TooSlowError:
             raise VconfsError(
                 f"the back-end gave no answer in {_PATIENCE:.0f} seconds: "
-                "it may be serving somebody else"
+                "it may be serving another front-end"
             ) from None
         except OSError as error:
             raise VconfsError(f"the connection broke: {error.strerror}") from None
@@ -155,11 +156,11 @@ class RemoteBackend:
         return message
 
     def release(self) -> None:
-        """See `MessageSocket.release`."""
+        """Close the descriptors of messages that were not returned."""
         self._socket.release()
 
 
 def _queues_needed(end: Guest, config: bytes) -> int:
-    """Say how many queues a console with such a config space uses; `end` is of no use then."""
+    """Return the number of queues of a console with this config space; `end` is used up by that."""
     end.receive_config(config)
     return end.queues

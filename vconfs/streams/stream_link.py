@@ -21,6 +21,7 @@ from attrs import frozen
 from vconfs.errors import VconfsError
 from vconfs.link.draining import drain
 from vconfs.link.link import Link, call_soon, leave_soon
+from vconfs.overrides import override
 from vconfs.protocol import v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -40,7 +41,7 @@ from vconfs.protocol.stream import (
     Role,
 )
 from vconfs.streams._outbox import Outbox, OutgoingFrame
-from vconfs.streams.address import StreamAddress
+from vconfs.streams.stream_address import StreamAddress
 from vconfs.streams.wire import Wire
 from vconfs.system.tasks import open_background
 
@@ -164,38 +165,39 @@ class StreamLink(Link):
         self._lost = 0  # bytes that the stream had taken, and that do not arrive
         self._running = trio.CancelScope(shield=True)
 
+    @override
     @property
     def config(self) -> bytes:
-        """See `Link.config`."""
         return self._config
 
     # --- sending --------------------------------------------------------------------------
 
+    @override
     def room_for(self, queue: int, header_size: int) -> int:
-        """See `Link.room_for`."""
         return self._payload - header_size if self._has_room(0, self._reserve) else 0
 
+    @override
     def find_room(self, queue: int, header_size: int) -> int:
-        """See `Link.find_room`."""
         room = self.room_for(queue, header_size)
         self._room_wanted = self._room_wanted or not room
         return room
 
+    @override
     def capacity(self, queue: int) -> int:
-        """See `Link.capacity`."""
         return self._payload if self._has_room(_RESERVE, 0) else 0
 
+    @override
     def find_buffer(self, queue: int, wanted: int) -> int:
-        """See `Link.find_buffer`."""
         if self._has_room(_RESERVE, 0, wanted):
             return self._payload
         self._room_wanted = True
         return 0
 
+    @override
     def want_room(self, queue: int) -> None:
-        """See `Link.want_room`."""
         self._room_wanted = True
 
+    @override
     def send(
         self,
         queue: int,
@@ -205,7 +207,6 @@ class StreamLink(Link):
         *,
         port_id: int | None = None,
     ) -> None:
-        """See `Link.send`."""
         size = len(header) + len(data)
         head = self._connection.frame_header(queue, size, watched=seen is not None)
         if seen is not None:
@@ -213,12 +214,14 @@ class StreamLink(Link):
         port, urgent = v8.addressee(header)
         self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
 
+    @override
     def untaken(self) -> Mapping[int, int]:
-        """See `Link.untaken`. What is in the stream counts once it is lost by its end."""
+        """Return the bytes of the outbox, and those in the stream once its end has lost them."""
         return self._outbox.untaken(self._lost)
 
+    @override
     def owed(self) -> Mapping[int, int]:
-        """See `Link.owed`. What is in the stream counts as far as the kernel knows."""
+        """Return the bytes of the outbox, and those in the stream as far as the kernel knows."""
         return self._outbox.owed(self._wire.unread())
 
     def send_config(self, config: bytes) -> None:
@@ -226,8 +229,8 @@ class StreamLink(Link):
         self._config_due = config
         self._send_config()
 
+    @override
     def flush(self, queue: int) -> None:
-        """See `Link.flush`."""
         self._send_credit()
         fresh, self._fresh = self._fresh, []
         if not fresh or self._dead:
@@ -244,8 +247,8 @@ class StreamLink(Link):
 
     # --- receiving ------------------------------------------------------------------------
 
+    @override
     def receive(self, queue: int) -> memoryview | None:
-        """See `Link.receive`."""
         if queue != self._receives:
             return None
         try:
@@ -279,24 +282,25 @@ class StreamLink(Link):
                 raise AssertionError(f"a stream gave {event} behind the hellos")
         return False
 
+    @override
     def hold(self, queue: int) -> Callable[[], None] | None:
-        """See `Link.hold`. The received bytes are our own, and stay valid while referenced."""
+        """Keep nothing: received bytes are our own, and stay valid while referenced."""
         return _let_go
 
+    @override
     def again(self, queue: int) -> None:
-        """See `Link.again`."""
         call_soon(self.owner.received, queue)
 
+    @override
     def done(self, queue: int) -> None:
-        """See `Link.done`."""
         self._acknowledge(self._held.popleft())
 
+    @override
     def withhold(self, queue: int) -> None:
-        """See `Link.withhold`."""
         self._withheld.append(self._held.popleft())
 
+    @override
     def release(self, queue: int) -> None:
-        """See `Link.release`."""
         withheld, self._withheld = self._withheld, []
         for frame in withheld:
             self._acknowledge(frame)
@@ -331,8 +335,9 @@ class StreamLink(Link):
         except OSError as error:
             self._lose(f"the stream broke: {error.strerror}")
 
+    @override
     async def leave(self, patience: float) -> None:
-        """See `Link.leave`: send BYE, and wait until the peer ends the stream."""
+        """Send BYE, and wait until the peer ends the stream."""
         if self._leaving or self._dead:
             return
         self._leaving = True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -12,10 +11,13 @@ from attrs import frozen
 
 from vconfs.protocol.stream import WINDOW_MAX, WINDOW_MIN
 from vconfs.streams.wire import Wire
+from vconfs.syntax.values import number
 
 #: The default limit of bytes that a peer may have under way: enough for a distant network, and a
 #: bound for what may still come after the peer was told to stop.
 DEFAULT_WINDOW: Final = 4 << 20
+#: The option of all streams, as it is written.
+WINDOW_OPTION: Final = "window=BYTES"
 
 #: Waits for the next guest and connects to it. Its value is None if no further guest can come.
 NextGuest = Callable[[], AbstractAsyncContextManager[Wire | None]]
@@ -45,20 +47,7 @@ class StreamAddress(ABC):
         """Listen for guests. Raise VconfsError if that fails."""
 
 
-def split_options(rest: str, *names: str) -> tuple[str, dict[str, str]]:
-    """Split options like ",window=N" off the end of `rest`, which may contain other commas."""
-    options: dict[str, str] = {}
-    while found := re.fullmatch(f"(.*),({'|'.join(names)})=([^,]*)", rest, re.DOTALL):
-        rest, name, value = found.groups()
-        if name in options:
-            raise ValueError(f"{name} is given twice")
-        options[name] = value
-    return rest, options
-
-
 def window_option(options: dict[str, str], default: int = DEFAULT_WINDOW) -> int:
     """Return the option `window`, in bytes. Raise ValueError if it is out of range."""
     value = options.get("window", str(default))
-    if not re.fullmatch("[0-9]{1,10}", value) or not WINDOW_MIN <= int(value) <= WINDOW_MAX:
-        raise ValueError(f"a window is {WINDOW_MIN} to {WINDOW_MAX} bytes, not {value!r}")
-    return int(value)
+    return number("window", value, WINDOW_MIN, WINDOW_MAX)
