@@ -66,24 +66,27 @@ class Step:
 class LoopWatch(trio.abc.Instrument):
     """Measures the steps of tasks, and calls `report` with each that takes longer than LIMIT.
 
-    Only steps of tasks for which `counts` returns True are measured.
+    Only steps of tasks for which `counts` returns True are measured. `elsewhere` returns a number
+    of seconds that grows while the thread computes something that is not to be measured.
     """
 
     def __init__(
         self,
         report: Callable[[Step], None],
         counts: Callable[[trio.lowlevel.Task], bool] = lambda task: True,
+        elsewhere: Callable[[], float] = lambda: 0.0,
     ) -> None:
         #: The longest step of all.
         self.longest: Step | None = None
         self._report = report
         self._counts = counts
+        self._elsewhere = elsewhere
         self._thread = 0
         self._delays = -1  # the descriptor of the kernel's counts for the thread, if it has any
         # Of the step that is running: its number (0 if none is), and the state at its begin.
         self._number = 0
         self._steps = 0
-        self._begun = self._begun_cpu = self._begun_delay = 0.0
+        self._begun = self._begun_cpu = self._begun_delay = self._begun_elsewhere = 0.0
         self._begun_switches = 0
         #: The number of a step that was looked at while it ran, and where it was.
         self._seen: tuple[int, str] = (0, "")
@@ -112,6 +115,7 @@ class LoopWatch(trio.abc.Instrument):
         if self._counts(task):
             self._begun_delay = self._delay()
             self._begun_switches = _switches()
+            self._begun_elsewhere = self._elsewhere()
             self._begun_cpu = time.thread_time()
             self._begun = time.perf_counter()
             self._steps += 1
@@ -125,10 +129,11 @@ class LoopWatch(trio.abc.Instrument):
         wall = time.perf_counter() - self._begun
         if self.longest is not None and wall <= self.longest.away and wall <= LIMIT:
             return
-        cpu = time.thread_time() - self._begun_cpu
+        all_cpu = time.thread_time() - self._begun_cpu
+        cpu = max(all_cpu - (self._elsewhere() - self._begun_elsewhere), 0.0)
         blocked = 0.0
         if _switches() > self._begun_switches:
-            blocked = max(wall - (self._delay() - self._begun_delay) - cpu, 0.0)
+            blocked = max(wall - (self._delay() - self._begun_delay) - all_cpu, 0.0)
         away = cpu + blocked
         if self.longest is not None and away <= self.longest.away and away <= LIMIT:
             return
