@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from tests.watched import Suite
 
+pytest_plugins = ["tests.support.plugin"]
+
 # Below the temporary folder are unix sockets, whose paths have at most 107 bytes. Of these a test
 # needs up to 90 for itself.
 if len(os.fsencode(tempfile.gettempdir())) > 17 and os.access("/tmp", os.W_OK):

@@ -11,10 +11,11 @@ import pytest
 import trio
 from attrs import field, frozen
 
+from tests.support.limits import LONG
 from tests.threads import in_thread
 from vconfs.system.tasks import open_background
 
-from .conftest import LIMIT, LONG
+from .conftest import LIMIT
 from .programs import Both, Program, until
 from .traffic import Track
 
@@ -172,7 +173,7 @@ async def survive(
     assert "Traceback" not in survivor.said.decode()
 
 
-@pytest.mark.timeout(LIMIT + 10)
+@pytest.mark.limit(LIMIT + 10)
 async def test_the_guest_is_killed(both: Both, numbers: random.Random) -> None:
     traffic = Traffic(both, numbers)
 
@@ -186,7 +187,7 @@ async def test_the_guest_is_killed(both: Both, numbers: random.Random) -> None:
         await survive(traffic, host, lambda: both.begin_mount("-o", "throttle=block,wait"), use)
 
 
-@pytest.mark.timeout(LIMIT + 10)
+@pytest.mark.limit(LIMIT + 10)
 async def test_the_host_is_killed(both: Both, numbers: random.Random) -> None:
     traffic = Traffic(both, numbers)
 

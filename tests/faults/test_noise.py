@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.limits import LONG
 from vconfs.device.stream import open_stream
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
@@ -22,7 +23,7 @@ from vconfs.protocol import v8
 from vconfs.protocol.stream import BYE, CONFIG, CREDIT, HEADER, INPUT, OUTPUT, Connection, Role
 from vconfs.system.tasks import open_background
 
-from .conftest import LIMIT, LONG
+from .conftest import LIMIT
 from .conversation import Talk, assert_served, converse, serving
 from .programs import until
 
@@ -138,7 +139,7 @@ async def send(client: trio.SocketStream, data: bytes) -> None:
             pass
 
 
-@pytest.mark.timeout(LIMIT)
+@pytest.mark.limit(LIMIT)
 async def test_a_host_and_guests_that_send_anything(
     talk: Talk, tmp_path: Path, numbers: random.Random, nothing_is_left: Callable[[], None]
 ) -> None:
@@ -158,7 +159,7 @@ async def test_a_host_and_guests_that_send_anything(
         await assert_served(f"unix:{path}", puppets)
 
 
-@pytest.mark.timeout(LIMIT)
+@pytest.mark.limit(LIMIT)
 async def test_a_guest_and_hosts_that_send_anything(
     talk: Talk, tmp_path: Path, numbers: random.Random, nothing_is_left: Callable[[], None]
 ) -> None:

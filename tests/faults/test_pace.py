@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.limits import LONG
 from vconfs.system.tasks import open_background
 
-from .conftest import DEVICES, LONG
+from .conftest import DEVICES
 from .programs import Both, Program, open_both
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.limit(600)
 
 PORTS = 4
 #: Seconds of traffic; what is under way then is taken to its end.

@@ -114,7 +114,6 @@ FOR_ALL_DEVICES = (
     "test_events_file",
     "test_files",
     "test_namespace",
-    "test_programs",
     "test_rules",
     "test_watching",
 )

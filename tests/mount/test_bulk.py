@@ -46,7 +46,7 @@ def seeded(seed: int, size: int) -> str:
     return digest.hexdigest()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.limit(120)
 async def test_64_mib_each_way_while_one_neighbour_is_stuck_and_another_flaps(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
@@ -176,7 +176,7 @@ print(sent)
 FLOOD = 60.0 if os.environ.get("VCONFS_LONG") else 3.0
 
 
-@pytest.mark.timeout(200)
+@pytest.mark.limit(200)
 @pytest.mark.parametrize("size", [1, 4096, 100_000])
 @pytest.mark.parametrize("who", ["host", "guest"])
 def test_a_flood_of_a_port_that_nobody_reads_is_bounded(

@@ -84,10 +84,6 @@ class Found:
     kernels: dict[str, Kernel] = field(factory=dict)
     put_aside: dict[str, str] = field(factory=dict)
 
-    @property
-    def newest(self) -> Kernel:
-        return list(self.kernels.values())[-1]
-
 
 @cache
 def find() -> Found:

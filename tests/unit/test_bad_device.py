@@ -86,6 +86,7 @@ async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = 
         (0, 2**32 - 1, r"used length 4294967295 is more"),
     ],
 )
+@pytest.mark.expect_log("device lost")
 async def test_a_wrong_used_entry_loses_the_device(
     queue: int, head: int, length: int, reason: str
 ) -> None:
@@ -97,6 +98,7 @@ async def test_a_wrong_used_entry_loses_the_device(
     await play(act, 1 << 32 | 2)
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_used_entry_for_what_was_never_sent() -> None:
     async def act(scene: Scene, puppet: Puppet) -> None:
         scene.use(DATA_OUT, 0, 0)
@@ -142,6 +144,7 @@ Poke = tuple[int, bool, int, int]
     ),
     st.sampled_from([0, 1 << 32 | 2]),
 )
+@pytest.mark.expect_log("device lost", "guest lost")
 def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
     """The ports go on, or the device is lost for a reason that names the queue."""
 
@@ -183,6 +186,13 @@ def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
         ),
         max_size=30,
     )
+)
+@pytest.mark.expect_log(
+    "for unknown port",
+    "is too short",
+    "of a device with",
+    "unknown control event",
+    "which is not there",
 )
 def test_any_control_messages(messages: list[bytes]) -> None:
     """There are never more ports than the device said, and the device is not lost."""

@@ -224,6 +224,13 @@ def test_the_commands(
         (("unbind",), 2, "Missing argument"),
     ],
 )
+@pytest.mark.expect_log(
+    "Invalid value",
+    "Missing argument",
+    "is not a virtio console",
+    "there is no PCI function",
+    "vfio-pci does not take",
+)
 def test_the_commands_fail_clearly(
     words: tuple[str, ...],
     code: int,

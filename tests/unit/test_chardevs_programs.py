@@ -241,6 +241,7 @@ async def test_what_a_program_says_to_nobody_is_counted() -> None:
         assert port.counters.dropped == len(b"too late\n")
 
 
+@pytest.mark.expect_log("trying again")
 async def test_no_descriptor_to_watch_a_program_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +273,7 @@ async def test_no_descriptor_to_watch_a_program_with(
 @pytest.mark.parametrize(
     "command", ["echo $$; exec cat", "trap '' TERM; sleep 1000 & echo $!; yes; wait"]
 )
+@pytest.mark.expect_log("was ended by signal")
 async def test_cancelled_amid_all(command: str) -> None:
     before = descriptors()
     async with serving(f"exec:{command}") as port:

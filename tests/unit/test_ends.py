@@ -213,6 +213,7 @@ async def test_throttling_one_port_leaves_the_others_alone() -> None:
             assert taken(ends.ports[1].read_nowait(10)) == b"back"
 
 
+@pytest.mark.expect_log("ignores THROTTLE")
 async def test_a_guest_that_ignores_throttle_loses_its_data_and_no_memory() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:

@@ -137,6 +137,7 @@ def test_in_the_background_the_file_is_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stderr_kept")
+@pytest.mark.expect_log("ended by an internal error")
 def test_what_ends_a_daemon_in_the_background_is_logged(tmp_path: Path) -> None:
     set_log_format()
     open_log(f"{tmp_path}/log")

@@ -436,6 +436,7 @@ def test_close_while_throttled_lets_the_host_go_again() -> None:
     assert ("throttle", 3, False) in line.told
 
 
+@pytest.mark.expect_log("ignores THROTTLE")
 def test_a_host_that_goes_on_sending_is_reset() -> None:
     port, line = make_port(limit=100)
     port.open(Opener(1))

@@ -224,6 +224,7 @@ ON_THE_CHANNEL = [
 
 
 @pytest.mark.parametrize(("said", "reason"), ON_THE_CHANNEL)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_what_comes_on_the_channel(tmp_path: Path, said: bytes, reason: str) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, manager):
@@ -252,6 +253,7 @@ async def test_the_answer_comes_before_the_config_is_read(tmp_path: Path) -> Non
         await until(lambda: len(manager.ports) == 2)
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_back_end_that_breaks_a_ring_is_lost(tmp_path: Path) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, manager):
@@ -262,6 +264,7 @@ async def test_a_back_end_that_breaks_a_ring_is_lost(tmp_path: Path) -> None:
         assert not manager.ports[0].attached
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_back_end_that_says_that_it_cannot_go_on_is_lost(tmp_path: Path) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, _):

@@ -160,6 +160,7 @@ async def test_all_of_it_comes_in_order(tmp_path: Path, dialect: str) -> None:
 
 
 @dialects
+@pytest.mark.expect_log("device lost")
 async def test_a_host_that_leaves_is_noticed_after_what_it_said(
     tmp_path: Path, dialect: str
 ) -> None:
@@ -199,6 +200,7 @@ async def test_what_a_guest_said_last_comes_and_the_next_one_is_served(
 
 
 @dialects
+@pytest.mark.expect_log("device lost", "trying again")
 async def test_the_guest_end_connects_again(tmp_path: Path, dialect: str) -> None:
     device = parse_device(f"vhost-user:{tmp_path}/s")
     manager = PortManager()

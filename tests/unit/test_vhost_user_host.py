@@ -99,6 +99,7 @@ def mappings() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:guest")
 
 
+@pytest.mark.expect_log("turned away")
 async def test_the_next_front_end_is_served_and_nothing_stays_of_the_last_one(
     tmp_path: Path,
 ) -> None:
@@ -269,6 +270,7 @@ async def test_a_front_end_that_reads_no_requests_makes_nobody_wait(tmp_path: Pa
 # The guest and its memory
 
 
+@pytest.mark.expect_log("guest lost")
 async def test_a_ring_that_was_broken_is_left_alone_until_another_driver_comes(
     tmp_path: Path,
 ) -> None:
@@ -372,6 +374,7 @@ async def test_no_byte_is_lost_when_a_front_end_leaves(tmp_path: Path) -> None:
         assert await puppet.port.receive() == b"nobody was told"
 
 
+@pytest.mark.expect_log("turned away")
 async def test_a_front_end_has_its_time_for_all_of_its_hello(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
