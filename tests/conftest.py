@@ -28,7 +28,7 @@ os.umask(0o022)
 # Many tests serve a mount in their own process. Under vfork the whole process stands still until a
 # new child has entered its working folder and closed the files that it inherited. If one of these
 # is of the mount, each waits for the other for ever. See docs/howto/embedding.md.
-subprocess._USE_VFORK = False
+subprocess._USE_VFORK = False  # type: ignore[misc]
 
 # How long an example takes depends on what else the machine does; the tests have their own limits.
 settings.register_profile("vconfs", deadline=None)

@@ -70,7 +70,7 @@ async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) ->
     await assert_comes_back(manager, tmp_path)
 
 
-async def say(listener: trio.socket.SocketType, data: bytes) -> None:
+async def say(listener: trio.socket.SocketType, data: bytearray) -> None:
     sock, _ = await listener.accept()
     async with trio.SocketStream(sock) as client:
         await client.send_all(data)
@@ -94,5 +94,5 @@ async def assert_comes_back(manager: PortManager, folder: Path) -> None:
             await until(lambda: all(ports[port_id].host_connected for port_id in UP))
             for port_id, puppet in enumerate(puppets):
                 await puppet.port.send(b"anew")
-                await until(lambda port_id=port_id: ports[port_id].queued)
+                await until(lambda port_id=port_id: ports[port_id].queued)  # type: ignore[misc]
                 assert b"".join(ports[port_id].read_nowait(10)) == b"anew"

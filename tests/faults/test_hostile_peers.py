@@ -109,7 +109,7 @@ def test_a_call_that_is_full_and_blocks_in_the_wrong_moment(tmp_path: Path) -> N
             for number in range(1, 1001):
                 struct.pack_into("<HH", front.memory, 4096, 0, number)
                 os.eventfd_write(front.kicks[1], 1)
-                until(lambda number=number: front.memory[8194:8196] == struct.pack("<H", number))
+                until(lambda number=number: front.memory[8194:8196] == struct.pack("<H", number))  # type: ignore[misc]
             host.answers(0.3)
         host.ends()
 

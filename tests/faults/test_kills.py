@@ -97,7 +97,7 @@ class Traffic:
         with suppress(OSError):
             while True:
                 while data:
-                    data = data[await in_thread(lambda data=data: os.write(fd, data)) :]
+                    data = data[await in_thread(lambda data=data: os.write(fd, data)) :]  # type: ignore[misc]
                 data = track.more(self.numbers.choice(PIECES))
 
     async def _read(self, fd: int, track: Track) -> None:

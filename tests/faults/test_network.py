@@ -91,7 +91,7 @@ async def exchange(both: Both, client: trio.SocketStream) -> tuple[int, float]:
     async def write() -> None:
         left = up
         while left:
-            left = left[await in_thread(lambda data=left: os.write(bulk, data[:100_000])) :]
+            left = left[await in_thread(lambda data=left: os.write(bulk, data[:100_000])) :]  # type: ignore[misc]
 
     async def read() -> None:
         while len(got["down"]) < SIZE:

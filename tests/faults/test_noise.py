@@ -145,7 +145,7 @@ async def test_a_host_and_guests_that_send_anything(
 ) -> None:
     path = f"{tmp_path}/host"
     async with serving(f"unix:{path}") as (host, puppets):
-        for number, data in enumerate(noises(numbers, Role.GUEST, talk.up)):
+        for number, data in enumerate(noises(numbers, Role.GUEST, bytes(talk.up))):
             with trio.fail_after(10):
                 async with await trio.open_unix_socket(path) as client:
                     await send(client, data)
@@ -173,7 +173,7 @@ async def test_a_guest_and_hosts_that_send_anything(
             async with trio.SocketStream(sock) as client:
                 await send(client, data)
 
-        for number, data in enumerate(noises(numbers, Role.HOST, talk.down)):
+        for number, data in enumerate(noises(numbers, Role.HOST, bytes(talk.down))):
             manager = PortManager()
             with trio.fail_after(10):
                 async with open_background() as nursery:

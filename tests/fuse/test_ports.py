@@ -333,8 +333,8 @@ print(ask(0, b''), ask(14, b''), ask(15, b''))
     async with serve() as it:
         lines = (await it.script(script)).splitlines()
         value, names = b"org.example.100", b"name\0user.name\0"
-        assert lines[0] == f"15 ERANGE {value} {value} ENODATA"
-        assert lines[1] == f"15 ERANGE {names}"
+        assert lines[0] == f"15 ERANGE {value!r} {value!r} ENODATA"
+        assert lines[1] == f"15 ERANGE {names!r}"
 
 
 # --- the end ------------------------------------------------------------------------------

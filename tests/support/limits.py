@@ -132,7 +132,7 @@ def tasks() -> Iterator[trio.lowlevel.Task]:
 def remove_shields() -> None:
     """Let a cancellation reach what is shielded from it."""
     for task in tasks():
-        status = task._cancel_status
+        status: trio._core._run.CancelStatus | None = task._cancel_status
         while status is not None:
             status._scope.shield = False
             status = status._parent

@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fake_console import FakeConsole, open_console
+from tests.unit.fake_console import FEATURES, FakeConsole, open_console
 from tests.unit.fake_function import CONFIG, ISR, FakeFunction
 from tests.unit.test_ends import spec, taken
 from tests.unit.test_virtio_pci import REAL
@@ -57,11 +57,11 @@ class Scene:
         self.fake.interrupt()
 
 
-async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = 0) -> Scene:
+async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = FEATURES) -> Scene:
     """Let a scene begin well, and then `act`."""
     puppet, manager = Puppet(), PortManager()
     specs = [spec(b"con", console=True), spec(b"org.example.0", puppet)]
-    async with open_console(specs, **({"features": features} if features else {})) as fake:
+    async with open_console(specs, features=features) as fake:
         async with drive(manager, open_pci(fake)) as driver:
             await trio.testing.wait_all_tasks_blocked()
             assert manager.ports[1].host_connected

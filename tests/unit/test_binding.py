@@ -150,7 +150,8 @@ def test_a_file_of_the_kernel_that_refuses(
 ) -> None:
     """What was changed by then is put back."""
     give(sysfs, CONSOLE, "virtio-pci")
-    write, failed = binding._write, []
+    write = binding._write
+    failed: list[Path] = []
 
     def fail_once(path: Path, text: str) -> None:
         if path.name == file and not failed:

@@ -189,7 +189,7 @@ async def test_a_program_that_fails_is_logged_once(caplog: pytest.LogCaptureFixt
     async with serving("exec:no-such-program") as port:
         for count in (1, 2, 3):
             port.open()
-            await port.until(lambda count=count: port.hang_ups == count)
+            await port.until(lambda count=count: port.hang_ups == count)  # type: ignore[misc]
             port.close()
     assert caplog.messages == ["port 3: 'no-such-program' was not found (127)"]
 
@@ -202,7 +202,7 @@ async def test_how_a_program_fails_is_told_when_it_is_another_way(
         for count, lines in enumerate(("exit 3", "exit 3", "true", "exit 3", "kill -9 $$"), 1):
             script.write_text(lines)
             port.open()
-            await port.until(lambda count=count: port.hang_ups == count)
+            await port.until(lambda count=count: port.hang_ups == count)  # type: ignore[misc]
             port.close()
     said = [message.partition("' ")[2] for message in caplog.messages]
     assert said == ["ended with exit code 3"] * 2 + ["was ended by signal 9"]

@@ -297,7 +297,7 @@ async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
     send, epoll = trio._socket._SocketType.send, select.epoll
     failures: list[int] = []
 
-    async def send_later(sock: trio.socket.SocketType, data: bytes) -> int:
+    async def send_later(sock: trio._socket._SocketType, data: bytes) -> int:
         if failures.count(105) < 2:
             failures.append(105)
             raise OSError(105, os.strerror(105))

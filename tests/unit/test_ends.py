@@ -287,7 +287,7 @@ async def test_settings_change_at_run_time() -> None:
 
 async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
     class Broken(Puppet):
-        async def run(self, port: object, task_status: object = None) -> None:  # type: ignore[override]
+        async def run(self, port: object, task_status: object = None) -> None:
             raise VconfsError("the socket is on fire")
 
     async with open_ends([spec(b"first")]) as ends:

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.host.vhost_user import _memory as guest_memory
 from vconfs.host.vhost_user._memory import SharedMemory
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.protocol.errors import RemoteProtocolError
@@ -103,7 +102,7 @@ async def test_a_file_that_is_cut_after_its_size_was_seen_is_refused(
         os.ftruncate(which, 4096)
         return status
 
-    monkeypatch.setattr(guest_memory.os, "fstat", fstat_and_cut)
+    monkeypatch.setattr("os.fstat", fstat_and_cut)
     said = await refusal(fd)
     assert said == f"{WHERE} cannot be mapped: mmap length is greater than file size"
 

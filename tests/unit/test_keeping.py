@@ -48,6 +48,8 @@ class Fleeting:
         ):
             yield self.driver
 
+    def reopen_files(self) -> None: ...
+
     def lose(self) -> None:
         assert self.driver is not None
         self.driver.lost("it fell asleep")
@@ -131,6 +133,8 @@ class Slow:
         ):
             nursery.start_soon(self._announce, host)
             yield self.driver
+
+    def reopen_files(self) -> None: ...
 
     async def _announce(self, host: Host) -> None:
         await trio.sleep(self.seconds)

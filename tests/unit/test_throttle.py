@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import pytest
 import trio
@@ -58,6 +58,7 @@ class Pair:
         self.host, self.driver = host, driver
         self.guest = ports
         self.puppets = [cast(HostPort, puppet.port) for puppet in puppets]
+        self.ports: list[Port | HostPort] = [*self.guest, *self.puppets]
         self.written: list[int] = [0, 0]
         self.sent: list[int] = [0, 0]
         self.read: list[int] = [0, 0]
@@ -93,7 +94,7 @@ class Pair:
             self.received[port_id] += len(data)
 
     def check(self) -> None:
-        for port in (*self.guest, *self.puppets):
+        for port in self.ports:
             assert port.counters.resets == port.counters.dropped == 0
             assert port.queued <= max(HOST_LIMIT, GUEST_LIMIT) + 2 * QUEUE
 
@@ -186,10 +187,11 @@ async def bring_to_the_brim(pair: Pair, look: Callable[[], None]) -> None:
 
 def look(pair: Pair) -> None:
     """Have both ends look at their queues until nothing rings any more."""
-    driver_link, device_link = pair.driver._link, pair.host.guest._link  # type: ignore[union-attr]
+    driver_link: Any = pair.driver._link
+    device_link: Any = pair.host.guest._link  # type: ignore[union-attr]
     for _ in range(50):
-        device_link._call.__self__.let()  # type: ignore[attr-defined]
-        driver_link._kick.__self__.let()  # type: ignore[attr-defined]
+        device_link._call.__self__.let()
+        driver_link._kick.__self__.let()
 
 
 async def test_others_go_on_when_the_guest_has_looked() -> None:
@@ -364,6 +366,7 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
                 pair = Pair(host, driver, puppets, [manager.ports[0], manager.ports[1]])
                 yield pair, *wires
                 driver.stop()
+                ours.shutdown(socket.SHUT_WR)  # the guest end has nothing to wait for
 
 
 @pytest.mark.parametrize("window", [1024, 4096])
@@ -390,7 +393,7 @@ async def test_no_order_of_reading_a_stream_loses_a_byte_or_stops_both_ends(
         host_wire.eager = guest_wire.eager = False
         for what, port_id, size in steps:
             await take_step(pair, host_wire, guest_wire, what, port_id, size)
-            for port in (*pair.guest, *pair.puppets):
+            for port in pair.ports:
                 assert port.counters.resets == port.counters.dropped == 0
                 assert port.queued <= max(HOST_LIMIT, GUEST_LIMIT) + 2 * window
 

@@ -116,10 +116,10 @@ async def test_ports_come_and_go(tmp_path: Path, dialect: str) -> None:
             for port_id in (1, 2):
                 await host.add(HostPortSpec(b"more", Puppet()))
                 await until(
-                    lambda port_id=port_id: (
+                    lambda port_id=port_id: (  # type: ignore[misc]
                         port_id in manager.ports and manager.ports[port_id].name == b"more"
                     )
-                )  # type: ignore[misc]
+                )
             host.remove(1)
             await until(lambda: 1 not in manager.ports)
             host.remove(2)

@@ -319,7 +319,7 @@ async def test_a_guest_that_never_pauses_does_not_starve_the_others(tmp_path: Pa
             ring._avail[1] = (last + 1) % (1 << 16)
             return 4
 
-        puppet.port.sink = give_one_more  # type: ignore[attr-defined]
+        puppet.port.sink = give_one_more
         give_one_more()
         os.eventfd_write(front.kicks[1], 1)
         while puppet.port.counters.bytes_in < 20_000:  # type: ignore[attr-defined]
