@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from vconfs.device.stream import open_stream
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
@@ -17,7 +18,6 @@ from vconfs.guest.ports import PortManager
 from vconfs.system.tasks import open_background
 
 from .conversation import DOWN, UP, Talk, assert_served, converse, serving
-from .programs import until
 
 
 @pytest.fixture(params=["", ",window=1024"], ids=["plain", "window"])

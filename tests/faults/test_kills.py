@@ -12,11 +12,12 @@ import trio
 from attrs import field, frozen
 
 from tests.support.limits import LONG
+from tests.support.waiting import until
 from tests.threads import in_thread
 from vconfs.system.tasks import open_background
 
 from .conftest import LIMIT
-from .programs import Both, Program, until
+from .programs import Both, Program
 from .traffic import Track
 
 PORTS = 8

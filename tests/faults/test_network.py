@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from tests.threads import in_thread
 
 from .conftest import LIMIT
 from .network import ADDRESSES, Network, open_network
-from .programs import Both, Program, open_both, until
+from .programs import Both, Program, open_both
 
 PORT = 7077
 SIZE = 8 << 20

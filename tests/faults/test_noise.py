@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests.support.limits import LONG
+from tests.support.waiting import until
 from vconfs.device.stream import open_stream
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
@@ -25,7 +26,6 @@ from vconfs.system.tasks import open_background
 
 from .conftest import LIMIT
 from .conversation import Talk, assert_served, converse, serving
-from .programs import until
 
 #: Bytes that a peer sends in all, in the everyday run; the issue's minute is for `VCONFS_LONG=1`.
 BYTES = 4 << 20

@@ -7,13 +7,14 @@ import os
 import random
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
 from tests.support.limits import LONG
+from tests.support.waiting import until
 from vconfs.system.tasks import open_background
 
 from .conftest import DEVICES
@@ -171,9 +172,8 @@ async def carry(both: Both, numbers: random.Random, seconds: float) -> None:
                     writers.start_soon(write_socket, sock, down)
                     readers.start_soon(read_file, file, down)
                 await trio.sleep(seconds)
-            with trio.move_on_after(END_SECONDS):
-                while any(flow.came < flow.sent for flow in flows):
-                    await trio.sleep(0.01)
+            with suppress(trio.TooSlowError):
+                await until(lambda: all(flow.came >= flow.sent for flow in flows), END_SECONDS)
             assert [f"{f.name}: {f.came} of {f.sent}" for f in flows if f.came != f.sent] == []
     print(", ".join(f"{flow.name}: {flow.sent >> 10} KiB" for flow in flows))
 

@@ -14,6 +14,8 @@ import pytest
 import trio
 from pyfuse3 import FileHandleT
 
+from vconfs import fuse
+
 from .conftest import Serve, heard, program
 from .ports import Port, Ports
 
@@ -354,6 +356,7 @@ async def test_unmounting_ends_the_session(serve: Serve) -> None:
     async with serve() as it:
         await trio.run_process(["umount", str(it.path)])
         await it.ended.wait()
+        assert not fuse.is_mounted(it.path)
 
 
 async def test_a_busy_mount_is_unmounted_after_a_hang_up(serve: Serve) -> None:

@@ -18,6 +18,7 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.support.waiting import until
 from vconfs.files.events_file import EventsFile
 from vconfs.files.rules import parse_rules
 from vconfs.files.tree import Access
@@ -69,8 +70,7 @@ class Mounted:
 
     async def until(self, condition: Callable[[], object]) -> None:
         """Wait until something holds that follows from what the mount does."""
-        while not condition():
-            await trio.sleep(0.002)
+        await until(condition)
 
 
 @asynccontextmanager

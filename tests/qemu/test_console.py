@@ -18,6 +18,7 @@ from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
+from tests.support.waiting import until
 from vconfs.device._rings import RingLink
 from vconfs.device.qtest import QtestTransport, open_qtest
 from vconfs.errors import VconfsError
@@ -196,8 +197,7 @@ async def until_used(driver: Driver, queue: int) -> None:
     """Wait until the device has used all that was sent on a queue; no interrupt tells."""
     assert isinstance(driver._link, RingLink)
     ring = driver._link._rings[queue]
-    while ring._used[1] != ring._published:
-        await trio.sleep(0.001)
+    await until(lambda: ring._used[1] == ring._published)
 
 
 @by_both_interrupts

@@ -215,6 +215,6 @@ class LimitPlugin:
 def limit_of(item: pytest.Item) -> float:
     """Return how many seconds a test may take."""
     marker = item.get_closest_marker("limit")
-    folder = item.path.relative_to(_TESTS).parts[0]
-    seconds = float(marker.args[0]) if marker else FOLDERS.get(folder, DEFAULT)
+    usual = (FOLDERS[name] for name in FOLDERS if _TESTS / name in item.path.parents)
+    seconds = float(marker.args[0]) if marker else next(usual, DEFAULT)
     return max(seconds, LONG_FORM) if LONG else seconds

@@ -14,12 +14,13 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.chardevs._appending import AppendedFile
 from vconfs.host.spec import parse_port
 from vconfs.testing import open_ends
 
-from .chardev_port import FakePort, descriptors, serving, until
+from .chardev_port import FakePort, descriptors, serving
 
 
 class Disk:

@@ -17,6 +17,7 @@ import trio.testing
 from inotify_simple import INotify, flags
 
 import vconfs.system.descriptors
+from tests.support.waiting import until
 from vconfs.host.chardevs import programs
 
 from .chardev_port import FakePort, descriptors, serving
@@ -260,8 +261,7 @@ async def test_no_descriptor_to_watch_a_program_with(
     monkeypatch.setattr("vconfs.system.programs.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
-        while len(children) < 2:  # it is tried again
-            await trio.sleep(0.01)
+        await until(lambda: len(children) == 2)  # it is tried again
         await trio.lowlevel.wait_readable(children[0])
         assert not port.hang_ups
     for child in children:

@@ -14,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs import tcp
@@ -320,8 +321,7 @@ async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
             client.shutdown(socket.SHUT_WR)
             port.write(b"kept")
             assert await client.recv(100) == b"kept"
-            while failures.count(24) < 2:
-                await trio.sleep(0.01)
+            await until(lambda: failures.count(24) == 2)
             assert failures.count(105) == 2 and port.connected
         await port.until_connected(False)
 

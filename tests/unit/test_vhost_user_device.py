@@ -13,6 +13,7 @@ import pytest
 import trio
 from attrs import define, field
 
+from tests.support.waiting import until
 from vconfs.device import _vhost_user_backend as vhost_user_backend
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
@@ -24,7 +25,7 @@ from vconfs.protocol.vhost_user import Message, Request
 from vconfs.system.aside import close_descriptors
 from vconfs.system.tasks import open_background
 
-from .test_vhost_user_ends import resources, until
+from .test_vhost_user_ends import resources
 
 V8 = 1 << 32 | 1 << 1 | 1 << 0
 ALL = vu.PF_MQ | vu.PF_REPLY_ACK | vu.PF_BACKEND_REQ | vu.PF_CONFIG | vu.PF_CONFIGURE_MEM_SLOTS
@@ -201,9 +202,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
     with pytest.raises(VconfsError, match=reason):
         async with joined(tmp_path / "s", fake):
             pass
-    with trio.fail_after(5):
-        while resources() != before:  # threads close what could take long
-            await trio.sleep(0.001)
+    await until(lambda: resources() == before)  # threads close what could take long
 
 
 async def test_nobody_listens(tmp_path: Path) -> None:

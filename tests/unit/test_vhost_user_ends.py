@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.support.waiting import until
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
 from vconfs.guest.connection import Connection
@@ -29,12 +30,6 @@ from .front_end import open_back_end
 from .test_ends import read_all, taken
 
 dialects = pytest.mark.parametrize("dialect", ["v8", "virtio1"])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():
-            await trio.sleep(0.001)
 
 
 @frozen

@@ -6,13 +6,15 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.host.host import Host
-from vconfs.host.port import HostPortSpec
+from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.host.vhost_user import _session as vhost_user_session
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.events import Buffer
@@ -199,7 +201,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
             front.put_quietly(1, control(0, NAME, 0))
             os.write(kicks, ONE)
             while not front.rings[0].has_used() or not front.rings[1].has_used():
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             assert (await front.used(0))[:4] == bytes(4)
             front.rings[1].pop_used()
             front.offer(0, 0)
@@ -209,8 +211,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
         os.close(kicks)
         await front.ask(front.codec.set_vring_kick(1, front.kicks[1]))
         front.put(1, control(0, NAME, 0))
-        while not front.rings[0].has_used():
-            await trio.sleep(0)
+        await until(front.rings[0].has_used)
 
 
 async def test_a_ring_without_a_descriptor_is_polled(tmp_path: Path) -> None:
@@ -223,8 +224,7 @@ async def test_a_ring_without_a_descriptor_is_polled(tmp_path: Path) -> None:
             await front.ask(front.codec.set_vring_kick(index, None))
             await front.ask(front.codec.set_vring_call(index, None))
         front.put_quietly(1, control(0, NAME, 0))
-        while not front.rings[0].has_used():
-            await trio.sleep(0.001)
+        await until(front.rings[0].has_used)
         assert await front.used(0) == control(0, NAME, 1, b"port")
 
 
@@ -322,8 +322,8 @@ async def test_a_guest_that_never_pauses_does_not_starve_the_others(tmp_path: Pa
         puppet.port.sink = give_one_more
         give_one_more()
         os.eventfd_write(front.kicks[1], 1)
-        while puppet.port.counters.bytes_in < 20_000:  # type: ignore[attr-defined]
-            await trio.sleep(0)
+        port = cast(HostPort, puppet.port)
+        await until(lambda: port.counters.bytes_in >= 20_000)
 
 
 @pytest.mark.parametrize("address", [0, GUEST - 1, GUEST + SIZE - 1, GUEST + SIZE, 2**64 - 12])
