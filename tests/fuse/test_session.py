@@ -470,6 +470,7 @@ async def test_a_short_request_is_refused_and_logged_once(
 
 
 @pytest.mark.parametrize("opcode", [2, 36, 42])
+@pytest.mark.expect_log("was refused")
 async def test_a_short_request_without_a_reply_has_none(opcode: int) -> None:
     async with connected(Quiet()) as kernel:
         await kernel.send(opcode, b"x")
@@ -545,6 +546,7 @@ async def test_a_bug_in_a_handler_is_eio_and_its_traceback_is_logged_once(
 
 
 @pytest.mark.parametrize("answer", [None, "text", 5, [None], object()])
+@pytest.mark.expect_log("the handler of")
 async def test_nonsense_from_a_handler_is_eio(answer: Any) -> None:
     class Nonsense(Quiet):
         def read_nowait(self, fh: int, size: int, flags: int) -> Any:

@@ -97,6 +97,7 @@ def fill(fd: int, data: bytes) -> int:
     return sent
 
 
+@pytest.mark.expect_log("device lost")
 async def test_qemu_is_killed_under_a_reader(tmp_path: Path) -> None:
     async with mounted_machine(tmp_path) as (qemu, changes, mountpoint):
         async with await qemu.connect("c1") as host:
