@@ -22,7 +22,7 @@ from .traffic import Track
 
 PORTS = 8
 #: How often each end is killed: all 200 of the issue, half of them each, with `VCONFS_LONG=1`.
-KILLS = 100 if LONG else 6
+KILLS = 100 if LONG else 4
 #: After so many kills an end has met what it meets, and has the memory that it keeps for that.
 WARM = KILLS // 2
 #: What it may hold more then, in KiB: the queues of its ports may be fuller, a MiB each way.

@@ -108,15 +108,9 @@ class OpenMount(Protocol):
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
-#: The tests of what ports do, which hold for each device.
-FOR_ALL_DEVICES = (
-    "test_bulk",
-    "test_events_file",
-    "test_files",
-    "test_namespace",
-    "test_rules",
-    "test_watching",
-)
+#: The tests of what ports do, which hold for each device. What is made of ports without the device
+#: (names, rules, programs on files) is tested with one.
+FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
