@@ -26,15 +26,15 @@ from typing import IO, TypeVar
 
 import pytest
 import trio
+from hypothesis import is_hypothesis_test
 
 T = TypeVar("T")
 
 #: True if the long forms of tests are asked for: `make test-long`.
 LONG = bool(os.environ.get("VCONFS_LONG"))
-#: Seconds that a test may take, by its folder, on a machine that does other things as well.
+#: Seconds that a test may take, by its folder; and one of many examples, and one in its long form.
 FOLDERS = {"unit": 10, "fuse": 20, "mount": 30, "qemu": 40}
-DEFAULT = 60
-LONG_FORM = 1800
+DEFAULT, EXAMPLES, LONG_FORM = 60, 60, 1800
 #: Seconds that the setup and the teardown of fixtures may take at least: some boot a guest.
 FIXTURES = 150.0
 #: Seconds from one of these to the next, and after the limit when mounts are aborted and when the
@@ -213,8 +213,12 @@ class LimitPlugin:
 
 
 def limit_of(item: pytest.Item) -> float:
-    """Return how many seconds a test may take."""
+    """Return how many seconds a test may take: more on a machine that does other things as well."""
     marker = item.get_closest_marker("limit")
     usual = (FOLDERS[name] for name in FOLDERS if _TESTS / name in item.path.parents)
     seconds = float(marker.args[0]) if marker else next(usual, DEFAULT)
-    return max(seconds, LONG_FORM) if LONG else seconds
+    if is_hypothesis_test(getattr(item, "obj", None)):
+        seconds = max(seconds, EXAMPLES)
+    if LONG:
+        seconds = max(seconds, LONG_FORM)
+    return seconds * max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0)))

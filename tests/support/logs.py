@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -27,7 +27,17 @@ class LogPlugin:
     """
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
+    def pytest_runtest_protocol(self) -> Generator[None, object, object]:
+        """Let no test log by what another one has set up."""
+        logger = logging.getLogger("vconfs")
+        before = logger.handlers[:], logger.level, logger.propagate
+        try:
+            return (yield)
+        finally:
+            logger.handlers[:], logger.level, logger.propagate = before
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
         logger, warnings = logging.getLogger("vconfs"), _Warnings()
         logger.addHandler(warnings)
         try:

@@ -55,7 +55,7 @@ class ReportPlugin:
         return report
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        folder = "/".join(Path(report.location[0]).parts[:2])
+        folder = "/".join(report.nodeid.partition("::")[0].split("/")[:2])
         self._seconds[folder] += report.duration
         self._tests[folder] += report.when == "call"
 

@@ -110,7 +110,7 @@ def test_what_breaks_a_rule_fails_alone(output: str) -> None:
 
 
 def test_a_failure_says_where_it_waits_and_what_was_logged(output: str) -> None:
-    assert output.count("took longer than 0.3 s") >= 3
+    assert output.count("the test took longer than") >= 3
     for line in ("async with trio.open_nursery() as nursery:", "threading.Event().wait()"):
         assert line in output
     assert "WARNING vconfs.some.module: the sky falls" in output
