@@ -26,6 +26,7 @@ async def talk(request: pytest.FixtureRequest, tmp_path: Path) -> Talk:
         return await converse(tmp_path, request.param)
 
 
+@pytest.mark.expect_log("guest lost", "trying again")
 async def test_what_a_guest_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -> None:
     path = tmp_path / "host"
     async with serving(f"unix:{path}") as (host, puppets):
@@ -49,6 +50,7 @@ async def test_what_a_guest_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -
         assert heard == UP[0]
 
 
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -> None:
     path, manager = tmp_path / "guest", PortManager()
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:

@@ -49,6 +49,7 @@ def seeded(seed: int, size: int) -> str:
 
 
 @pytest.mark.limit(120)
+@pytest.mark.expect_log("could not be delivered")
 async def test_much_goes_each_way_while_one_neighbour_is_stuck_and_another_flaps(
     mounted: OpenMount, tmp_path: Path
 ) -> None:

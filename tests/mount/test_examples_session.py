@@ -130,6 +130,7 @@ async def test_sessions_are_locked_each_time_that_the_viewer_goes(
 
 
 @needs_bus
+@pytest.mark.expect_log("for unknown port")
 async def test_one_session_is_locked_also_when_the_port_goes_under_its_viewer(
     mounted: OpenMount, tmp_path: Path
 ) -> None:

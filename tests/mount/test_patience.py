@@ -196,6 +196,7 @@ async def test_programs_that_append_wait_for_a_slow_host(
 
 @v8
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.expect_log("could not be delivered")
 async def test_programs_that_append_are_told_of_a_host_that_throttles(
     mounted: OpenMount, tmp_path: Path, stdio: Path, name: str
 ) -> None:
