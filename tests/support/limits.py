@@ -99,11 +99,13 @@ class Limit:
     def _message(self) -> str:
         return f"the test took longer than {self._seconds:g} s\n{self._stacks}"
 
-    def _on_alarm(self, *_: object) -> None:
+    def _on_alarm(self, _: int, interrupted: FrameType | None) -> None:
         self._alarms += 1
+        # Not empty if a task works, or blocks the event loop.
+        working = _format(traceback.walk_stack(interrupted), reverse=True)
         if self._scope is not None and self._alarms <= 2:
             try:
-                trio.lowlevel.current_trio_token().run_sync_soon(self._cancel, self._scope)
+                trio.lowlevel.current_trio_token().run_sync_soon(self._cancel, self._scope, working)
             except RuntimeError:
                 pass  # the trio run has not begun, or is over
             else:
@@ -111,11 +113,11 @@ class Limit:
         self._stacks = stacks_of_threads()
         pytest.fail(self._message, pytrace=False)
 
-    def _cancel(self, scope: trio.CancelScope) -> None:
+    def _cancel(self, scope: trio.CancelScope, working: list[str]) -> None:
         if scope.cancel_called:
             remove_shields()
         else:
-            self._stacks = stacks_of_tasks()
+            self._stacks = "".join([*working, stacks_of_tasks()])
             scope.cancel()
 
 
