@@ -120,7 +120,7 @@ def coded(start: int, size: int) -> bytes:
 
 @asynccontextmanager
 async def late_ends(
-    make: type[P] = Pair,  # type: ignore[assignment]
+    make: Callable[[Host, Driver, list[Puppet], list[Port]], P],
 ) -> AsyncIterator[tuple[P, LateDoorbell, LateDoorbell]]:
     """Both ends over small rings, and the doorbells of the host and of the guest."""
     puppets = [Puppet(), Puppet()]
@@ -138,7 +138,7 @@ async def late_ends(
 
 
 async def test_a_guest_that_looks_late_loses_nothing() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         for _ in range(100):
             pair.write(0, 600)
             kicks.let()
@@ -150,7 +150,7 @@ async def test_a_guest_that_looks_late_loses_nothing() -> None:
 
 
 async def test_a_host_that_looks_late_loses_nothing() -> None:
-    async with late_ends() as (pair, _, calls):
+    async with late_ends(Pair) as (pair, _, calls):
         for _ in range(100):
             pair.send(0, 600)
             calls.let()
@@ -163,7 +163,7 @@ async def test_a_host_that_looks_late_loses_nothing() -> None:
 
 async def test_two_ends_that_ask_each_other_to_stop_go_on() -> None:
     """Each asks when all buffers of both are full of data, which both withhold."""
-    async with late_ends() as (pair, _, _):
+    async with late_ends(Pair) as (pair, _, _):
         await bring_to_the_brim(pair, lambda: look(pair))
         while pair.write(0, 5000) or pair.send(0, 5000):
             pass
@@ -195,7 +195,7 @@ def look(pair: Pair) -> None:
 
 
 async def test_others_go_on_when_the_guest_has_looked() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         while not pair.puppets[0].host_throttled:
             assert pair.write(0, 600)
             kicks.let()
@@ -211,7 +211,7 @@ async def test_others_go_on_when_the_guest_has_looked() -> None:
 
 
 async def test_a_guest_that_never_looks_holds_up_itself_alone() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         taken: list[int] = []
         while True:  # below the port, which would refuse
             kicks.let()
@@ -227,7 +227,7 @@ async def test_a_guest_that_never_looks_holds_up_itself_alone() -> None:
 
 @pytest.mark.expect_log("ignores THROTTLE")
 async def test_a_guest_that_looks_and_goes_on_all_the_same_is_reset() -> None:
-    async with late_ends() as (pair, _, _):
+    async with late_ends(Pair) as (pair, _, _):
         host_port = pair.puppets[0]
         bound = HOST_LIMIT + 2 * QUEUE + pair.host.guest.in_flight  # type: ignore[union-attr]
         for _ in range(20_000):
@@ -279,7 +279,7 @@ STEPS = st.lists(
 async def test_no_order_of_looking_loses_a_byte_or_stops_both_ends(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    async with late_ends() as (pair, kicks, calls):
+    async with late_ends(Pair) as (pair, kicks, calls):
         for what, port_id, size in steps:
             await take_step(pair, kicks, calls, what, port_id, size)
             pair.check()
@@ -292,7 +292,7 @@ async def test_an_end_in_the_middle_accounts_for_every_byte(
     steps: list[tuple[str, int, int]],
 ) -> None:
     """Accepted is delivered, still queued, or counted as dropped, by port."""
-    async with late_ends() as (pair, kicks, calls):
+    async with late_ends(Pair) as (pair, kicks, calls):
         for what, port_id, size in steps:
             await take_step(pair, kicks, calls, what, port_id, size)
         ports = list(zip(pair.guest, pair.puppets, strict=True))
