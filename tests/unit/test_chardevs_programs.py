@@ -234,6 +234,7 @@ async def test_what_a_program_does_not_read_is_counted() -> None:
         assert port.counters.dropped == 4
 
 
+@pytest.mark.expect_log("was ended by signal")
 async def test_what_a_program_says_to_nobody_is_counted() -> None:
     async with serving("exec:echo hello; cat >/dev/null; echo too late") as port:
         port.open()

@@ -51,6 +51,7 @@ def lose(driver: Driver, host: Host, lost: str) -> None:
 
 
 @pytest.mark.parametrize("lost", LOST)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_a_full_port_with_its_own_ring_gets_what_is_in_it(lost: str) -> None:
     specs = [spec(b"port", puppet := Puppet(), host_limit=LIMIT)]
     async with open_ends(specs, PortOptions(limit=LIMIT), "virtio1") as ends:
@@ -68,6 +69,7 @@ async def test_a_full_port_with_its_own_ring_gets_what_is_in_it(lost: str) -> No
 
 
 @pytest.mark.parametrize("lost", LOST)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_a_shared_ring_is_emptied_when_the_other_end_is_lost(lost: str) -> None:
     async with late_ends(Pair) as (pair, _, _):
         look(pair)
