@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vconfs.protocol import stream, v8
+from vconfs.protocol._input import MAGIC
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.stream import (
     PAYLOAD_MAX,
@@ -63,7 +64,7 @@ def _take(connection: Connection, came: list[object]) -> bool:
                 return True
     except PeerRestarted as error:
         # As many bytes as a frame's header has are enough: no frame is as long as they would say.
-        assert connection.trailing_data.startswith(stream.MAGIC[: stream.HEADER.size])
+        assert connection.trailing_data.startswith(MAGIC[: stream.HEADER.size])
         came.append(str(error))
         return True
     except RemoteProtocolError as error:
