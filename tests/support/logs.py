@@ -9,6 +9,10 @@ from collections.abc import Generator
 import pytest
 
 
+#: Fixtures by which a test sees the log.
+_LOOKING = {"caplog", "capsys"}
+
+
 class _Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -22,8 +26,8 @@ class _Warnings(logging.Handler):
 class LogPlugin:
     """Look at what vconfs logs in the process of the tests.
 
-    A test expects what its markers `expect_log(PATTERN, …)` name. One that uses `caplog` looks at
-    the log itself.
+    A test expects what its markers `expect_log(PATTERN, …)` name. One that uses `caplog` or
+    `capsys` looks at the log itself.
     """
 
     @pytest.hookimpl(wrapper=True)
@@ -44,7 +48,7 @@ class LogPlugin:
             result = yield
         finally:
             logger.removeHandler(warnings)
-        if "caplog" not in getattr(item, "fixturenames", ()):
+        if not _LOOKING & set(getattr(item, "fixturenames", ())):
             check(item, warnings.records)
         return result
 
