@@ -8,7 +8,6 @@ from collections.abc import Generator
 
 import pytest
 
-
 #: Fixtures by which a test sees the log.
 _LOOKING = {"caplog", "capsys"}
 
