@@ -1,16 +1,24 @@
 # `make demo` and `make test` install what they need (once) on a Debian 12 machine, as root.
-# With CI or VCONFS_REQUIRE in the environment, guests that this machine cannot boot are failures.
+# `make test-unit` needs neither root nor apt nor /dev/fuse, only what pip can install.
 
 PYTHON := .venv/bin/python
+VENV   := .venv/.made
 READY  := .venv/.ready
 
-.PHONY: demo test coverage fuzz soak bench bench-guest lint docs clean
+.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs clean
 
 demo: $(READY)
 	$(PYTHON) -m vconfs demo
 
 test: lint
-	$(PYTHON) -m pytest
+	scripts/run-tests
+
+test-unit: $(VENV)
+	$(PYTHON) -m pytest tests/unit
+
+# More kills, more data, and floods and noise of a minute.
+test-long: export VCONFS_LONG := 1
+test-long: test
 
 # Says which lines of vconfs the unit tests do not run.
 coverage: $(READY)
@@ -43,8 +51,12 @@ lint: $(READY)
 docs: $(READY)
 	$(PYTHON) docs/generate.py
 
-$(READY): scripts/bootstrap pyproject.toml tests/constraints.txt
+$(READY): scripts/bootstrap scripts/venv pyproject.toml tests/constraints.txt
 	scripts/bootstrap
+	touch $@ $(VENV)
+
+$(VENV): scripts/venv pyproject.toml tests/constraints.txt
+	scripts/venv
 	touch $@
 
 clean:

@@ -94,7 +94,10 @@ async def measure(guest: Guest, client: Path, mountpoint: Path, samples: Samples
         raise RuntimeError(f"the guest does not boot:\n{guest.console}")
     async with guest.open_remote() as remote:
         await remote.run(f"busybox insmod {guest.kernel.module('virtio_console')}")
-        peers = {"vconfs": Ours(client, mountpoint), "linux": Linuxs(client, remote)}
+        peers: dict[str, Ours | Linuxs] = {
+            "vconfs": Ours(client, mountpoint),
+            "linux": Linuxs(client, remote),
+        }
         for _ in range(REPETITIONS):
             for name, peer in peers.items():
                 for block, size in BLOCKS.items():

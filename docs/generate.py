@@ -18,7 +18,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from textwrap import dedent
 from types import ModuleType
-from typing import Final
+from typing import Any, Final
 
 import click
 import port_states
@@ -153,7 +153,7 @@ def listeners() -> str:
 def control_events(dialect: ModuleType) -> Callable[[], str]:
     """Return a function that returns the table of a dialect's control events."""
 
-    def meaning(end: type, event: IntEnum) -> str:
+    def meaning(end: Any, event: IntEnum) -> str:
         handler = end._handlers.get(event)
         return first_paragraph(type(handler(1, 1, memoryview(bytes(4))))) if handler else "–"
 
@@ -181,12 +181,12 @@ def vhost_user_requests() -> str:
     }
     rows = [
         (
-            str(request.value),
-            code(request.name),
+            str(number),
+            code(_vhost_user_messages.Request(number).name),
             code(names[rule.feature]) if rule.feature else "–",
             "by a reply" if rule.answered else "if asked to",
         )
-        for request, rule in sorted(_RULES.items())
+        for number, rule in sorted(_RULES.items())
     ]
     return table(("request", "name", "protocol feature", "answered"), rows)
 

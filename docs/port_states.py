@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import define
 
 from vconfs.guest._port_states import STATES, Event, Host, State, Way
 from vconfs.guest.port import Opener, Port
@@ -17,7 +17,7 @@ from vconfs.protocol.events import Buffer
 _DATA: Final = memoryview(b"data")
 
 
-@frozen
+@define
 class _Line:
     """A device that takes all data, with back-pressure by messages or by a ring."""
 

@@ -15,6 +15,8 @@ from hypothesis import settings
 
 from tests.watched import Suite
 
+pytest_plugins = ["tests.support.plugin"]
+
 # Below the temporary folder are unix sockets, whose paths have at most 107 bytes. Of these a test
 # needs up to 90 for itself.
 if len(os.fsencode(tempfile.gettempdir())) > 17 and os.access("/tmp", os.W_OK):
@@ -26,7 +28,7 @@ os.umask(0o022)
 # Many tests serve a mount in their own process. Under vfork the whole process stands still until a
 # new child has entered its working folder and closed the files that it inherited. If one of these
 # is of the mount, each waits for the other for ever. See docs/howto/embedding.md.
-subprocess._USE_VFORK = False
+subprocess._USE_VFORK = False  # type: ignore[misc]
 
 # How long an example takes depends on what else the machine does; the tests have their own limits.
 settings.register_profile("vconfs", deadline=None)

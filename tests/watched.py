@@ -81,7 +81,7 @@ class Suite:
         self._log.touch()
         self._log.chmod(0o666)  # some daemons run as other users
         os.environ[VARIABLE] = str(self._log)
-        trio.run = self._watched(trio.run)  # pytest-trio has no fixture for this
+        trio.run = self._watched(trio.run)  # type: ignore[assignment] # pytest-trio has no fixture for this
         gc.callbacks.append(self._on_collection)
 
     def end(self) -> None:

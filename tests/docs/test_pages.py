@@ -25,7 +25,7 @@ def name(page: Path) -> str:
     return str(page.relative_to(REPOSITORY))
 
 
-@pytest.mark.timeout(180)  # a page is long, and each of its commands has a limit of its own
+@pytest.mark.limit(180)  # a page is long, and each of its commands has a limit of its own
 @pytest.mark.skipif(not shutil.which("unshare"), reason="needs unshare")
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_commands_print_what_the_page_shows(page: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.limits import LONG
+
 from .programs import Both, open_both
 
-#: Whether to try as long as the issue asks for; else as long as an everyday run bears.
-LONG = bool(os.environ.get("VCONFS_LONG"))
 #: Seconds that a test has; what it has started ends in order then.
 LIMIT = 1500 if LONG else 50
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
+from tests.support.waiting import until
 from vconfs.device.stream import open_stream
 from vconfs.guest.driver import drive
 from vconfs.guest.port import Opener
@@ -18,8 +19,6 @@ from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
-
-from .programs import until
 
 #: What each end says on each port.
 UP = {0: b"from the guest, on port 0", 1: b"\xff\0" * 20, 2: b"x" * 600}

@@ -47,11 +47,12 @@ def carry(ends: tuple[int, int], delay: float, loss: float) -> None:
     """Carry packets both ways until our input ends."""
     numbers = random.Random(0)
     under_way: deque[tuple[float, int, bytes]] = deque()  # when, to whom, what
+    stdin = sys.stdin.fileno()
     other = dict(zip(ends, reversed(ends), strict=True))
     while True:
         wait = max(0.0, under_way[0][0] - time.monotonic()) if under_way else None
-        readable, _, _ = select.select([*ends, sys.stdin], [], [], wait)
-        if sys.stdin in readable:
+        readable, _, _ = select.select([*ends, stdin], [], [], wait)
+        if stdin in readable:
             return
         for end in readable:
             packet = os.read(end, _PACKET_MAX)

@@ -14,12 +14,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from attrs import define
+
+from tests.support.waiting import block_until
 
 GUEST, USER = 0x1000_0000, 0x7F00_0000_0000
 NEED_REPLY = 8
@@ -98,19 +100,11 @@ def hostile_host(folder: Path, url: str, *words: str, nofile: int = 1024) -> Ite
         )
         host = HostProgram(process, folder)
         try:
-            until(lambda: b"listening on" in (folder / "log").read_bytes())
+            block_until(lambda: b"listening on" in (folder / "log").read_bytes())
             yield host
         finally:
             process.kill()
             process.wait()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds that follows from what was done."""
-    end = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.001)
 
 
 class RawFrontEnd:
@@ -205,6 +199,7 @@ def lingering_socket(seconds: int = 10) -> Iterator[socket.socket]:
 #: Clears all flags of a descriptor without end.
 _FLIPPER = """
 import fcntl, os, sys
+from tests.support.waiting import block_until
 while os.getppid() == int(sys.argv[2]):
     for _ in range(10000):
         fcntl.fcntl(int(sys.argv[1]), fcntl.F_SETFL, os.O_RDWR)

@@ -266,8 +266,9 @@ class FrontEndPeer(Peer):
         self._put(data(0, payload))
 
     def pump(self, seconds: float) -> None:
-        for fd in select.select([self.sock, *self._front.calls], [], [], seconds)[0]:
-            if fd is self.sock:
+        watched: list[socket.socket | int] = [self.sock, *self._front.calls]
+        for fd in select.select(watched, [], [], seconds)[0]:
+            if not isinstance(fd, int):
                 if not self.sock.recv(4096):
                     raise Gone
             else:
@@ -348,8 +349,9 @@ class BackEndPeer(Peer):
 
     def pump(self, seconds: float) -> None:
         kicks = [setup.kick_fd for _, setup in self._rings.values() if setup.kick_fd is not None]
-        for fd in select.select([self.sock, *kicks], [], [], seconds)[0]:
-            if fd is self.sock:
+        watched: list[socket.socket | int] = [self.sock, *kicks]
+        for fd in select.select(watched, [], [], seconds)[0]:
+            if not isinstance(fd, int):
                 self._receive()
             else:
                 os.read(fd, 8)

@@ -13,8 +13,9 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.support.waiting import until
+
 from . import far_line
-from .programs import until
 
 ADDRESSES = ("10.77.0.1", "10.77.0.2")
 #: 30 ms there and back, and 1 % of what either side sends.

@@ -13,17 +13,12 @@ from pathlib import Path
 import trio
 from attrs import define, field, frozen
 
+from tests.support.waiting import until
 from vconfs.system.tasks import open_background
 
 _READY = b"vconfs: listening on"
 #: As many descriptors as a program may have where nobody has changed that.
 _USUAL_LIMIT = ("prlimit", "--nofile=1024:")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds that follows from what the programs do."""
-    while not condition():
-        await trio.sleep(0.005)
 
 
 @define(eq=False)

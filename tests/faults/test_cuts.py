@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from vconfs.device.stream import open_stream
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
@@ -17,7 +18,6 @@ from vconfs.guest.ports import PortManager
 from vconfs.system.tasks import open_background
 
 from .conversation import DOWN, UP, Talk, assert_served, converse, serving
-from .programs import until
 
 
 @pytest.fixture(params=["", ",window=1024"], ids=["plain", "window"])
@@ -26,6 +26,7 @@ async def talk(request: pytest.FixtureRequest, tmp_path: Path) -> Talk:
         return await converse(tmp_path, request.param)
 
 
+@pytest.mark.expect_log("guest lost", "trying again")
 async def test_what_a_guest_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -> None:
     path = tmp_path / "host"
     async with serving(f"unix:{path}") as (host, puppets):
@@ -49,6 +50,7 @@ async def test_what_a_guest_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -
         assert heard == UP[0]
 
 
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) -> None:
     path, manager = tmp_path / "guest", PortManager()
     with trio.socket.socket(trio.socket.AF_UNIX) as listener:
@@ -70,7 +72,7 @@ async def test_what_a_host_says_cut_at_every_byte(talk: Talk, tmp_path: Path) ->
     await assert_comes_back(manager, tmp_path)
 
 
-async def say(listener: trio.socket.SocketType, data: bytes) -> None:
+async def say(listener: trio.socket.SocketType, data: bytearray) -> None:
     sock, _ = await listener.accept()
     async with trio.SocketStream(sock) as client:
         await client.send_all(data)
@@ -94,5 +96,5 @@ async def assert_comes_back(manager: PortManager, folder: Path) -> None:
             await until(lambda: all(ports[port_id].host_connected for port_id in UP))
             for port_id, puppet in enumerate(puppets):
                 await puppet.port.send(b"anew")
-                await until(lambda port_id=port_id: ports[port_id].queued)
+                await until(lambda port_id=port_id: ports[port_id].queued)  # type: ignore[misc]
                 assert b"".join(ports[port_id].read_nowait(10)) == b"anew"

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import block_until
+
 from .hostile import (
     GUEST,
     LIMIT,
@@ -26,7 +28,6 @@ from .hostile import (
     hostile_host,
     lingering_socket,
     raw_front_end,
-    until,
 )
 
 PORT = ("--port", "a=echo")
@@ -109,7 +110,8 @@ def test_a_call_that_is_full_and_blocks_in_the_wrong_moment(tmp_path: Path) -> N
             for number in range(1, 1001):
                 struct.pack_into("<HH", front.memory, 4096, 0, number)
                 os.eventfd_write(front.kicks[1], 1)
-                until(lambda number=number: front.memory[8194:8196] == struct.pack("<H", number))
+                used = struct.pack("<H", number)
+                block_until(lambda used=used: front.memory[8194:8196] == used)  # type: ignore[misc]
             host.answers(0.3)
         host.ends()
 
@@ -119,7 +121,7 @@ def test_a_call_that_is_full_and_blocks_in_the_wrong_moment(tmp_path: Path) -> N
 
 def turned_away(host: HostProgram, reason: str) -> None:
     line = f"vconfs: front-end turned away: {reason}"
-    until(lambda: host.said)
+    block_until(lambda: host.said)
     assert host.said == [line]
     host.answers(0.5)
     with raw_front_end(host.folder) as front:  # the next one is served
@@ -172,7 +174,7 @@ def test_a_descriptor_whose_close_is_never_answered(tmp_path: Path) -> None:
     ):
         front.say(3, b"", [fd])
         assert front.ended()
-        until(lambda: fuse.unanswered)
+        block_until(lambda: fuse.unanswered)
         turned_away(host, "SET_OWNER with 1 descriptors")
 
 
@@ -240,7 +242,7 @@ def test_a_front_end_comes_when_hardly_a_descriptor_is_left(tmp_path: Path, left
                 front.say(3)
                 time.sleep(0.2)  # it may be served, or not, or have to wait
                 clients.close()
-                until(lambda: host.descriptors < limit // 2)
+                block_until(lambda: host.descriptors < limit // 2)
                 host.answers(0.3)
         assert host.process.poll() is None
         for line in host.said:

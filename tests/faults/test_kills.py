@@ -11,16 +11,18 @@ import pytest
 import trio
 from attrs import field, frozen
 
+from tests.support.limits import LONG
+from tests.support.waiting import until
 from tests.threads import in_thread
 from vconfs.system.tasks import open_background
 
-from .conftest import LIMIT, LONG
-from .programs import Both, Program, until
+from .conftest import LIMIT
+from .programs import Both, Program
 from .traffic import Track
 
 PORTS = 8
 #: How often each end is killed: all 200 of the issue, half of them each, with `VCONFS_LONG=1`.
-KILLS = 100 if LONG else 6
+KILLS = 100 if LONG else 4
 #: After so many kills an end has met what it meets, and has the memory that it keeps for that.
 WARM = KILLS // 2
 #: What it may hold more then, in KiB: the queues of its ports may be fuller, a MiB each way.
@@ -96,7 +98,7 @@ class Traffic:
         with suppress(OSError):
             while True:
                 while data:
-                    data = data[await in_thread(lambda data=data: os.write(fd, data)) :]
+                    data = data[await in_thread(lambda data=data: os.write(fd, data)) :]  # type: ignore[misc]
                 data = track.more(self.numbers.choice(PIECES))
 
     async def _read(self, fd: int, track: Track) -> None:
@@ -172,7 +174,7 @@ async def survive(
     assert "Traceback" not in survivor.said.decode()
 
 
-@pytest.mark.timeout(LIMIT + 10)
+@pytest.mark.limit(LIMIT + 10)
 async def test_the_guest_is_killed(both: Both, numbers: random.Random) -> None:
     traffic = Traffic(both, numbers)
 
@@ -186,7 +188,7 @@ async def test_the_guest_is_killed(both: Both, numbers: random.Random) -> None:
         await survive(traffic, host, lambda: both.begin_mount("-o", "throttle=block,wait"), use)
 
 
-@pytest.mark.timeout(LIMIT + 10)
+@pytest.mark.limit(LIMIT + 10)
 async def test_the_host_is_killed(both: Both, numbers: random.Random) -> None:
     traffic = Traffic(both, numbers)
 

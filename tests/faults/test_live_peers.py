@@ -22,9 +22,9 @@ from typing import TypeVar
 import pytest
 from attrs import define, field
 
+from tests.support.limits import LONG
 from vconfs.protocol.stream import Role
 
-from .conftest import LONG
 from .hostile import LIMIT, hostile_host, resident
 from .live_peers import ENDINGS, BackEndPeer, FrontEndPeer, Peer, StreamPeer
 
@@ -90,17 +90,18 @@ class Rounds:
 
     def _echoing(self) -> Peer:
         """Return a peer whose honest port has echoed in time."""
-        if self._peer is not None:
+        peer = self._peer
+        if peer is not None:
             try:
-                assert_in_time(lambda: self.echo(self._peer))
+                assert_in_time(lambda: self.echo(peer))
             except ENDINGS:  # for what was broken
                 self._hang_up()
             else:
-                return self._peer
-        self._peer = self.connect()
+                return peer
+        new = self._peer = self.connect()
         self.reconnected += 1
-        assert_in_time(lambda: self.echo(self._peer))
-        return self._peer
+        assert_in_time(lambda: self.echo(new))
+        return new
 
     def _hang_up(self) -> None:
         if self._peer is not None:
@@ -108,7 +109,7 @@ class Rounds:
             self._peer = None
 
 
-@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.limit(SECONDS + 60)
 @pytest.mark.parametrize(
     ("url", "connect"), [("stream:unix", stream_guest), ("vhost-user", FrontEndPeer)]
 )
@@ -193,11 +194,11 @@ def mounted(folder: Path, url: str) -> Iterator[Mount]:
             if mount.file >= 0:
                 with suppress(OSError):  # the mount is gone
                     os.close(mount.file)
-            umount = ["umount", "-l", folder / "mnt"]
+            umount = ["umount", "-l", str(folder / "mnt")]
             subprocess.run(umount, stderr=subprocess.DEVNULL, check=False)
 
 
-@pytest.mark.timeout(SECONDS + 60)
+@pytest.mark.limit(SECONDS + 60)
 @pytest.mark.parametrize(
     ("url", "make"), [("stream:unix", stream_host), ("vhost-user", BackEndPeer)]
 )

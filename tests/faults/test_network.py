@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from tests.threads import in_thread
 
 from .conftest import LIMIT
 from .network import ADDRESSES, Network, open_network
-from .programs import Both, Program, open_both, until
+from .programs import Both, Program, open_both
 
 PORT = 7077
 SIZE = 8 << 20
@@ -91,7 +92,7 @@ async def exchange(both: Both, client: trio.SocketStream) -> tuple[int, float]:
     async def write() -> None:
         left = up
         while left:
-            left = left[await in_thread(lambda data=left: os.write(bulk, data[:100_000])) :]
+            left = left[await in_thread(lambda data=left: os.write(bulk, data[:100_000])) :]  # type: ignore[misc]
 
     async def read() -> None:
         while len(got["down"]) < SIZE:

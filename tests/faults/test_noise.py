@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.limits import LONG
+from tests.support.waiting import until
 from vconfs.device.stream import open_stream
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
@@ -22,9 +24,8 @@ from vconfs.protocol import v8
 from vconfs.protocol.stream import BYE, CONFIG, CREDIT, HEADER, INPUT, OUTPUT, Connection, Role
 from vconfs.system.tasks import open_background
 
-from .conftest import LIMIT, LONG
+from .conftest import LIMIT
 from .conversation import Talk, assert_served, converse, serving
-from .programs import until
 
 #: Bytes that a peer sends in all, in the everyday run; the issue's minute is for `VCONFS_LONG=1`.
 BYTES = 4 << 20
@@ -138,13 +139,13 @@ async def send(client: trio.SocketStream, data: bytes) -> None:
             pass
 
 
-@pytest.mark.timeout(LIMIT)
+@pytest.mark.limit(LIMIT)
 async def test_a_host_and_guests_that_send_anything(
     talk: Talk, tmp_path: Path, numbers: random.Random, nothing_is_left: Callable[[], None]
 ) -> None:
     path = f"{tmp_path}/host"
     async with serving(f"unix:{path}") as (host, puppets):
-        for number, data in enumerate(noises(numbers, Role.GUEST, talk.up)):
+        for number, data in enumerate(noises(numbers, Role.GUEST, bytes(talk.up))):
             with trio.fail_after(10):
                 async with await trio.open_unix_socket(path) as client:
                     await send(client, data)
@@ -158,7 +159,7 @@ async def test_a_host_and_guests_that_send_anything(
         await assert_served(f"unix:{path}", puppets)
 
 
-@pytest.mark.timeout(LIMIT)
+@pytest.mark.limit(LIMIT)
 async def test_a_guest_and_hosts_that_send_anything(
     talk: Talk, tmp_path: Path, numbers: random.Random, nothing_is_left: Callable[[], None]
 ) -> None:
@@ -172,7 +173,7 @@ async def test_a_guest_and_hosts_that_send_anything(
             async with trio.SocketStream(sock) as client:
                 await send(client, data)
 
-        for number, data in enumerate(noises(numbers, Role.HOST, talk.down)):
+        for number, data in enumerate(noises(numbers, Role.HOST, bytes(talk.down))):
             manager = PortManager()
             with trio.fail_after(10):
                 async with open_background() as nursery:

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from tests.threads import error_of, in_thread
 
-from .programs import Both, until
+from .programs import Both
 
 ends = pytest.mark.parametrize(
     "how", [signal.SIGKILL, signal.SIGTERM], ids=["the host is killed", "the host ends"]

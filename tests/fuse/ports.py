@@ -156,5 +156,5 @@ class Ports(pyfuse3.Operations):
             raise FUSEError(errno.ENODATA)
         return b"org.example.%d" % inode
 
-    async def listxattr(self, inode: InodeT, ctx: Any) -> Sequence[bytes]:  # type: ignore[override]
+    async def listxattr(self, inode: InodeT, ctx: Any) -> Sequence[bytes]:
         return [b"name", b"user.name"]

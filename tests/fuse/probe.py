@@ -41,13 +41,13 @@ def answers(calls: Iterator[Call]) -> list[Any]:
 
 def attributes(top: Path) -> Iterator[Call]:
     for name in ("", "readme", "link", "many", "many/entry-with-a-longish-name-3", "none"):
-        yield lambda name=name: os.lstat(top / name)
+        yield lambda name=name: os.lstat(top / name)  # type: ignore[misc]
     yield lambda: os.stat(top / "link")
     yield lambda: os.readlink(os.fsencode(top / "link"))
     yield lambda: os.readlink(top / "readme")
     yield lambda: os.statvfs(top)
     for mode in (os.F_OK, os.R_OK, os.X_OK):
-        yield lambda mode=mode: os.access(top / "readme", mode)
+        yield lambda mode=mode: os.access(top / "readme", mode)  # type: ignore[misc]
 
 
 def listings(top: Path) -> Iterator[Call]:
@@ -64,7 +64,7 @@ def listings(top: Path) -> Iterator[Call]:
 def xattrs(top: Path) -> Iterator[Call]:
     file = top / "readme"
     for name in ("user.colour", "user.empty", "user.none", "user.caller"):
-        yield lambda name=name: os.getxattr(file, name)
+        yield lambda name=name: os.getxattr(file, name)  # type: ignore[misc]
     yield lambda: os.listxattr(file)
     yield lambda: os.listxattr(top)
     yield lambda: os.setxattr(file, "user.long", b"x" * 60000)
@@ -152,7 +152,7 @@ def names(top: Path) -> Iterator[Call]:
     yield lambda: os.unlink(top / "moved")
     yield lambda: os.unlink(top / "moved")
     yield lambda: os.rmdir(top / "dir")
-    yield lambda: [os.unlink(top / "dir" / name) for name in os.listdir(top / "dir")]
+    yield lambda: list(map(os.unlink, (top / "dir").iterdir()))
     yield lambda: os.rmdir(top / "dir")
     yield lambda: os.open(top / ("x" * 300), os.O_CREAT)
     yield lambda: sorted(os.listdir(top))

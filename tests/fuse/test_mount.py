@@ -182,9 +182,9 @@ def test_any_byte_can_be_in_the_place_of_another_mount() -> None:
 # --- errors -------------------------------------------------------------------------------
 
 
-def refusal(path: Path, **options: bool) -> str:
+def refusal(path: Path, *, allow_other: bool = False) -> str:
     with pytest.raises(fuse.MountError) as caught:
-        fuse.mount(path, **options)
+        fuse.mount(path, allow_other=allow_other)
     assert isinstance(caught.value, VconfsError)
     text = str(caught.value)
     assert "\n" not in text

@@ -14,6 +14,8 @@ import pytest
 import trio
 from pyfuse3 import FileHandleT
 
+from vconfs import fuse
+
 from .conftest import Serve, heard, program
 from .ports import Port, Ports
 
@@ -333,8 +335,8 @@ print(ask(0, b''), ask(14, b''), ask(15, b''))
     async with serve() as it:
         lines = (await it.script(script)).splitlines()
         value, names = b"org.example.100", b"name\0user.name\0"
-        assert lines[0] == f"15 ERANGE {value} {value} ENODATA"
-        assert lines[1] == f"15 ERANGE {names}"
+        assert lines[0] == f"15 ERANGE {value!r} {value!r} ENODATA"
+        assert lines[1] == f"15 ERANGE {names!r}"
 
 
 # --- the end ------------------------------------------------------------------------------
@@ -354,6 +356,7 @@ async def test_unmounting_ends_the_session(serve: Serve) -> None:
     async with serve() as it:
         await trio.run_process(["umount", str(it.path)])
         await it.ended.wait()
+        assert not fuse.is_mounted(it.path)
 
 
 async def test_a_busy_mount_is_unmounted_after_a_hang_up(serve: Serve) -> None:

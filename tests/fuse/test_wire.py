@@ -196,6 +196,7 @@ class Deaf(Quiet):
         st.tuples(st.integers(0, 60) | SHORT, st.binary(max_size=120)), min_size=1, max_size=10
     )
 )
+@pytest.mark.expect_log("was refused")
 def test_no_request_ends_the_session_or_goes_unanswered(requests: list[tuple[int, bytes]]) -> None:
     async def main() -> None:
         async with connected(Deaf()) as kernel:
@@ -215,6 +216,7 @@ async def answered(kernel: Kernel, opcode: int, body: bytes) -> None:
 
 
 @given(st.binary(max_size=100), st.integers(0, 100))
+@pytest.mark.expect_log("the kernel sent a request", "was refused")
 def test_no_packet_ends_the_session(packet: bytes, cut: int) -> None:
     """Bare bytes, and an INIT that is cut anywhere."""
 

@@ -55,7 +55,7 @@ class Tree(pyfuse3.Operations):
         self._add(self._root, b"link", stat.S_IFLNK | 0o777).target = b"../some/where \xff"
         self._add(self._root, b"broken", stat.S_IFREG | 0o644)
 
-    def _new(self, mode: int, **more: int) -> Node:
+    def _new(self, mode: int, **more: Any) -> Node:
         node = Node(len(self._nodes) + 1, mode, **more)
         self._nodes[node.inode] = node
         return node
@@ -148,7 +148,7 @@ class Tree(pyfuse3.Operations):
         del self._nodes[parent_inode_old].children[name_old]
         self._nodes[parent_inode_new].children[name_new] = node
 
-    async def readlink(self, inode: InodeT, ctx: Any) -> bytes:  # type: ignore[override]
+    async def readlink(self, inode: InodeT, ctx: Any) -> bytes:
         return self._nodes[inode].target
 
     # --- attributes -----------------------------------------------------------------------

@@ -40,7 +40,7 @@ from .requests import as_input
 from .target import CORPUS, with_length
 
 # See tests/conftest.py: otherwise a program that we start waits for a mount that we serve.
-subprocess._USE_VFORK = False
+subprocess._USE_VFORK = False  # type: ignore[misc]
 
 _FILES = {
     "device_url": [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from importlib.metadata import entry_points
 from pathlib import Path
 from unittest import mock
 
@@ -27,7 +28,7 @@ from vconfs.system.mountinfo import parse_mounts
 from .target import Source, target
 
 #: To look for installed chardevs takes longer than everything else.
-_entry_points = cache(chardev.entry_points)
+_entry_points = cache(entry_points)
 
 
 @target(ValueError)

@@ -17,7 +17,8 @@ import trio
 from attrs import frozen
 
 from tests.guest import initramfs
-from tests.qemu.machine import QEMU, Monitor, listener, open_monitor
+from tests.qemu.listener import listener
+from tests.qemu.machine import QEMU, Monitor, open_monitor
 from tests.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
@@ -154,7 +155,7 @@ def open_guest(folder: Path, boot: Path) -> Iterator[Guest]:
         command += ["-serial", "chardev:worker"]
         command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
         for device in DEVICES:
-            command += chardev(device.data) + chardev(device.agent) + _console(device)
+            command += [*chardev(device.data), *chardev(device.agent), *_console(device)]
         descriptors = [sock.fileno() for sock in inherited]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
         for sock in inherited:

@@ -7,7 +7,7 @@ import pytest
 from tests.guest.guest import DEVICES, MOUNTPOINT, VCONFS, VECTORS
 from tests.remote.client import Remote
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 DRIVER = f"/sys/bus/pci/devices/{VECTORS.address}/driver"
 

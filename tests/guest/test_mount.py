@@ -23,7 +23,7 @@ from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
 from tests.remote.shell import check_cat_and_echo
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 UNIT = pattern(1)[:251]
 SIZE = 8 << 20  # more than all buffers on the way hold

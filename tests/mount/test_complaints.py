@@ -105,6 +105,7 @@ async def test_bytes_of_an_old_connection_reach_a_new_client(
         await in_thread(lambda: os.close(port))
 
 
+@pytest.mark.expect_log("could not be delivered")
 async def test_writing_to_a_host_that_does_not_read_freezes_the_guest(
     mounted: OpenMount, tmp_path: Path
 ) -> None:

@@ -327,8 +327,9 @@ async def test_screen_shows_a_console_and_sends_what_is_typed(
     async def command(*words: str) -> None:
         """Have it done as soon as there is a session that does it."""
         do_it = [*screen, "-S", "test", "-X", *words]
-        while (await trio.run_process(do_it, check=False, capture_stdout=True)).returncode:
-            await trio.sleep(0.01)
+        with trio.fail_after(20):
+            while (await trio.run_process(do_it, check=False, capture_stdout=True)).returncode:
+                pass
 
     async with mounted(f"=unix:{tmp_path}/sock,console") as it:
         await it.until(lambda: it.port().pty)

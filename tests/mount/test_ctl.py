@@ -6,8 +6,7 @@ import json
 import os
 import socket
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from importlib.resources import files
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+
+from tests.support.waiting import block_until
 
 from .test_commands import VCONFS, folder, mounts, vconfs
 
@@ -55,26 +56,20 @@ def objects(text: str) -> list[dict[str, Any]]:
     return ports
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for what follows from what was asked of another process, within the test's limit."""
-    while not condition():
-        time.sleep(0.01)
-
-
 def test_ports_of_a_mount_are_changed_from_outside(ctl: str, folder: Path, tmp_path: Path) -> None:
     device = f"stream:unix:{tmp_path}/device"
     vconfs("mount", "--device", device, "-o", "throttle=100ms", str(folder))
     assert vconfs("ctl", ctl, "add", f"chat=unix:{tmp_path}/chat") == "1\n"
     chat = folder / "by-name" / "chat"
-    until(chat.exists)
+    block_until(chat.exists)
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.connect(f"{tmp_path}/chat")
-        until(lambda: os.getxattr(chat, "user.host") == b"1")
+        block_until(lambda: os.getxattr(chat, "user.host") == b"1")
         with open(chat, "r+b", buffering=0) as port:
             client.sendall(b"hello")
             assert port.read(5) == b"hello"
             vconfs("ctl", ctl, "throttle", "chat", "on")
-            until(lambda: os.getxattr(chat, "user.throttled") == b"1")
+            block_until(lambda: os.getxattr(chat, "user.throttled") == b"1")
             with pytest.raises(OSError, match="No space left"):
                 port.write(b"x")
             [state] = objects(vconfs("ctl", ctl, "throttle", "chat", "off", "--json"))
@@ -87,11 +82,11 @@ def test_ports_of_a_mount_are_changed_from_outside(ctl: str, folder: Path, tmp_p
     vconfs("ctl", ctl, "resize", "0", "132", "43")
     vconfs("ctl", ctl, "rename", "1", "talk")
     talk = folder / "by-name" / "talk"
-    until(talk.exists)
-    until(lambda: os.getxattr(talk, "user.limit") == b"%d" % (2 << 20))
+    block_until(talk.exists)
+    block_until(lambda: os.getxattr(talk, "user.limit") == b"%d" % (2 << 20))
     assert os.getxattr(talk, "user.cache") == b"1"
     assert vconfs("ctl", ctl, "remove", "talk", "--json") == ""
-    until(lambda: not talk.exists())
+    block_until(lambda: not talk.exists())
     vconfs("umount", str(folder))
     assert mounts(folder) == []
 
@@ -101,7 +96,7 @@ def test_a_file_is_opened_anew_by_a_disconnect(ctl: str, tmp_path: Path) -> None
     vconfs("ctl", ctl, "add", f"log=file:{log}")
     log.unlink()
     vconfs("ctl", ctl, "disconnect", "log")
-    until(log.exists)
+    block_until(log.exists)
 
 
 def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
@@ -125,7 +120,7 @@ def test_list_shows_what_was_dropped(
     vconfs("mount", "--device", f"stream:unix:{tmp_path}/device", str(folder))
     chat = folder / "by-name" / "chat"
     chat.write_bytes(b"12345")
-    until(lambda: objects(vconfs("ctl", ctl, "list", "--json"))[1]["dropped"] == 5)
+    block_until(lambda: objects(vconfs("ctl", ctl, "list", "--json"))[1]["dropped"] == 5)
     head, first, second = (line.split() for line in vconfs("ctl", ctl, "list").splitlines())
     assert (head[-1], first[-1], second[-1]) == ("DROPPED", "0", "5")
     assert os.getxattr(chat, "user.dropped") == b"0"

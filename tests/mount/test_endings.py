@@ -12,12 +12,14 @@ import sys
 import termios
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from threading import Thread
 
 import pytest
+
+from tests.support.waiting import block_until
 
 from .test_commands import VCONFS, daemon_of, folder, mounts
 
@@ -105,7 +107,7 @@ class FarSide:
     def wait_started(self) -> None:
         """Of a program: wait until it runs, for it is started by the first open."""
         if self.kind == "exec":
-            until(lambda: Path(f"{self._go}.here").exists())
+            block_until(lambda: Path(f"{self._go}.here").exists())
 
     def begin(self) -> None:
         """Begin to read."""
@@ -145,14 +147,6 @@ class FarSide:
         if self._thread is not None:
             self._thread.join(LIMIT)
         self._closing.close()
-
-
-def until(condition: Callable[[], object]) -> None:
-    """Wait until something holds that follows from what another process does."""
-    deadline = time.monotonic() + LIMIT
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 @pytest.fixture(params=KINDS)
@@ -199,13 +193,13 @@ def dropped(said: str) -> int:
 @contextmanager
 def mount_of(folder: Path, *words: str) -> Iterator[subprocess.Popen[str]]:
     with running("mount", "-f", *words, str(folder)) as process:
-        until(lambda: mounts(folder))
+        block_until(lambda: mounts(folder))
         yield process
 
 
 def write(folder: Path, far_side: FarSide, size: int = SIZE) -> int:
     """Write into the port, as a program would that may not wait; how much was taken."""
-    until(lambda: status(folder, "host"))
+    block_until(lambda: status(folder, "host"))
     with open(folder / "vcon0", "wb", buffering=0) as port:
         far_side.wait_started()
         taken = 0
@@ -284,13 +278,13 @@ def test_an_ending_can_be_immediate(folder: Path, far_side: FarSide, how: str) -
             umount(folder, "-f")
         elif how == "umount twice":
             with subprocess.Popen([*VCONFS, "umount", str(folder)]) as first:
-                until(lambda: refuses_writers(folder))
+                block_until(lambda: refuses_writers(folder))
                 umount(folder)
                 assert first.wait(LIMIT) == 0
         else:
             daemon = daemon_of(folder)
             os.kill(daemon, signal.SIGTERM)
-            until(lambda: refuses_writers(folder))
+            block_until(lambda: refuses_writers(folder))
             os.kill(daemon, signal.SIGINT)
         said = said_at_end(process)
     assert not mounts(folder)
@@ -313,7 +307,7 @@ def test_a_mount_that_drains_is_served_and_takes_no_more(folder: Path, far_side:
         far_side.come()
         write(folder, far_side)
         terminate(folder)
-        until(lambda: refuses_writers(folder))
+        block_until(lambda: refuses_writers(folder))
         with open(folder / "vcon0", "wb", buffering=0) as port:
             with pytest.raises(OSError, match="Transport endpoint is not connected"):
                 port.write(b"late")
@@ -332,7 +326,7 @@ def test_a_slow_reader_of_the_file_gets_all_that_the_host_sent(
         with socket.socket(socket.AF_UNIX) as client, open(folder / "vcon0", "rb", 0) as port:
             client.connect(str(tmp_path / "far" / "s"))
             client.sendall(bytes(SIZE))
-            until(lambda: status(folder, "bytes_in") == SIZE)
+            block_until(lambda: status(folder, "bytes_in") == SIZE)
             terminate(folder)
             got = 0
             while data := port.read(4096):
@@ -357,7 +351,7 @@ def test_unread_data_of_a_mount_is_counted(
                 opened.enter_context(held_open(folder, mode))
             client.connect(str(tmp_path / "far" / "s"))
             client.sendall(bytes(SIZE))
-            until(lambda: status(folder, "bytes_in") == SIZE)
+            block_until(lambda: status(folder, "bytes_in") == SIZE)
             umount(folder)
         said = said_at_end(process)
     assert dropped(said) == SIZE
@@ -373,12 +367,12 @@ def test_what_is_for_the_pty_beside_a_port_is_read_there_or_counted(
     with mount_of(folder, *words) as process:
         with socket.socket(socket.AF_UNIX) as client, ExitStack() as opened:
             if somebody:
-                until((folder / "hvc0").exists)
+                block_until((folder / "hvc0").exists)
                 slave = os.open(folder / "hvc0", os.O_RDONLY | os.O_NOCTTY)
                 opened.callback(os.close, slave)
             client.connect(str(tmp_path / "far" / "s"))
             client.sendall(bytes(size))
-            until(lambda: status(folder, "bytes_in") == size)
+            block_until(lambda: status(folder, "bytes_in") == size)
             terminate(folder)
             got = 0
             with suppress(OSError):  # EIO: the terminal has gone
@@ -400,7 +394,7 @@ def host_and_guest(
     with running(
         "host", "--listen", url, *spoken, "--port", f"name={far_side.chardev}", *words
     ) as host:
-        until((folder.parent / "device").exists)
+        block_until((folder.parent / "device").exists)
         with mount_of(folder, "--device", url, *spoken):
             yield host
 
@@ -416,7 +410,7 @@ def test_a_host_end_that_is_ended_delivers_first(
     with host_and_guest(folder, listen, far_side, dialect=dialect) as host:
         far_side.come()
         write(folder, far_side)
-        until(lambda: status(folder, "bytes_out") == SIZE)
+        block_until(lambda: status(folder, "bytes_out") == SIZE)
         far_side.begin()
         host.terminate()
         said = said_at_end(host)
@@ -444,7 +438,7 @@ def test_a_second_signal_ends_a_host_end_at_once(folder: Path, far_side: FarSide
         far_side.come()
         write(folder, far_side)
         host.terminate()
-        until(lambda: status(folder, "throttled"))
+        block_until(lambda: status(folder, "throttled"))
         host.send_signal(signal.SIGINT)
         said = said_at_end(host)
         assert far_side.finish() + dropped(said) == SIZE

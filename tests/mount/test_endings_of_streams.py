@@ -11,8 +11,10 @@ from subprocess import Popen
 
 import pytest
 
+from tests.support.waiting import block_until
+
 from .test_commands import folder
-from .test_endings import dropped, mount_of, refuses_writers, running, said_at_end, until
+from .test_endings import dropped, mount_of, refuses_writers, running, said_at_end
 
 __all__ = ["folder"]
 
@@ -60,7 +62,7 @@ def slow_mount(folder: Path, most: int, *words: str) -> Iterator[tuple[Popen[str
     (place / "bridge.py").write_text(BRIDGE)
     url, file = f"stream:unix:{place}/device", place / "file"
     with running("host", "--listen", url, "--port", f"name=file:{file}"):
-        until((place / "device").exists)
+        block_until((place / "device").exists)
         command = f"exec {sys.executable} {place}/bridge.py {place}/device {most}"
         with mount_of(folder, "--device", f"stream:exec:{command}", *words) as mount:
             yield mount, file
@@ -81,7 +83,7 @@ def test_a_slow_program_gets_the_time_that_it_needs(folder: Path) -> None:
         write(folder)
         mount.terminate()
         assert dropped(said_at_end(mount)) == 0
-        until(lambda: file.stat().st_size == SIZE)
+        block_until(lambda: file.stat().st_size == SIZE)
         assert file.read_bytes() == coded(0, SIZE)
 
 
@@ -90,10 +92,10 @@ def test_what_a_program_has_not_read_is_counted(folder: Path, signals: list[int]
     drain = "300ms" if len(signals) == 1 else "1000"
     with slow_mount(folder, 50_000, "-o", f"drain={drain}") as (mount, file):
         write(folder)
-        until(lambda: file.stat().st_size >= 40_000)
+        block_until(lambda: file.stat().st_size >= 40_000)
         for number in signals:
             mount.send_signal(number)
-            until(lambda: refuses_writers(folder))
+            block_until(lambda: refuses_writers(folder))
         lost = dropped(said_at_end(mount))
         assert lost > 0
         assert file.stat().st_size + lost == SIZE

@@ -128,7 +128,8 @@ async def test_openers_are_bounded_because_each_can_have_a_backlog(mounted: Open
         await in_thread(lambda: os.close(files.pop()))
         await it.until(lambda: openers(it) < 256)
         files.append(await in_thread(lambda: os.open(path, os.O_RDONLY)))
-        await in_thread(lambda: [os.close(file) for file in files])
+        for file in files:
+            await in_thread(lambda file=file: os.close(file))  # type: ignore[misc]
 
 
 async def test_the_end_of_the_mount_is_the_end_of_the_file(mounted: OpenMount) -> None:

@@ -227,7 +227,7 @@ async def test_ctrl_c_ends_a_look_into_the_guest_without_a_traceback(mounted: Op
     script = str(EXAMPLES / "guest-inspect.py")
     async with (
         mounted("inspect=echo", wait=True) as it,
-        program(sys.executable, script, it.file()) as running,
+        program(sys.executable, script, str(it.file())) as running,
     ):
         await it.until(lambda: it.port()._inbox.turn.locked())
         running.send_signal(signal.SIGINT)

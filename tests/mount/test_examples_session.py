@@ -130,6 +130,7 @@ async def test_sessions_are_locked_each_time_that_the_viewer_goes(
 
 
 @needs_bus
+@pytest.mark.expect_log("for unknown port")
 async def test_one_session_is_locked_even_if_its_port_is_removed(
     mounted: OpenMount, tmp_path: Path
 ) -> None:

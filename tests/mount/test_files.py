@@ -296,7 +296,7 @@ async def test_poll_masks(mounted: OpenMount, tmp_path: Path) -> None:
 CHANGES: list[tuple[str, Callable[[Mounted], object], int]] = [
     ("data", lambda it: it.port().feed(b"x"), IN | OUT),
     ("hang-up", lambda it: it.host.ports[0].disconnect(), OUT | HUP),
-    ("throttle", lambda it: it.host.throttle(0, True), 0),  # type: ignore[union-attr]
+    ("throttle", lambda it: it.host.throttle(0, True), 0),
     ("removal", lambda it: it.host.remove(0), HUP | select.POLLERR),
 ]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.waiting import until
 from vconfs.device.embedded import open_embedded
 from vconfs.guest.driver import drive
 from vconfs.guest.port import PortOptions
@@ -73,8 +74,7 @@ async def test_writers_wait_for_a_full_disk_and_lose_nothing(
     ):
         with trio.fail_after(30):
             port = host.ports[0]
-            while not said():
-                await trio.sleep(0.01)
+            await until(said)
             held_back = -1
             while held_back != port.counters.bytes_in:  # until the writer waits
                 held_back = port.counters.bytes_in
@@ -85,8 +85,7 @@ async def test_writers_wait_for_a_full_disk_and_lose_nothing(
                 assert port.host_throttled
             subprocess.run(["mount", "-o", f"remount,size={4 * SPACE}", disk], check=True)
             assert await writer.wait() == 0
-            while log.stat().st_size < len(WHOLE):
-                await trio.sleep(0.01)
+            await until(lambda: log.stat().st_size == len(WHOLE))
             assert log.read_bytes() == WHOLE
             assert port.counters.dropped == port.counters.resets == 0
     assert said() == [

@@ -163,6 +163,6 @@ def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
 
 def test_shellcheck_finds_nothing_in_scripts(prefix: Path) -> None:
     completion = prefix / "share/bash-completion/completions/vconfs"
-    command = "shellcheck", *(ROOT / "scripts").iterdir(), completion
+    command: list[str | Path] = ["shellcheck", *(ROOT / "scripts").iterdir(), completion]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == done.stderr == ""

@@ -34,10 +34,10 @@ async def test_all_ptys_share_one_inotify_instance(
         for _ in range(20):
             added = await it.host.add(parse_port("=null,console"))
             await it.until(
-                lambda port_id=added.id: port_id in it.manager.ports and it.port(port_id).pty
+                lambda port_id=added.id: port_id in it.manager.ports and it.port(port_id).pty  # type: ignore[misc]
             )
             it.host.remove(added.id)
-            await it.until(lambda port_id=added.id: port_id not in it.manager.ports)
+            await it.until(lambda port_id=added.id: port_id not in it.manager.ports)  # type: ignore[misc]
         assert instances() == before + 1
         names = await in_thread(lambda: os.listdir(it.path))
         assert sum(name.startswith("hvc") for name in names) == COUNT

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -109,10 +109,10 @@ async def test_links_by_name_never_leave_their_folder(mounted: OpenMount) -> Non
         for port_id, name in enumerate(NAMES, 1):
             await it.host.add(parse_port(f"x=echo,id={port_id}"))
             await it.until(
-                lambda port_id=port_id: (
+                lambda port_id=port_id: (  # type: ignore[misc]
                     port_id in it.manager.ports and it.port(port_id).name == b"x"
                 )
-            )  # type: ignore[misc]
+            )
             it.manager.rename(it.port(port_id), name)
         by_name = os.fsencode(it.path / "by-name")
         names = await in_thread(lambda: set(os.listdir(by_name)))
@@ -303,7 +303,7 @@ def answers(path: Path) -> dict[str, object]:
         found[f"{port_id} attributes"] = {
             name: os.getxattr(file, name) for name in sorted(os.listxattr(file))
         }
-    tries = {
+    tries: dict[str, Callable[[], object]] = {
         "no such port": lambda: os.open(path / "vcon300", os.O_RDWR),
         "no such name": lambda: os.stat(path / "nothing"),
         "no such attribute": lambda: os.getxattr(path / "vcon0", "user.no"),

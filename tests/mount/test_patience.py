@@ -196,6 +196,7 @@ async def test_programs_that_append_wait_for_a_slow_host(
 
 @v8
 @pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.expect_log("could not be delivered")
 async def test_appending_programs_get_the_error_of_a_throttling_host(
     mounted: OpenMount, tmp_path: Path, stdio: Path, name: str
 ) -> None:

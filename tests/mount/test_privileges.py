@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 from attrs import frozen
 
+from tests.support.waiting import block_until
 from vconfs import fuse
 from vconfs.system.privileges import ALWAYS_KEPT, Capability
 
 from .test_commands import VCONFS, daemon_of, folder, mounts, vconfs, wait_for_end
-from .test_ctl import until
 
 __all__ = ["folder"]
 
@@ -39,8 +39,10 @@ class Privileges:
     @classmethod
     def parse(cls, status: str) -> Privileges:
         fields = dict(line.split(":\t") for line in status.splitlines() if ":\t" in line)
-        sets = (int(fields[f"Cap{name}"], 16) for name in ("Prm", "Eff", "Bnd"))
-        return cls(*sets, fields["NoNewPrivs"] == "1")
+        permitted, effective, bounding = (
+            int(fields[f"Cap{it}"], 16) for it in ("Prm", "Eff", "Bnd")
+        )
+        return cls(permitted, effective, bounding, fields["NoNewPrivs"] == "1")
 
 
 OURS = Privileges.parse(Path("/proc/self/status").read_text())
@@ -152,7 +154,7 @@ def test_a_mount_that_another_program_unmounts_needs_nothing_for_it(folder: Path
     try:
         command = [*VCONFS, "mount", "-f", f"/dev/fd/{theirs.device}"]
         with subprocess.Popen(command, pass_fds=[theirs.device]) as daemon:
-            until(lambda: privileges_of(daemon.pid).no_new or daemon.poll() is not None)
+            block_until(lambda: privileges_of(daemon.pid).no_new or daemon.poll() is not None)
             found = privileges_of(daemon.pid)
             daemon.kill()
         assert found == kept(no_new=True)
@@ -167,7 +169,7 @@ def report_through(host: HostEnd, folder: Path, name: str) -> Privileges:
     """Read from a port what the program behind it reports."""
     vconfs("mount", "--device", host.device, str(folder))
     port = folder / "by-name" / name
-    until(port.exists)
+    block_until(port.exists)
     report = subprocess.run(["cat", str(port)], capture_output=True, text=True, timeout=10)
     vconfs("umount", str(folder))
     return Privileges.parse(report.stdout)
@@ -224,13 +226,13 @@ def test_files_of_other_users_are_opened_again_after_a_rotation(
     with start_host("--port", f"a=file:{file}", "--log", f"{others_folder}/log") as host:
         vconfs("mount", "--device", host.device, str(folder))
         write_to(folder / "vcon0", b"before\n")
-        until(lambda: file.read_bytes() == b"before\n")
+        block_until(lambda: file.read_bytes() == b"before\n")
         file.rename(f"{file}.1")
         (others_folder / "log").rename(others_folder / "log.1")
         os.kill(host.pid, signal.SIGHUP)
-        until(lambda: file.exists() and (others_folder / "log").exists())
+        block_until(lambda: file.exists() and (others_folder / "log").exists())
         write_to(folder / "vcon0", b"after\n")
-        until(lambda: file.read_bytes() == b"after\n")
+        block_until(lambda: file.read_bytes() == b"after\n")
         vconfs("umount", str(folder))
 
 

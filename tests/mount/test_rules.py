@@ -94,7 +94,7 @@ async def test_a_reader_stops_waiting_for_a_host_when_the_rule_is_gone(
 def test_a_wrong_file_is_a_usage_error_that_names_the_line(tmp_path: Path) -> None:
     rules = tmp_path / "rules.toml"
     rules.write_text("[[port]]\nid = 1\nmood = 1\n")
-    words = [sys.executable, "-m", "vconfs", "mount", "--rules", rules, tmp_path]
+    words: list[str | Path] = [sys.executable, "-m", "vconfs", "mount", "--rules", rules, tmp_path]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"{rules}:3: mood: unknown key" in done.stderr

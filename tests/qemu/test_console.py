@@ -18,6 +18,7 @@ from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
+from tests.support.waiting import until
 from vconfs.device._rings import RingLink
 from vconfs.device.qtest.machine import QtestTransport, open_qtest
 from vconfs.errors import VconfsError
@@ -172,6 +173,7 @@ async def test_a_host_that_does_not_read(tmp_path: Path) -> None:
 
 
 @by_both_interrupts
+@pytest.mark.expect_log("for unknown port")
 async def test_host_data_is_kept_while_no_program_has_the_port_open(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -196,8 +198,7 @@ async def until_used(driver: Driver, queue: int) -> None:
     """Wait until the device has used all that was sent on a queue; no interrupt tells."""
     assert isinstance(driver._link, RingLink)
     ring = driver._link._rings[queue]
-    while ring._used[1] != ring._published:
-        await trio.sleep(0.001)
+    await until(lambda: ring._used[1] == ring._published)
 
 
 @by_both_interrupts
@@ -233,6 +234,7 @@ async def test_ports_are_plugged_and_unplugged(tmp_path: Path) -> None:
 
 
 @by_both_interrupts
+@pytest.mark.expect_log("device lost")
 async def test_qemu_is_killed(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -442,6 +444,7 @@ async def test_reset_while_busy(tmp_path: Path) -> None:
 
 
 @by_both_interrupts
+@pytest.mark.expect_log("device lost", "trying again")
 async def test_the_machine_is_reset_while_busy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -478,6 +481,7 @@ async def drain_for_ever(host: trio.SocketStream) -> None:
 
 
 @by_both_interrupts
+@pytest.mark.expect_log("device lost")
 async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,
@@ -496,6 +500,7 @@ async def test_a_device_that_needs_a_reset(tmp_path: Path) -> None:
         assert not guest.attached
 
 
+@pytest.mark.expect_log("device lost")
 async def test_two_machines_at_once(tmp_path: Path) -> None:
     first, second = tmp_path / "1", tmp_path / "2"
     first.mkdir()
@@ -514,6 +519,7 @@ async def test_two_machines_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("moment", [0, 1, 1 << 12, 1 << 20, 1 << 22])
+@pytest.mark.expect_log("device lost")
 async def test_qemu_is_killed_while_data_flows(tmp_path: Path, moment: int) -> None:
     async with (
         open_machine(tmp_path, port(tmp_path, 1, NAME)) as qemu,

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.faults.programs import Both, open_both, until
+from tests.faults.programs import Both, open_both
 from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
+from tests.support.waiting import until
 from tests.threads import in_thread
 from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.device.qtest.machine import open_qtest

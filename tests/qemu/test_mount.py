@@ -15,6 +15,7 @@ import trio
 from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
+from tests.support.waiting import until
 from tests.threads import in_thread
 from vconfs.device.qtest.machine import open_qtest
 from vconfs.guest.driver import drive
@@ -96,6 +97,7 @@ def fill(fd: int, data: bytes) -> int:
     return sent
 
 
+@pytest.mark.expect_log("device lost")
 async def test_qemu_is_killed_under_a_reader(tmp_path: Path) -> None:
     async with mounted_machine(tmp_path) as (qemu, changes, mountpoint):
         async with await qemu.connect("c1") as host:
@@ -105,8 +107,7 @@ async def test_qemu_is_killed_under_a_reader(tmp_path: Path) -> None:
             assert await in_thread(lambda: os.read(fd, 100)) == b"last"
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_to_the_end, fd)
-                while not changes.ports[1]._inbox.turn.locked():
-                    await trio.sleep(0.002)  # nothing tells when a reader waits
+                await until(changes.ports[1]._inbox.turn.locked)
                 qemu.process.kill()
             poll = select.poll()
             poll.register(fd, 0)

@@ -12,7 +12,8 @@ from typing import Any
 
 import trio
 
-from tests.faults.programs import Both, Program, open_both, until
+from tests.faults.programs import Both, Program, open_both
+from tests.support.waiting import until
 from tests.threads import in_thread
 from vconfs.cli._control_client import ask
 from vconfs.errors import VconfsError
@@ -216,9 +217,9 @@ class Device:
         """Return by port how many bytes both ends have dropped."""
         host = {port["id"]: port["dropped"] for port in await self._ask(control.List())}
         guest = {
-            port_id: await in_thread(lambda port_id=port_id: self._at_guest(port_id))
+            port_id: await in_thread(lambda port_id=port_id: self._at_guest(port_id))  # type: ignore[misc]
             for port_id in self.ports
-        }  # type: ignore[misc]
+        }
         return {port_id: host[port_id] + guest[port_id] for port_id in self.ports}
 
     def _files(self) -> str:

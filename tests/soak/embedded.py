@@ -6,6 +6,7 @@ The arguments are the mountpoint, the control socket, the dialect, and the ports
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -32,4 +33,4 @@ async def main(mountpoint: str, control: str, dialect: str, *ports: str) -> None
 
 
 if __name__ == "__main__":
-    trio.run(main, *sys.argv[1:])
+    trio.run(partial(main, *sys.argv[1:]))

@@ -10,7 +10,7 @@ import pytest
 from .__main__ import soak
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.limit(120)
 @pytest.mark.parametrize("names", [["embedded-virtio1", "stream"]])
 async def test_a_short_soak(names: list[str], tmp_path: Path) -> None:
     seed = random.randrange(1 << 31)

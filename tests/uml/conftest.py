@@ -27,22 +27,43 @@ log = logging.getLogger(__name__)
 CONSOLE, DATA, OTHER = "org.example.console", "org.example.data", "org.example.other"
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch and boot the kernels before the first test: that may take longer than a test may."""
-    wanted = any("kernel" in getattr(item, "fixturenames", ()) for item in session.items)
-    if wanted and not session.config.option.collectonly and not needs.missing(*kernels.PROGRAMS):
-        kernels.find()
+#: Why a kernel has no tests in this run.
+_PUT_ASIDE: list[str] = []
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Fetch and boot the kernels before the first test: that may take longer than a test may.
+
+    A kernel that does not run here has no tests, if another one does.
+    """
+    wanted = [item for item in items if "kernel" in getattr(item, "fixturenames", ())]
+    if not wanted or config.option.collectonly or needs.missing(*kernels.PROGRAMS):
+        return
+    found = kernels.find()
+    if found.kernels:
+        _PUT_ASIDE.extend(found.put_aside.values())
+        aside = [item for item in wanted if _kernel_of(item) in found.put_aside]
+        config.hook.pytest_deselected(items=aside)
+        items[:] = [item for item in items if item not in aside]
+
+
+def _kernel_of(item: pytest.Item) -> str:
+    return str(item.callspec.params["kernel"]) if isinstance(item, pytest.Function) else ""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for line in _PUT_ASIDE:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session", params=kernels.SUITES)
 def kernel(request: pytest.FixtureRequest) -> Kernel:
-    """Each kernel that boots here. One that does not matters only if no other does."""
+    """Each kernel that boots here."""
     needs.programs(*kernels.PROGRAMS)
     found = kernels.find()
     if not found.kernels:
         needs.cannot_run("no user-mode Linux runs here:\n" + "\n".join(found.put_aside.values()))
-    if request.param in found.put_aside:
-        pytest.skip(found.put_aside[request.param])
     return found.kernels[request.param]
 
 

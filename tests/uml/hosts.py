@@ -70,8 +70,8 @@ def open_host(
         command += ["--port", f"{name}=unix:{folder}/{name}{options}"]
     with subprocess.Popen(
         command,
-        stdin=line or subprocess.DEVNULL,
-        stdout=line,
+        stdin=subprocess.DEVNULL if line is None else line.fileno(),
+        stdout=None if line is None else line.fileno(),
         stderr=subprocess.PIPE,
         text=True,
     ) as process:

@@ -114,7 +114,7 @@ def fetch(suite: str) -> str:
     if _version(folder):
         return ""
     shutil.rmtree(folder, ignore_errors=True)
-    command = [ROOT / "scripts/guest-uml", suite, folder]
+    command = [str(ROOT / "scripts/guest-uml"), suite, str(folder)]
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -126,7 +126,7 @@ def fetch(suite: str) -> str:
 def _version(folder: Path) -> str:
     """Return a kernel's version, or "" if it is not there or cannot be started."""
     with suppress(OSError):
-        command = [folder / "linux.uml", "--version"]
+        command = [str(folder / "linux.uml"), "--version"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not done.returncode:
             return done.stdout.strip()

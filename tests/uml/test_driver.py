@@ -21,7 +21,7 @@ from tests.remote.client import Remote, open_local
 from tests.uml.conftest import CONSOLE, DATA, OTHER
 from tests.uml.hosts import VCONFS, HostEnd, open_host
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 UNIT = pattern(1)[:251]
 SIZE = 8 << 20

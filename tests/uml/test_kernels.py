@@ -58,19 +58,6 @@ def test_no_kernel_runs(cache: Path) -> None:
     assert list(found.put_aside) == list(kernels.SUITES)
 
 
-@pytest.mark.parametrize("variable", ["CI", "VCONFS_REQUIRE"])
-def test_what_cannot_run_fails_where_all_is_required(
-    variable: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("CI", "VCONFS_REQUIRE"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(pytest.skip.Exception, match="no kernel"):
-        needs.cannot_run("no kernel")
-    monkeypatch.setenv(variable, "true")
-    with pytest.raises(pytest.fail.Exception, match="no kernel"):
-        needs.cannot_run("no kernel")
-
-
 @pytest.fixture
 def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have apt ask a proxy that does not exist, whatever else it is set up for."""

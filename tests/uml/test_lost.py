@@ -26,7 +26,7 @@ from vconfs.guest.driver import drive
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 PORTS = {DATA: ",id=1"}
 UNIT = pattern(1)[:251]

@@ -12,18 +12,17 @@ import trio
 from tests.qemu.changes import pattern, receive_exactly
 from tests.remote.client import Remote
 from tests.remote.shell import check_cat_and_echo
-from tests.uml import kernels
+from tests.support.limits import LONG
 from tests.uml.hosts import HostEnd
-from tests.uml.kernels import Kernel
 from tests.uml.line import MOUNTPOINT, NAMES, file_of, opened
 from tests.uml.machine import ROOT
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 UNIT = pattern(1)[:251]
 PIECE = 1 << 20
-#: Bytes each way on each port: with the newest kernel, and with the others.
-MUCH, LESS = 8 << 20, 1 << 20
+#: Bytes each way on each port.
+MUCH = 8 << 20 if LONG else 1 << 20
 #: Seconds for it: into the guest a serial line carries a byte per system call.
 LIMIT = 240
 
@@ -42,11 +41,9 @@ async def test_cat_and_echo(remote: Remote, line_host: HostEnd) -> None:
         await check_cat_and_echo(remote, path, client)
 
 
-@pytest.mark.timeout(LIMIT + 60)
-async def test_much_data_both_ways_on_all_ports_at_once(
-    remote: Remote, line_host: HostEnd, kernel: Kernel
-) -> None:
-    size = MUCH if kernel == kernels.find().newest else LESS
+@pytest.mark.limit(LIMIT + 60)
+async def test_much_data_both_ways_on_all_ports_at_once(remote: Remote, line_host: HostEnd) -> None:
+    size = MUCH
 
     async def to_host(client: trio.SocketStream, number: int, file: int) -> None:
         unit = UNIT[number:] + UNIT[:number]

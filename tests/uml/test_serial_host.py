@@ -19,7 +19,7 @@ from tests.uml.kernels import Kernel
 from tests.uml.line import MOUNTPOINT, NAMES, file_of, opened
 from tests.uml.machine import ROOT, Guest
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 
 @pytest.fixture(scope="module")

@@ -153,13 +153,6 @@ async def serving(what: str | Chardev) -> AsyncIterator[FakePort]:
         yield port
 
 
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what a chardev does outside of its port."""
-    with trio.fail_after(10):
-        while not condition():
-            await trio.sleep(0.002)
-
-
 def descriptors() -> dict[str, str]:
     """Return the open descriptors, except inotify, which is kept for a second after its use."""
     opened = all_descriptors().items()

@@ -21,7 +21,7 @@ from vconfs.protocol.virtqueue import (
     Layout,
 )
 
-_FEATURES = virtio1.FEATURES | virtio1.F_EMERG_WRITE | F_EVENT_IDX | F_INDIRECT_DESC | 1 << 32
+FEATURES = virtio1.FEATURES | virtio1.F_EMERG_WRITE | F_EVENT_IDX | F_INDIRECT_DESC | 1 << 32
 _DRIVER_OK = 15
 
 
@@ -33,7 +33,7 @@ class FakeConsole(FakeFunction):
         host: Host,
         *,
         vectors: int = 0,
-        features: int = _FEATURES,
+        features: int = FEATURES,
         quiet: bool = False,
         resize_rows_first: bool = False,
     ) -> None:
@@ -123,7 +123,7 @@ async def open_console(
     specs: Sequence[HostPortSpec],
     *,
     vectors: int = 0,
-    features: int = _FEATURES,
+    features: int = FEATURES,
     quiet: bool = False,
     resize_rows_first: bool = False,
 ) -> AsyncIterator[FakeConsole]:

@@ -27,6 +27,7 @@ def tries(first: float = 1, last: float = 8) -> Backoff:
     return Backoff("it", "it works again", Pauses(first, last))
 
 
+@pytest.mark.expect_log("trying again")
 async def test_pauses_grow_up_to_the_last(autojump_clock: trio.testing.MockClock) -> None:
     it, times = tries(), []
     for _ in range(6):
@@ -63,6 +64,7 @@ async def test_each_reason_is_logged_once_and_not_without_end(
     assert len(caplog.records) == 8
 
 
+@pytest.mark.expect_log("trying again")
 async def test_a_pause_ends_when_a_try_is_asked_for(autojump_clock: trio.testing.MockClock) -> None:
     it = tries(first=1000, last=1000)
     it.try_now()  # there is no pause now, and none that is cut short later
@@ -78,6 +80,7 @@ async def test_a_pause_ends_when_a_try_is_asked_for(autojump_clock: trio.testing
 
 
 @pytest.mark.parametrize(("lasted", "pause"), [(0, 4), (8, 4), (9, 1)])
+@pytest.mark.expect_log("trying again")
 async def test_only_a_success_that_lasts_shortens_the_pauses(
     lasted: float, pause: float, autojump_clock: trio.testing.MockClock
 ) -> None:

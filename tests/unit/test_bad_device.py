@@ -12,7 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fake_console import FakeConsole, open_console
+from tests.unit.fake_console import FEATURES, FakeConsole, open_console
 from tests.unit.fake_function import CONFIG, ISR, FakeFunction
 from tests.unit.test_ends import spec, taken
 from tests.unit.test_virtio_pci import REAL
@@ -57,11 +57,11 @@ class Scene:
         self.fake.interrupt()
 
 
-async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = 0) -> Scene:
+async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = FEATURES) -> Scene:
     """Let a scene begin well, and then `act`."""
     puppet, manager = Puppet(), PortManager()
     specs = [spec(b"con", console=True), spec(b"org.example.0", puppet)]
-    async with open_console(specs, **({"features": features} if features else {})) as fake:
+    async with open_console(specs, features=features or FEATURES) as fake:
         async with drive(manager, open_pci(fake)) as driver:
             await trio.testing.wait_all_tasks_blocked()
             assert manager.ports[1].host_connected
@@ -86,6 +86,7 @@ async def play(act: Callable[[Scene, Puppet], Awaitable[None]], features: int = 
         (0, 2**32 - 1, r"used length 4294967295 is more"),
     ],
 )
+@pytest.mark.expect_log("device lost")
 async def test_a_wrong_used_entry_loses_the_device(
     queue: int, head: int, length: int, reason: str
 ) -> None:
@@ -97,6 +98,7 @@ async def test_a_wrong_used_entry_loses_the_device(
     await play(act, 1 << 32 | 2)
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_used_entry_for_what_was_never_sent() -> None:
     async def act(scene: Scene, puppet: Puppet) -> None:
         scene.use(DATA_OUT, 0, 0)
@@ -142,6 +144,7 @@ Poke = tuple[int, bool, int, int]
     ),
     st.sampled_from([0, 1 << 32 | 2]),
 )
+@pytest.mark.expect_log("device lost", "guest lost")
 def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
     """The ports go on, or the device is lost for a reason that names the queue."""
 
@@ -184,6 +187,7 @@ def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
         max_size=30,
     )
 )
+@pytest.mark.expect_log(".")  # that a message is wrong in one way or other
 def test_any_control_messages(messages: list[bytes]) -> None:
     """There are never more ports than the device said, and the device is not lost."""
 

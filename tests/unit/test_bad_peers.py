@@ -61,6 +61,15 @@ GOOD = header(0, 0, 4) + b"good"
         (header(2**31, 1) + struct.pack("<HH", 6, 1), False),
     ],
 )
+@pytest.mark.expect_log(
+    "CONSOLE_PORT with value",
+    "for unknown port",
+    "is longer than",
+    "is too large",
+    "is too short",
+    "no complete header",
+    "unknown control event",
+)
 async def test_a_wrong_buffer_of_the_hosts_is_counted_and_changes_nothing(
     buffer: bytes, on_the_port: bool
 ) -> None:
@@ -110,6 +119,9 @@ async def test_cache_buffers_0_takes_caching_back() -> None:
         header(99, 1) + struct.pack("<HH", 0, 1),
     ],
 )
+@pytest.mark.expect_log(
+    "is too short", "no complete header", "unknown control event", "which the guest has not"
+)
 async def test_a_wrong_buffer_of_the_guests_is_counted_and_changes_nothing(buffer: bytes) -> None:
     async with open_ends([spec(cache=True)]) as ends:
         attached, port = ends.host.guest, ends.host.ports[0]
@@ -127,6 +139,7 @@ async def test_a_guest_that_asks_for_a_missing_port_gets_an_error() -> None:
 
 
 @pytest.mark.parametrize("side", ["used", "avail"])
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_an_index_that_jumps_loses_the_device_and_hangs_the_ports_up(side: str) -> None:
     async with open_ends([spec()]) as ends:
         link = ends.driver._link

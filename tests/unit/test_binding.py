@@ -150,7 +150,8 @@ def test_a_file_of_the_kernel_that_refuses(
 ) -> None:
     """What was changed by then is put back."""
     give(sysfs, CONSOLE, "virtio-pci")
-    write, failed = binding._write, []
+    write = binding._write
+    failed: list[Path] = []
 
     def fail_once(path: Path, text: str) -> None:
         if path.name == file and not failed:
@@ -223,6 +224,13 @@ def test_the_commands(
         (("bind", "5"), 2, "'5' is not a PCI address"),
         (("unbind",), 2, "Missing argument"),
     ],
+)
+@pytest.mark.expect_log(
+    "Invalid value",
+    "Missing argument",
+    "is not a virtio console",
+    "there is no PCI function",
+    "vfio-pci does not take",
 )
 def test_the_commands_fail_clearly(
     words: tuple[str, ...],

@@ -268,6 +268,7 @@ async def test_a_tcp_port_in_use(unused_tcp_port: int) -> None:
             pass
 
 
+@pytest.mark.expect_log("trying again")
 async def test_connect_keeps_trying_and_comes_back(tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
     async with joined(f"connect:{path}") as it:
@@ -439,6 +440,7 @@ async def test_exec_outlives_a_program_that_does_not_read_and_ignores_signals() 
 @pytest.mark.parametrize(
     "kind", ["unix", "seqpacket", "pty", "pipe", "file", "exec", "connect", "echo"]
 )
+@pytest.mark.expect_log("trying again")
 async def test_ending_leaves_no_descriptor(kind: str, tmp_path: Path) -> None:
     argument = {"exec": ":cat", "pty": "", "echo": ""}.get(kind, f":{tmp_path}/x")
     before = len(descriptors())

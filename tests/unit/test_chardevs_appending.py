@@ -14,12 +14,13 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.guest.port import Opener, PortOptions
 from vconfs.host.chardevs._appending import AppendedFile
 from vconfs.host.spec import parse_port
 from vconfs.testing import open_ends
 
-from .chardev_port import FakePort, descriptors, serving, until
+from .chardev_port import FakePort, descriptors, serving
 
 
 class Disk:
@@ -155,6 +156,7 @@ async def test_a_disk_that_is_freed_bit_by_bit_is_one_trouble(
         assert path.read_bytes() == bytes(50_000)
 
 
+@pytest.mark.expect_log("trying again")
 async def test_what_waits_for_a_disk_is_in_the_port(disk: Disk, tmp_path: Path) -> None:
     disk.room = 0
     async with serving(f"file:{tmp_path}/log") as port:
@@ -166,6 +168,7 @@ async def test_what_waits_for_a_disk_is_in_the_port(disk: Disk, tmp_path: Path) 
     assert sum(len(piece or b"") for piece in port.queue) == 1 << 20
 
 
+@pytest.mark.expect_log("trying again")
 async def test_a_disconnect_tries_at_once(disk: Disk, tmp_path: Path, no_tries: None) -> None:
     disk.room = 0
     async with serving(f"file:{tmp_path}/log") as port:
@@ -179,6 +182,7 @@ async def test_a_disconnect_tries_at_once(disk: Disk, tmp_path: Path, no_tries: 
         assert port.connected
 
 
+@pytest.mark.expect_log("trying again")
 async def test_a_device_that_is_full() -> None:
     before = descriptors()
     async with serving("file:/dev/full") as port:
@@ -243,6 +247,7 @@ async def test_a_folder_that_was_removed_and_made_anew(
     ]
 
 
+@pytest.mark.expect_log("trying again")
 async def test_a_file_that_took_the_place_of_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "log"
     async with serving(f"file:{path}") as port:

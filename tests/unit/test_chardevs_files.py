@@ -16,13 +16,14 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.errors import VconfsError
 from vconfs.host.chardevs import ptys, stdio
 from vconfs.host.chardevs.ptys import Pty
 from vconfs.protocol.events import Buffer
 from vconfs.system.path_errors import cannot
 
-from .chardev_port import FakePort, descriptors, serving, until
+from .chardev_port import FakePort, descriptors, serving
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ import trio.testing
 from inotify_simple import INotify, flags
 
 import vconfs.system.descriptors
+from tests.support.waiting import until
 from vconfs.host.chardevs import programs
 
 from .chardev_port import FakePort, descriptors, serving
@@ -102,15 +103,17 @@ async def test_a_program_in_the_background_does_not_delay_the_close() -> None:
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "written"),
     [
-        "echo $$; exec sleep 1000",
-        "trap '' TERM; echo $$; while :; do sleep 1000; done",
-        "sleep 1000 & echo $!; wait",
-        "trap '' TERM; sleep 1000 & echo $!; wait",
+        ("echo $$; exec sleep 1000", 0),
+        ("trap '' TERM; echo $$; while :; do sleep 1000; done", 0),
+        ("sleep 1000 & echo $!; wait", 0),
+        ("trap '' TERM; sleep 1000 & echo $!; wait", 0),
+        # More than its pipe holds: this has its own time before the program is ended.
+        ("echo $$; exec sleep 1000", 500_000),
+        ("trap '' TERM; sleep 1000 & echo $!; wait", 500_000),
     ],
 )
-@pytest.mark.parametrize("written", [0, 500_000])
 async def test_a_program_is_ended_after_the_close(command: str, written: int) -> None:
     async with serving(f"exec:{command}") as port:
         port.open()
@@ -189,7 +192,7 @@ async def test_a_program_that_fails_is_logged_once(caplog: pytest.LogCaptureFixt
     async with serving("exec:no-such-program") as port:
         for count in (1, 2, 3):
             port.open()
-            await port.until(lambda count=count: port.hang_ups == count)
+            await port.until(lambda count=count: port.hang_ups == count)  # type: ignore[misc]
             port.close()
     assert caplog.messages == ["port 3: 'no-such-program' was not found (127)"]
 
@@ -202,7 +205,7 @@ async def test_another_failure_of_a_program_is_logged_again(
         for count, lines in enumerate(("exit 3", "exit 3", "true", "exit 3", "kill -9 $$"), 1):
             script.write_text(lines)
             port.open()
-            await port.until(lambda count=count: port.hang_ups == count)
+            await port.until(lambda count=count: port.hang_ups == count)  # type: ignore[misc]
             port.close()
     said = [message.partition("' ")[2] for message in caplog.messages]
     assert said == ["ended with exit code 3"] * 2 + ["was ended by signal 9"]
@@ -231,6 +234,7 @@ async def test_what_a_program_does_not_read_is_counted() -> None:
         assert port.counters.dropped == 4
 
 
+@pytest.mark.expect_log("was ended by signal")
 async def test_output_of_a_program_without_a_reader_is_counted() -> None:
     async with serving("exec:echo hello; cat >/dev/null; echo too late") as port:
         port.open()
@@ -241,6 +245,7 @@ async def test_output_of_a_program_without_a_reader_is_counted() -> None:
         assert port.counters.dropped == len(b"too late\n")
 
 
+@pytest.mark.expect_log("trying again")
 async def test_no_descriptor_to_watch_a_program_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -259,8 +264,7 @@ async def test_no_descriptor_to_watch_a_program_with(
     monkeypatch.setattr("vconfs.system.shell_programs.os.pidfd_open", fail)
     async with serving(f"exec:sleep 1000 & echo $! >{tmp_path}/pid; wait") as port:
         port.open()
-        while len(children) < 2:  # it is tried again
-            await trio.sleep(0.01)
+        await until(lambda: len(children) == 2)  # it is tried again
         await trio.lowlevel.wait_readable(children[0])
         assert not port.hang_ups
     for child in children:
@@ -272,6 +276,7 @@ async def test_no_descriptor_to_watch_a_program_with(
 @pytest.mark.parametrize(
     "command", ["echo $$; exec cat", "trap '' TERM; sleep 1000 & echo $!; yes; wait"]
 )
+@pytest.mark.expect_log("was ended by signal")
 async def test_cancelled_amid_all(command: str) -> None:
     before = descriptors()
     async with serving(f"exec:{command}") as port:

@@ -19,7 +19,7 @@ from vconfs.cli._config import config_option
 @click.option("-o", "--options", multiple=True)
 @click.option("--secret", hidden=True)
 @click.pass_context
-def command(ctx: click.Context, **values: object) -> dict[str, object]:
+def command(ctx: click.Context, /, **values: object) -> dict[str, object]:
     return {name: value for name, value in values.items() if value}
 
 

@@ -21,6 +21,8 @@ class Owner:
     def lost(self, reason: str) -> None:
         raise AssertionError(reason)
 
+    def left(self) -> None: ...
+
 
 class Guest:
     """The driver's side of queue 0, whose buffers the host fills."""

@@ -11,23 +11,26 @@ from pathlib import Path
 import attrs
 import pytest
 
+from vconfs.cli import _checks
 from vconfs.cli._checks import Finding, Machine, examine, python_packages
 from vconfs.cli._mount_table import MountState
 
 CONSOLE = "0000:00:05.0"
+#: A program that is set-uid root on every machine, as only root could make one.
+SET_UID = "/usr/bin/su"
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    """One that has everything."""
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """One that has everything; only root could make a device, so /dev/null is that of FUSE."""
+    monkeypatch.setattr(_checks, "_FUSE", os.stat(os.devnull).st_rdev)
     for folder in ("dev/vfio", "etc", "usr/bin", "sbin", f"sys/bus/pci/devices/{CONSOLE}"):
         (tmp_path / folder).mkdir(parents=True)
     for folder in ("kernel/iommu_groups/7", "bus/pci/drivers/vfio-pci", "class/virtio-ports/vport"):
         (tmp_path / "sys" / folder).mkdir(parents=True)
-    os.mknod(tmp_path / "dev/fuse", 0o20666, os.makedev(10, 229))
-    for file in ("dev/vfio/vfio", "dev/vsock", "dev/log", "usr/bin/fusermount3", "sbin/mount.fuse"):
+    (tmp_path / "dev/fuse").symlink_to(os.devnull)
+    for file in ("dev/vfio/vfio", "dev/vsock", "dev/log", "sbin/mount.fuse"):
         (tmp_path / file).touch()
-    (tmp_path / "usr/bin/fusermount3").chmod(0o4755)
     (tmp_path / "usr/bin/vconfs").touch()
     (tmp_path / "etc/fuse.conf").write_text("# a word\nuser_allow_other\n")
     console = tmp_path / "sys/bus/pci/devices" / CONSOLE
@@ -39,7 +42,7 @@ def machine(tmp_path: Path) -> Machine:
         uid=1000,
         kernel="6.1.0-13-amd64",
         program=Path("/opt/venv/bin/vconfs"),
-        find_program=lambda name: str(tmp_path / "usr/bin" / name),
+        find_program={"fusermount3": SET_UID}.get,
         mounts={Path("/mnt/vcon"): MountState.ALIVE},
     )
 

@@ -47,6 +47,8 @@ class Owner:
     def lost(self, reason: str) -> None:
         self.reason = reason
 
+    def left(self) -> None: ...
+
 
 class Guest:
     """A guest's driver without manners: it writes the tables itself."""

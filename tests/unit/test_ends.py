@@ -213,6 +213,7 @@ async def test_throttling_one_port_leaves_the_others_alone() -> None:
             assert taken(ends.ports[1].read_nowait(10)) == b"back"
 
 
+@pytest.mark.expect_log("ignores THROTTLE")
 async def test_a_guest_that_ignores_throttle_loses_its_data_and_no_memory() -> None:
     puppet = Puppet()
     async with open_ends([spec(puppet=puppet, host_limit=1000)]) as ends:
@@ -286,7 +287,7 @@ async def test_settings_change_at_run_time() -> None:
 
 async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
     class Broken(Puppet):
-        async def run(self, port: object, task_status: object = None) -> None:  # type: ignore[override]
+        async def run(self, port: object, task_status: object = None) -> None:
             raise VconfsError("the socket is on fire")
 
     async with open_ends([spec(b"first")]) as ends:

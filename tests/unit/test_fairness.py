@@ -106,6 +106,7 @@ upward = pytest.mark.parametrize("upward", [True, False], ids=["to-host", "to-gu
 
 
 @upward
+@pytest.mark.expect_log("guest lost")
 async def test_a_quiet_port_among_many_that_flood_waits_for_a_turn_of_each(
     ends: Ends, upward: bool, nursery: trio.Nursery
 ) -> None:
@@ -116,6 +117,7 @@ async def test_a_quiet_port_among_many_that_flood_waits_for_a_turn_of_each(
 
 
 @upward
+@pytest.mark.expect_log("guest lost")
 async def test_flooding_ports_get_equal_shares(
     ends: Ends, upward: bool, nursery: trio.Nursery
 ) -> None:
@@ -129,6 +131,7 @@ async def test_flooding_ports_get_equal_shares(
 
 
 @upward
+@pytest.mark.expect_log("guest lost")
 async def test_unread_ports_stop_no_other(ends: Ends, upward: bool, nursery: trio.Nursery) -> None:
     flood(nursery, ends, upward)
     await settled(ends, upward)
@@ -145,6 +148,7 @@ async def settled(ends: Ends, upward: bool) -> None:
 
 
 @upward
+@pytest.mark.expect_log("guest lost")
 async def test_a_thousand_small_writers_all_get_through(ends: Ends, upward: bool) -> None:
     count = 1000
     got = dict.fromkeys(range(FLOODERS), b"")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from vconfs.host.vhost_user import _memory as guest_memory
+from tests.support.waiting import until
 from vconfs.host.vhost_user._memory import SharedMemory
 from vconfs.host.vhost_user.address import VhostUserAddress
 from vconfs.protocol.errors import RemoteProtocolError
@@ -59,9 +59,8 @@ async def test_memory_of_each_kind_is_taken_and_its_descriptor_closed(
     await shared.add(REGION, fd)
     shared.guest.view(REGION.guest_addr, 4)[:] = b"here"
     shared.clear()
-    with trio.fail_after(5):
-        while len(os.listdir("/proc/self/fd")) > before:  # the thread has it a little longer
-            await trio.sleep(0.001)
+    # The thread has it a little longer.
+    await until(lambda: len(os.listdir("/proc/self/fd")) <= before)
 
 
 async def test_memory_that_can_be_sealed_is_sealed() -> None:
@@ -103,7 +102,7 @@ async def test_a_file_that_is_cut_after_its_size_was_seen_is_refused(
         os.ftruncate(which, 4096)
         return status
 
-    monkeypatch.setattr(guest_memory.os, "fstat", fstat_and_cut)
+    monkeypatch.setattr("os.fstat", fstat_and_cut)
     said = await refusal(fd)
     assert said == f"{WHERE} cannot be mapped: mmap length is greater than file size"
 

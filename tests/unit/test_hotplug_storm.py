@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 import trio
 
+from tests.support.waiting import until
 from vconfs.device.embedded import open_embedded
 from vconfs.device.stream import open_stream
 from vconfs.guest.driver import drive
-from vconfs.guest.port import Opener, PortOptions
+from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.host import Host, open_host, parse_port
 from vconfs.host._stream_guests import serve_stream
+from vconfs.host.port import HostPort
 from vconfs.system.tasks import open_background
 
 OpenLink = Callable[[Host, PortManager, Path], AbstractAsyncContextManager[object]]
@@ -105,6 +107,7 @@ class Storm:
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.expect_log("guest lost")
 async def test_the_guest_ends_with_the_ports_of_the_host(
     link: str, seed: int, tmp_path: Path
 ) -> None:
@@ -118,10 +121,7 @@ async def test_the_guest_ends_with_the_ports_of_the_host(
                 await host.add(parse_port(f"last{port_id}=echo,id={port_id}"))
             host.throttle(port_id, False)
         with trio.fail_after(10):
-            while {port_id: port.name for port_id, port in manager.ports.items()} != {
-                port_id: port.name for port_id, port in host.ports.items()
-            }:
-                await trio.sleep(0.01)
+            await until(lambda: names(manager.ports) == names(host.ports))
             for port_id in range(20):
                 await echoed(storm, port_id)
         # Messages that cross a removal break no rule.
@@ -129,13 +129,18 @@ async def test_the_guest_ends_with_the_ports_of_the_host(
         assert (manager.ignored, host.guest.ignored) == (0, 0)
 
 
+def names(ports: Mapping[int, Port] | Mapping[int, HostPort]) -> dict[int, bytes]:
+    return {port_id: port.name for port_id, port in ports.items()}
+
+
 async def echoed(storm: Storm, port_id: int) -> None:
     """A new echo on a port that has seen much: what is written comes back, and nothing else."""
     before = storm.manager.ports[port_id]
     storm.host.remove(port_id)
     await storm.host.add(parse_port(f"echo{port_id}=echo,id={port_id}"))
-    while (port := storm.manager.ports.get(port_id)) in (None, before) or not port.host_connected:
-        await trio.sleep(0.01)
+    ports = storm.manager.ports
+    await until(lambda: ports.get(port_id, before) is not before and ports[port_id].host_connected)
+    port = ports[port_id]
     port.open(Opener(1))
     said = b"port %d" % port_id
     port.write_nowait(said)

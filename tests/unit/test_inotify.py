@@ -93,6 +93,7 @@ async def test_a_reader_that_leaves_hands_the_reading_on(tmp_path: Path) -> None
             scope.cancel()
             await trio.testing.wait_all_tasks_blocked()
             second.read_bytes()
+        assert (one.happened, other.happened) == (False, True)
 
 
 async def test_an_open_before_the_wait_is_not_missed(tmp_path: Path) -> None:
@@ -129,3 +130,4 @@ async def test_lost_events_wake_all_waiters(
             paths[0].open().close()
             await trio.testing.wait_all_tasks_blocked()
             monkeypatch.undo()
+        assert all(opens.happened for opens in watched)

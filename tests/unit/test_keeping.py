@@ -48,6 +48,8 @@ class Fleeting:
         ):
             yield self.driver
 
+    def reopen_files(self) -> None: ...
+
     def lose(self) -> None:
         assert self.driver is not None
         self.driver.lost("it fell asleep")
@@ -57,6 +59,7 @@ dialects = pytest.mark.parametrize("dialect", ["v8", "virtio1"])
 
 
 @dialects
+@pytest.mark.expect_log("device lost", "more lines like this", "trying again")
 async def test_ports_come_back_with_their_openers(
     dialect: str, nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -131,12 +134,15 @@ class Slow:
             nursery.start_soon(self._announce, host)
             yield self.driver
 
+    def reopen_files(self) -> None: ...
+
     async def _announce(self, host: Host) -> None:
         await trio.sleep(self.seconds)
         await host.add(parse_port("a=echo"))
 
 
 @pytest.mark.parametrize(("seconds", "same"), [(0.05, True), (1.5, True), (3.0, False)])
+@pytest.mark.expect_log("device lost", "trying again")
 async def test_a_slow_device_keeps_its_ports(
     seconds: float,
     same: bool,
@@ -155,6 +161,7 @@ async def test_a_slow_device_keeps_its_ports(
     assert (manager.ports[0] is port) == same == (not port.removed)
 
 
+@pytest.mark.expect_log("device lost", "trying again")
 async def test_pauses_grow_and_start_anew(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -184,6 +191,7 @@ async def test_a_device_that_cannot_be_opened_at_first(nursery: trio.Nursery) ->
         await nursery.start(Connection(Fleeting([]), PortManager()).run)
 
 
+@pytest.mark.expect_log("device lost")
 async def test_once(nursery: trio.Nursery) -> None:
     device = Fleeting(["a=null"])
     connection = Connection(device, PortManager(), once=True)

@@ -18,7 +18,7 @@ from vconfs.host.rings import DeviceLink
 from vconfs.testing import Ends, Puppet, open_ends
 
 from .test_ends import spec
-from .test_throttle import late_ends, look
+from .test_throttle import Pair, late_ends, look
 
 LIMIT = 1000
 
@@ -51,6 +51,7 @@ def lose(driver: Driver, host: Host, lost: str) -> None:
 
 
 @pytest.mark.parametrize("lost", LOST)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_a_full_port_with_its_own_ring_gets_what_is_in_it(lost: str) -> None:
     specs = [spec(b"port", puppet := Puppet(), host_limit=LIMIT)]
     async with open_ends(specs, PortOptions(limit=LIMIT), "virtio1") as ends:
@@ -68,8 +69,9 @@ async def test_a_full_port_with_its_own_ring_gets_what_is_in_it(lost: str) -> No
 
 
 @pytest.mark.parametrize("lost", LOST)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_a_shared_ring_is_emptied_when_the_other_end_is_lost(lost: str) -> None:
-    async with late_ends() as (pair, _, _):
+    async with late_ends(Pair) as (pair, _, _):
         look(pair)
         for port_id in (0, 1):
             assert pair.write(port_id, 100)

@@ -10,6 +10,7 @@ import re
 import socket
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,12 @@ def test_a_full_log_of_the_system_loses_lines_and_stops_nothing(
     log_in_background(syslog.getsockname())
     for _ in range(2000):
         log.warning("x" * 1000)
+    taken = 0
+    syslog.setblocking(False)
+    with suppress(BlockingIOError):
+        while syslog.recv(2000):
+            taken += 1
+    assert 0 < taken < 2000
 
 
 def test_a_system_without_a_log(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -137,6 +144,7 @@ def test_in_the_background_the_file_is_all(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("stderr_kept")
+@pytest.mark.expect_log("ended by an internal error")
 def test_what_ends_a_daemon_in_the_background_is_logged(tmp_path: Path) -> None:
     set_log_format()
     open_log(f"{tmp_path}/log")

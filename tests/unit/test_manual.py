@@ -81,7 +81,8 @@ def test_text_is_never_taken_for_a_request() -> None:
 @pytest.mark.parametrize("name", ["", "ctl"])
 def test_every_command_has_a_line(name: str) -> None:
     context = click.Context(vconfs, info_name="vconfs", **vconfs.context_settings)
-    command = vconfs.get_command(context, name) if name else vconfs  # type: ignore[attr-defined]
+    command = vconfs.get_command(context, name) if name else vconfs
+    assert command is not None
     _, _, commands = command.get_help(click.Context(command, info_name=name)).partition("Commands:")
     assert commands
     assert "..." not in commands

@@ -40,7 +40,13 @@ class FakeLink(Link):
         return 1 << 20
 
     def send(
-        self, queue: int, header: bytes, data: Buffer, seen: Callable[[], None] | None = None
+        self,
+        queue: int,
+        header: bytes,
+        data: Buffer,
+        seen: Callable[[], None] | None = None,
+        *,
+        port_id: int | None = None,
     ) -> None: ...
 
     def receive(self, queue: int) -> memoryview | None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
@@ -49,7 +50,9 @@ def test_a_peer_that_lets_its_descriptor_block_does_not_block_us(
     with full() as fd:
         check_notifier(fd)
         os.set_blocking(fd, True)
+        begun = time.monotonic()
         Bell(fd).ring()
+        assert time.monotonic() - begun < 5
 
 
 def test_a_file_cannot_be_a_notifier() -> None:
@@ -100,13 +103,15 @@ def test_where_eventfds_cannot_be_raised_there_is_no_bell(monkeypatch: pytest.Mo
 def test_a_full_pipe_blocks_a_thread_and_not_the_event_loop() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
+    full = 0
     with suppress(BlockingIOError):
         while True:
-            os.write(writer, bytes(1 << 12))
+            full += os.write(writer, bytes(1 << 12))
     os.set_blocking(writer, True)
     bell = Bell(writer)
     for _ in range(1000):
         bell.ring()
+    assert len(os.read(reader, 2 * full)) == full
     os.close(writer)
     os.close(reader)
 

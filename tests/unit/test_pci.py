@@ -146,6 +146,7 @@ async def test_a_device_that_does_not_let_go(autojump_clock: trio.testing.MockCl
         (0, "another program has reset the device"),
     ],
 )
+@pytest.mark.expect_log("device lost")
 async def test_a_running_device_fails(vectors: int, status: int, reason: str) -> None:
     fake = FakeFunction(vectors=vectors)
     async with driven(fake) as driver:
@@ -155,6 +156,7 @@ async def test_a_running_device_fails(vectors: int, status: int, reason: str) ->
         assert reason in driver.reason
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_reset_without_an_interrupt(autojump_clock: trio.testing.MockClock) -> None:
     fake = FakeFunction()
     async with driven(fake) as driver:
@@ -167,6 +169,7 @@ async def test_a_reset_without_an_interrupt(autojump_clock: trio.testing.MockClo
 
 
 @pytest.mark.parametrize("vectors", [0, 1, 2])
+@pytest.mark.expect_log("device lost")
 async def test_a_ring_that_breaks_the_rules(vectors: int) -> None:
     fake = FakeFunction(vectors=vectors)
     async with driven(fake) as driver:
@@ -178,6 +181,7 @@ async def test_a_ring_that_breaks_the_rules(vectors: int) -> None:
         assert "queue 2: used.idx jumped" in driver.reason
 
 
+@pytest.mark.expect_log("device lost")
 async def test_the_bus_goes_away() -> None:
     fake = FakeFunction()
     async with driven(fake) as driver:

@@ -288,6 +288,7 @@ async def test_there_is_no_early_output(console: bool, features: int) -> None:
         assert caught.value.errno == errno.ENOTCONN
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_device_that_goes_before_the_port_came() -> None:
     manager, port = remembered()
     async with open_console([spec(console=True)], quiet=True) as fake:
@@ -363,6 +364,7 @@ async def test_the_next_port_of_an_id_has_nothing_of_the_last_one(hung_up: bool)
 # --- a device that breaks the rules --------------------------------------------------------
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_reader_finds_that_the_ring_is_broken() -> None:
     """It is a program's read that looks at the ring here, and it must get its answer."""
     puppet = Puppet()

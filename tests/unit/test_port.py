@@ -258,7 +258,7 @@ async def test_a_waiting_reader_sees_a_hang_up_though_the_host_is_back_at_once()
 
 def hung_up_and_polled(**options: object) -> tuple[Port, Opener, FakeLine]:
     """A port whose host sent `test` and hung up, which its one opener has seen by polling."""
-    port, line = make_port(**options)
+    port, line = make_port(**options)  # type: ignore[arg-type]
     opener = Opener(1)
     port.open(opener)
     port.feed(b"test")
@@ -436,6 +436,7 @@ def test_close_while_throttled_lets_the_host_go_again() -> None:
     assert ("throttle", 3, False) in line.told
 
 
+@pytest.mark.expect_log("ignores THROTTLE")
 def test_a_host_that_goes_on_sending_is_reset() -> None:
     port, line = make_port(limit=100)
     port.open(Opener(1))
@@ -634,7 +635,8 @@ def test_a_write_that_must_not_wait_is_enospc_unless_writes_wait_for_ever() -> N
         port.detach()
         assert errno_of(lambda: port.write_nowait(b"x", nonblock=True)) == errno.ENOTCONN  # noqa: B023
     port, _ = make_port(throttle="block")
-    for change in (lambda: port.set_throttled(True), port.detach):
+    changes: list[Callable[[], None]] = [lambda: port.set_throttled(True), port.detach]
+    for change in changes:
         change()
         with pytest.raises(trio.WouldBlock):
             port.write_nowait(b"x", nonblock=True)
@@ -763,11 +765,12 @@ async def test_the_write_limit_never_ends_a_virtio1_write(
 
 
 async def test_a_write_that_waits_for_buffers_notices_a_throttle_and_a_removal() -> None:
-    for change, code in (
+    changes: list[tuple[Callable[[Port], None], int]] = [
         (lambda port: port.set_throttled(True), errno.ENOSPC),
         (lambda port: port.remove(), errno.ENODEV),
         (lambda port: port.detach(), errno.ENOTCONN),
-    ):
+    ]
+    for change, code in changes:
         port, _ = make_port(FakeLine(room=0), throttle="enospc")
         codes: list[int | None] = []
 

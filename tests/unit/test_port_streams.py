@@ -282,7 +282,7 @@ async def test_a_flood_of_opens_that_are_not_accepted_costs_no_memory(joined: Jo
     assert host_port._inbox.queue.marks < 1100
     async with joined.open() as guest:
         await guest.send_all(b"the last")
-    received = [b""]
+    received: list[bytes | bytearray] = []
     while b"the last" not in received:
         async with await joined.listener.accept() as stream:
             received = [data async for data in stream]
@@ -298,7 +298,8 @@ class Relay:
         self.nursery = nursery
 
     async def pair(self) -> tuple[PortStream, PortStream]:
-        return await self.nursery.start(self._run)
+        ends: tuple[PortStream, PortStream] = await self.nursery.start(self._run)
+        return ends
 
     async def _run(self, task_status: trio.TaskStatus[tuple[PortStream, PortStream]]) -> None:
         listeners = [PortListener(), PortListener()]

@@ -30,6 +30,7 @@ def test_public_names_are_there_and_described(name: str) -> None:
         assert inspect.getdoc(getattr(module, public)), f"{name}.{public} has no docstring"
 
 
+@pytest.mark.limit(60)
 def test_public_names_are_typed() -> None:
     """Each public symbol has a type that every type checker infers alike."""
     checker = Path(sys.executable).parent / "basedpyright"

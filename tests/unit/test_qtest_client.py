@@ -116,3 +116,4 @@ async def test_a_peer_that_reads_late() -> None:
         with trio.fail_after(20):
             while got < count * len(READ):
                 got += len(await peer.receive_some())
+        assert got == count * len(READ)

@@ -40,6 +40,7 @@ async def say_hello(sock: trio.SocketStream) -> None:
 
 
 @pytest.mark.parametrize("said", [b"", b"\x89VCON"])
+@pytest.mark.expect_log("guest lost", "trying again")
 async def test_silent_streams_keep_no_guest_waiting(tmp_path: Path, said: bytes) -> None:
     with trio.fail_after(5):
         async with listening(tmp_path, "stream:unix") as host, AsyncExitStack() as stack:

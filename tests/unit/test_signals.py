@@ -39,6 +39,7 @@ async def test_each_hang_up_opens_files_anew() -> None:
             with trio.fail_after(5):
                 while opened < count:
                     await more.park()
+    assert opened == 2
 
 
 async def test_the_files_of_an_embedded_host_end_are_its_ports(

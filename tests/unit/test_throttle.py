@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from typing import Protocol, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import pytest
 import trio
@@ -61,6 +61,7 @@ class Pair:
         self.host, self.driver = host, driver
         self.guest = ports
         self.puppets = [cast(HostPort, puppet.port) for puppet in puppets]
+        self.ports: list[Port | HostPort] = [*self.guest, *self.puppets]
         self.written: list[int] = [0, 0]
         self.sent: list[int] = [0, 0]
         self.read: list[int] = [0, 0]
@@ -96,7 +97,7 @@ class Pair:
             self.received[port_id] += len(data)
 
     def check(self) -> None:
-        for port in (*self.guest, *self.puppets):
+        for port in self.ports:
             assert port.counters.resets == port.counters.dropped == 0
             assert port.queued <= max(HOST_LIMIT, GUEST_LIMIT) + self.on_the_way
 
@@ -122,7 +123,7 @@ def coded(start: int, size: int) -> bytes:
 
 @asynccontextmanager
 async def late_ends(
-    make: type[P] = Pair,  # type: ignore[assignment]
+    make: Callable[[Host, Driver, list[Puppet], list[Port]], P],
 ) -> AsyncIterator[tuple[P, LateDoorbell, LateDoorbell]]:
     """Both ends over small rings, and the doorbells of the host and of the guest."""
     puppets = [Puppet(), Puppet()]
@@ -140,7 +141,7 @@ async def late_ends(
 
 
 async def test_a_guest_that_sees_throttle_late_loses_nothing() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         for _ in range(100):
             pair.write(0, 600)
             kicks.let()
@@ -152,7 +153,7 @@ async def test_a_guest_that_sees_throttle_late_loses_nothing() -> None:
 
 
 async def test_a_host_that_sees_throttle_late_loses_nothing() -> None:
-    async with late_ends() as (pair, _, calls):
+    async with late_ends(Pair) as (pair, _, calls):
         for _ in range(100):
             pair.send(0, 600)
             calls.let()
@@ -165,7 +166,7 @@ async def test_a_host_that_sees_throttle_late_loses_nothing() -> None:
 
 async def test_two_ends_that_ask_each_other_to_stop_go_on() -> None:
     """Each asks when all buffers of both are full of data, which both withhold."""
-    async with late_ends() as (pair, _, _):
+    async with late_ends(Pair) as (pair, _, _):
         await bring_to_the_brim(pair, lambda: look(pair))
         while pair.write(0, 5000) or pair.send(0, 5000):
             pass
@@ -189,14 +190,15 @@ async def bring_to_the_brim(pair: Pair, look: Callable[[], None]) -> None:
 
 def look(pair: Pair) -> None:
     """Have both ends look at their queues until nothing rings any more."""
-    driver_link, device_link = pair.driver._link, pair.host.guest._link  # type: ignore[union-attr]
+    driver_link: Any = pair.driver._link
+    device_link: Any = pair.host.guest._link  # type: ignore[union-attr]
     for _ in range(50):
-        device_link._call.__self__.let()  # type: ignore[attr-defined]
-        driver_link._kick.__self__.let()  # type: ignore[attr-defined]
+        device_link._call.__self__.let()
+        driver_link._kick.__self__.let()
 
 
 async def test_other_ports_continue_when_the_guest_has_seen_throttle() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         while not pair.puppets[0].host_throttled:
             assert pair.write(0, 600)
             kicks.let()
@@ -212,7 +214,7 @@ async def test_other_ports_continue_when_the_guest_has_seen_throttle() -> None:
 
 
 async def test_a_guest_that_never_sees_throttle_stops_only_itself() -> None:
-    async with late_ends() as (pair, kicks, _):
+    async with late_ends(Pair) as (pair, kicks, _):
         taken: list[int] = []
         while True:  # below the port, which would refuse
             kicks.let()
@@ -226,8 +228,9 @@ async def test_a_guest_that_never_sees_throttle_stops_only_itself() -> None:
         assert pair.puppets[0].counters.resets == 0
 
 
+@pytest.mark.expect_log("ignores THROTTLE")
 async def test_a_guest_that_sees_throttle_and_goes_on_is_reset() -> None:
-    async with late_ends() as (pair, _, _):
+    async with late_ends(Pair) as (pair, _, _):
         host_port = pair.puppets[0]
         bound = HOST_LIMIT + 2 * QUEUE + pair.host.guest.in_flight  # type: ignore[union-attr]
         for _ in range(20_000):
@@ -279,7 +282,7 @@ STEPS = st.lists(
 async def test_no_order_of_seeing_throttle_loses_a_byte_or_stops_both_ends(
     steps: list[tuple[str, int, int]],
 ) -> None:
-    async with late_ends() as (pair, kicks, calls):
+    async with late_ends(Pair) as (pair, kicks, calls):
         for what, port_id, size in steps:
             await take_step(pair, kicks, calls, what, port_id, size)
             pair.check()
@@ -292,7 +295,7 @@ async def test_an_end_in_the_middle_accounts_for_every_byte(
     steps: list[tuple[str, int, int]],
 ) -> None:
     """Accepted is delivered, still queued, or counted as dropped, by port."""
-    async with late_ends() as (pair, kicks, calls):
+    async with late_ends(Pair) as (pair, kicks, calls):
         for what, port_id, size in steps:
             await take_step(pair, kicks, calls, what, port_id, size)
         ports = list(zip(pair.guest, pair.puppets, strict=True))
@@ -367,9 +370,11 @@ async def late_streams(window: int) -> AsyncIterator[tuple[Pair, LateWire, LateW
                 pair.on_the_way = 2 * window
                 yield pair, *wires
                 driver.stop()
+                ours.shutdown(socket.SHUT_WR)  # the guest end has nothing to wait for
 
 
 @pytest.mark.parametrize("window", [1024, 4096])
+@pytest.mark.expect_log("guest lost")
 async def test_two_ends_of_a_stream_that_ask_each_other_to_stop_go_on(window: int) -> None:
     async with late_streams(window) as (pair, host_wire, guest_wire):
         await bring_to_the_brim(pair, lambda: None)
@@ -381,10 +386,13 @@ async def test_two_ends_of_a_stream_that_ask_each_other_to_stop_go_on(window: in
         await pair.drain(lambda: read_on(host_wire, guest_wire))
 
 
-@pytest.mark.parametrize("window", [1024, 4096])
 @settings(max_examples=8, deadline=None)
-@given(steps=STEPS)
-@example(steps=[("send", 0, 1363), ("write", 0, 1344), ("send", 0, 306), ("send", 0, 2245)])
+@given(window=st.sampled_from([1024, 4096]), steps=STEPS)
+@example(
+    window=4096, steps=[("send", 0, 1363), ("write", 0, 1344), ("send", 0, 306), ("send", 0, 2245)]
+)
+@pytest.mark.limit(30)
+@pytest.mark.expect_log("guest lost")
 async def test_no_order_of_reading_a_stream_loses_a_byte_or_stops_both_ends(
     window: int, steps: list[tuple[str, int, int]]
 ) -> None:

@@ -234,16 +234,14 @@ class Talk:
 
     front: Frontend = field(factory=lambda: Frontend(4))
     back: Backend = field(factory=with_ring)
-    cut: Callable[[bytes], list[bytes]] = CUTS[0]
 
     def ask(self, sent: Outgoing) -> Handled:
         return self.back.receive(self.carried(sent.data, sent.fds))
 
     def carried(self, data: bytes, fds: Iterable[int] = ()) -> Message:
         parser = Parser()
-        for number, piece in enumerate(self.cut(data)):
-            parser.feed(piece, fds if number == 0 else [])
-            got = parser.next_message()
+        parser.feed(data, fds)
+        got = parser.next_message()
         assert got is not None
         return got
 
@@ -316,7 +314,6 @@ CONVERSATION: list[tuple[Callable[[Frontend], Outgoing], list[vu.BackendEvent], 
 ]
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=CUT_IDS)
 @pytest.mark.parametrize("acks", [True, False])
 @pytest.mark.parametrize(("ask", "events", "reply"), CONVERSATION)
 def test_what_the_front_end_asks_the_back_end_does(
@@ -324,9 +321,8 @@ def test_what_the_front_end_asks_the_back_end_does(
     events: list[vu.BackendEvent],
     reply: Reply,
     acks: bool,
-    cut: Callable[[bytes], list[bytes]],
 ) -> None:
-    talk = Talk(cut=cut)
+    talk = Talk()
     talk.front.protocol_features = PROTOCOL if acks else PROTOCOL & ~vu.PF_REPLY_ACK
     sent = ask(talk.front)
     handled = talk.ask(sent)
@@ -1047,16 +1043,14 @@ CHANNEL: list[tuple[Callable[[vu.Channel, bool], Outgoing | None], vu.FrontendEv
 ]
 
 
-@pytest.mark.parametrize("cut", CUTS, ids=CUT_IDS)
 @pytest.mark.parametrize("need", [False, True])
 @pytest.mark.parametrize(("ask", "event"), CHANNEL)
 def test_what_the_back_end_asks_the_front_end_does(
     ask: Callable[[vu.Channel, bool], Outgoing | None],
     event: vu.FrontendEvent,
     need: bool,
-    cut: Callable[[bytes], list[bytes]],
 ) -> None:
-    talk = Talk(cut=cut)
+    talk = Talk()
     talk.front.protocol_features = PROTOCOL
     sent = ask(talk.back.channel, need)
     assert sent is not None

@@ -20,6 +20,7 @@ import trio
 import trio.testing
 from attrs import frozen
 
+from tests.support.waiting import until
 from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
 from vconfs.protocol.vhost_user import Region, Request
@@ -216,9 +217,7 @@ async def test_a_wrong_message_has_its_outcome_and_the_next_front_end_is_served(
 
 async def left(resources_before: tuple[int, int]) -> None:
     """Wait until nothing more is held than before: threads close what could take long."""
-    with trio.fail_after(5):
-        while resources() != resources_before:
-            await trio.sleep(0.001)
+    await until(lambda: resources() == resources_before)
 
 
 async def outcome(front: FrontEnd) -> str:
@@ -247,6 +246,5 @@ async def serve_a_good_one(path: Path, host: Host) -> None:
 
 async def gone(host: Host) -> None:
     """Wait until nothing is left of a front-end."""
-    while host.guest is not None:
-        await trio.sleep(0.001)
+    await until(lambda: host.guest is None)
     await trio.testing.wait_all_tasks_blocked()

@@ -13,6 +13,7 @@ import pytest
 import trio
 from attrs import define, field
 
+from tests.support.waiting import until
 from vconfs.device import _remote_backend as vhost_user_backend
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
@@ -24,7 +25,7 @@ from vconfs.protocol.vhost_user import Message, Request
 from vconfs.system.aside import close_descriptors
 from vconfs.system.tasks import open_background
 
-from .test_vhost_user_ends import resources, until
+from .test_vhost_user_ends import resources
 
 V8 = 1 << 32 | 1 << 1 | 1 << 0
 ALL = vu.PF_MQ | vu.PF_REPLY_ACK | vu.PF_BACKEND_REQ | vu.PF_CONFIG | vu.PF_CONFIGURE_MEM_SLOTS
@@ -201,9 +202,7 @@ async def test_a_wrong_back_end_is_refused_with_a_reason(
     with pytest.raises(VconfsError, match=reason):
         async with joined(tmp_path / "s", fake):
             pass
-    with trio.fail_after(5):
-        while resources() != before:  # threads close what could take long
-            await trio.sleep(0.001)
+    await until(lambda: resources() == before)  # threads close what could take long
 
 
 async def test_no_listener(tmp_path: Path) -> None:
@@ -224,6 +223,7 @@ ON_THE_CHANNEL = [
 
 
 @pytest.mark.parametrize(("said", "reason"), ON_THE_CHANNEL)
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_what_comes_on_the_channel(tmp_path: Path, said: bytes, reason: str) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, manager):
@@ -252,6 +252,7 @@ async def test_the_answer_comes_before_the_config_is_read(tmp_path: Path) -> Non
         await until(lambda: len(manager.ports) == 2)
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_back_end_that_breaks_a_ring_is_lost(tmp_path: Path) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, manager):
@@ -262,6 +263,7 @@ async def test_a_back_end_that_breaks_a_ring_is_lost(tmp_path: Path) -> None:
         assert not manager.ports[0].attached
 
 
+@pytest.mark.expect_log("device lost")
 async def test_a_back_end_that_says_that_it_cannot_go_on_is_lost(tmp_path: Path) -> None:
     fake = FakeBackEnd()
     async with joined(tmp_path / "s", fake) as (driver, _):

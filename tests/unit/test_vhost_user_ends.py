@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.support.waiting import until
 from vconfs.device.vhost_user import open_vhost_user
 from vconfs.errors import VconfsError
 from vconfs.guest.connection import Connection
@@ -29,12 +30,6 @@ from .front_end import open_back_end
 from .test_ends import read_all, taken
 
 dialects = pytest.mark.parametrize("dialect", ["v8", "virtio1"])
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with trio.fail_after(20):
-        while not condition():
-            await trio.sleep(0.001)
 
 
 @frozen
@@ -116,10 +111,10 @@ async def test_ports_come_and_go(tmp_path: Path, dialect: str) -> None:
             for port_id in (1, 2):
                 await host.add(HostPortSpec(b"more", Puppet()))
                 await until(
-                    lambda port_id=port_id: (
+                    lambda port_id=port_id: (  # type: ignore[misc]
                         port_id in manager.ports and manager.ports[port_id].name == b"more"
                     )
-                )  # type: ignore[misc]
+                )
             host.remove(1)
             await until(lambda: 1 not in manager.ports)
             host.remove(2)
@@ -160,6 +155,7 @@ async def test_all_data_comes_in_order(tmp_path: Path, dialect: str) -> None:
 
 
 @dialects
+@pytest.mark.expect_log("device lost")
 async def test_a_host_that_leaves_is_noticed_after_its_last_data(
     tmp_path: Path, dialect: str
 ) -> None:
@@ -199,6 +195,7 @@ async def test_the_last_data_of_a_guest_arrives_and_the_next_one_is_served(
 
 
 @dialects
+@pytest.mark.expect_log("device lost", "trying again")
 async def test_the_guest_end_connects_again(tmp_path: Path, dialect: str) -> None:
     device = parse_device(f"vhost-user:{tmp_path}/s")
     manager = PortManager()

@@ -6,13 +6,15 @@ import os
 import socket
 import struct
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
 
+from tests.support.waiting import until
 from vconfs.host.host import Host
-from vconfs.host.port import HostPortSpec
+from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.host.vhost_user import _session as vhost_user_session
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.events import Buffer
@@ -99,6 +101,7 @@ def mappings() -> int:
     return Path("/proc/self/maps").read_text().count("memfd:guest")
 
 
+@pytest.mark.expect_log("turned away")
 async def test_the_next_front_end_is_served_and_nothing_stays_of_the_last_one(
     tmp_path: Path,
 ) -> None:
@@ -198,7 +201,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
             front.put_quietly(1, control(0, NAME, 0))
             os.write(kicks, ONE)
             while not front.rings[0].has_used() or not front.rings[1].has_used():
-                await trio.sleep(0)
+                await trio.lowlevel.checkpoint()
             assert (await front.used(0))[:4] == bytes(4)
             front.rings[1].pop_used()
             front.offer(0, 0)
@@ -208,8 +211,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
         os.close(kicks)
         await front.ask(front.codec.set_vring_kick(1, front.kicks[1]))
         front.put(1, control(0, NAME, 0))
-        while not front.rings[0].has_used():
-            await trio.sleep(0)
+        await until(front.rings[0].has_used)
 
 
 async def test_a_ring_without_a_descriptor_is_polled(tmp_path: Path) -> None:
@@ -222,8 +224,7 @@ async def test_a_ring_without_a_descriptor_is_polled(tmp_path: Path) -> None:
             await front.ask(front.codec.set_vring_kick(index, None))
             await front.ask(front.codec.set_vring_call(index, None))
         front.put_quietly(1, control(0, NAME, 0))
-        while not front.rings[0].has_used():
-            await trio.sleep(0.001)
+        await until(front.rings[0].has_used)
         assert await front.used(0) == control(0, NAME, 1, b"port")
 
 
@@ -269,6 +270,7 @@ async def test_a_front_end_that_reads_no_requests_keeps_nothing_waiting(tmp_path
 # The guest and its memory
 
 
+@pytest.mark.expect_log("guest lost")
 async def test_a_ring_that_was_broken_is_left_alone_until_another_driver_comes(
     tmp_path: Path,
 ) -> None:
@@ -317,11 +319,11 @@ async def test_a_guest_that_never_pauses_does_not_starve_the_others(tmp_path: Pa
             ring._avail[1] = (last + 1) % (1 << 16)
             return 4
 
-        puppet.port.sink = give_one_more  # type: ignore[attr-defined]
+        puppet.port.sink = give_one_more
         give_one_more()
         os.eventfd_write(front.kicks[1], 1)
-        while puppet.port.counters.bytes_in < 20_000:  # type: ignore[attr-defined]
-            await trio.sleep(0)
+        port = cast(HostPort, puppet.port)
+        await until(lambda: port.counters.bytes_in >= 20_000)
 
 
 @pytest.mark.parametrize("address", [0, GUEST - 1, GUEST + SIZE - 1, GUEST + SIZE, 2**64 - 12])
@@ -372,6 +374,7 @@ async def test_no_byte_is_lost_when_a_front_end_leaves(tmp_path: Path) -> None:
         assert await puppet.port.receive() == b"nobody was told"
 
 
+@pytest.mark.expect_log("turned away")
 async def test_the_time_for_a_hello_is_for_all_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,7 +223,7 @@ class Port(PortStatus):
         self._inbox.check_limit()
         self._notify()
 
-    def feed(self, data: memoryview, give_back: Callable[[], None] | None = None) -> None:
+    def feed(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
         """Queue data that the host sent, and wake readers: `put`, then `fed`."""
         self.put(data, give_back)
         self.fed()
