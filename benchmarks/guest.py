@@ -29,7 +29,7 @@ from tests.guest.guest import (
     fetch,
     open_guest,
 )
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 from vconfs.system.tasks import open_background
 
 BLOCKS = {"4 KiB": 4096, "128 KiB": 128 << 10, "1 MiB": 1 << 20}

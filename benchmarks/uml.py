@@ -19,7 +19,7 @@ from pathlib import Path
 import trio
 
 from benchmarks.measure import Samples, ask, build, one_cpu, report
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 from tests.uml import kernels
 from tests.uml.machine import Guest, open_guest
 from vconfs.fuse import is_mounted

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from tests.watched import Suite
+from tests.support.watched import Suite
 
 pytest_plugins = ["tests.support.plugin"]
 

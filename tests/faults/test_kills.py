@@ -12,8 +12,8 @@ import trio
 from attrs import field, frozen
 
 from tests.support.limits import LONG
+from tests.support.threads import in_thread
 from tests.support.waiting import until
-from tests.threads import in_thread
 from vconfs.system.tasks import open_background
 
 from .conftest import LIMIT

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 
 from .programs import Both, Program, open_both
 

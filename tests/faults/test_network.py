@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.threads import in_thread
 from tests.support.waiting import until
-from tests.threads import in_thread
 
 from .conftest import LIMIT
 from .network import ADDRESSES, Network, open_network

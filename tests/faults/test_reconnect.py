@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.support.threads import error_of, in_thread
 from tests.support.waiting import until
-from tests.threads import error_of, in_thread
 
 from .programs import Both
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests import needs
+from tests.support import needs
 from vconfs import fuse
 from vconfs.errors import VconfsError
 from vconfs.fuse import listed

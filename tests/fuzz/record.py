@@ -18,9 +18,9 @@ from unittest import mock
 import trio
 import trio.testing
 
-from tests.devices import DEVICES
 from tests.faults.conversation import converse
-from tests.threads import in_thread
+from tests.support.devices import DEVICES
+from tests.support.threads import in_thread
 from vconfs.fuse._kernel_protocol import Opcode
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager

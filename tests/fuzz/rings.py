@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import trio
 
-from tests.chaining_driver import ChainingDriver
+from tests.support.chaining_driver import ChainingDriver
 from vconfs.device._rings import QueueSpec, RingLink
 from vconfs.host.rings import DeviceLink
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError

@@ -9,12 +9,12 @@ import pytest
 import trio
 from attrs import frozen
 
-from tests import needs
-from tests.compare.scenario import Recording, record
 from tests.guest import guest as machine
 from tests.guest.guest import KERNELS, LINE, MOUNTPOINT, VCONFS, VECTORS, Console, Guest, open_guest
 from tests.qemu.machine import Monitor
-from tests.remote.client import Remote
+from tests.support import needs
+from tests.support.compare.scenario import Recording, record
+from tests.support.remote.client import Remote
 
 #: The id of ports that are plugged.
 _PLUGGED = 8

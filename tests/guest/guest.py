@@ -19,7 +19,7 @@ from attrs import frozen
 from tests.guest import initramfs
 from tests.qemu.listener import listener
 from tests.qemu.machine import QEMU, Monitor, open_monitor
-from tests.remote.client import Remote, open_remote
+from tests.support.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "guest"
@@ -171,7 +171,7 @@ def _machine(folder: Path, boot: Path) -> list[str]:
     share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
     append = "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on"
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
-    append += " guest.module=tests.remote.worker guest.argument=/dev/ttyS1"
+    append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [
         *("setpriv", "--pdeathsig", "KILL", QEMU),  # it ends with us, however we end
         *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.guest.guest import DEVICES, MOUNTPOINT, VCONFS, VECTORS
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 
 pytestmark = pytest.mark.limit(120)
 

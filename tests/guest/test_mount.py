@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import trio
 
-from tests.compare.differences import check
-from tests.compare.scenario import Recording, record
 from tests.guest.conftest import Mount, QemuHost
 from tests.guest.guest import KERNELS, MOUNTPOINT, VCONFS
 from tests.qemu.changes import pattern, receive_exactly
-from tests.remote.client import Remote
-from tests.remote.shell import check_cat_and_echo
+from tests.support.compare.differences import check
+from tests.support.compare.scenario import Recording, record
+from tests.support.remote.client import Remote
+from tests.support.remote.shell import check_cat_and_echo
 
 pytestmark = pytest.mark.limit(120)
 

@@ -18,6 +18,7 @@ import pytest
 import trio
 from attrs import frozen
 
+from tests.support.devices import DEVICES, OpenDevice
 from tests.support.waiting import until
 from vconfs.files.events_file import EventsFile
 from vconfs.files.rules import parse_rules
@@ -27,8 +28,6 @@ from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, open_mount
-
-from ..devices import DEVICES, OpenDevice
 
 #: Seconds that a test has; it ends in order then, with nothing left mounted.
 _LIMIT = 20

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ..packages import BUS, make_package
+from tests.support.packages import BUS, make_package
+
 from .test_commands import folder, vconfs
 
 __all__ = ["folder"]

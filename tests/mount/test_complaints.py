@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests import needs
-from tests.threads import in_thread
+from tests.support import needs
+from tests.support.threads import in_thread
 from vconfs.host.spec import parse_port
 
 from .conftest import OpenMount, program

@@ -16,7 +16,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.threads import in_thread
+from tests.support.devices import OpenDevice
+from tests.support.threads import in_thread
 from vconfs.device.embedded import open_embedded
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
@@ -24,7 +25,6 @@ from vconfs.host.host import Host
 from vconfs.host.spec import parse_port
 from vconfs.protocol.dialect import DIALECTS
 
-from ..devices import OpenDevice
 from .conftest import Mounted, OpenMount, program
 
 #: Columns and rows of the console in the device's configuration.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 from vconfs.files.events_file import EventsFile
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.threads import error_of, in_thread
+from tests.support.threads import error_of, in_thread
 from vconfs.files.events_file import EventsFile
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 from vconfs.host.spec import parse_port
 
 from .conftest import Mounted, OpenMount, program

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.threads import error_of, in_thread
+from tests.support.threads import error_of, in_thread
 from vconfs.files.open_files import OpenFiles
 
 from .conftest import Mounted, OpenMount, program

@@ -8,11 +8,11 @@ import os
 
 import pytest
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
+from tests.unit.host.chardevs.chardev_port import all_descriptors
 from vconfs.files import consoles
 from vconfs.host.spec import parse_port
 
-from ..unit.chardev_port import all_descriptors
 from .conftest import OpenMount
 
 #: More than the inotify instances that a user may have.

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 
 from .conftest import OpenMount, program
 

@@ -14,7 +14,7 @@ import pytest
 import trio
 from inotify_simple import INotify, flags
 
-from tests.threads import error_of, in_thread
+from tests.support.threads import error_of, in_thread
 from vconfs import fuse
 from vconfs.device.embedded import open_embedded
 from vconfs.files.announcer import Announcer

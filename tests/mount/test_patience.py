@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.threads import error_of, in_thread
+from tests.support.devices import OpenDevice
+from tests.support.threads import error_of, in_thread
 from vconfs.device.embedded import open_embedded
 from vconfs.guest.driver import drive
 from vconfs.guest.port import PortOptions
 
-from ..devices import OpenDevice
 from .conftest import Mounted, OpenMount, program
 
 MIB = 1 << 20

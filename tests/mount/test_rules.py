@@ -8,7 +8,7 @@ from pathlib import Path
 
 import trio
 
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 from vconfs.guest.port import PortOptions
 
 from .conftest import OpenMount

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs
+from tests.support import needs
 
 PREPARE = f"""
 set -eu

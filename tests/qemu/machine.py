@@ -11,8 +11,8 @@ from typing import Any
 
 import trio
 
-from tests import needs
 from tests.qemu.listener import listener
+from tests.support import needs
 
 QEMU = "qemu-system-x86_64"
 RAM = "64M"

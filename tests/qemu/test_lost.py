@@ -15,8 +15,8 @@ from tests.faults.programs import Both, open_both
 from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
+from tests.support.threads import in_thread
 from tests.support.waiting import until
-from tests.threads import in_thread
 from vconfs.device.qtest._qtest_client import QtestClient
 from vconfs.device.qtest.machine import open_qtest
 from vconfs.errors import VconfsError

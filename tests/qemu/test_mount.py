@@ -15,8 +15,8 @@ import trio
 from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
+from tests.support.threads import in_thread
 from tests.support.waiting import until
-from tests.threads import in_thread
 from vconfs.device.qtest.machine import open_qtest
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager

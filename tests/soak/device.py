@@ -13,8 +13,8 @@ from typing import Any
 import trio
 
 from tests.faults.programs import Both, Program, open_both
+from tests.support.threads import in_thread
 from tests.support.waiting import until
-from tests.threads import in_thread
 from vconfs.cli._control_client import ask
 from vconfs.errors import VconfsError
 from vconfs.protocol import control

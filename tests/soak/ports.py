@@ -14,7 +14,7 @@ from pathlib import Path
 import trio
 
 from tests.faults.traffic import Track
-from tests.threads import in_thread
+from tests.support.threads import in_thread
 
 _PIECES = (1, 30, 100, 4096, 20_000, 65_536, 200_000)
 #: Names of tracks are bytes below the mark.

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests import needs
-from tests.remote.client import Remote
+from tests.support import needs
+from tests.support.remote.client import Remote
 from tests.uml import kernels
 from tests.uml.hosts import HostEnd, open_host
 from tests.uml.kernels import Kernel

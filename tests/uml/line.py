@@ -9,7 +9,7 @@ from pathlib import Path
 
 import trio
 
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 from tests.uml.hosts import VCONFS, HostEnd, open_host
 from tests.uml.machine import Guest
 

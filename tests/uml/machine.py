@@ -17,7 +17,7 @@ from pathlib import Path
 
 import trio
 
-from tests.remote.client import Remote, open_remote
+from tests.support.remote.client import Remote, open_remote
 from tests.uml.kernels import Kernel
 from vconfs.system.tasks import open_background
 

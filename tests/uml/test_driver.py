@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.compare.differences import check
-from tests.compare.scenario import record_with_own_host
 from tests.qemu.changes import pattern, receive_exactly
-from tests.remote.client import Remote, open_local
+from tests.support.compare.differences import check
+from tests.support.compare.scenario import record_with_own_host
+from tests.support.remote.client import Remote, open_local
 from tests.uml.conftest import CONSOLE, DATA, OTHER
 from tests.uml.hosts import VCONFS, HostEnd, open_host
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import needs
+from tests.support import needs
 from tests.uml import kernels
 
 PANIC = "Kernel panic - not syncing: Segfault with no mm"

@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from tests.qemu.changes import Changes, pattern, receive_exactly, write_all
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 from tests.uml.conftest import DATA, boot
 from tests.uml.hosts import HostEnd, open_host
 from tests.uml.kernels import Kernel

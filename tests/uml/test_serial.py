@@ -10,9 +10,9 @@ import pytest
 import trio
 
 from tests.qemu.changes import pattern, receive_exactly
-from tests.remote.client import Remote
-from tests.remote.shell import check_cat_and_echo
 from tests.support.limits import LONG
+from tests.support.remote.client import Remote
+from tests.support.remote.shell import check_cat_and_echo
 from tests.uml.hosts import HostEnd
 from tests.uml.line import MOUNTPOINT, NAMES, file_of, opened
 from tests.uml.machine import ROOT

@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from tests.qemu.changes import receive_exactly
-from tests.remote.client import Remote
+from tests.support.remote.client import Remote
 from tests.uml.conftest import boot
 from tests.uml.hosts import VCONFS, HostEnd, open_host
 from tests.uml.kernels import Kernel
