@@ -325,6 +325,7 @@ def test_the_reference_has_these_rules() -> None:
 
 @settings(max_examples=120, deadline=None)
 @given(steps=LATE_STEPS, ending=st.sampled_from(ENDINGS))
+@pytest.mark.expect_log("device lost", "guest lost")
 async def test_an_ending_in_the_middle_loses_no_byte_but_by_rule(
     steps: list[tuple[str, int, int]], ending: str
 ) -> None:
