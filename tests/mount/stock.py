@@ -60,6 +60,6 @@ class StockSession:
 
 
 if __name__ == "__main__":
-    mounting.PortFS = StockPortFS  # type: ignore[misc]
+    mounting.PortFS = StockPortFS  # type: ignore[attr-defined]
     fuse.Session = StockSession  # type: ignore[misc,assignment]
     main()

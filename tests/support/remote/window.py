@@ -1,6 +1,6 @@
-"""Prints the size of its terminal, and again at each SIGWINCH: `… tests.support.remote.window COUNT`.
+"""Prints the size of its terminal, and again at each SIGWINCH: `… remote.window COUNT`.
 
-It ends when it has told so many. It is to be the session leader of its terminal.
+It ends after COUNT sizes. It has to be the session leader of its terminal.
 """
 
 from __future__ import annotations
