@@ -528,6 +528,7 @@ async def test_a_hang_up_behind_data_that_is_held_back_waits_for_it() -> None:
 # --- ids that the guest cannot have -------------------------------------------------------
 
 
+@pytest.mark.expect_log("have the same name")
 async def test_an_id_too_large_for_the_guest_that_is_there_is_refused() -> None:
     async with open_ends([spec()], dialect="virtio1") as ends:
         with pytest.raises(

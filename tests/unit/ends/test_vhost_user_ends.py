@@ -101,6 +101,7 @@ async def test_ports_carry_data_both_ways(tmp_path: Path, dialect: str) -> None:
 
 
 @dialects
+@pytest.mark.expect_log("have the same name")
 async def test_ports_come_and_go(tmp_path: Path, dialect: str) -> None:
     specs = [HostPortSpec(b"first", Puppet())]
     async with open_pair(tmp_path / "s", specs, dialect) as pair:

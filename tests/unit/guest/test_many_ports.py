@@ -153,6 +153,7 @@ async def test_a_port_that_comes_back_while_others_are_removed_stays() -> None:
     await driver.detached.wait()
 
 
+@pytest.mark.expect_log("have the same name")
 def test_names_are_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
     begun = time.process_time()
@@ -165,6 +166,7 @@ def test_names_are_found_at_once_however_many_there_are() -> None:
 
 
 @given(st.integers(0, 1 << 32))
+@pytest.mark.expect_log("have the same name")
 def test_names_are_those_of_the_ports(seed: int) -> None:
     numbers, manager = random.Random(seed), PortManager()
     filesystem = PortFS(manager)

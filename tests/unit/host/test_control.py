@@ -239,6 +239,7 @@ async def test_what_cannot_be_done_is_refused_and_changes_nothing(
     assert await control.call.ask("list") == before
 
 
+@pytest.mark.expect_log("have the same name")
 async def test_a_name_that_two_ports_have_is_no_address(control: Control) -> None:
     await control.call.ask("add", spec="first=null,id=5")
     error = "2 ports have the name 'first': use an id, one of 0, 5"
