@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from itertools import pairwise
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
