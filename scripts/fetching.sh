@@ -7,6 +7,7 @@ work=$(mktemp -d "$DIR.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' HUP INT TERM
 log=$work/log
+keys=/usr/share/keyrings/debian-archive-keyring.gpg
 mkdir -p "$work/new" "$work/deb" "$work/lists/partial" "$work/cache/archives/partial"
 
 # Ends with an error message, after the last messages of the programs that were run.
@@ -36,6 +37,33 @@ with_lists() {
 
 download() {
     (cd "$work/deb" && apt apt-get download "$@" >>"$log")
+}
+
+# Finds the mirror of other releases than this machine's, or ends.
+need_mirror() {
+    [ -e "$keys" ] || fail "Debian's keys are missing: apt-get install debian-archive-keyring"
+    with_lists find_mirror ||
+        fail "apt has no source of Debian packages here, so no mirror for testing is known"
+}
+
+# Finds the mirror from which apt gets Debian.
+find_mirror() {
+    # shellcheck disable=SC2016 # apt's variable
+    mirror=$(apt apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' \
+        'Origin: Debian' 'Label: Debian' | head -n 1)
+    [ -n "$mirror" ]
+}
+
+# Runs apt-get for one release, without regard to installed packages and this machine's preferences.
+apt_get_of() {
+    release=$1
+    shift
+    lists=$work/$release
+    mkdir -p "$lists/partial"
+    echo "deb [signed-by=$keys] $mirror $release main" >"$work/$release.list"
+    apt apt-get -o Dir::Etc::SourceList="$work/$release.list" -o Dir::Etc::SourceParts=/dev/null \
+        -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
+        -o APT::Default-Release= -o Dir::State::Status=/dev/null "$@" >>"$log"
 }
 
 # Unpacks files of a package into a folder; they are chosen by tar's options and patterns.

@@ -6,6 +6,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
@@ -78,12 +79,22 @@ def test_only_console_blocks_have_commands(page: Path) -> None:
             assert not [line for line in block.lines if line.startswith("$ ")]
 
 
+def joined(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Yield each command of a block and the number of its first line."""
+    command, first = "", 0
+    for number, line in enumerate(lines):
+        command, first = command + line.removesuffix("\\"), first if command else number
+        if not line.endswith("\\"):
+            yield first, command
+            command = ""
+
+
 SH_LINES = [
-    pytest.param(line, id=f"{name(page)}:{number}")
+    pytest.param(line, id=f"{name(page)}:{block.line + 1 + number}")
     for page in PAGES
     for block in blocks(page.read_text())
     if block.kind == "sh"
-    for number, line in enumerate(block.lines, block.line + 1)
+    for number, line in joined(block.lines)
 ]
 #: The examples of the commands' help: a remark may stand behind many spaces.
 HELP_LINES = [

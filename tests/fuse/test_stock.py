@@ -64,6 +64,13 @@ def test_the_probe_has_seen_what_it_should(both: dict[str, Answers]) -> None:
     assert answers["attributes"][7] == repr(b"../some/where \xff")
     assert len(ast.literal_eval(answers["listings"][1])) == 500
     assert answers["xattrs"][:4] == [repr(b"green"), repr(b""), "ENODATA", repr(b"0 0")]
+    assert [answer for answer in answers["xattrs"][8:16] if answer != "None"] == [
+        "EEXIST",
+        "60000",
+        "ENODATA",
+        "ENODATA",
+        repr(b"two"),
+    ]
     assert answers["opening"] == ["ENXIO", "ENOENT", "EISDIR", "ELOOP", "EEXIST"]
     assert answers["changes"][7]["mtime_ns"] == -1
     assert answers["names"][3] == repr(b"27")

@@ -105,7 +105,6 @@ class Tree(pyfuse3.Operations):
         return self._entry(self._add(parent, name, mode, uid=ctx.uid, gid=ctx.gid, rdev=rdev))
 
     async def mkdir(self, parent_inode: InodeT, name: bytes, mode: int, ctx: Any) -> Any:
-        mode = stat.S_IFDIR | stat.S_IMODE(mode)
         entry = await self.mknod(parent_inode, name, mode, 0, ctx)
         self._nodes[entry.st_ino].xattrs[b"user.umask"] = b"%o" % ctx.umask
         return entry

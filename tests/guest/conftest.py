@@ -11,6 +11,7 @@ from attrs import frozen
 
 from tests.guest import guest as machine
 from tests.guest.guest import KERNELS, LINE, MOUNTPOINT, VCONFS, VECTORS, Console, Guest, open_guest
+from tests.qemu import releases
 from tests.qemu.machine import Monitor
 from tests.support import needs
 from tests.support.compare.scenario import Recording, record
@@ -26,9 +27,15 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = any(item.path.is_relative_to(folder) for item in session.items)
     if wanted and not session.config.option.collectonly and not needs.missing(*machine.PROGRAMS):
         machine.fetch()
+        if "newest" in RELEASES:
+            releases.fetch()
 
 
-@pytest.fixture(scope="package")
+#: The releases of QEMU that the tests run with. The newest is for `VCONFS_LONG=1`.
+RELEASES = [*releases.PROGRAMS] if releases.LONG else ["own"]
+
+
+@pytest.fixture(scope="package", params=RELEASES)
 def guest(
     tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> Iterator[Guest]:
@@ -36,7 +43,8 @@ def guest(
     needs.programs(*machine.PROGRAMS)
     if problem := machine.fetch():
         needs.cannot_run(problem)
-    with open_guest(tmp_path_factory.mktemp("guest"), machine.CACHE) as booted:
+    qemu = releases.require(request.param)
+    with open_guest(tmp_path_factory.mktemp("guest"), machine.CACHE, qemu) as booted:
         trio.run(booted.wait_booted)
         yield booted
         status = 1 if request.session.testsfailed else 0

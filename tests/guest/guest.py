@@ -17,8 +17,9 @@ import trio
 from attrs import frozen
 
 from tests.guest import initramfs
+from tests.qemu import releases
 from tests.qemu.listener import listener
-from tests.qemu.machine import QEMU, Monitor, open_monitor
+from tests.qemu.machine import Monitor, open_monitor
 from tests.support.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +28,7 @@ CACHE = ROOT / ".cache" / "guest"
 BOOT_SECONDS = 60
 END_SECONDS = 20
 #: What the guest is run with.
-PROGRAMS = (QEMU, "apt-get", "busybox", "qemu-ga", "setpriv")
+PROGRAMS = (releases.NAME, "apt-get", "busybox", "qemu-ga", "setpriv")
 
 #: In the guest: where to mount, and our command.
 MOUNTPOINT = "/mnt/vcon"
@@ -65,6 +66,9 @@ VECTORS = Console("10")
 LINE = Console("11", ",vectors=0")  # without MSI-X
 KERNELS = Console("12")  # which the kernel's driver keeps
 DEVICES = (VECTORS, LINE, KERNELS)
+
+#: Runs a command that ends with us, however we end.
+_RUN = ("setpriv", "--pdeathsig", "KILL")
 
 
 @cache
@@ -136,8 +140,16 @@ class Guest:
 
 
 @contextmanager
-def open_guest(folder: Path, boot: Path) -> Iterator[Guest]:
-    """Boot a guest, which is not ready yet."""
+def open_guest(
+    folder: Path,
+    boot: Path,
+    qemu: str = releases.NAME,
+    arguments: Sequence[str] | None = None,
+) -> Iterator[Guest]:
+    """Boot a guest, which is not ready yet, with the QEMU of that command.
+
+    It has the consoles of DEVICES, or what `arguments` say.
+    """
     archive = folder / "initramfs.cpio"
     archive.write_bytes(initramfs.build(boot, Path(__file__).parent / "init"))
     with ExitStack() as stack:
@@ -150,14 +162,17 @@ def open_guest(folder: Path, boot: Path) -> Iterator[Guest]:
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = _machine(folder, boot)
+        command = [*_RUN, qemu, *_machine(folder, boot)]
         command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         command += ["-serial", "chardev:worker"]
         command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
-        for device in DEVICES:
-            command += [*chardev(device.data), *chardev(device.agent), *_console(device)]
+        if arguments is None:
+            for device in DEVICES:
+                command += [*chardev(device.data), *chardev(device.agent), *_console(device)]
         descriptors = [sock.fileno() for sock in inherited]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        process = subprocess.Popen(
+            [*command, *(arguments or ())], stdin=subprocess.DEVNULL, pass_fds=descriptors
+        )
         for sock in inherited:
             sock.close()
         try:
@@ -169,11 +184,11 @@ def open_guest(folder: Path, boot: Path) -> Iterator[Guest]:
 
 def _machine(folder: Path, boot: Path) -> list[str]:
     share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
-    append = "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on"
+    # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
+    append = "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on no_timer_check"
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [
-        *("setpriv", "--pdeathsig", "KILL", QEMU),  # it ends with us, however we end
         *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
         *("-kernel", str(boot / "vmlinux"), "-initrd", f"{folder}/initramfs.cpio"),

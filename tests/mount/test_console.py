@@ -16,6 +16,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support import needs
 from tests.support.devices import OpenDevice
 from tests.support.threads import in_thread
 from vconfs.device.embedded import open_embedded
@@ -316,15 +317,19 @@ async def test_tail_follows_the_pty(mounted: OpenMount, port: str) -> None:
 
 
 @pytest.mark.skipif(not shutil.which("screen"), reason="needs screen")
+@pytest.mark.parametrize("command", ["", "minicom -o -D"], ids=["screen", "minicom"])
 async def test_screen_shows_a_console_and_sends_what_is_typed(
-    mounted: OpenMount, tmp_path: Path
+    mounted: OpenMount, tmp_path: Path, command: str
 ) -> None:
+    """`screen` by itself, or minicom in a window of it."""
+    if command:
+        needs.programs(*command.split()[:1])
     sessions = tmp_path / "screens"
     sessions.mkdir(mode=0o700)
     screen = "env", "LC_ALL=C.UTF-8", "TERM=vt100", f"SCREENDIR={sessions}", "screen"
     shown = tmp_path / "shown"
 
-    async def command(*words: str) -> None:
+    async def act(*words: str) -> None:
         """Have it done as soon as there is a session that does it."""
         do_it = [*screen, "-S", "test", "-X", *words]
         with trio.fail_after(20):
@@ -335,18 +340,18 @@ async def test_screen_shows_a_console_and_sends_what_is_typed(
         await it.until(lambda: it.port().pty)
         async with (
             await trio.open_unix_socket(f"{tmp_path}/sock") as host,
-            program(*screen, "-D", "-m", "-S", "test", it.port().pty),
+            program(*screen, "-D", "-m", "-S", "test", *command.split(), it.port().pty),
         ):
             # What is typed before it has set the terminal up may be flushed: again, until heard.
             typed = b""
             while b"alice" not in typed:
-                await command("stuff", "alice")
+                await act("stuff", "alice")
                 with trio.move_on_after(0.1):
                     typed += await host.receive_some()
             await host.send_all(b"login: ")
             while not shown.exists() or "login:" not in shown.read_text():
-                await command("hardcopy", str(shown))
-            await command("quit")
+                await act("hardcopy", str(shown))
+            await act("quit")
 
 
 @pytest.mark.skipif(not shutil.which("agetty"), reason="needs agetty")

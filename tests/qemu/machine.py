@@ -11,10 +11,11 @@ from typing import Any
 
 import trio
 
+from tests.qemu import releases
 from tests.qemu.listener import listener
-from tests.support import needs
 
-QEMU = "qemu-system-x86_64"
+#: The command of the QEMU that tests run; a fixture changes it.
+QEMU = releases.NAME
 RAM = "64M"
 #: cli; hlt; jmp back; and an endless row of hlt below.
 FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xf4" * 12
@@ -23,11 +24,6 @@ FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xf4" * 12
 DOORBELLS = 4
 
 CONSOLE = ("virtio-serial-pci,id=vs0,disable-legacy=on,addr=4",)
-
-
-def missing() -> bool:
-    """True if the tests are to be skipped: QEMU is not installed."""
-    return bool(needs.missing(QEMU))
 
 
 class Monitor:

@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
 from tests.qemu.doorbell_server import serving_doorbells
 from tests.qemu.machine import DOORBELLS, Machine, open_machine, port
@@ -28,10 +27,6 @@ from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio1 import CONTROL_OUT
-
-pytestmark = [
-    pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed"),
-]
 
 NAME = "org.libvirt.channel.0"
 by_both_interrupts = pytest.mark.usefixtures("interrupts")

@@ -12,7 +12,6 @@ import pytest
 import trio
 
 from tests.faults.programs import Both, open_both
-from tests.qemu import machine
 from tests.qemu.changes import pattern, receive_exactly
 from tests.qemu.machine import chardev, open_machine, port
 from tests.support.threads import in_thread
@@ -22,8 +21,6 @@ from vconfs.device.qtest.machine import open_qtest
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
-
-pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
 
 #: Seconds that a test has; what it has started ends in order then.
 LIMIT = 30

@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import trio
 
-from tests.qemu import machine
 from tests.qemu.changes import Changes, pattern, receive_exactly
 from tests.qemu.machine import Machine, open_machine, port
 from tests.support.threads import in_thread
@@ -21,8 +20,6 @@ from vconfs.device.qtest.machine import open_qtest
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.mounting import Plan, open_mount
-
-pytestmark = pytest.mark.skipif(machine.missing(), reason=f"{machine.QEMU} is not installed")
 
 NAME = "org.libvirt.channel.0"
 

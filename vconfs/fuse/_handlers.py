@@ -7,6 +7,8 @@ errors: it answers a FUSEError with its errno, and a malformed body with EIO.
 from __future__ import annotations
 
 import errno
+import os
+import stat
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -130,6 +132,7 @@ async def _mknod(request: Request) -> bytes:
 async def _mkdir(request: Request) -> bytes:
     mode, umask = request.unpack(wire.MKDIR_IN)
     (name,) = request.names(1, wire.MKDIR_IN.size)
+    mode = stat.S_IFDIR | stat.S_IMODE(mode)  # the kernel sends no type, as every one is a folder
     entry = await request.operations.mkdir(request.node, name, mode, request.caller(umask))
     return wire.entry_reply(entry)
 
@@ -214,14 +217,34 @@ async def _statfs(request: Request) -> bytes:
 
 @_answers(Opcode.SETXATTR, name="setxattr")
 async def _setxattr(request: Request) -> bytes:
-    size, _ = request.unpack(wire.SETXATTR_IN)
+    size, flags = request.unpack(wire.SETXATTR_IN)
     (name,) = request.names(1, wire.SETXATTR_IN.size)
     start = wire.SETXATTR_IN.size + len(name) + 1
     value = request.body[start : start + size]
     if len(value) < size:
         raise MalformedRequest("short value")
+    await _check_xattr(request, name, flags)
     await request.operations.setxattr(request.node, name, value, request.context)
     return b""
+
+
+async def _check_xattr(request: Request, name: bytes, flags: int) -> None:
+    """Raise FUSEError if the attribute is there and must not be, or is not and must be.
+
+    `setxattr` of pyfuse3.Operations has no flags. Like pyfuse3.main(), we ask `getxattr` before.
+    """
+    if flags & ~(os.XATTR_CREATE | os.XATTR_REPLACE):
+        raise FUSEError(errno.EINVAL)
+    if not flags:
+        return
+    try:
+        await request.operations.getxattr(request.node, name, request.context)
+    except FUSEError as error:
+        if flags & os.XATTR_REPLACE or error.errno != pyfuse3.ENOATTR:
+            raise
+    else:
+        if flags & os.XATTR_CREATE:
+            raise FUSEError(errno.EEXIST)
 
 
 @_answers(Opcode.GETXATTR, name="getxattr")

@@ -52,6 +52,10 @@ FORGET_ONE: Final = struct.Struct("=QQ")
 POLL_IN: Final = struct.Struct("=QQII")  # fh kh flags events
 POLL_OUT: Final = struct.Struct("=II")
 POLL_WAKEUP: Final = struct.Struct("=Q")
+INVAL_INODE_OUT: Final = struct.Struct("=Qqq")  # nodeid offset length
+INVAL_ENTRY_OUT: Final = struct.Struct("=QII")  # parent name_length flags; then the name and NUL
+DELETE_OUT: Final = struct.Struct("=QQII")  # parent child name_length pad; then the name and NUL
+STORE_OUT: Final = struct.Struct("=QQII")  # nodeid offset size pad; then the data
 SETATTR_IN: Final = struct.Struct("=IIQQQqqqIIIIIIII")
 ATTR_OUT: Final = struct.Struct("=QII")  # valid, valid_nsec, dummy; then ATTR
 ATTR: Final = struct.Struct("=QQQqqqIIIIIIIIII")  # times may be before 1970
@@ -164,6 +168,10 @@ _FOR_EVER: Final = float(1 << 62)
 
 POLL_SCHEDULE_NOTIFY: Final = 1
 NOTIFY_POLL: Final = 1
+NOTIFY_INVAL_INODE: Final = 2
+NOTIFY_INVAL_ENTRY: Final = 3
+NOTIFY_STORE: Final = 4
+NOTIFY_DELETE: Final = 6
 FSYNC_FDATASYNC: Final = 1
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import pyfuse3
@@ -92,42 +91,3 @@ class ReaddirToken:
             return False
         self.reply += item
         return True
-
-
-_stock_readdir_reply = pyfuse3.readdir_reply
-
-
-def readdir_reply(
-    token: ReaddirToken | pyfuse3.ReaddirToken,
-    name: bytes,
-    attr: pyfuse3.EntryAttributes,
-    next_id: int,
-) -> bool:
-    """Add an entry to the listing of a directory. Return False if it is full.
-
-    `token` is one of our session or of pyfuse3.main().
-    """
-    if isinstance(token, ReaddirToken):
-        return token.add(name, attr, next_id)
-    return _stock_readdir_reply(token, pyfuse3.FileNameT(name), attr, next_id)
-
-
-_sessions_running = 0
-
-
-@contextmanager
-def pyfuse3_takes_our_tokens() -> Iterator[None]:
-    """Make pyfuse3.readdir_reply accept our tokens as well, while any session runs.
-
-    pyfuse3's own function only accepts tokens that pyfuse3.main() makes, but operations written for
-    pyfuse3.main() call it.
-    """
-    global _sessions_running
-    _sessions_running += 1
-    pyfuse3.readdir_reply = readdir_reply
-    try:
-        yield
-    finally:
-        _sessions_running -= 1
-        if not _sessions_running:
-            pyfuse3.readdir_reply = _stock_readdir_reply

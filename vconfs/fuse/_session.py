@@ -35,7 +35,9 @@ from vconfs.fuse import _kernel_protocol as wire
 from vconfs.fuse._handlers import HANDLERS, Request
 from vconfs.fuse._kernel_protocol import MalformedRequest, Opcode
 from vconfs.fuse._mountpoint import MountError
-from vconfs.fuse._operations import PollHandle, RequestContext, pyfuse3_takes_our_tokens
+from vconfs.fuse._notifier import Notifier
+from vconfs.fuse._operations import PollHandle, RequestContext
+from vconfs.fuse._routing import routed
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
 
@@ -78,6 +80,8 @@ class Session:
 
     def __init__(self, operations: pyfuse3.Operations, device: int) -> None:
         self.operations = operations
+        #: Changes what the kernel has in its caches. pyfuse3's functions do so by it as well.
+        self.notifier = Notifier(device)
         self._device = device
         self._buffer = bytearray(wire.REQUEST_MAX)
         self._view = memoryview(self._buffer)
@@ -100,13 +104,18 @@ class Session:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery, self._task_status = nursery, task_status
-                with pyfuse3_takes_our_tokens():
+                with routed(self):
                     await self._serve()
                 nursery.cancel_scope.cancel()
         finally:
             self._device = -1  # a late notification must not go to a reused descriptor
+            self.notifier.close()
         if not self._agreed:
             raise MountError("it was unmounted before the kernel had begun to use it")
+
+    def terminate(self) -> None:
+        """End `run`, as pyfuse3.terminate() ends pyfuse3.main(). The mount stays."""
+        self._nursery.cancel_scope.cancel()
 
     async def settle(self, patience: float = 1.0) -> None:
         """Wait until no request waits for its answer, for at most `patience` seconds."""

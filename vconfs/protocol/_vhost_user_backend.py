@@ -97,6 +97,16 @@ class Backend:
         """The features that the front-end has chosen, without VHOST_USER_F_PROTOCOL_FEATURES."""
         return self._accepted & ~wire.F_PROTOCOL_FEATURES
 
+    @property
+    def queues(self) -> int:
+        """The number of queues that the device has."""
+        return len(self._rings)
+
+    @property
+    def queues_named(self) -> int:
+        """The number of queues up to the last one for which the front-end has set up anything."""
+        return max((ring.index + 1 for ring in self._rings if ring.num or ring.fds), default=0)
+
     def receive(self, message: Message) -> Handled:
         """Handle a message of the front-end. Return its effects and the reply.
 

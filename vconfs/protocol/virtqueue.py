@@ -9,6 +9,9 @@ with the number of bytes that it wrote, and increments `used.idx`. Each index co
 modulo 2**16; entry i of a ring is in slot i modulo the queue's size. Only one side writes each
 table.
 
+Some devices return a buffer that they may only read with the number of bytes that they read. The
+driver ignores that number, as Linux does, because there is nothing in such a buffer to be written.
+
 Both sides collect entries and make them visible at once (`publish`), with one write of an index
 per batch. `publish` also returns True if the other side wants to be notified. That side can ask for
 no notifications with a flag or, with EVENT_IDX, name the entry after which it wants one.
@@ -209,7 +212,10 @@ class DriverQueue:
         return self._seen != self._used[1]
 
     def pop_used(self) -> tuple[int, int] | None:
-        """Take back a buffer. Return its number and how many bytes were written, or None."""
+        """Take back a buffer. Return its number and how many bytes were written, or None.
+
+        A buffer without writable parts returns 0, whatever the device says.
+        """
         if not self._count_used():
             return None
         used = self._pop_one()
@@ -232,9 +238,11 @@ class DriverQueue:
         for used in zip(entries[::2], entries[1::2], strict=True):
             head, written = used
             if head > mask or written > writable[head]:
-                if not popped:
-                    raise self._wrong(head, written)
-                break  # the next call raises the error
+                if not self._is_read_only(head):
+                    if not popped:
+                        raise self._wrong(head, written)
+                    break  # the next call raises the error
+                used = head, 0
             writable[head] = -1
             popped.append(used)
         self._seen = (seen + len(popped)) & _INDEX_MASK
@@ -246,7 +254,9 @@ class DriverQueue:
         entry = 2 * (self._seen & self._mask)
         head, written = self._used_entries[entry], self._used_entries[entry + 1]
         if head > self._mask or written > self._writable[head]:
-            raise self._wrong(head, written)
+            if not self._is_read_only(head):
+                raise self._wrong(head, written)
+            written = 0
         self._writable[head] = -1
         self._seen = (self._seen + 1) & _INDEX_MASK
         if self._event_idx and self._wants_calls:
@@ -262,6 +272,10 @@ class DriverQueue:
                 f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
             )
         return count
+
+    def _is_read_only(self, head: int) -> bool:
+        """True if the buffer is in flight and has nothing that the device may write."""
+        return head <= self._mask and not self._writable[head]
 
     def _wrong(self, head: int, written: int) -> RemoteProtocolError:
         if head > self._mask or self._writable[head] < 0:

@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -22,9 +23,12 @@ from vconfs.guest.devices import parse_device
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener
 from vconfs.guest.ports import PortManager
+from vconfs.host.chardevs import builtin
 from vconfs.host.host import Host
 from vconfs.host.port import HostPortSpec
+from vconfs.host.vhost_user import _session
 from vconfs.host.vhost_user.address import VhostUserAddress
+from vconfs.protocol.virtqueue import Chain, DeviceQueue
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 
@@ -152,6 +156,53 @@ async def test_all_data_comes_in_order(tmp_path: Path, dialect: str) -> None:
                 nursery.start_soon(puppet.port.send, sent)
         assert got["guest"] == sent
         assert got["host"] == sent
+
+
+class ReportsWhatItRead(DeviceQueue):
+    """A device's queue that returns a buffer with as many bytes as it read, and wrote."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._read: dict[int, int] = {}
+
+    def pop(self) -> Chain | None:
+        chain = super().pop()
+        if chain is not None:
+            self._read[chain.head] = chain.readable_length
+        return chain
+
+    def push(self, head: int, written: int) -> None:
+        entry = 2 * (self._pushed & self._mask)
+        super().push(head, written)
+        self._used_entries[entry + 1] = written + self._read.pop(head)
+
+
+@dialects
+async def test_a_device_that_reports_what_it_read_is_a_good_one(
+    tmp_path: Path, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """rust-vmm's console does so; Linux ignores the length of what it only sends, and so do we."""
+    monkeypatch.setattr(_session, "DeviceQueue", ReportsWhatItRead)
+    specs = [HostPortSpec(b"echo", builtin.Echo(), console=True)]
+    sent = random.Random(dialect).randbytes(1 << 20)
+    got = bytearray()
+    async with open_pair(tmp_path / "s", specs, dialect) as pair:
+        await until(lambda: pair.connected(0) and pair.manager.ports[0].console)
+        port = pair.manager.ports[0]
+        port.open(Opener(1))
+
+        async def write() -> None:
+            left = memoryview(sent)
+            while left:
+                left = left[await port.write(left[:100_001]) :]
+
+        with trio.fail_after(20):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write)
+                while len(got) < len(sent):
+                    got += taken(await port.read(100_003))
+        assert pair.driver.reason == ""
+    assert got == sent
 
 
 @dialects

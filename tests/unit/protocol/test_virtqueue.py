@@ -261,6 +261,40 @@ def test_the_driver_refuses_a_buffer_that_is_given_back_twice() -> None:
         pair.driver.pop_used()
 
 
+@given(
+    lengths=st.lists(st.tuples(st.integers(0, 64), st.integers(0, 2**32 - 1)), max_size=SIZE),
+    many=st.booleans(),
+    event_idx=st.booleans(),
+)
+def test_a_length_counts_only_for_a_buffer_that_the_device_may_write(
+    lengths: list[tuple[int, int]], many: bool, event_idx: bool
+) -> None:
+    """Some devices report what they read: it is ignored, as Linux does."""
+    pair = Pair(event_idx=event_idx)
+    driver, expected, wrong = pair.driver, [], False
+    for i, (writable, reported) in enumerate(lengths):
+        head = driver.add(DATA, writable or 64, writable=writable > 0)
+        pair.poke32(pair.layout.used + 4 + 8 * i, head)
+        pair.poke32(pair.layout.used + 8 + 8 * i, reported)
+        wrong = wrong or reported > writable > 0
+        if not wrong:
+            expected.append((head, reported if writable else 0))
+    driver.publish()
+    pair.poke16(pair.layout.used + 2, len(lengths))
+    got: list[tuple[int, int]] = []
+    try:
+        while used := driver.pop_many(SIZE) if many else [driver.pop_used()]:
+            if used[-1] is None:
+                break
+            got += [it for it in used if it is not None]
+    except RemoteProtocolError as error:
+        assert wrong
+        assert "is more than the buffer's" in str(error)
+    else:
+        assert not wrong
+    assert got == expected
+
+
 # --- what a driver may not do -------------------------------------------------------------
 
 

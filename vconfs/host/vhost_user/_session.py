@@ -22,6 +22,7 @@ from vconfs.host.rings import DeviceLink
 from vconfs.host.vhost_user._channel import FrontendChannel
 from vconfs.host.vhost_user._device import VhostUserDevice
 from vconfs.host.vhost_user._memory import SharedMemory
+from vconfs.host.vhost_user._missing_queues import MissingQueues
 from vconfs.host.vhost_user._rings import FrontendRings
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
@@ -63,6 +64,7 @@ class FrontendSession:
         self._socket = MessageSocket(sock)
         self._protocol = device.protocol(self._read_config)
         self._config: bytes | None = None  # as the front-end last read it
+        self._missing = MissingQueues(device, self._protocol, lambda: self._guest is not None)
         self._channel = FrontendChannel()
         self._memory = SharedMemory(require_seals=device.offer.require_seals)
         self._rings = FrontendRings(self._protocol, self._channel, self._kicked)
@@ -93,7 +95,8 @@ class FrontendSession:
         What comes after its hello is handled inside of `turn`.
         """
         async with open_background() as self._nursery:
-            for task in (self._rings.serve_kicks, self._rings.poll, self._channel.run):
+            rings = self._rings
+            for task in (rings.serve_kicks, rings.poll, self._channel.run, self._missing.run):
                 self._nursery.start_soon(task)
             try:
                 message = await self._hear_hello()
@@ -205,6 +208,7 @@ class FrontendSession:
 
     def _read_config(self) -> bytes:
         self._config = config = self._device.config
+        self._missing.config_read()
         return config
 
     def _announce_config(self) -> None:

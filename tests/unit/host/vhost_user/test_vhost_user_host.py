@@ -26,6 +26,7 @@ from tests.unit.host.vhost_user.front_end import (
 )
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.host.vhost_user import _missing_queues
 from vconfs.host.vhost_user import _session as vhost_user_session
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.events import Buffer
@@ -53,6 +54,57 @@ async def name_of(front: FrontEnd, port_id: int) -> bytes:
         reply = await front.used(0)
         about, _, _, event, _ = struct.unpack_from("<IIIHH", reply)
     return reply[16:]
+
+
+@pytest.mark.parametrize(
+    ("options", "named", "started", "warning"),
+    [
+        (
+            "",
+            4,
+            False,
+            "a driver left without its queues: the front-end has 4 (num_vqs in QEMU), and the "
+            "driver needs 64: set it to 64, or listen with max-ports=1",
+        ),
+        (
+            ",max-ports=2",
+            2,
+            False,
+            "a driver left without its queues: the front-end has 2 (num_vqs in QEMU), and the "
+            "driver needs 6: set it to 6",
+        ),
+        ("", 4, True, ""),  # a driver without MULTIPORT, which needs two
+        ("", 64, False, ""),
+        ("", 0, False, ""),  # user-mode Linux names them later
+    ],
+)
+async def test_a_driver_that_leaves_without_its_queues_is_told_of(
+    tmp_path: Path,
+    options: str,
+    named: int,
+    started: bool,
+    warning: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(_missing_queues, "PATIENCE", 0)
+    path, specs = tmp_path / "s", [HostPortSpec(b"port", Puppet())]
+    async with (
+        open_back_end(path, specs, dialect="virtio1", options=options) as host,
+        open_front_end(path, 64) as front,
+    ):
+        await front.negotiate(features=1 << 32)
+        for index in range(named):
+            await front.ask(front.codec.set_vring_call(index, front.calls[index]))
+        if started:
+            await front.share()
+            await front.start_ring(0)
+            await front.start_ring(1)
+        for _ in range(2):  # it is not said again
+            await front.ask(front.codec.get_config(0, 12))
+            await trio.testing.wait_all_tasks_blocked()
+        assert (host.guest is not None) == started
+        assert caplog.messages == ([warning] if warning else [])
 
 
 async def test_a_guest_is_served(tmp_path: Path) -> None:
