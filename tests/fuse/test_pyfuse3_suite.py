@@ -13,7 +13,7 @@ import pytest
 
 from tests.support import needs
 
-pytestmark = pytest.mark.skipif(not os.environ.get("VCONFS_LONG"), reason="fetches a package")
+pytestmark = pytest.mark.long  # it fetches a package
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "pyfuse3"

@@ -75,6 +75,7 @@ async def test_an_agent_outlives_hosts_that_come_and_go(mounted: OpenMount, tmp_
                 assert json.loads(await next_line(host)) == {"return": visit}
 
 
+@pytest.mark.expect_log("could not be delivered")
 async def test_an_agent_outlives_a_host_that_leaves_in_the_middle_of_a_reply(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
@@ -113,6 +114,7 @@ async def test_an_agent_outlives_a_host_that_reads_late(mounted: OpenMount, tmp_
             assert base64.b64decode(answer["buf-b64"]) == large.read_bytes()
 
 
+@pytest.mark.expect_log("could not be delivered")
 async def test_an_agent_lives_on_when_a_reply_is_cut_off_on_the_defaults(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
@@ -139,6 +141,7 @@ def make_keys(folder: Path) -> None:
         )
 
 
+@pytest.mark.expect_log("could not be delivered")
 async def test_ssh_and_rsync_over_a_port(mounted: OpenMount, tmp_path: Path) -> None:
     needs.programs("ssh", "ssh-keygen", "rsync", "socat", "/usr/sbin/sshd")
     if os.geteuid() == 0:
@@ -200,7 +203,7 @@ func main() {
 """
 
 
-@pytest.mark.skipif(not LONG, reason="starts node, which not every machine has")
+@pytest.mark.long
 async def test_node_reads_and_writes_at_once(mounted: OpenMount, tmp_path: Path) -> None:
     needs.programs("node")
     (tmp_path / "client.js").write_text(NODE)
@@ -208,7 +211,7 @@ async def test_node_reads_and_writes_at_once(mounted: OpenMount, tmp_path: Path)
         assert await it.run(f"node {tmp_path}/client.js") == "300004\n"
 
 
-@pytest.mark.skipif(not LONG, reason="compiles with Go, which not every machine has")
+@pytest.mark.long
 async def test_go_reads_and_writes_at_once(mounted: OpenMount, tmp_path: Path) -> None:
     needs.programs("go")
     (tmp_path / "client.go").write_text(GO)
