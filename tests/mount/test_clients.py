@@ -141,7 +141,7 @@ def make_keys(folder: Path) -> None:
         )
 
 
-@pytest.mark.expect_log("could not be delivered")
+@pytest.mark.expect_log("could not be delivered", "ended with exit code 255")
 async def test_ssh_and_rsync_over_a_port(mounted: OpenMount, tmp_path: Path) -> None:
     needs.programs("ssh", "ssh-keygen", "rsync", "socat", "/usr/sbin/sshd")
     if os.geteuid() == 0:
