@@ -40,7 +40,7 @@ def source() -> Path:
     return package
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.limit(400)
 def test_pyfuse3s_own_tests_pass_on_our_session(tmp_path: Path) -> None:
     needs.programs("fusermount3", "fusermount")
     subprocess.run(["tar", "-xf", source(), "-C", tmp_path], check=True, timeout=20)

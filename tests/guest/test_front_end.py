@@ -26,7 +26,7 @@ from tests.support import needs
 from tests.support.remote.client import Remote
 from tests.uml.hosts import HostEnd, open_host
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.limit(120)
 
 CONSOLE, DATA = "org.example.console", "org.example.data"
 PORTS = {CONSOLE: ",id=0,console", DATA: ",id=1"}
