@@ -21,7 +21,7 @@ SEEN = (
     (r"readbytes=16 -", "sixteen bytes.."),
     (r'echo "cat ended with \$\?"', "cat ended with 124"),
     (r"echo \$seen", "login:"),
-    (r"vconfs watch .*", r"(\S+  connect     vcon1   org.example.chat\n)?there"),
+    (r"vconfs watch .*", r"(\S+  connect +vcon1 +org.example.chat\n)?there"),
     (r"\$ vconfs ls \$M", r"PORT .*(\n.*)*vcon4 .* console .*"),
     (r"vconfs host .*", r"vconfs: listening on .*\n0\nLinux"),
     (r"vconfs umount \$M; wait", "\nThat was all; nothing is left mounted."),

@@ -51,7 +51,7 @@ def test_each_test_that_a_page_names_is_there() -> None:
     """By its own name, or by that of its file, with or without its folder."""
     text = "".join(page.read_text() for page in PAGES)
     named = set(re.findall(r"`((?:tests/\w+/)?test_\w+(?:\.py)?)`", text))
-    files = list((REPOSITORY / "tests").glob("*/test_*.py"))
+    files = list((REPOSITORY / "tests").glob("**/test_*.py"))
     there = {name(file) for file in files} | {file.name for file in files}
     for file in files:
         there.update(re.findall(r"def (test_\w+)", file.read_text()))

@@ -242,6 +242,7 @@ async def test_an_exclusive_console_belongs_to_its_terminal(mounted: OpenMount) 
         assert "busy" in await it.run("cat $P", code=1)
 
 
+@pytest.mark.expect_log("have the same name")
 async def test_a_port_that_is_not_a_console_gets_a_pty_by_name(mounted: OpenMount) -> None:
     async with mounted("org.modem.0=echo", "other=echo", ttys=["org.*"]) as it:
         slave = await open_slave(it)

@@ -66,6 +66,7 @@ async def linking(it: Mounted, shell: list[str], folder: Path) -> AsyncIterator[
 
 
 @needs_inotifywait
+@pytest.mark.expect_log("have the same name")
 async def test_links_by_name_follow_hot_plug_renaming_and_removal(
     mounted: OpenMount, tmp_path: Path, shell: list[str]
 ) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from vconfs.host.control_socket import serve_control
@@ -51,6 +52,7 @@ async def vconfs(*words: str | bytes, code: int = 0) -> str:
     return output
 
 
+@pytest.mark.expect_log("have the same name")
 async def test_each_command_shows_hostile_names_escaped(mounted: OpenMount, tmp_path: Path) -> None:
     specs = [f"port{port_id}=echo" for port_id in range(len(NAMES))]
     async with mounted(*specs) as it, open_background() as nursery:

@@ -71,7 +71,7 @@ def test_mount_calls_it_for_its_type(installed: Path, tmp_path: Path) -> None:
         findmnt -n -o FSTYPE,SOURCE "$M"; stat -c %a "$M/vcon1"
         umount "$M"; ls "$M"
     """
-    assert with_vconfs(installed, script, tmp_path).split() == ["fuse.vconfs", "embedded", "640"]
+    assert with_vconfs(installed, script, tmp_path).split() == ["fuse.vconfs", "none", "640"]
 
 
 def test_fstab_names_a_file_of_options(installed: Path, tmp_path: Path) -> None:

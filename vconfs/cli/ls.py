@@ -144,7 +144,7 @@ def _print_table(ports: list[tuple[Path, dict[str, object]]], *, shows_mount: bo
 
 def _cells(port: dict[str, object], shows_dropped: bool) -> list[object]:
     if "id" not in port:
-        return [port["port"], "-", "-", "no permission", *["-"] * (4 + shows_dropped)]
+        return [port["port"], "-", "-", "no permission", *[""] * (4 + shows_dropped)]
     return [
         port["port"],
         port.get("name", "-"),

@@ -349,6 +349,7 @@ async def no_guest(host: Host) -> None:
         await trio.testing.wait_all_tasks_blocked()
 
 
+@pytest.mark.busy("the front-end that floods is in the same process")
 async def test_a_guest_that_never_pauses_does_not_starve_the_others(tmp_path: Path) -> None:
     puppet = Puppet()
     async with (
