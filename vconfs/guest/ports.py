@@ -112,7 +112,7 @@ class PortManager:
             ids = self._named.setdefault(name, [])
             insort(ids, port.id)
             if len(ids) > 1:
-                self._warn_of_twins(ids)
+                self._warn_of_twin(port.id, ids)
         for observer in self.observers:
             observer.port_renamed(port, old)
         self._changed(port)
@@ -137,10 +137,11 @@ class PortManager:
         for name, ids in self._named.items():
             yield name, ids[0]
 
-    def _warn_of_twins(self, ids: Sequence[int]) -> None:
-        first, *others = (f"vcon{port_id}" for port_id in ids)
-        text = "%s and %s have the same name, which leads to %s"
-        self._trouble.warning(tuple(ids), text, first, ", ".join(others), first)
+    def _warn_of_twin(self, port_id: int, ids: Sequence[int]) -> None:
+        """Warn that a port has the name of another one; all ports may have one name."""
+        first, other = ids[0], port_id if port_id != ids[0] else ids[1]
+        text = "vcon%d and vcon%d have the same name, which leads to vcon%d"
+        self._trouble.warning((first, other), text, first, other, first)
 
     def _forget_name(self, port: Port) -> None:
         if port.name:

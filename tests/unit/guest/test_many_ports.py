@@ -199,3 +199,15 @@ def test_a_link_has_an_attribute_with_its_name(name: bytes) -> None:
         assert named_by(link, [name]) == name
     if (named := named_by(name, [])) is not None:
         assert link_name(named) == name
+
+
+def test_a_warning_of_one_name_names_two_ports(caplog: pytest.LogCaptureFixture) -> None:
+    """However many ports have that name, a line does not grow with them."""
+    manager = PortManager()
+    for port_id in (5, 7, 9, 1):
+        manager.rename(manager.add(port_id), b"same")
+    assert caplog.messages == [
+        "vcon5 and vcon7 have the same name, which leads to vcon5",
+        "vcon5 and vcon9 have the same name, which leads to vcon5",
+        "vcon1 and vcon5 have the same name, which leads to vcon1",
+    ]
