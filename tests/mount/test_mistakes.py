@@ -259,7 +259,8 @@ def test_every_command_says_how_to_clear_a_dead_mount(folder: Path) -> None:
     for words in (("ls",), ("top",), ("watch",)):
         assert vconfs(*words, str(folder), code=1) == way_out
     for words in (("cat",), ("connect",)):
-        assert vconfs(*words, str(folder / "vcon1"), code=1) == way_out
+        for port in ("vcon1", "by-name/org.vconfs.echo"):
+            assert vconfs(*words, str(folder / port), code=1) == way_out
     assert f"vconfs umount {folder}" in vconfs("doctor")
 
 

@@ -37,12 +37,12 @@ def mounts() -> list[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """True if a file exists. Raise VconfsError if we cannot know: its daemon has ended, say."""
+    """True if a file exists. Raise VconfsError if we cannot know: we may not, or no daemon runs."""
     try:
         in_time(path, path.stat)
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED, errno.EACCES):
-            raise why(path.parent if error.errno != errno.EACCES else path, error) from None
+            raise why(path, error) from None
         return False
     return True
 

@@ -94,10 +94,12 @@ def states(folders: Sequence[Path]) -> Mapping[Path, MountState]:
     return dict(found)
 
 
-def why(mountpoint: Path, error: OSError) -> VconfsError:
-    """Return the error of a call into a mount, with the way out if its daemon has ended."""
+def why(path: Path, error: OSError) -> VconfsError:
+    """Return the error of a call on `path`, with the way out if its mount has no daemon any more."""
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+        absolute = Path(os.path.abspath(path))
+        mount = next((it for it in all_mounts() if absolute.is_relative_to(it)), path)
         return VconfsError(
-            f"the daemon of {mountpoint} has ended: `vconfs umount {mountpoint}`, then mount again"
+            f"the daemon of {mount} has ended: `vconfs umount {mount}`, then mount again"
         )
-    return VconfsError(f"{mountpoint}: {error.strerror}")
+    return VconfsError(f"{path}: {error.strerror}")
