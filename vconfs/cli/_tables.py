@@ -48,7 +48,8 @@ class Table:
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table with the columns that fit into the width."""
-        fitting = self._fitting(options.max_width)
+        least = [self._least(index) for index in range(len(self.columns))]
+        fitting = self._fitting(options.max_width, least)
         shown = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
         for index in fitting:
             column = self.columns[index]
@@ -56,17 +57,17 @@ class Table:
                 column.heading,
                 justify="right" if column.is_number else "left",
                 no_wrap=column.is_number,
-                min_width=self._least(index),
+                min_width=least[index],
             )
         for row in self.rows:
             cells = (row[index] for index in fitting)
             shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
         yield shown
 
-    def _fitting(self, width: int) -> list[int]:
-        """Return the indices of the columns that are shown."""
+    def _fitting(self, width: int, least: Sequence[int]) -> list[int]:
+        """Return the indices of the columns that are shown, by the least width of each column."""
         left = list(range(len(self.columns)))
-        while sum(self._least(index) + _GAP for index in left) - _GAP > width:
+        while sum(least[index] + _GAP for index in left) - _GAP > width:
             last = max(left, key=lambda index: self.columns[index].rank)
             if not self.columns[last].rank:
                 break

@@ -182,6 +182,7 @@ class _View:
 
 def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Table:
     shows_dropped = any(map(dropped, ports))
+    bars = _bars() if shows_history else ""
     table = Table(
         [
             Column("PORT"),
@@ -197,20 +198,19 @@ def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Tab
         ]
     )
     for port in ports:
-        table.add_row(_cells(port, rates, shows_history, shows_dropped))
+        table.add_row(_cells(port, rates, bars, shows_dropped))
     return table
 
 
-def _cells(
-    port: _Port, rates: _Rates, shows_history: bool, shows_dropped: bool
-) -> Iterator[object]:
+def _cells(port: _Port, rates: _Rates, bars: str, shows_dropped: bool) -> Iterator[object]:
+    """Yield the cells of a row; without `bars`, there is no history."""
     rate = rates.of(port)
     yield port["port"]
     yield port.get("name", "-")
     yield "connected" if port["host"] else "-"
     yield from map(readable_size, rate) if rate else ("-", "-")
-    if shows_history:
-        yield rates.history(port, _bars())
+    if bars:
+        yield rates.history(port, bars)
     yield readable_size(port["queued"])
     yield f"{100 * port['queued'] // port['limit']}%"
     if shows_dropped:
