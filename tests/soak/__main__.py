@@ -41,7 +41,7 @@ async def soak(
     length: tuple[float, float] = ROUND,
     rounds: int = 1,
 ) -> list[Device]:
-    """Soak these devices at the same time, for at least so many rounds each.
+    """Soak these devices at the same time, for at least this many rounds each.
 
     Return them, for what they have done.
     """

@@ -56,7 +56,7 @@ def check(item: pytest.Item, records: list[logging.LogRecord]) -> None:
     """Fail a test that logged what it does not expect."""
     patterns = [re.compile(arg) for mark in item.iter_markers("expect_log") for arg in mark.args]
     lines = [f"{record.levelname} {record.name}: {record.getMessage()}" for record in records]
-    # What was left out before is told by whichever test comes a minute later.
+    # The count of lines that were left out before can come a minute later, in another test.
     patterns.append(re.compile("more lines like this one were left out"))
     unexpected = [line for line in lines if not any(one.search(line) for one in patterns)]
     if unexpected:
