@@ -95,7 +95,7 @@ def states(folders: Sequence[Path]) -> Mapping[Path, MountState]:
 
 
 def why(path: Path, error: OSError) -> VconfsError:
-    """Return the error of a call on `path`, with the way out if its mount has no daemon any more."""
+    """Return the error of a call on `path`. It has the way out if the mount has no daemon left."""
     if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
         absolute = Path(os.path.abspath(path))
         mount = next((it for it in all_mounts() if absolute.is_relative_to(it)), path)
