@@ -28,14 +28,15 @@ from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.processes import process_of
 
 
-class PortFS(pyfuse3.Operations):
-    """The file system; also `fuse.PortOperations`. It shows changes while `following`."""
+class PortFS(pyfuse3.Operations, fuse.PortOperations):
+    """The file system. It shows changes while `following`."""
 
-    #: See `fuse.PortOperations.prompt`: only reading and writing can wait.
+    #: Only reading and writing can wait.
     prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
     def __init__(
@@ -65,16 +66,16 @@ class PortFS(pyfuse3.Operations):
 
     # --- reading, writing, polling --------------------------------------------------------
 
+    @override
     def read_nowait(self, fh: int, size: int, flags: int) -> Sequence[Buffer]:
-        """See `fuse.PortOperations`."""
         try:
             file = self._files.by_handle[fh]
             return file.port.read_nowait(size, file.opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
+    @override
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
-        """See `fuse.PortOperations`."""
         try:
             nonblock = bool(flags & os.O_NONBLOCK)
             return self._files.by_handle[fh].port.write_nowait(data, nonblock=nonblock)

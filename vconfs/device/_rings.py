@@ -24,6 +24,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from attrs import frozen
 
 from vconfs.link.link import Link, call_soon
+from vconfs.overrides import override
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
@@ -273,8 +274,8 @@ class RingLink(Link):
         """The device's config space as it is now."""
         return self._read_config()
 
+    @override
     def write_config(self, offset: int, data: Buffer) -> None:
-        """See `Link.write_config`."""
         if not self._dead:
             self._write_config(offset, data)
 
@@ -321,12 +322,12 @@ class RingLink(Link):
         self._send.clear()
         self._rings.clear()
 
+    @override
     def room_for(self, queue: int, header_size: int) -> int:
-        """See `Link.room_for`."""
         return 0 if self._dead else self._send[queue].room(header_size)
 
+    @override
     def find_room(self, queue: int, header_size: int) -> int:
-        """See `Link.find_room`."""
         if self._dead:
             return 0
         found = self._send[queue]
@@ -335,12 +336,12 @@ class RingLink(Link):
             self._wait_for_slots(queue)
         return 0 if self._dead else found.room(header_size)
 
+    @override
     def capacity(self, queue: int) -> int:
-        """See `Link.capacity`."""
         return 0 if self._dead else self._send[queue].capacity
 
+    @override
     def find_buffer(self, queue: int, wanted: int) -> int:
-        """See `Link.find_buffer`."""
         if self._dead:
             return 0
         found = self._send[queue]
@@ -350,11 +351,12 @@ class RingLink(Link):
             self._wait_for_slots(queue)
         return 0 if self._dead else found.capacity
 
+    @override
     def want_room(self, queue: int) -> None:
-        """See `Link.want_room`."""
         if not self._dead:
             self._send[queue].ring.request_calls()
 
+    @override
     def send(
         self,
         queue: int,
@@ -364,7 +366,7 @@ class RingLink(Link):
         *,
         port_id: int | None = None,
     ) -> None:
-        """See `Link.send`; the device has seen what it has used."""
+        """The device has processed a buffer when it has used it."""
         found = self._send[queue]
         head = found.send(header, data)
         if port_id is not None:
@@ -373,8 +375,9 @@ class RingLink(Link):
             found.awaited[head] = seen
             found.ring.request_calls()
 
+    @override
     def untaken(self) -> Mapping[int, int]:
-        """See `Link.untaken`: what is in buffers that the device has not used."""
+        """Count what is in buffers that the device has not used."""
         untaken: Counter[int] = Counter()
         for number, queue in self._send.items():
             self._reclaim(number)
@@ -382,19 +385,21 @@ class RingLink(Link):
                 untaken[port_id] += size
         return untaken
 
+    @override
     async def leave(self, patience: float) -> None:
-        """See `Link.leave`: after that, what the device has not used it will never use."""
+        """After this, the device will not use what it has not used yet."""
         stop, self._stop_device = self._stop_device, None
         if stop is not None and not self._dead:
             await stop(patience)
 
+    @override
     def receive(self, queue: int) -> memoryview | None:
-        """See `Link.receive`."""
         buffers = self._receive_some(queue, 1)
         return buffers[0] if buffers else None
 
+    @override
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
-        """See `Link.receive_many`; large ones come one by one, for they may be held."""
+        """Large buffers come one by one, because the caller may `hold` each of them."""
         if self._dead:
             return ()
         slot_size = self._receive[queue].slot_size
@@ -409,8 +414,9 @@ class RingLink(Link):
             self.fail(f"queue {queue}: {error}")
             return ()
 
+    @override
     def hold(self, queue: int) -> Callable[[], None] | None:
-        """See `Link.hold`; others always find half of the slots to send into."""
+        """Keep at most half of the slots, so that the device can send into the others."""
         found = self._receive[queue]
         head = found.hold()
         if head is None:
@@ -422,30 +428,30 @@ class RingLink(Link):
 
         return give_back
 
+    @override
     def again(self, queue: int) -> None:
-        """See `Link.again`."""
         call_soon(self.interrupt, queue)
 
+    @override
     def done(self, queue: int) -> None:
-        """See `Link.done`."""
         self._receive[queue].done(1)
 
+    @override
     def withhold(self, queue: int) -> None:
-        """See `Link.withhold`."""
         self._receive[queue].withhold()
 
+    @override
     def release(self, queue: int) -> None:
-        """See `Link.release`."""
         if not self._dead:
             self._receive[queue].release()
             self.flush(queue)
 
+    @override
     def done_many(self, queue: int, count: int) -> None:
-        """See `Link.done_many`."""
         self._receive[queue].done(count)
 
+    @override
     def flush(self, queue: int) -> None:
-        """See `Link.flush`."""
         if not self._dead and self._rings[queue].publish():
             self._kick(queue)
             if queue % 2:

@@ -124,7 +124,7 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     # --- what the host ports ask for ------------------------------------------------------
 
     def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
-        """See `Sender.offer`."""
+        """At each turn of this port send what `give` returns, until it returns nothing."""
         self._sender.offer(port_id, give)
 
     # --- events ---------------------------------------------------------------------------

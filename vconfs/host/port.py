@@ -19,8 +19,9 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
 from vconfs.host._messages import MessageQueue
-from vconfs.host.chardev import Chardev
+from vconfs.host.chardev import Chardev, PortSide
 from vconfs.link.draining import DRAIN_TIME
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 
 DEFAULT_HOST_LIMIT = 1 << 20
@@ -45,7 +46,7 @@ class HostPortSpec:
 
 
 @define(eq=False)
-class HostPort:
+class HostPort(PortSide):
     """One port of the host end; it is the `PortSide` of its chardev."""
 
     id: int
@@ -93,8 +94,8 @@ class HostPort:
         return self._line is not None
 
     @property
+    @override
     def guest_connected(self) -> bool:
-        """True if the guest has the port open."""
         return self._guest_connected
 
     @property
@@ -128,16 +129,16 @@ class HostPort:
 
     # --- what the chardev does ------------------------------------------------------------
 
+    @override
     def connect(self) -> None:
-        """See `PortSide.connect`."""
         if not self.connected:
             self.connected = True
             if self._line is not None:
                 self._line.open_port(self.id, True)
             self.pump()
 
+    @override
     def disconnect(self) -> None:
-        """See `PortSide.disconnect`."""
         if self.connected:
             self.connected = False
             if self._line is not None:
@@ -146,28 +147,28 @@ class HostPort:
             if not self.cache:
                 self._inbox.drop()
 
+    @override
     def hang_up(self) -> None:
-        """See `PortSide.hang_up`."""
         if self.connected and self._line is not None:
             self._line.open_port(self.id, False)
             self._line.open_port(self.id, True)
 
+    @override
     async def next_session(self) -> None:
-        """See `PortSide.next_session`."""
         while not self._sessions:
             await self._changed.park()
         self._sessions -= 1
 
+    @override
     async def receive(self, size: int = 1 << 16) -> bytes:
-        """See `PortSide.receive`."""
         inbox = self._inbox
         inbox.delivered(inbox.in_hand)
         while not inbox.queue.size and not inbox.queue.at_mark:
             await self._arrived.park()
         return inbox.take(size)
 
+    @override
     async def receive_message(self) -> bytes:
-        """See `PortSide.receive_message`."""
         inbox, messages = self._inbox, self._inbox.messages
         assert messages is not None, "the chardev did not say that it keeps boundaries"
         inbox.delivered(inbox.in_hand)
@@ -175,21 +176,21 @@ class HostPort:
             await self._arrived.park()
         return inbox.take_message()
 
+    @override
     def delivered(self, size: int) -> None:
-        """See `PortSide.delivered`."""
         self._inbox.delivered(size)
 
+    @override
     def lost(self, size: int) -> None:
-        """See `PortSide.lost`."""
         self._inbox.delivered_bytes -= size
         self.counters.dropped += size
 
+    @override
     def put_back(self, data: Buffer) -> None:
-        """See `PortSide.put_back`."""
         self._inbox.put_back(data)
 
+    @override
     async def send(self, data: Buffer) -> None:
-        """See `PortSide.send`."""
         rest = memoryview(data)
         self._unsent += len(rest)
         try:
@@ -207,8 +208,8 @@ class HostPort:
             self._unsent -= len(rest)
             self.counters.dropped += len(rest)
 
+    @override
     def send_nowait(self, data: Buffer) -> int:
-        """See `PortSide.send_nowait`."""
         if not self._may_send() or self._line is None or not len(data):
             return 0
         try:
@@ -219,8 +220,8 @@ class HostPort:
         return sent
 
     @contextmanager
+    @override
     def listening(self) -> Iterator[trio.CancelScope]:
-        """See `PortSide.listening`."""
         with trio.CancelScope() as scope:
             if self._deaf:
                 scope.cancel()
