@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
-from attrs import define, field, frozen
+from attrs import Attribute, define, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
@@ -45,6 +45,12 @@ class HostPortSpec:
     chardev_text: str = ""  # how the chardev was written
 
 
+def _client_changes(port: HostPort, _: Attribute[object], value: object) -> object:
+    """Wake the tasks that wait for the present client to be hung up."""
+    port._hung_up.unpark_all()
+    return value
+
+
 @define(eq=False)
 class HostPort(PortSide):
     """One port of the host end; it is the `PortSide` of its chardev."""
@@ -62,7 +68,9 @@ class HostPort(PortSide):
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
-    hang_up_client: Callable[[], None] | None = field(init=False, default=None)
+    hang_up_client: Callable[[], None] | None = field(
+        init=False, default=None, on_setattr=_client_changes
+    )
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
@@ -82,6 +90,7 @@ class HostPort(PortSide):
     _listening: set[trio.CancelScope] = field(init=False, factory=set)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
     _changed: ParkingLot = field(init=False, factory=ParkingLot)
+    _hung_up: ParkingLot = field(init=False, factory=ParkingLot)
 
     def __attrs_post_init__(self) -> None:
         self.name, self.cache, self.limit = self.spec.name, self.spec.cache, self.spec.limit
@@ -270,6 +279,11 @@ class HostPort(PortSide):
         self._inbox.refill()
         self._wake()
         self.pump()
+
+    async def wait_hung_up(self, client: Callable[[], None]) -> None:
+        """Wait until `hang_up_client` is no longer `client`: that client is gone."""
+        while self.hang_up_client is client:
+            await self._hung_up.park()
 
     def chardev_ended(self) -> None:
         """Note that the chardev has ended: there is no far side any more."""
