@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from vconfs.device._rings import QueueSpec, RingLink
+from vconfs.device._rings import RingLink
+from vconfs.device._slots import QueueSpec
 from vconfs.device.pci import plan_queues
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
