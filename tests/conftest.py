@@ -56,7 +56,7 @@ def _small_heap() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say where the event loop was away for the longest time."""
+    """Print the longest step of the event loop, and where it was."""
     terminalreporter.write_line(f"the longest step of the event loop: {_suite.longest.told}")
 
 

@@ -41,9 +41,9 @@ async def soak(
     length: tuple[float, float] = ROUND,
     rounds: int = 1,
 ) -> list[Device]:
-    """Soak these devices at the same time, for at least so many rounds each.
+    """Soak these devices at the same time, for at least that many rounds each.
 
-    Return them, for what they have done.
+    Return the devices, which know what they have done.
     """
     end = trio.current_time() + duration
 

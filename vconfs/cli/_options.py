@@ -65,7 +65,7 @@ def patience_with_host(value: str) -> float:
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
-    """Parse options like "wait", "mode=0660"; ValueError names the wrong one and the valid ones."""
+    """Parse options like "wait", "mode=0660". Raise ValueError if one is wrong or unknown."""
     port: dict[str, Any] = {}
     access: dict[str, Any] = {}
     allow_other = False

@@ -1,19 +1,18 @@
-"""The guest end's link over virtqueues: buffers in DMA memory, lent to the device and got back.
+"""The guest end's link over virtqueues: buffers in DMA memory that are lent to the device.
 
 Even queues are for receiving, odd ones for sending (both dialects, and the standard's control
 queues). Each queue has a fixed set of slots in memory, at most one per descriptor: a receive
 queue lends all of them to the device from the start, a sending queue fills one for each buffer.
-Of the slots that are free, the one used last is filled first, so that memory that a quiet device
-never needs is never touched. A sent slot of a queue that ports share is zeroed when we get it back,
-and so never carries another port's bytes. A received slot stays with its descriptor for good.
+The free slot that was used last is filled first, so that a quiet device touches little memory. A
+sent slot of a queue that ports share is zeroed when it comes back, so it never carries another
+port's bytes. A received slot belongs to the same descriptor for ever.
 
-On a queue that ports share, the last free slot is kept for control messages: an end that withholds
-the other's buffers can always say why.
+On a queue that ports share, the last free slot is kept for control messages. So an end that
+withholds the other end's buffers can always send the reason.
 
-Nobody waits for a sent buffer to come back unless there is no room: a sending queue asks for
-interrupts only then, and otherwise gets its slots back when it is looked at the next time, at the
-latest for the next buffer. Where the device follows indirect tables, what fills several slots goes
-out as one buffer.
+A sending queue asks for interrupts only when it has no room. Otherwise it collects used buffers the
+next time that it is looked at, at the latest for the next buffer. If the device can follow indirect
+tables, data that fills several slots is sent as one buffer.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Layout
 
-#: Received buffers of up to so many bytes are many.
+#: Up to this slot size, several received buffers are taken per call.
 _SMALL = 1 << 14
 
 
@@ -77,13 +76,13 @@ class RingLink(Link):
         self.in_flight = max(queues[number].memory for number in self._receive)
 
     def layout(self, queue: int) -> Layout:
-        """Where the rings of `queue` lie in the memory."""
+        """Return the positions of the rings of `queue` in the memory."""
         found: SlotQueue = self._send[queue] if queue % 2 else self._receive[queue]
         return found.layout
 
     @property
+    @override
     def config(self) -> bytes:
-        """The device's config space as it is now."""
         return self._read_config()
 
     @override
@@ -91,13 +90,14 @@ class RingLink(Link):
         if not self._dead:
             self._write_config(offset, data)
 
+    @override
     def start(self) -> None:
-        """Show the device the receive buffers; the rings are set up by now."""
+        """Offer the receive buffers to the device, which has set up the rings."""
         for queue in self._receive:
             self.flush(queue)
 
     def interrupt(self, queue: int) -> None:
-        """The device has used buffers of `queue`."""
+        """Handle the device's interrupt: it has used buffers of `queue`."""
         if self._dead:
             return
         if queue % 2:
@@ -110,13 +110,13 @@ class RingLink(Link):
             self.owner.received(queue)
 
     def interrupt_used(self, queues: Iterable[int]) -> None:
-        """The device has used buffers of some of these queues: those that show it."""
+        """Handle an interrupt that several queues share: find those with used buffers."""
         rings, freed = self._rings, self._freed
         for queue in [n for n in queues if rings[n].has_used() or n in freed]:
             self.interrupt(queue)
 
     def config_interrupt(self) -> None:
-        """The device's config space has changed."""
+        """Handle a change of the device's config space."""
         if not self._dead:
             self.owner.config_changed()
 
@@ -128,7 +128,7 @@ class RingLink(Link):
             self._dead = True
 
     def close(self) -> None:
-        """Let go of the memory; only buffers that are held keep it for longer."""
+        """Release the memory, except buffers that are still held."""
         self._dead = True
         self._receive.clear()
         self._send.clear()

@@ -13,17 +13,17 @@ from vconfs.protocol.virtqueue import DriverQueue, Layout
 _PAGE = 4096
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
-#: In the place of a received buffer that its owner keeps.
+#: Replaces the head of a received buffer that its owner keeps.
 _KEPT = -1
 
 
 @frozen
 class QueueSpec:
-    """How one queue is laid out: descriptors, bytes per slot, and slots.
+    """The shape of one queue: its descriptors, bytes per slot, and slots.
 
-    A queue may have fewer slots than descriptors; 0 means as many. What is sent in one buffer may
-    fill up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
-    data is one port's.
+    A queue may have fewer slots than descriptors; 0 means as many as descriptors. One sent buffer
+    fills up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
+    data belongs to one port.
     """
 
     size: int
@@ -34,23 +34,23 @@ class QueueSpec:
 
     @property
     def buffers(self) -> int:
-        """How many slots the queue has."""
+        """The number of slots."""
         return self.slots or self.size
 
     @property
     def table_size(self) -> int:
-        """How many bytes an indirect table has; 0: there are none."""
+        """The size of an indirect table in bytes, or 0 if there are none."""
         return 16 * self.parts if self.parts > 1 else 0
 
     @property
     def rings(self) -> int:
-        """How many bytes the rings need, and an indirect table for each slot; whole pages."""
+        """The bytes that the rings and an indirect table per slot need, in whole pages."""
         tables = -(-Layout.at(self.size, 0).end // 16) * 16
         return _pages(tables + self.buffers * self.table_size)
 
     @property
     def memory(self) -> int:
-        """How many bytes of DMA memory the queue needs, whole pages."""
+        """The bytes of DMA memory that the queue needs, in whole pages."""
         return self.rings + self.buffers * _pages(self.slot_size)
 
 
@@ -79,12 +79,12 @@ class ReceiveQueue(SlotQueue):
         self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
-        #: Descriptor -> its slot, once and for all.
+        #: Descriptor → its slot, for ever.
         self.slot_of = [memory[:0]] * spec.size
-        self.held: deque[int] = deque()  # descriptors whose bytes the owner still looks at
-        self.kept = 0  # those that the owner keeps for longer: at most half of them
+        self.held: deque[int] = deque()  # descriptors whose bytes the owner still reads
+        self.kept = 0  # how many the owner keeps for longer: at most half
         self.kept_max = spec.buffers // 2
-        self.withheld: list[int] = []  # those that the device gets back later
+        self.withheld: list[int] = []  # descriptors that the device gets back later
         for slot in reversed(self.slots):
             head = self.ring.add(slot, spec.slot_size, writable=True)
             self.slot_of[head] = memory[slot : slot + spec.slot_size]
@@ -131,15 +131,15 @@ class SendQueue(SlotQueue):
         self.shared = spec.shared
         #: Slots that data leaves for control messages.
         self.reserve = 1 if spec.shared and spec.buffers > 1 else 0
-        #: Descriptor of a buffer -> whom to tell when the device has used it.
+        #: Descriptor of a buffer → what to call when the device has used it.
         self.awaited: dict[int, Callable[[], None]] = {}
-        self.seen: list[Callable[[], None]] = []  # those who are to be told now
-        #: Descriptor -> the slots of its buffer, and how many bytes of each are filled.
+        self.seen: list[Callable[[], None]] = []  # what to call now
+        #: Descriptor → the slots of its buffer, and how many bytes of each are filled.
         self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
-        #: Descriptor of a buffer that the device has not used -> whose data it is, and how much.
+        #: Descriptor of a buffer that the device has not used → port of its data, and bytes.
         self.data: dict[int, tuple[int, int]] = {}
         tables = -(-self.layout.end // 16) * 16
-        #: Slot -> where the indirect table is of a buffer that begins there.
+        #: Slot → position of the indirect table of a buffer that begins there.
         self.tables = {slot: tables + spec.table_size * i for i, slot in enumerate(self.slots)}
         self.ring.suppress_calls()
 
@@ -152,7 +152,7 @@ class SendQueue(SlotQueue):
         return max(0, len(self.slots) - self.reserve) * (self.slot_size - header_size)
 
     def reclaim(self) -> bool:
-        """Keep the slots that the device has used; whether there were any."""
+        """Take back the slots that the device has used. Return True if there were any."""
         slots = self.slots
         before = len(slots)
         while (used := self.ring.pop_used()) is not None:

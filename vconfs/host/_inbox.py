@@ -94,7 +94,7 @@ class HostInbox:
 
     @property
     def waiting(self) -> int:
-        """What is still to be delivered: bytes queued and in hand, and ends of sessions."""
+        """The amount still to be delivered: bytes queued and in hand, and ends of sessions."""
         return self.size + self.queue.marks + self.in_hand
 
     @property

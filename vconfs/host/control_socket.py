@@ -34,7 +34,7 @@ _Change: TypeAlias = (
 
 
 def control_path(path: str) -> str:
-    """Return `path` if it can be the path of a control socket; ValueError says why not."""
+    """Return `path` if it can be the path of a control socket, else raise ValueError."""
     if not path:
         raise ValueError("the control socket needs a path")
     return socket_path("control", path)

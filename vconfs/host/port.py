@@ -124,7 +124,7 @@ class HostPort(PortSide):
 
     @property
     def delivered_bytes(self) -> int:
-        """How many bytes from the guest the far side has."""
+        """The number of bytes from the guest that the far side has."""
         return self._inbox.delivered_bytes
 
     @property

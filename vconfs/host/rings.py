@@ -149,8 +149,9 @@ class DeviceLink(Link):
         return self._effort.is_spent
 
     @property
+    @override
     def config(self) -> bytes:
-        """Empty: the config space is on this end."""
+        """Empty, because the config space is on this end."""
         return b""
 
     def kicked(self, queue: int) -> None:

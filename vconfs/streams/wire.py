@@ -49,7 +49,7 @@ class Wire:
         self._can_ask_unread = not stat.S_ISREG(mode)
 
     async def receive(self) -> bytes:
-        """Wait for bytes, and return them; none at the end of the stream.
+        """Wait for bytes and return them, or none at the end of the stream.
 
         Raise OSError if the stream broke.
         """
