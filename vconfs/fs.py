@@ -20,9 +20,8 @@ from vconfs import fuse
 from vconfs.files.announcer import Announcer
 from vconfs.files.events_file import EventsFile, EventsReader
 from vconfs.files.name_changes import NameChanges
-from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.files.open_files import OpenFile, OpenFiles
-from vconfs.files.status import status_names, status_value
+from vconfs.files.status import ROOT_STATUS, status_names, status_value
 from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree
 from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
@@ -222,11 +221,11 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        """Return the port's name, or a part of its status; see `files.status`."""
+        """Return a part of the status of a port or, at the root, of the mount."""
         port = self._tree.port_of(inode)
         value = None if port is None else status_value(port, name)
-        if inode == ROOT and name == PID_ATTRIBUTE:
-            value = b"%d" % os.getpid()
+        if inode == ROOT and name in ROOT_STATUS:
+            value = ROOT_STATUS[name](self._manager)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
         return value

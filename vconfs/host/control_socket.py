@@ -166,6 +166,7 @@ def describe(port: HostPort) -> dict[str, object]:
         "queued": port.queued,
         "bytes_in": counters.bytes_in,
         "bytes_out": counters.bytes_out,
+        "delivered": port.delivered_bytes,
         "dropped": counters.dropped,
         "resets": counters.resets,
     }
