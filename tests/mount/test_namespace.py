@@ -134,6 +134,7 @@ async def test_a_name_that_is_too_long_for_a_file_has_a_link_that_is_cut(
         assert await in_thread(lambda: os.getxattr(it.file(), "name")) == b"n" * 4080
 
 
+@pytest.mark.expect_log("have the same name")
 async def test_of_two_ports_with_one_name_the_lower_has_the_link(mounted: OpenMount) -> None:
     async with mounted("same=echo", "same=echo") as it:
         link = it.path / "by-name" / "same"
