@@ -219,7 +219,10 @@ class Host:
             port.begin_ending(hold=hold)
 
     def owed(self) -> dict[int, int]:
-        """Return how many bytes each port must still deliver to a guest or client that is there."""
+        """Return how many bytes each port must still deliver to a guest or client that is there.
+
+        An ending port that owes its far side nothing stops listening to it: see `HostPort.settle`.
+        """
         guest = self._guest.owed() if self._guest is not None else {}
         return {
             port_id: port.settle() + guest.get(port_id, 0) for port_id, port in self.ports.items()

@@ -28,7 +28,7 @@ DEFAULT_HOST_LIMIT = 1 << 20
 #: How many sessions (an open and a close of the guest) wait for a busy chardev at most.
 _SESSIONS_MAX = 1000
 #: How many bytes a `source` may supply before other ports have their turn.
-_HELPING = 768 << 10
+_SOURCE_SHARE = 768 << 10
 
 
 @frozen
@@ -82,11 +82,12 @@ class HostPort(PortSide):
     _sessions: int = field(init=False, default=0)
     #: Bytes of the chardev that `send` has not sent yet.
     _unsent: int = field(init=False, default=0)
-    #: True if an ending has begun; and if there is no `go_on`.
+    #: True if an ending has begun.
     _ending: bool = field(init=False, default=False)
-    _last: bool = field(init=False, default=False)
+    #: True if no `go_on` will follow the ending.
+    _is_final: bool = field(init=False, default=False)
     #: True if the ending no longer listens to the far side.
-    _deaf: bool = field(init=False, default=False)
+    _stopped_listening: bool = field(init=False, default=False)
     _listening: set[trio.CancelScope] = field(init=False, factory=set)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
     _changed: ParkingLot = field(init=False, factory=ParkingLot)
@@ -203,7 +204,7 @@ class HostPort(PortSide):
         rest = memoryview(data)
         self._unsent += len(rest)
         try:
-            while self._deaf:  # the chardev should not have read this any more
+            while self._stopped_listening:  # the chardev should not have read this any more
                 await self._changed.park()
             while rest:
                 if (line := self._line) is None or self.guest_throttled:
@@ -232,7 +233,7 @@ class HostPort(PortSide):
     @override
     def listening(self) -> Iterator[trio.CancelScope]:
         with trio.CancelScope() as scope:
-            if self._deaf:
+            if self._stopped_listening:
                 scope.cancel()
             self._listening.add(scope)
             try:
@@ -248,7 +249,7 @@ class HostPort(PortSide):
         `last` means that no `go_on` will follow, so a chardev that `keeps_sessions` is shown the
         end of its session.
         """
-        self._ending, self._last = True, last
+        self._ending, self._is_final = True, last
         self._inbox.hold(by_ending=hold)
         self.settle()
 
@@ -260,21 +261,21 @@ class HostPort(PortSide):
         to_far_side = self.unread() if self.unread is not None else 0
         if self.connected:
             to_far_side += self._inbox.waiting
-        if self._ending and not to_far_side and not self._deaf:
+        if self._ending and not to_far_side and not self._stopped_listening:
             self._stop_listening()
             to_far_side += self._inbox.queue.marks
         return to_far_side + (self._unsent if self._line is not None else 0)
 
     def _stop_listening(self) -> None:
-        self._deaf = True
-        if self._last and self.spec.chardev.keeps_sessions:
+        self._stopped_listening = True
+        if self._is_final and self.spec.chardev.keeps_sessions:
             self.set_guest_connected(False)
         for scope in self._listening:
             scope.cancel()
 
     def go_on(self) -> None:
         """Undo `begin_ending`, so that the next client can connect."""
-        self._ending = self._last = self._deaf = False
+        self._ending = self._is_final = self._stopped_listening = False
         self._inbox.hold(by_ending=False)
         self._inbox.refill()
         self._wake()
@@ -360,14 +361,13 @@ class HostPort(PortSide):
     def pump(self) -> None:
         """Send what the `source` supplies, at each of the port's turns until the guest is full."""
         if self.source is not None and self._line is not None:
-            self._line.offer(self.id, self._helping)
+            self._line.offer(self.id, self._ask_source)
 
-    def _helping(self, room: int) -> Buffer:
-        if self.source is None or not self.connected or not self._may_send():
+    def _ask_source(self, room: int) -> Buffer:
+        may_send = self.connected and self._may_send() and not self._ending
+        if self.source is None or not may_send:
             return b""
-        if self._ending:
-            return b""
-        data = self.source(min(room, _HELPING))
+        data = self.source(min(room, _SOURCE_SHARE))
         self.counters.bytes_out += len(data)
         return data
 
