@@ -81,7 +81,7 @@ class Session:
     def __init__(self, operations: pyfuse3.Operations, device: int) -> None:
         self.operations = operations
         #: Changes what the kernel has in its caches. pyfuse3's functions do so by it as well.
-        self.notifier = Notifier(device)
+        self.notifier: Notifier = Notifier(device)
         self._device = device
         self._buffer = bytearray(wire.REQUEST_MAX)
         self._view = memoryview(self._buffer)
