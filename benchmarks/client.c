@@ -1,4 +1,4 @@
-/* What the peers are asked to do. FILE may be a unix socket that somebody listens on.
+/* What the peers are asked to do. FILE may be a unix socket with a listener.
  *
  * client read|write FILE BLOCK SECONDS   -> bytes per second
  * client pingpong FILE ROUNDS            -> median and 99th percentile of a round, microseconds;

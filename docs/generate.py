@@ -29,8 +29,7 @@ import vconfs.host
 from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below
 from vconfs.files.events_file import EVENTS
-from vconfs.files.names import PID_ATTRIBUTE
-from vconfs.files.status import MEANINGS, STATUS
+from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS, STATUS
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
 from vconfs.host.listeners import LISTENERS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
@@ -106,8 +105,8 @@ def first_paragraph(thing: object) -> str:
 def attributes() -> str:
     """Return a table of the extended attributes of ports and of the mount."""
     rows = [(code(name.decode()), MEANINGS[name]) for name in STATUS]
-    root = (code(PID_ATTRIBUTE.decode()), "of the mount's root: the process that serves it")
-    return table(("attribute", "meaning"), [*rows, root])
+    root = [(code(name.decode()), ROOT_MEANINGS[name]) for name in ROOT_STATUS]
+    return table(("attribute", "meaning"), [*rows, *root])
 
 
 def options() -> str:

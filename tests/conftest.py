@@ -56,7 +56,7 @@ def _small_heap() -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Write the longest step of the event loop into the summary."""
+    """Print the longest step of the event loop, and where it was."""
     terminalreporter.write_line(f"the longest step of the event loop: {_suite.longest.told}")
 
 

@@ -20,22 +20,22 @@ from vconfs import fuse
 from vconfs.files.announcer import Announcer
 from vconfs.files.events_file import EventsFile, EventsReader
 from vconfs.files.name_changes import NameChanges
-from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.files.open_files import OpenFile, OpenFiles
-from vconfs.files.status import status_names, status_value
+from vconfs.files.status import ROOT_STATUS, status_names, status_value
 from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree
 from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.processes import process_of
 
 
-class PortFS(pyfuse3.Operations):
-    """The file system; also `fuse.PortOperations`. It shows changes while `following`."""
+class PortFS(pyfuse3.Operations, fuse.PortOperations):
+    """The file system. It shows changes while `following`."""
 
-    #: See `fuse.PortOperations.prompt`: only reading and writing can wait.
+    #: Only reading and writing can wait.
     prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
     def __init__(
@@ -65,16 +65,16 @@ class PortFS(pyfuse3.Operations):
 
     # --- reading, writing, polling --------------------------------------------------------
 
+    @override
     def read_nowait(self, fh: int, size: int, flags: int) -> Sequence[Buffer]:
-        """See `fuse.PortOperations`."""
         try:
             file = self._files.by_handle[fh]
             return file.port.read_nowait(size, file.opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
 
+    @override
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
-        """See `fuse.PortOperations`."""
         try:
             nonblock = bool(flags & os.O_NONBLOCK)
             return self._files.by_handle[fh].port.write_nowait(data, nonblock=nonblock)
@@ -221,11 +221,11 @@ class PortFS(pyfuse3.Operations):
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        """Return the port's name, or a part of its status; see `files.status`."""
+        """Return a part of the status of a port or, at the root, of the mount."""
         port = self._tree.port_of(inode)
         value = None if port is None else status_value(port, name)
-        if inode == ROOT and name == PID_ATTRIBUTE:
-            value = b"%d" % os.getpid()
+        if inode == ROOT and name in ROOT_STATUS:
+            value = ROOT_STATUS[name](self._manager)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
         return value

@@ -1,4 +1,4 @@
-"""For tests of vconfs and of programs that embed it: both ends in one process, and a puppet."""
+"""Both ends in one process, and a puppet, for tests of vconfs and of programs that embed it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from tests.support.waiting import until
 from vconfs.system.tasks import open_background
 
 _READY = b"vconfs: listening on"
-#: As many descriptors as a program may have where nobody has changed that.
+#: The usual limit of a program's descriptors.
 _USUAL_LIMIT = ("prlimit", "--nofile=1024:")
 
 

@@ -23,7 +23,7 @@ from .traffic import Track
 PORTS = 8
 #: How often each end is killed: all 200 of the issue, half of them each, with `VCONFS_LONG=1`.
 KILLS = 100 if LONG else 4
-#: After so many kills an end has met what it meets, and has the memory that it keeps for that.
+#: After this many kills an end has the memory that it keeps: nothing new happens to it.
 WARM = KILLS // 2
 #: What it may hold more then, in KiB: the queues of its ports may be fuller, a MiB each way.
 SLACK = PORTS << 11
@@ -162,7 +162,7 @@ async def survive(
             await traffic.random_moment()
             await victim.kill()
             nursery.cancel_scope.deadline = trio.current_time() + 10
-        assert not nursery.cancel_scope.cancelled_caught, "somebody still waits for the dead"
+        assert not nursery.cancel_scope.cancelled_caught, "a task still waits for a killed end"
         if number == WARM:
             before = Holdings.of(survivor)
     await assert_as_before(survivor, before)

@@ -22,7 +22,7 @@ from .programs import Both, Program, open_both
 PORT = 7077
 SIZE = 8 << 20
 
-#: Sends SIZE bytes to whoever connects.
+#: Sends SIZE bytes to each client.
 GIVE = f"""
 import socket
 listener = socket.create_server(("", 7078))

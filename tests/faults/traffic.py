@@ -13,7 +13,7 @@ import random
 
 MARK = 0xFF
 _MARK_SIZE = 6
-#: So many bytes tell a place.
+#: The number of bytes that identify a position.
 _PROBE = 16
 _NO_MARKS = bytes.maketrans(bytes([MARK]), b"\0")
 
@@ -66,7 +66,7 @@ class Track:
                 if end < 0:
                     self._rest = data
                     return
-                data = data[end:]  # torn where somebody was killed
+                data = data[end:]  # torn where a process was killed
                 continue
             if run[0] == MARK:
                 self._start(run)

@@ -66,7 +66,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     yield path
     while str(path) in mountinfo():
-        fuse.unmount(path, lazy=True)  # umount(8) would ask a file system that nobody serves
+        fuse.unmount(path, lazy=True)  # umount(8) would ask a file system without a server
 
 
 # --- as root ------------------------------------------------------------------------------
@@ -319,7 +319,7 @@ def test_a_dead_mount_that_cannot_be_cleared(place: Path, monkeypatch: pytest.Mo
     )
 
 
-# --- as somebody else, by fusermount3 -----------------------------------------------------
+# --- as another user, by fusermount3 ------------------------------------------------------
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def as_nobody(folder: Path, script: str, *, device: str = "fuse", path: str = "/
 
 needs_fusermount = pytest.mark.skipif(
     not (shutil.which("fusermount3") and os.geteuid() == 0),
-    reason="needs fusermount3, and root to become somebody else",
+    reason="needs fusermount3, and root to become another user",
 )
 
 BY_HELPER = (

@@ -20,7 +20,7 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT
 
 from vconfs import fuse
 
-#: The time of everything that nobody sets the time of: two servers must say the same.
+#: The time of everything whose time is not set: two servers must show the same.
 THEN = 1_600_000_000_123_456_789
 
 

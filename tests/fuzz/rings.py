@@ -8,7 +8,8 @@ from contextlib import suppress
 import trio
 
 from tests.support.chaining_driver import ChainingDriver
-from vconfs.device._rings import QueueSpec, RingLink
+from vconfs.device._rings import RingLink
+from vconfs.device._slots import QueueSpec
 from vconfs.host.rings import DeviceLink
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.virtqueue import (

@@ -19,7 +19,7 @@ from vconfs.protocol.stream import (
 
 from .target import Source, target
 
-#: So many bytes at the beginning come one by one in one of the comparisons.
+#: In one of the comparisons this many bytes at the beginning come one by one.
 _SINGLE = 600
 
 

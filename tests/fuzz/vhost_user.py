@@ -77,7 +77,7 @@ def vhost_user_backend(data: bytes) -> None:
     inband = vu.PF_INBAND_NOTIFICATIONS if source.number() & 1 else 0
     backend = Backend(
         features=v8.FEATURES | 1 << 32,
-        protocol_features=_PROTOCOL_FEATURES | inband | vu.PF_STATUS,
+        protocol_features=_PROTOCOL_FEATURES | inband,
         queues=4,
         read_config=lambda: bytes(8),
         writable=range(8, 12),
@@ -122,10 +122,9 @@ _REQUESTS: tuple[Callable[[Frontend], Outgoing], ...] = (
     lambda end: end.get_vring_base(1),
     lambda end: end.set_vring_kick(1, None),
     lambda end: end.get_config(0, 8),
-    lambda end: end.set_config(8, b"\1\0\0\0"),
 )
 #: Those of them that need a protocol feature.
-_NEEDED = {5: vu.PF_MQ, 7: vu.PF_CONFIGURE_MEM_SLOTS, 12: vu.PF_CONFIG, 13: vu.PF_CONFIG}
+_NEEDED = {5: vu.PF_MQ, 7: vu.PF_CONFIGURE_MEM_SLOTS, 12: vu.PF_CONFIG}
 
 
 @target()

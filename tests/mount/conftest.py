@@ -49,7 +49,7 @@ class Mounted:
 
     @property
     def events_readers(self) -> int:
-        """How many have the file of events open, and have read what it says of the present."""
+        """Return how many openers of the file of events have read the present state."""
         events = next(one for one in self.manager.observers if isinstance(one, EventsFile))
         return sum(not reader._lines for reader in events._readers.values())
 
@@ -75,7 +75,7 @@ class Mounted:
 @asynccontextmanager
 async def program(*command: str, stdin: int = subprocess.DEVNULL) -> AsyncIterator[trio.Process]:
     """Run a program beside the test, which does not outlive it."""
-    # Whoever started the tests in the background made them, and so us, ignore SIGINT.
+    # Tests that were started in the background ignore SIGINT, and so would this process.
     process = await trio.lowlevel.open_process(
         ["env", "--default-signal", "-u", "PYTHONUNBUFFERED", *command],
         stdin=stdin,

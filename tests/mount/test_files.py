@@ -332,7 +332,7 @@ async def test_every_change_wakes_pollers(
             nursery.start_soon(poller)
             await it.until(lambda: poll_handles(it))
             change(it)
-            if what == "throttle":  # it takes POLLOUT away, and wakes nobody
+            if what == "throttle":  # it takes POLLOUT away, and wakes no poller
                 await it.until(lambda: it.port().host_throttled and poll_handles(it))
                 assert await polled(fd) == 0
                 it.port().feed(b"x")
@@ -383,7 +383,7 @@ async def test_edge_triggered_epoll_sees_every_arrival(mounted: OpenMount) -> No
         with select.epoll() as epoll:
             await in_thread(lambda: epoll.register(fd, select.EPOLLIN | select.EPOLLET))
             for _ in range(5):
-                it.port().feed(b"more")  # nobody reads in between
+                it.port().feed(b"more")  # no read in between
                 assert await in_thread(lambda: arrivals(epoll)) == 1
         await close(fd)
 

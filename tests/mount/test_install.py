@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A virtual environment where pip has installed us from a copy of the source."""
     folder = tmp_path_factory.mktemp("install")
-    folder.parent.chmod(0o755)  # somebody else runs it too
+    folder.parent.chmod(0o755)  # other users run it too
     folder.chmod(0o755)
     source, environment = folder / "source", folder / "venv"
     source.mkdir()

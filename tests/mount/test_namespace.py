@@ -180,6 +180,16 @@ async def test_attributes(mounted: OpenMount) -> None:
         assert await error_of(lambda: os.getxattr(it.file(), "user.nonsense")) == errno.ENODATA
 
 
+@pytest.mark.expect_log("device: no such port")
+async def test_the_root_counts_messages_for_no_port(mounted: OpenMount) -> None:
+    async with mounted() as it:
+        assert await in_thread(lambda: os.getxattr(it.path, "user.ignored")) == b"0"
+        it.manager.ignore(99, "no such port")
+        assert await in_thread(lambda: os.getxattr(it.path, "user.ignored")) == b"1"
+        assert await in_thread(lambda: os.getxattr(it.path, "user.pid")) == b"%d" % os.getpid()
+        assert await error_of(lambda: os.getxattr(it.path, "user.id")) == errno.ENODATA
+
+
 async def test_inotify_reports_ports_that_come_go_and_change(mounted: OpenMount) -> None:
     async with mounted("first=echo") as it:
         await it.until(lambda: it.manager.by_name(b"first"))

@@ -25,7 +25,7 @@ LINES = "one\ntwo\nthree\n"
         ("wc -l < $P", "3\n"),
         ("sed -n 2p $P", "two\n"),
         ("sort $P", "one\nthree\ntwo\n"),
-        ("tee copy.txt < $P > /dev/null 2>&1; echo $?", "1\n"),  # nobody creates files here
+        ("tee copy.txt < $P > /dev/null 2>&1; echo $?", "1\n"),  # files cannot be created here
         ("cp $P $TMP/copy && cat $TMP/copy", LINES),
         ("cp -a $P $TMP/copy && cat $TMP/copy", LINES),
         ("grep -r tw vcon0", "two\n"),

@@ -28,7 +28,7 @@ as() {{
     user=$1; shift
     setpriv --reuid "$user" --regid "$user" --clear-groups "$@"
 }}
-# What is said of somebody's try: what it prints, or why it fails.
+# The output of a user's attempt, or the reason why it fails.
 try() {{ as "$@" 2>&1 || true; }}
 can() {{ as "$1" sh -c "$2" >/dev/null 2>&1 && echo "$1 can" || echo "$1 cannot"; }}
 trap 'umount -l "$M" 2>/dev/null || true' EXIT

@@ -73,7 +73,7 @@ async def test_watch_until_waits_for_the_state(mounted: OpenMount, tmp_path: Pat
             async with await trio.open_unix_socket(f"{tmp_path}/sock"):
                 assert await watch.wait() == 0
         async with vconfs("watch", "--until", "disconnect=vcon0", it.path) as watch:
-            assert await watch.wait() == 0  # it is so already
+            assert await watch.wait() == 0  # this is the case already
 
 
 async def test_watch_gives_up_after_the_timeout(mounted: OpenMount) -> None:

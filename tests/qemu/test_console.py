@@ -297,7 +297,7 @@ async def test_a_folder_without_a_machine(tmp_path: Path) -> None:
 async def test_vectors(
     tmp_path: Path, vectors: int, needed: set[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What we receive comes by them. Of ten four are used, for there are so many doorbells."""
+    """Data is announced by doorbells. Of ten queues only four are used, one for each doorbell."""
     rung: set[int] = set()
     wait = QtestTransport.wait_interrupt
 

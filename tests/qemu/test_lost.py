@@ -143,7 +143,7 @@ async def why_lost(folder: Path) -> str:
 
 
 async def test_output_of_a_console_meanwhile_is_not_lost(tmp_path: Path) -> None:
-    """Nobody has to read it: QEMU's end of the console is a file."""
+    """No reader is needed: QEMU's end of the console is a file."""
     output = tmp_path / "output"
     console = [
         "-chardev",

@@ -43,7 +43,7 @@ async def soak(
 ) -> list[Device]:
     """Soak these devices at the same time, for at least this many rounds each.
 
-    Return them, for what they have done.
+    Return the devices, which know what they have done.
     """
     end = trio.current_time() + duration
 

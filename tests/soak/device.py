@@ -62,7 +62,7 @@ class Device:
 
     @property
     def bytes(self) -> int:
-        """How many bytes have come, on all ports."""
+        """The number of bytes that have come, on all ports."""
         ports = self.ports.values()
         return self._carried + sum(port.received for port in ports)
 

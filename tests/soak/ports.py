@@ -36,7 +36,7 @@ class Flow:
 
 
 class Pace:
-    """Whether the users of a device write and leave at random; in calm they only read."""
+    """The mood of a device's users: they write and leave at random, or in calm only read."""
 
     def __init__(self, numbers: random.Random) -> None:
         self.numbers = numbers
@@ -135,7 +135,7 @@ class Side(ABC):
 
     @abstractmethod
     async def read(self, size: int) -> bytes | None:
-        """Wait for data; None: nothing more will come."""
+        """Return the next data, or None if nothing more will come."""
 
 
 class FileSide(Side):
@@ -224,12 +224,12 @@ class Port:
 
     @property
     def received(self) -> int:
-        """How many bytes have come, both ways."""
+        """The number of bytes that have come, both ways."""
         return self.up.track.received + self.down.track.received
 
     @property
     def missing(self) -> int:
-        """How many bytes were accepted and have not come, both ways."""
+        """The number of bytes that were accepted and have not come, both ways."""
         return self.up.missing + self.down.missing
 
     def spec(self, folder: Path) -> str:

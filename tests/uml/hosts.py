@@ -26,7 +26,7 @@ class HostEnd:
 
     @property
     def device(self) -> Path:
-        """Where front-ends of vhost-user come."""
+        """The socket for front-ends of vhost-user."""
         return self.folder / "device"
 
     async def connect(self, name: str) -> trio.SocketStream:

@@ -1,7 +1,7 @@
 """A booted guest of user-mode Linux, whose root is this machine's own: a real kernel in a second.
 
 A worker in it does what tests ask for, over its second serial line; the first one is free. A line
-is lost for good when some 3 KiB have come that nobody reads, so requests are to be short. Its
+is lost for good after some 3 KiB of unread input, so requests must be short. Its
 virtio consoles are of vhost-user back-ends, which have to be there when it boots.
 """
 

@@ -24,7 +24,7 @@ def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]
 
 
 def port_names(mount: Path) -> Iterator[str]:
-    """Yield the names of a mount's ports; none if its daemon is gone."""
+    """Yield the names of a mount's ports if its daemon runs."""
     for file in _port_files(mount):
         with suppress(OSError, UnicodeDecodeError):  # it has no name, or one that cannot be typed
             yield os.getxattr(mount / file, "name").decode()

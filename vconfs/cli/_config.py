@@ -29,7 +29,7 @@ def config_keys(command: click.Command) -> Mapping[str, click.Option]:
 
 
 def read_text(file: str) -> str:
-    """Return the text of a file that an option names; ValueError names it and what is wrong."""
+    """Return the text of a file that an option names, or raise ValueError with the reason."""
     try:
         return Path(file).read_text()
     except OSError as error:
@@ -68,7 +68,7 @@ def _parse(text: str, file: str) -> dict[str, object]:
 
 
 def _checked(ctx: click.Context, option: click.Option, key: str, value: object) -> object:
-    """Return a value in its form on the command line; ValueError says what is wrong with it."""
+    """Return a value in its form on the command line, or raise ValueError with the reason."""
     if option.is_flag:
         if not isinstance(value, bool):
             raise ValueError(f"{key} is true or false, not {value!r}")

@@ -49,7 +49,7 @@ def opened(port: Path, flags: int) -> Iterator[int]:
 def wait_for_host(path: Path, port: int) -> None:
     """Wait until the host has its side of the port open, or there is something to read.
 
-    Say that we wait if a person looks on.
+    If standard error is a terminal, print that we wait.
     """
     now = select.poll()
     now.register(port, select.POLLIN)

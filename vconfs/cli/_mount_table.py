@@ -1,4 +1,4 @@
-"""Where vconfs is mounted."""
+"""The mounts of vconfs, and whether they answer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PATIENCE_WITH_ONE: Final = 5.0
 
 
 class MountState(Enum):
-    """What a mount is to us."""
+    """The state of a mount, as far as this process can see it."""
 
     ALIVE = "its daemon answers"
     FOREIGN = "it is mounted by another user, who lets only that user in"

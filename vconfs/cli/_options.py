@@ -25,6 +25,15 @@ _FOR_OTHERS = re.compile(
 )
 #: Options of fstab that are flags of mount(2).
 _FLAGS = {str(flag.name).lower(): flag for flag in MountFlag}
+#: Options of the whole mount, as an error message shows them.
+_OWN_OPTIONS = (
+    "allow_other",
+    "drain=TIME",
+    "fsname=NAME",
+    "log=FILE",
+    "tty=NAME",
+    "wait-for-host=TIME",
+)
 
 
 def option_beginnings(typed: str) -> Iterator[str]:
@@ -65,58 +74,37 @@ def patience_with_host(value: str) -> float:
 
 
 def parse_options(options: Iterable[str]) -> MountOptions:
-    """Parse options like "wait", "mode=0660"; ValueError names the wrong one and the valid ones."""
-    port: dict[str, Any] = {}
-    access: dict[str, Any] = {}
-    allow_other = False
-    ttys: list[str] = []
-    log: str | None = None
-    drain = DRAIN_TIME
-    wait_for_host = 0.0
-    flags, source = MountFlag.NONE, None
+    """Parse options like "wait", "mode=0660". Raise ValueError if one is wrong or unknown."""
+    parsed = MountOptions()
     for option in options:
-        key, equals, value = option.partition("=")
-        if not option or _FOR_OTHERS.fullmatch(option):
-            continue
-        if key == "allow_other" and not equals:
-            allow_other = True
-        elif key == "tty" and value:
-            ttys.append(value)
-        elif key == "log" and value:
-            log = value
-        elif option in _FLAGS:
-            flags |= _FLAGS[option]
-        elif key == "fsname" and value:
-            source = value
-        elif key == "wait-for-host":
-            wait_for_host = patience_with_host(value) if equals else math.inf
-        elif key == "drain":
-            drain = seconds(key, value)
-        elif key in PORT_OPTIONS:
-            port[key] = PORT_OPTIONS[key](key, value)
-        elif key in ACCESS_OPTIONS:
-            access[key] = ACCESS_OPTIONS[key](key, value)
-        else:
-            known = ", ".join(
-                sorted(
-                    [
-                        *("allow_other", "drain=TIME", "fsname=NAME", "log=FILE", "tty=NAME"),
-                        "wait-for-host=TIME",
-                        *_FLAGS,
-                        *PORT_OPTIONS,
-                        *ACCESS_OPTIONS,
-                    ]
-                )
-            )
-            raise ValueError(f"unknown option {option!r}: the options are {known}")
-    return MountOptions(
-        PortOptions(**port),
-        evolve(Access(), **access),
-        allow_other,
-        ttys,
-        log,
-        drain,
-        flags,
-        source,
-        wait_for_host,
-    )
+        if option and not _FOR_OTHERS.fullmatch(option):
+            _set_option(parsed, option)
+    return parsed
+
+
+def _set_option(parsed: MountOptions, option: str) -> None:
+    key, equals, value = option.partition("=")
+    if option == "allow_other":
+        parsed.allow_other = True
+    elif key == "tty" and value:
+        parsed.ttys.append(value)
+    elif key == "log" and value:
+        parsed.log = value
+    elif option in _FLAGS:
+        parsed.flags |= _FLAGS[option]
+    elif key == "fsname" and value:
+        parsed.source = value
+    elif key == "wait-for-host":
+        parsed.wait_for_host = patience_with_host(value) if equals else math.inf
+    elif key == "drain":
+        parsed.drain = seconds(key, value)
+    elif key in PORT_OPTIONS:
+        change: dict[str, Any] = {key: PORT_OPTIONS[key](key, value)}
+        parsed.port = evolve(parsed.port, **change)
+    elif key in ACCESS_OPTIONS:
+        change = {key: ACCESS_OPTIONS[key](key, value)}
+        parsed.access = evolve(parsed.access, **change)
+    else:
+        known = [*_OWN_OPTIONS, *_FLAGS, *PORT_OPTIONS, *ACCESS_OPTIONS]
+        text = ", ".join(sorted(known))
+        raise ValueError(f"unknown option {option!r}: the options are {text}")

@@ -31,10 +31,10 @@ class PciAddress(click.ParamType[str]):
         return proposals(binding.candidates(), incomplete)
 
 
-@click.command("bind", short_help="Give a virtio console on PCI to VFIO.")
+@click.command("bind", short_help="Bind a virtio console on PCI to VFIO.")
 @click.argument("address", type=PciAddress(), required=False)
 def command(address: str | None) -> None:
-    """Give the virtio console at the PCI address to VFIO, so that vconfs can drive it.
+    """Bind the virtio console at the PCI address to VFIO, so that vconfs can drive it.
 
     Without ADDRESS, list the virtio consoles of this machine and their drivers. The kernel's own
     ports of that console (/dev/vport*) are gone until `vconfs unbind`.

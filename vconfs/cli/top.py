@@ -124,7 +124,7 @@ class _Rates:
         return ports
 
     def of(self, port: _Port) -> tuple[float, float] | None:
-        """Return the rates in and out; None if the port was not there before."""
+        """Return the rates in and out, or None if the port was not there before."""
         return self._now.get(port["id"])
 
     def total(self, port: _Port) -> float:

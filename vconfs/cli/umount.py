@@ -16,6 +16,7 @@ from vconfs.cli._mount_table import answering
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.fuse import listed
+from vconfs.system.descriptors import owned
 from vconfs.system.mountinfo import MOUNTINFO
 
 #: Seconds that the daemon may take to end after unmounting, or if it does not wait for data.
@@ -65,8 +66,7 @@ def command(force: bool, lazy: bool, mountpoint: Path) -> None:
 
 def _ask_daemon(target: Path, *, force: bool) -> bool:
     """Let the daemon unmount, and wait until it has ended; return False if it does not unmount."""
-    daemon = os.pidfd_open(int(os.getxattr(target, PID_ATTRIBUTE)))
-    try:
+    with owned(os.pidfd_open(int(os.getxattr(target, PID_ATTRIBUTE)))) as daemon:
         signal.pidfd_send_signal(daemon, signal.SIGTERM)
         if force:  # two signals end it at once; two of the same kind may come as one
             signal.pidfd_send_signal(daemon, signal.SIGINT)
@@ -76,8 +76,6 @@ def _ask_daemon(target: Path, *, force: bool) -> bool:
         ended.register(daemon, select.POLLIN)
         ended.poll(_PATIENCE * 1000)
         return True
-    finally:
-        os.close(daemon)
 
 
 def _wait_unmounted(target: Path, *, force: bool) -> bool:

@@ -8,10 +8,10 @@ from vconfs.cli.bind import PciAddress
 from vconfs.device import binding
 
 
-@click.command("unbind", short_help="Give a virtio console on PCI back to the kernel.")
+@click.command("unbind", short_help="Return a virtio console on PCI to the kernel.")
 @click.argument("address", type=PciAddress())
 def command(address: str) -> None:
-    """Give the virtio console at the PCI address back to the kernel's own driver.
+    """Return the virtio console at the PCI address to the kernel's own driver.
 
     \b
     Example:

@@ -22,6 +22,7 @@ from vconfs.cli._mount_table import in_time, why
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
+from vconfs.system.descriptors import owned
 
 #: Event that --until can wait for → predicate on the port's last state (None: no such port).
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
@@ -138,7 +139,7 @@ def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]
         raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
     except OSError as error:
         raise why(mountpoint, error) from None
-    try:
+    with owned(file):
         changes = select.poll()
         changes.register(file, select.POLLIN)
         rest = b""
@@ -157,8 +158,6 @@ def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]
             if not data:
                 return
             rest += data
-    finally:
-        os.close(file)
 
 
 def _describe(event: dict[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vconfs.device._rings import QueueSpec
+from vconfs.device._slots import QueueSpec
 
 #: A buffer costs the same whatever its size, so large reads and writes use few large buffers. Those
 #: for the host's data are the largest, because the guest end reads from them in place.

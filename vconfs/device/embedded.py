@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 import trio
 
 from vconfs.device._queue_shapes import queue_specs
-from vconfs.device._rings import QueueSpec, RingLink
+from vconfs.device._rings import RingLink
+from vconfs.device._slots import QueueSpec
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
 from vconfs.link.link import OpenDevice

@@ -14,7 +14,8 @@ from typing import Final
 import trio
 
 from vconfs.device._pci_console import CONFIG_SIZE, PciConsole, Transport
-from vconfs.device._rings import QueueSpec, RingLink
+from vconfs.device._rings import RingLink
+from vconfs.device._slots import QueueSpec
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.protocol import virtio1, virtio_pci

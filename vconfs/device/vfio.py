@@ -28,6 +28,7 @@ from vconfs.link.notifications import Notices
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
+from vconfs.system.descriptors import owned
 
 _VFIO: Final = Path("/dev/vfio")
 
@@ -209,8 +210,7 @@ class VfioTransport:
                 os.close(event)
             return False
         for event, vector in zip(events, vectors, strict=True):
-            self._stack.callback(os.close, event)
-            self._events.add(event, vector)
+            self._events.add(self._stack.enter_context(owned(event)), vector)
         return True
 
     def _set_irqs(self, index: int, flags: int, count: int, data: bytes = b"") -> bool:
@@ -286,7 +286,7 @@ def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
         device = fcntl.ioctl(group, _GROUP_GET_DEVICE_FD, name)
     except OSError as error:
         raise VconfsError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
-    stack.callback(os.close, device)
+    stack.enter_context(owned(device))
     return VfioTransport(device, _map_memory(container, stack), stack)
 
 
@@ -296,8 +296,7 @@ def _open(path: Path, stack: ExitStack) -> int:
     except OSError as error:
         hint = _HINTS.get(error.errno or 0, "")
         raise VconfsError(f"cannot open {path}: {error.strerror}{hint}") from None
-    stack.callback(os.close, descriptor)
-    return descriptor
+    return stack.enter_context(owned(descriptor))
 
 
 def _join(container: int, group: int, function: PciFunction) -> None:

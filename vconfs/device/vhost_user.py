@@ -30,6 +30,7 @@ from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.syntax.paths import socket_path
 from vconfs.syntax.url_options import commas_of_paths, split_options
 from vconfs.system.aside import close_descriptors
+from vconfs.system.descriptors import owned
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
 
@@ -88,8 +89,7 @@ class _Running:
         self._stack = stack
         self._specs = queue_specs(back_end.queues)
         self._size = sum(spec.memory for spec in self._specs.values())
-        self._memory = _sealed_memory(self._size)
-        stack.callback(os.close, self._memory)
+        self._memory = stack.enter_context(owned(_sealed_memory(self._size)))
         self._asking = trio.Lock()  # one task at a time can ask the back-end
         self._notices: Notices[int] = Notices()
         stack.callback(self._notices.close)
@@ -110,8 +110,7 @@ class _Running:
 
     def _eventfd(self) -> int:
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._stack.callback(os.close, event)
-        return event
+        return self._stack.enter_context(owned(event))
 
     async def set_up(self, sock: int) -> None:
         """Share the memory and start the rings; `sock` is the socket to the back-end."""

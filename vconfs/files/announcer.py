@@ -13,13 +13,14 @@ import logging
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from vconfs.system.descriptors import owned
 from vconfs.system.log_once import LogOnce
 
 log: Final = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class Announcer:
     def _call(self, call: _Call, folder: Path, name: bytes) -> None:
         self._thread = threading.get_native_id()
         # OSError: the name was added or removed again meanwhile, or the mount is ending.
-        with suppress(OSError), _opened(folder) as descriptor:
+        how = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+        with suppress(OSError), owned(os.open(folder, how)) as descriptor:
             # Otherwise our mount is gone, and this is a folder of another file system.
             if _file_system(descriptor) == self.file_system:
                 call(name, descriptor)
@@ -106,15 +108,6 @@ class Announcer:
         else:
             lost = "the ports change too fast: inotify does not report every change"
             self._trouble.warning("overrun", lost)
-
-
-@contextmanager
-def _opened(folder: Path) -> Iterator[int]:
-    descriptor = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _file_system(descriptor: int) -> str:

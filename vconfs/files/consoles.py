@@ -240,7 +240,7 @@ class Consoles:
             self._announcer.removed(False, link.name, link.inode)
 
     def _number(self, port: Port) -> None:
-        """Give a console the lowest free number; a port may become a console after it was added."""
+        """Assign the lowest free number to a port that is a console, or has become one."""
         if port.console and port.hvc is None:
             taken = {other.hvc for other in self._consoles}
             port.hvc = next(number for number in count() if number not in taken)

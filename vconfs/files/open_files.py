@@ -71,7 +71,7 @@ class OpenFiles:
         self._polling.setdefault(file.port, set()).add(file)
 
     def port_changed(self, port: Port | EventsReader) -> None:
-        """Notify those who poll the port's file, or the file of events."""
+        """Notify the programs that poll the port's file, or the file of events."""
         for file in self._polling.pop(port, ()):
             poll_handle, file.poll_handle = file.poll_handle, None
             if poll_handle is not None:

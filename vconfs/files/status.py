@@ -1,16 +1,20 @@
-"""A port's status as text, for its extended attributes and `vconfs ls`.
+"""The status of ports and of the mount as text, for extended attributes and `vconfs ls`.
 
 The names without "user." in front are the keys of `vconfs ls --json`.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from vconfs.files.names import PID_ATTRIBUTE
+
 if TYPE_CHECKING:  # commands that only look at a mount start faster without trio
     from vconfs.guest.port import Port
+    from vconfs.guest.ports import PortManager
 
 #: The most openers that are listed.
 _OPENERS_MAX: Final = 16
@@ -77,6 +81,18 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.ignored": "messages of the host that made no sense for the port",
     b"user.resets": "how often the host went on sending after it had seen that it was to stop",
     b"user.pty": "path of the pty beside the port, if it has one",
+}
+
+
+#: The same for the mount's root.
+ROOT_STATUS: dict[bytes, Callable[[PortManager], bytes]] = {
+    PID_ATTRIBUTE: lambda manager: _number(os.getpid()),
+    b"user.ignored": lambda manager: _number(manager.ignored),
+}
+
+ROOT_MEANINGS: Mapping[bytes, str] = {
+    PID_ATTRIBUTE: "of the mount's root: the process that serves it",
+    b"user.ignored": "of the mount's root: messages of the host for no port, or that made no sense",
 }
 
 

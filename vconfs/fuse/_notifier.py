@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 
 from vconfs.fuse import _kernel_protocol as wire
 from vconfs.protocol.events import Buffer
+from vconfs.system.descriptors import owned
 from vconfs.system.log_once import LogOnce
 
 log: Final = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class Notifier:
 
         It waits while the directory is in use by a request that is not answered, so a handler of
         such a request calls `invalidate_entry_async` instead. If the name is of the node `deleted`,
-        those who watch the node are told that it was deleted.
+        programs that watch the node are told that it was deleted.
         """
         if deleted:
             head = wire.DELETE_OUT.pack(inode_p, deleted, len(name), 0)
@@ -97,8 +98,6 @@ class Notifier:
             if self._ended:
                 raise OSError(errno.EBADF, "the session has ended")
             device = os.dup(self._device)
-        try:
+        with owned(device):
             size = wire.OUT_HEADER.size + sum(memoryview(part).nbytes for part in parts)
             os.writev(device, (wire.OUT_HEADER.pack(size, code, 0), *parts))
-        finally:
-            os.close(device)

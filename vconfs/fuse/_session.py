@@ -60,7 +60,7 @@ _TRANSFERS: Final = (Opcode.READ, Opcode.WRITE)
 _Answer = Callable[[], Awaitable[Buffer]]
 #: Errors of a reply for which no program waits any more: the request was cancelled (ENOENT), or
 #: the mount has ended.
-_NOBODY_WAITS: Final = frozenset(
+_NOT_AWAITED: Final = frozenset(
     (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE, errno.EBADF)
 )
 #: The feature that each of these attributes of a pyfuse3.Operations requests.
@@ -128,7 +128,8 @@ class Session:
         # unpacks the fields of a read or a write in one call.
         device, buffers, buffer, view = self._device, [self._buffer], self._buffer, self._view
         readv, unpack, whole = os.readv, wire.TRANSFER.unpack_from, wire.TRANSFER.size
-        read, write, on_read, on_write = *map(int, _TRANSFERS), self._on_read, self._on_write
+        read, write = int(Opcode.READ), int(Opcode.WRITE)
+        on_read, on_write = self._on_read, self._on_write
         while True:
             for _ in range(_TURN):
                 try:
@@ -172,7 +173,7 @@ class Session:
         try:
             os.writev(self._device, parts)
         except OSError as error:
-            if error.errno not in _NOBODY_WAITS:
+            if error.errno not in _NOT_AWAITED:
                 self._refused(parts[0], error)
 
     def _refused(self, head: Buffer, error: OSError) -> None:

@@ -15,10 +15,10 @@ from vconfs.protocol.events import Buffer
 class PortLine(Protocol):
     """A port's line to its host: the part of a connected device that ports use."""
 
-    #: Whether back-pressure is a THROTTLE message (v8) or the port's own ring (virtio1).
+    #: True if back-pressure is a THROTTLE message (v8); else it is the port's own ring (virtio1).
     throttles: bool
 
-    #: Whether `open_port` can raise OSError: it is then called at the open, which fails with it.
+    #: True if `open_port` can raise OSError. It is then called at the open, which fails with it.
     can_refuse: bool
 
     @property
@@ -31,13 +31,26 @@ class PortLine(Protocol):
     def want_room(self, port_id: int) -> None:
         """Look for room to send. If there is none, call the port's `room_came` when there is."""
 
-    def send_nowait(self, port_id: int, data: Buffer) -> int: ...
-    def send_later(self, port_id: int, data: Buffer) -> int: ...
-    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...
-    def nudge(self, port_id: int) -> None: ...
-    def open_port(self, port_id: int, opened: bool) -> None: ...
-    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...
-    def refill(self, port_id: int) -> None: ...
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
+        """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
+
+    def send_later(self, port_id: int, data: Buffer) -> int:
+        """Store some of `data` until the port's turn comes; return its size or raise WouldBlock."""
+
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """Like `send_nowait`, but wait for a turn and for room; return 0 once not `wanted`."""
+
+    def nudge(self, port_id: int) -> None:
+        """Make the tasks that wait in `send` check whether that is still wanted."""
+
+    def open_port(self, port_id: int, opened: bool) -> None:
+        """Tell the host that the port was opened or closed."""
+
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
+        """Ask the host to stop sending, or to go on. `seen` is called once it has seen that."""
+
+    def refill(self, port_id: int) -> None:
+        """Take what the host has put into the port's own ring, if there is one."""
 
 
 @define

@@ -20,7 +20,7 @@ from vconfs.protocol.events import Buffer
 #: The id of the port whose output can go out before the port is there.
 CONSOLE: Final = 0
 #: The most bytes sent at once, so that other tasks have their turn.
-_HELPING: Final = 256
+_SHARE: Final = 256
 
 
 class EmergencyLine:
@@ -48,7 +48,7 @@ class EmergencyLine:
 
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send the first bytes of `data`; return how many."""
-        some = memoryview(data)[:_HELPING]
+        some = memoryview(data)[:_SHARE]
         for write in self._end.emergency_writes(some):
             self._link.write_config(write.offset, write.data)
         return len(some)

@@ -77,7 +77,7 @@ class Inbox:
 
     @property
     def limit(self) -> int:
-        """See `Port.limit`."""
+        """The number of unread bytes at which the host is asked to stop; see `Port.limit`."""
         options = self._at.options
         ceiling = options.limit or DEFAULT_CEILING
         return min(self.host_limit or options.limit or DEFAULT_LIMIT, ceiling)

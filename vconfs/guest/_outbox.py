@@ -46,7 +46,7 @@ class Outbox:
             self._at.way_out.want_room(self._at.id)
 
     def write_nowait(self, data: Buffer, *, nonblock: bool) -> int:
-        """See `Port.write_nowait`."""
+        """Send as much of `data` as fits now, as `Port.write_nowait` describes."""
         line = self._check_writable(nonblock=nonblock)
         if line is None or self.turn.locked():
             raise trio.WouldBlock
@@ -61,7 +61,7 @@ class Outbox:
         return sent
 
     async def write(self, data: Buffer, *, accepted: bool) -> int:
-        """See `Port.write`."""
+        """Wait to send some of `data`, as `Port.write` describes."""
         while True:
             with self._limit.applied(math.inf if accepted else self._patience):
                 async with self.turn:

@@ -15,6 +15,7 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.end import LinkEnd
 from vconfs.link.link import Link, OpenDevice, leave_soon
+from vconfs.overrides import override
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer, Event
@@ -199,8 +200,9 @@ class Driver(LinkEnd[Port, Guest]):
             self._without_room.add(port_id)
             self._link.want_room(self._end.data_queue(port_id))
 
+    @override
     def send_nowait(self, port_id: int, data: Buffer) -> int:
-        """See `Sender.send_nowait`; if not all was sent, tell the port when there is room again."""
+        """If not everything was sent, the port is told when there is room again."""
         try:
             sent = self._sender.send_nowait(port_id, data)
         except trio.WouldBlock:
@@ -212,13 +214,17 @@ class Driver(LinkEnd[Port, Guest]):
         return sent
 
     def send_later(self, port_id: int, data: Buffer) -> int:
-        """See `Sender.deposit`. A port with its own queue (virtio1) does not wait for a turn."""
+        """Take some of `data`, to send it at the port's next turn, and return how much.
+
+        Raise WouldBlock if the port has its own queue (virtio1), where there are no turns.
+        """
         if not self.throttles:
             raise trio.WouldBlock
         return self._sender.deposit(port_id, data)
 
+    @override
     async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """See `Sender.send`; then tell ports that found the queue taken that it is free."""
+        """Afterwards the ports that found the queue taken are told that it is free."""
         try:
             return await super().send(port_id, data, wanted)
         finally:

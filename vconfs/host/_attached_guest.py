@@ -36,7 +36,6 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     ) -> None:
         super().__init__(link, end, ports)
         #: How many messages came that the guest may not send.
-        self.ignored: int = 0
         self._announce_config = announce_config
         self._introduced: set[int] = set()
         #: Ports that were removed. What the guest sent before it learned of that may still arrive.
@@ -124,7 +123,7 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     # --- what the host ports ask for ------------------------------------------------------
 
     def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
-        """See `Sender.offer`."""
+        """At each turn of this port send what `give` returns, until it returns nothing."""
         self._sender.offer(port_id, give)
 
     # --- events ---------------------------------------------------------------------------
@@ -219,5 +218,4 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         port.set_guest_connected(connected)
 
     def _ignore(self, reason: str) -> None:
-        self.ignored += 1
         self._trouble.warning(reason, "guest: %s", reason)

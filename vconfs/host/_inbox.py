@@ -25,18 +25,33 @@ _trouble = LogOnce(logging.getLogger(__name__))
 class HostPortLine(Protocol):
     """A port's way to the guest: the part of an attached guest that host ports use."""
 
+    #: True if back-pressure is a THROTTLE message (v8); else it is the port's own ring (virtio1).
     throttles: bool
 
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """The most bytes that may be under way when the guest has seen the request to stop."""
 
-    def send_nowait(self, port_id: int, data: Buffer) -> int: ...
-    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int: ...
-    def nudge(self, port_id: int) -> None: ...
-    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None: ...
-    def open_port(self, port_id: int, opened: bool) -> None: ...
-    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None: ...
-    def refill(self, port_id: int) -> None: ...
+    def send_nowait(self, port_id: int, data: Buffer) -> int:
+        """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
+
+    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
+        """Like `send_nowait`, but wait for a turn and for room; return 0 once not `wanted`."""
+
+    def nudge(self, port_id: int) -> None:
+        """Make the tasks that wait in `send` check whether that is still wanted."""
+
+    def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
+        """At each turn of this port send what `give` returns, until it returns nothing."""
+
+    def open_port(self, port_id: int, opened: bool) -> None:
+        """Tell the guest that the far side was connected or is gone."""
+
+    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
+        """Ask the guest to stop sending, or to go on. `seen` is called once it has seen that."""
+
+    def refill(self, port_id: int) -> None:
+        """Take what the guest has put into the port's own ring, if there is one."""
 
 
 @define
@@ -71,16 +86,18 @@ class HostInbox:
     #: The queue of a chardev that keeps the boundaries of messages, or None.
     messages: MessageQueue | None
     line: HostPortLine | None = field(init=False, default=None)
-    #: Throttled by hand; and told to stop because the port is ending.
+    #: True if the guest is to stop because the user said so.
     held_by_hand: bool = field(init=False, default=False)
+    #: True if the guest is to stop because the port is ending.
     held_by_ending: bool = field(init=False, default=False)
-    #: How many bytes from the guest the far side has.
+    #: The number of bytes from the guest that the far side has.
     delivered_bytes: int = field(init=False, default=0)
     #: Bytes that the chardev has received and that are neither delivered nor back in the queue.
     in_hand: int = field(init=False, default=0)
     queue: ByteQueue = field(init=False, factory=ByteQueue)
     _throttle: Throttle = field(init=False, factory=Throttle)
-    _full: bool = field(init=False, default=False)  # until it is half empty again
+    #: True from when the queue is full until it is half empty again.
+    _full: bool = field(init=False, default=False)
 
     @property
     def size(self) -> int:
@@ -94,7 +111,7 @@ class HostInbox:
 
     @property
     def waiting(self) -> int:
-        """What is still to be delivered: bytes queued and in hand, and ends of sessions."""
+        """The amount still to be delivered: bytes queued and in hand, and ends of sessions."""
         return self.size + self.queue.marks + self.in_hand
 
     @property

@@ -121,7 +121,7 @@ class Chardev(ABC):
     @classmethod
     @abstractmethod
     def parse(cls, argument: str) -> Self:
-        """Make a chardev from the ARGUMENT of KIND:ARGUMENT; ValueError says what is wrong."""
+        """Make a chardev from the ARGUMENT of KIND:ARGUMENT, or raise ValueError."""
 
     @abstractmethod
     async def run(

@@ -34,7 +34,7 @@ _Change: TypeAlias = (
 
 
 def control_path(path: str) -> str:
-    """Return `path` if it can be the path of a control socket; ValueError says why not."""
+    """Return `path` if it can be the path of a control socket, else raise ValueError."""
     if not path:
         raise ValueError("the control socket needs a path")
     return socket_path("control", path)
@@ -166,6 +166,7 @@ def describe(port: HostPort) -> dict[str, object]:
         "queued": port.queued,
         "bytes_in": counters.bytes_in,
         "bytes_out": counters.bytes_out,
+        "delivered": port.delivered_bytes,
         "dropped": counters.dropped,
         "resets": counters.resets,
     }

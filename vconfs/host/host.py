@@ -25,7 +25,6 @@ log: Final = logging.getLogger(__name__)
 #: Seconds to wait for a client that was hung up to be gone, and between checks for that. A program
 #: has the time of an ending beside this.
 _HANG_UP_TIME: Final = 3.0
-_HANG_UP_LOOK: Final = 0.002
 
 
 class Host:
@@ -192,8 +191,7 @@ class Host:
             if port.hang_up_client is hang_up:
                 hang_up()
             with trio.move_on_after(self._patience + _HANG_UP_TIME):
-                while port.hang_up_client is hang_up:  # noqa: ASYNC110
-                    await trio.sleep(_HANG_UP_LOOK)
+                await port.wait_hung_up(hang_up)
         finally:
             if self.ports.get(port_id) is port:
                 port.go_on()
@@ -221,7 +219,10 @@ class Host:
             port.begin_ending(hold=hold)
 
     def owed(self) -> dict[int, int]:
-        """Return how many bytes each port must still deliver to a guest or client that is there."""
+        """Return how many bytes each port must still deliver to a guest or client that is there.
+
+        An ending port that owes its far side nothing stops listening to it: see `HostPort.settle`.
+        """
         guest = self._guest.owed() if self._guest is not None else {}
         return {
             port_id: port.settle() + guest.get(port_id, 0) for port_id, port in self.ports.items()

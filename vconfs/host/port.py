@@ -14,20 +14,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import trio
-from attrs import define, field, frozen
+from attrs import Attribute, define, field, frozen
 from trio.lowlevel import ParkingLot
 
 from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
 from vconfs.host._messages import MessageQueue
-from vconfs.host.chardev import Chardev
+from vconfs.host.chardev import Chardev, PortSide
 from vconfs.link.draining import DRAIN_TIME
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 
 DEFAULT_HOST_LIMIT = 1 << 20
 #: How many sessions (an open and a close of the guest) wait for a busy chardev at most.
 _SESSIONS_MAX = 1000
 #: How many bytes a `source` may supply before other ports have their turn.
-_HELPING = 768 << 10
+_SOURCE_SHARE = 768 << 10
 
 
 @frozen
@@ -44,8 +45,14 @@ class HostPortSpec:
     chardev_text: str = ""  # how the chardev was written
 
 
+def _client_changes(port: HostPort, _: Attribute[object], value: object) -> object:
+    """Wake the tasks that wait for the present client to be hung up."""
+    port._hung_up.unpark_all()
+    return value
+
+
 @define(eq=False)
-class HostPort:
+class HostPort(PortSide):
     """One port of the host end; it is the `PortSide` of its chardev."""
 
     id: int
@@ -61,7 +68,9 @@ class HostPort:
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
-    hang_up_client: Callable[[], None] | None = field(init=False, default=None)
+    hang_up_client: Callable[[], None] | None = field(
+        init=False, default=None, on_setattr=_client_changes
+    )
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
@@ -73,14 +82,16 @@ class HostPort:
     _sessions: int = field(init=False, default=0)
     #: Bytes of the chardev that `send` has not sent yet.
     _unsent: int = field(init=False, default=0)
-    #: True if an ending has begun; and if there is no `go_on`.
+    #: True if an ending has begun.
     _ending: bool = field(init=False, default=False)
-    _last: bool = field(init=False, default=False)
+    #: True if no `go_on` will follow the ending.
+    _is_final: bool = field(init=False, default=False)
     #: True if the ending no longer listens to the far side.
-    _deaf: bool = field(init=False, default=False)
+    _stopped_listening: bool = field(init=False, default=False)
     _listening: set[trio.CancelScope] = field(init=False, factory=set)
     _arrived: ParkingLot = field(init=False, factory=ParkingLot)
     _changed: ParkingLot = field(init=False, factory=ParkingLot)
+    _hung_up: ParkingLot = field(init=False, factory=ParkingLot)
 
     def __attrs_post_init__(self) -> None:
         self.name, self.cache, self.limit = self.spec.name, self.spec.cache, self.spec.limit
@@ -93,8 +104,8 @@ class HostPort:
         return self._line is not None
 
     @property
+    @override
     def guest_connected(self) -> bool:
-        """True if the guest has the port open."""
         return self._guest_connected
 
     @property
@@ -114,7 +125,7 @@ class HostPort:
 
     @property
     def delivered_bytes(self) -> int:
-        """How many bytes from the guest the far side has."""
+        """The number of bytes from the guest that the far side has."""
         return self._inbox.delivered_bytes
 
     @property
@@ -128,16 +139,16 @@ class HostPort:
 
     # --- what the chardev does ------------------------------------------------------------
 
+    @override
     def connect(self) -> None:
-        """See `PortSide.connect`."""
         if not self.connected:
             self.connected = True
             if self._line is not None:
                 self._line.open_port(self.id, True)
             self.pump()
 
+    @override
     def disconnect(self) -> None:
-        """See `PortSide.disconnect`."""
         if self.connected:
             self.connected = False
             if self._line is not None:
@@ -146,28 +157,28 @@ class HostPort:
             if not self.cache:
                 self._inbox.drop()
 
+    @override
     def hang_up(self) -> None:
-        """See `PortSide.hang_up`."""
         if self.connected and self._line is not None:
             self._line.open_port(self.id, False)
             self._line.open_port(self.id, True)
 
+    @override
     async def next_session(self) -> None:
-        """See `PortSide.next_session`."""
         while not self._sessions:
             await self._changed.park()
         self._sessions -= 1
 
+    @override
     async def receive(self, size: int = 1 << 16) -> bytes:
-        """See `PortSide.receive`."""
         inbox = self._inbox
         inbox.delivered(inbox.in_hand)
         while not inbox.queue.size and not inbox.queue.at_mark:
             await self._arrived.park()
         return inbox.take(size)
 
+    @override
     async def receive_message(self) -> bytes:
-        """See `PortSide.receive_message`."""
         inbox, messages = self._inbox, self._inbox.messages
         assert messages is not None, "the chardev did not say that it keeps boundaries"
         inbox.delivered(inbox.in_hand)
@@ -175,25 +186,25 @@ class HostPort:
             await self._arrived.park()
         return inbox.take_message()
 
+    @override
     def delivered(self, size: int) -> None:
-        """See `PortSide.delivered`."""
         self._inbox.delivered(size)
 
+    @override
     def lost(self, size: int) -> None:
-        """See `PortSide.lost`."""
         self._inbox.delivered_bytes -= size
         self.counters.dropped += size
 
+    @override
     def put_back(self, data: Buffer) -> None:
-        """See `PortSide.put_back`."""
         self._inbox.put_back(data)
 
+    @override
     async def send(self, data: Buffer) -> None:
-        """See `PortSide.send`."""
         rest = memoryview(data)
         self._unsent += len(rest)
         try:
-            while self._deaf:  # the chardev should not have read this any more
+            while self._stopped_listening:  # the chardev should not have read this any more
                 await self._changed.park()
             while rest:
                 if (line := self._line) is None or self.guest_throttled:
@@ -207,8 +218,8 @@ class HostPort:
             self._unsent -= len(rest)
             self.counters.dropped += len(rest)
 
+    @override
     def send_nowait(self, data: Buffer) -> int:
-        """See `PortSide.send_nowait`."""
         if not self._may_send() or self._line is None or not len(data):
             return 0
         try:
@@ -219,10 +230,10 @@ class HostPort:
         return sent
 
     @contextmanager
+    @override
     def listening(self) -> Iterator[trio.CancelScope]:
-        """See `PortSide.listening`."""
         with trio.CancelScope() as scope:
-            if self._deaf:
+            if self._stopped_listening:
                 scope.cancel()
             self._listening.add(scope)
             try:
@@ -238,7 +249,7 @@ class HostPort:
         `last` means that no `go_on` will follow, so a chardev that `keeps_sessions` is shown the
         end of its session.
         """
-        self._ending, self._last = True, last
+        self._ending, self._is_final = True, last
         self._inbox.hold(by_ending=hold)
         self.settle()
 
@@ -250,25 +261,30 @@ class HostPort:
         to_far_side = self.unread() if self.unread is not None else 0
         if self.connected:
             to_far_side += self._inbox.waiting
-        if self._ending and not to_far_side and not self._deaf:
+        if self._ending and not to_far_side and not self._stopped_listening:
             self._stop_listening()
             to_far_side += self._inbox.queue.marks
         return to_far_side + (self._unsent if self._line is not None else 0)
 
     def _stop_listening(self) -> None:
-        self._deaf = True
-        if self._last and self.spec.chardev.keeps_sessions:
+        self._stopped_listening = True
+        if self._is_final and self.spec.chardev.keeps_sessions:
             self.set_guest_connected(False)
         for scope in self._listening:
             scope.cancel()
 
     def go_on(self) -> None:
         """Undo `begin_ending`, so that the next client can connect."""
-        self._ending = self._last = self._deaf = False
+        self._ending = self._is_final = self._stopped_listening = False
         self._inbox.hold(by_ending=False)
         self._inbox.refill()
         self._wake()
         self.pump()
+
+    async def wait_hung_up(self, client: Callable[[], None]) -> None:
+        """Wait until `hang_up_client` is no longer `client`: that client is gone."""
+        while self.hang_up_client is client:
+            await self._hung_up.park()
 
     def chardev_ended(self) -> None:
         """Note that the chardev has ended: there is no far side any more."""
@@ -345,14 +361,13 @@ class HostPort:
     def pump(self) -> None:
         """Send what the `source` supplies, at each of the port's turns until the guest is full."""
         if self.source is not None and self._line is not None:
-            self._line.offer(self.id, self._helping)
+            self._line.offer(self.id, self._ask_source)
 
-    def _helping(self, room: int) -> Buffer:
-        if self.source is None or not self.connected or not self._may_send():
+    def _ask_source(self, room: int) -> Buffer:
+        may_send = self.connected and self._may_send() and not self._ending
+        if self.source is None or not may_send:
             return b""
-        if self._ending:
-            return b""
-        data = self.source(min(room, _HELPING))
+        data = self.source(min(room, _SOURCE_SHARE))
         self.counters.bytes_out += len(data)
         return data
 

@@ -17,6 +17,7 @@ from typing import Final
 
 from vconfs.link.effort import BUFFER, PART, Effort
 from vconfs.link.link import Link, call_soon
+from vconfs.overrides import override
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Chain, DeviceQueue
@@ -143,13 +144,14 @@ class DeviceLink(Link):
         return ring.next_avail
 
     @property
+    @override
     def is_spent(self) -> bool:
-        """See `Link.is_spent`."""
         return self._effort.is_spent
 
     @property
+    @override
     def config(self) -> bytes:
-        """Empty: the config space is on this end."""
+        """Empty, because the config space is on this end."""
         return b""
 
     def kicked(self, queue: int) -> None:
@@ -170,36 +172,37 @@ class DeviceLink(Link):
             self.owner.lost(reason)
             self._dead = True
 
+    @override
     def room_for(self, queue: int, header_size: int) -> int:
-        """See `Link.room_for`."""
         offered = self._offered.get(queue)
         return 0 if offered is None or self._dead else offered.room(header_size)
 
+    @override
     def find_room(self, queue: int, header_size: int) -> int:
-        """See `Link.find_room`."""
         self._collect(queue)
         offered = self._offered.get(queue)
         return 0 if offered is None or self._dead else offered.room(header_size)
 
+    @override
     def capacity(self, queue: int) -> int:
-        """See `Link.capacity`."""
         offered = self._offered.get(queue)
         if offered is None or not offered.chains or self._dead:
             return 0
         return offered.chains[0].writable_length
 
+    @override
     def find_buffer(self, queue: int, wanted: int) -> int:
-        """See `Link.find_buffer`."""
         offered = self._offered.get(queue)
         if offered is not None and not offered.chains:
             self._collect(queue)
         return self.capacity(queue)
 
+    @override
     def want_room(self, queue: int) -> None:
-        """See `Link.want_room`."""
         if (offered := self._offered.get(queue)) is not None:
             offered.ring.request_kicks()
 
+    @override
     def send(
         self,
         queue: int,
@@ -209,7 +212,7 @@ class DeviceLink(Link):
         *,
         port_id: int | None = None,
     ) -> None:
-        """See `Link.send`; the guest has seen what was in a buffer when it offers it again."""
+        """The guest has processed a buffer when it offers it again."""
         offered = self._offered[queue]
         head = offered.fill(header, data)
         if seen is not None:
@@ -219,8 +222,8 @@ class DeviceLink(Link):
             self._awaited[queue][head] = seen
             offered.ring.watch(head)
 
+    @override
     def receive(self, queue: int) -> memoryview | None:
-        """See `Link.receive`."""
         ring = self._queues.get(queue)
         if self._dead or ring is None:
             return None
@@ -244,32 +247,32 @@ class DeviceLink(Link):
             return chain.readable[0]
         return memoryview(b"".join(chain.readable))
 
+    @override
     def taking_last(self) -> AbstractContextManager[None]:
-        """See `Link.taking_last`."""
         return self._effort.extended()
 
+    @override
     def again(self, queue: int) -> None:
-        """See `Link.again`."""
         call_soon(self.kicked, queue)
 
+    @override
     def done(self, queue: int) -> None:
-        """See `Link.done`."""
         self._queues[queue].push(self._received[queue].popleft(), 0)
 
+    @override
     def withhold(self, queue: int) -> None:
-        """See `Link.withhold`."""
         self._withheld[queue].append(self._received[queue].popleft())
 
+    @override
     def release(self, queue: int) -> None:
-        """See `Link.release`."""
         if withheld := self._withheld.get(queue):
             self._withheld[queue] = []
             for head in withheld:
                 self._queues[queue].push(head, 0)
         self.flush(queue)
 
+    @override
     def flush(self, queue: int) -> None:
-        """See `Link.flush`."""
         ring = self._queues.get(queue)
         if ring is not None and ring.publish() and not self._dead:
             self._call(queue)

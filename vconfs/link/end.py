@@ -198,15 +198,15 @@ class LinkEnd(LinkOwner, Generic[P, E]):
     # --- calls by the ports ---------------------------------------------------------------
 
     def send_nowait(self, port_id: int, data: Buffer) -> int:
-        """See `Sender.send_nowait`."""
+        """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
         return self._sender.send_nowait(port_id, data)
 
     async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """See `Sender.send`."""
+        """Like `send_nowait`, but wait for a turn and for room first, as long as `wanted`."""
         return await self._sender.send(port_id, data, wanted)
 
     def nudge(self, port_id: int) -> None:
-        """See `Sender.nudge`."""
+        """Make the tasks that wait to send for this port check whether that is still wanted."""
         self._sender.nudge(port_id)
 
     def open_port(self, port_id: int, opened: bool) -> None:

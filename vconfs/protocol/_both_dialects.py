@@ -112,7 +112,7 @@ class ConfigReader:
         return events
 
     def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
-        """Return the writes for output of port 0 before the port exists; none if impossible."""
+        """Return the writes for output of port 0 before the port exists, or none if impossible."""
         return []
 
     def _ports_changed(self, ports: int) -> list[Event]:

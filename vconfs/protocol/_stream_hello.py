@@ -154,7 +154,7 @@ class Greeting:
         return self._hunt.seen
 
     def _next(self, source: Input) -> tuple[Hello, bool] | None:
-        """Take a hello. Return it, and True if it is an ANSWER; None if it is not complete."""
+        """Take a hello. Return it, and True if it is an ANSWER, or None if it is not complete."""
         if self._head is None:
             if not self._hunt.found(source):
                 return None

@@ -27,7 +27,6 @@ from vconfs.protocol._vhost_user_events import (
     RingMoved,
     RingStarted,
     RingStopped,
-    StatusSet,
 )
 from vconfs.protocol._vhost_user_memory import AddressTable, Region
 from vconfs.protocol._vhost_user_messages import (
@@ -77,7 +76,6 @@ class Backend:
         self._mem_slots = mem_slots
         self._rings = [Ring(index) for index in range(queues)]
         self._accepted = 0
-        self._status = 0
         self._fds: list[int] = []  # of the message that is being handled
         self._handled = Handled()
         self._stopping: int | None = None
@@ -414,15 +412,7 @@ class Backend:
             self._stop(ring)
             self._close_notifiers(ring, *Notifier)
         self._rings = [Ring(index) for index in range(len(self._rings))]
-        self._status = 0
         self._tell(DeviceReset())
-
-    def _set_status(self, status: int) -> None:
-        self._status = status & 0xFF
-        self._tell(StatusSet(self._status))
-
-    def _get_status(self) -> bytes:
-        return wire.U64.pack(self._status)
 
 
 def _config_access(request: Request, payload: bytes) -> tuple[int, int, int, bytes]:
@@ -502,6 +492,4 @@ _RULES: Final[Mapping[int, _Rule]] = {
     Request.REM_MEM_REG: _Rule(
         Backend._rem_mem_reg, wire.MEM_REG, range(2), feature=wire.PF_CONFIGURE_MEM_SLOTS
     ),
-    Request.SET_STATUS: _Rule(Backend._set_status, wire.U64, feature=wire.PF_STATUS),
-    Request.GET_STATUS: _Rule(Backend._get_status, feature=wire.PF_STATUS, answered=True),
 }

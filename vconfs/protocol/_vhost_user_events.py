@@ -139,13 +139,6 @@ class ChannelSet:
 
 
 @frozen
-class StatusSet:
-    """The standard's device status; 0 is a reset."""
-
-    status: int
-
-
-@frozen
 class DeviceReset:
     """The device was reset, and all rings were stopped."""
 
@@ -163,7 +156,6 @@ BackendEvent: TypeAlias = (
     | Kicked
     | ConfigWritten
     | ChannelSet
-    | StatusSet
     | DeviceReset
     | Refused
 )

@@ -76,7 +76,6 @@ _REPLIES: Final = frozenset(
         Request.GET_PROTOCOL_FEATURES,
         Request.GET_QUEUE_NUM,
         Request.GET_MAX_MEM_SLOTS,
-        Request.GET_STATUS,
         Request.GET_VRING_BASE,
         Request.GET_CONFIG,
     }
@@ -147,10 +146,6 @@ class Frontend:
         """Share one more region (CONFIGURE_MEM_SLOTS)."""
         return self._ask(Request.ADD_MEM_REG, wire.MEM_REG.pack(0, region.pack()), (fd,))
 
-    def rem_mem_reg(self, region: Region) -> Outgoing:
-        """Stop sharing a region (CONFIGURE_MEM_SLOTS)."""
-        return self._ask(Request.REM_MEM_REG, wire.MEM_REG.pack(0, region.pack()))
-
     def set_vring_num(self, index: int, num: int) -> Outgoing:
         """Set a ring's number of descriptors."""
         return self._ask_state(Request.SET_VRING_NUM, index, num)
@@ -186,10 +181,6 @@ class Frontend:
         """Enable or disable a ring (with F_PROTOCOL_FEATURES negotiated)."""
         return self._ask_state(Request.SET_VRING_ENABLE, index, int(on))
 
-    def vring_kick(self, index: int) -> Outgoing:
-        """Notify of buffers (INBAND_NOTIFICATIONS)."""
-        return self._ask_state(Request.VRING_KICK, index, 0)
-
     def set_backend_req_fd(self, fd: int) -> Outgoing:
         """Set the socket for the back-end's own requests (BACKEND_REQ)."""
         return self._ask(Request.SET_BACKEND_REQ_FD, fds=(fd,))
@@ -199,25 +190,6 @@ class Frontend:
         if not 0 <= offset <= offset + size <= wire.CONFIG_MAX:
             raise LocalProtocolError(f"config bytes {offset} to {offset + size}")
         return self._ask(Request.GET_CONFIG, wire.CONFIG.pack(offset, size, 0) + bytes(size))
-
-    def set_config(self, offset: int, data: bytes) -> Outgoing:
-        """Write bytes of the config space (CONFIG)."""
-        if not 0 <= offset <= offset + len(data) <= wire.CONFIG_MAX:
-            raise LocalProtocolError(f"config bytes {offset} to {offset + len(data)}")
-        head = wire.CONFIG.pack(offset, len(data), wire.CONFIG_WRITABLE)
-        return self._ask(Request.SET_CONFIG, head + data)
-
-    def reset_device(self) -> Outgoing:
-        """Stop all rings and reset the device (RESET_DEVICE)."""
-        return self._ask(Request.RESET_DEVICE)
-
-    def set_status(self, status: int) -> Outgoing:
-        """Set the standard's device status (STATUS)."""
-        return self._ask(Request.SET_STATUS, wire.U64.pack(status))
-
-    def get_status(self) -> Outgoing:
-        """Ask for the standard's device status (STATUS)."""
-        return self._ask(Request.GET_STATUS)
 
     def _ask(self, request: Request, payload: bytes = b"", fds: tuple[int, ...] = ()) -> Outgoing:
         flags = 0

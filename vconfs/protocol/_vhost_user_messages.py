@@ -24,7 +24,6 @@ PF_CONFIG: Final = 1 << 9
 PF_RESET_DEVICE: Final = 1 << 13
 PF_INBAND_NOTIFICATIONS: Final = 1 << 14
 PF_CONFIGURE_MEM_SLOTS: Final = 1 << 15
-PF_STATUS: Final = 1 << 16
 
 # Flags of a message.
 VERSION: Final = 1

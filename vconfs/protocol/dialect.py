@@ -57,7 +57,7 @@ class Guest(End, Protocol):
         """Return the events for the changes since the config space was last received."""
 
     def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
-        """Return the writes for output of port 0 before the port exists; none if impossible."""
+        """Return the writes for output of port 0 before the port exists, or none if impossible."""
 
     def device_ready(self) -> Message | None:
         """Return the message that the driver is up."""

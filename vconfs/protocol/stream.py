@@ -57,12 +57,28 @@ Any other hello where a frame should be raises `PeerRestarted`: the peer has to 
 
 from __future__ import annotations
 
-import struct
-from typing import Final, TypeAlias
-
-from attrs import frozen
-
 from vconfs.protocol._input import MAGIC, Input
+from vconfs.protocol._stream_frames import (
+    BYE,
+    BYE_MAX,
+    CONFIG,
+    CREDIT,
+    CREDIT_FRAME,
+    CREDITED,
+    EXCESS_MAX,
+    HEADER,
+    INPUT,
+    OUTPUT,
+    PAYLOAD_MAX,
+    RESERVE,
+    UNLIMITED,
+    WATCHED,
+    Closed,
+    ConfigChanged,
+    CreditReceived,
+    Event,
+    Frame,
+)
 from vconfs.protocol._stream_hello import (
     WINDOW_MAX,
     WINDOW_MIN,
@@ -98,67 +114,6 @@ __all__ = [
     "PeerRestarted",
     "Role",
 ]
-
-HEADER: Final = struct.Struct("<IB")
-_CREDIT: Final = struct.Struct("<IBII")
-_CREDITED: Final = struct.Struct("<II")
-
-INPUT: Final = 0
-OUTPUT: Final = 1
-#: Added to the number of a queue: the sender wants to know when this frame was seen.
-WATCHED: Final = 16
-CREDIT: Final = 240
-CONFIG: Final = 241
-BYE: Final = 242
-
-#: The largest payload of a frame: a write of 1 MiB, and any header before it.
-PAYLOAD_MAX: Final = (1 << 20) + 4096
-BYE_MAX: Final = 256
-#: Bytes of a window that an end leaves for control messages, if it needs to.
-RESERVE: Final = 64
-#: The most bytes under way beside a full window: two CREDIT frames, as many more as there are
-#: frames in RESERVE, and a BYE.
-EXCESS_MAX: Final = (2 + RESERVE // HEADER.size) * _CREDIT.size + HEADER.size + BYE_MAX
-#: The value of `Connection.free` without a window.
-UNLIMITED: Final = 1 << 62
-
-
-@frozen
-class Frame:
-    """A buffer of one of v8's queues.
-
-    `payload` stays valid while it is referenced. Pass its size to `Connection.acknowledge` when it
-    was handed on.
-    """
-
-    queue: int
-    payload: memoryview
-    watched: bool = False
-
-
-@frozen
-class ConfigChanged:
-    """The host's new config space, to be acknowledged like a frame."""
-
-    config: bytes
-
-
-@frozen
-class CreditReceived:
-    """The peer has handed `size` bytes on, and has seen the `seen` oldest watched frames."""
-
-    size: int
-    seen: int = 0
-
-
-@frozen
-class Closed:
-    """The peer left, with the reason that it sent or how the stream ended. Nothing follows."""
-
-    reason: str
-
-
-Event: TypeAlias = Hello | Frame | ConfigChanged | CreditReceived | Closed
 
 
 class Connection:
@@ -240,7 +195,7 @@ class Connection:
         urgent = self._window - self._received < RESERVE or self._seen
         if self._left or not (enough or urgent) or not (self._handed_on or self._seen):
             return b""
-        credit = _CREDIT.pack(_CREDITED.size, CREDIT, self._handed_on, self._seen)
+        credit = CREDIT_FRAME.pack(CREDITED.size, CREDIT, self._handed_on, self._seen)
         self._received -= self._handed_on
         self._handed_on = self._seen = 0
         return credit
@@ -351,8 +306,8 @@ class Connection:
                     f"a frame of {size} bytes on queue {queue} is larger than {PAYLOAD_MAX}"
                 )
         elif queue == CREDIT:
-            if size != _CREDITED.size:
-                raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {_CREDITED.size}")
+            if size != CREDITED.size:
+                raise RemoteProtocolError(f"a CREDIT of {size} bytes, not {CREDITED.size}")
             return
         elif queue == CONFIG and guest:
             if size != (known := self._greeting.config_size):
@@ -380,7 +335,7 @@ class Connection:
         if queue == BYE:
             text = str(payload, "utf-8", "replace")
             return Closed("".join(c if c.isprintable() else "?" for c in text))
-        return self._credited(*_CREDITED.unpack(payload))
+        return self._credited(*CREDITED.unpack(payload))
 
     def _credited(self, size: int, seen: int) -> CreditReceived:
         window = self._greeting.peer.window if self._greeting.peer else 0

@@ -135,6 +135,8 @@ class _End:
     #: Back-pressure on a port is a THROTTLE_PORT message, because all ports share the buffers.
     throttles = True
     ports_in_config = True
+    #: Event of a control packet → the function that makes an event of it.
+    _handlers: ClassVar[Handlers]
 
     def __init__(self, features: int) -> None:
         self.features = features
@@ -194,8 +196,6 @@ class _End:
         if handler is None or (event > ControlEvent.BUFFER_LIMIT and not self._extended):
             return Ignored(port_id, f"unknown control event {event}")
         return handler(port_id, value, packet[CONTROL.size :])
-
-    _handlers: ClassVar[Handlers]
 
     def _control(
         self, port_id: int, event: int, value: int, payload: bytes = b""

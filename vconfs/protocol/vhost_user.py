@@ -86,7 +86,6 @@ from vconfs.protocol._vhost_user_events import (
     RingSetup,
     RingStarted,
     RingStopped,
-    StatusSet,
 )
 from vconfs.protocol._vhost_user_frontend import (
     Asked,
@@ -110,7 +109,6 @@ from vconfs.protocol._vhost_user_messages import (
     PF_MQ,
     PF_REPLY_ACK,
     PF_RESET_DEVICE,
-    PF_STATUS,
     QUEUES_MAX,
     TABLE_REGIONS_MAX,
     BackendRequest,
@@ -133,7 +131,6 @@ __all__ = [
     "PF_MQ",
     "PF_REPLY_ACK",
     "PF_RESET_DEVICE",
-    "PF_STATUS",
     "QUEUES_MAX",
     "TABLE_REGIONS_MAX",
     "AddressTable",
@@ -168,7 +165,6 @@ __all__ = [
     "RingSetup",
     "RingStarted",
     "RingStopped",
-    "StatusSet",
     "VringBroken",
     "VringCalled",
 ]

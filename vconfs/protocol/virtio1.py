@@ -242,7 +242,7 @@ class GuestEnd(ConfigReader, _End):
         return super()._size_changed(cols, rows) if self._has_port_0 else []
 
     def emergency_writes(self, data: Buffer) -> list[ConfigWrite]:
-        """Return the writes for output of port 0 before the port exists; none if impossible."""
+        """Return the writes for output of port 0 before the port exists, or none if impossible."""
         if not self.features & F_EMERG_WRITE:
             return []
         at, size = EMERGENCY_WRITE.start, len(EMERGENCY_WRITE)

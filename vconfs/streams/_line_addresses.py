@@ -19,6 +19,7 @@ from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
 from vconfs.syntax.url_options import any_commas, commas_of_paths, split_options
+from vconfs.system.descriptors import owned
 from vconfs.system.shell_programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
@@ -63,11 +64,8 @@ class TtyAddress(Line):
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise PeerAbsentError(f"cannot open {self.path}: {error.strerror}") from None
-        try:
-            with self._raw(line):
-                yield TtyWire(line)
-        finally:
-            os.close(line)
+        with owned(line), self._raw(line):
+            yield TtyWire(line)
 
     @contextmanager
     def _raw(self, line: int) -> Iterator[None]:

@@ -40,7 +40,7 @@ class OutgoingFrame:
 
     @property
     def port_data(self) -> int:
-        """How many bytes of its port's data it has; 0 for a control message."""
+        """The number of bytes of its port's data; 0 for a control message."""
         return 0 if self.urgent else len(self.data)
 
 
@@ -121,7 +121,7 @@ class Outbox:
 
     @property
     def _begun_sent(self) -> int:
-        """How many bytes of the begun frame the stream has taken."""
+        """The number of bytes of the begun frame that the stream has taken."""
         frame = self._begun_frame
         return frame.size - sum(map(len, self._begun)) if frame is not None else 0
 

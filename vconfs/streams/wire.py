@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.shell_programs import Program
 
@@ -48,7 +49,7 @@ class Wire:
         self._can_ask_unread = not stat.S_ISREG(mode)
 
     async def receive(self) -> bytes:
-        """Wait for bytes, and return them; none at the end of the stream.
+        """Wait for bytes and return them, or none at the end of the stream.
 
         Raise OSError if the stream broke.
         """
@@ -116,8 +117,9 @@ class TcpWire(Wire):
         super().__init__(sock.fileno(), sock.fileno())
         self._sock = sock
 
+    @override
     async def end(self) -> int:
-        """See `Wire.end`: a stream that has not arrived whole ends with a reset."""
+        """End with a reset if not everything has arrived."""
         if unread := self.unread():
             linger = struct.pack("ii", 1, 0)
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
@@ -133,8 +135,9 @@ class TtyWire(Wire):
     def __init__(self, line: int) -> None:
         super().__init__(line, line)
 
+    @override
     async def end(self) -> int:
-        """See `Wire.end`: what the line has not sent is removed, or the close would wait for it."""
+        """Remove what the line has not sent, because the close would wait for it."""
         if unread := self.unread():
             with suppress(termios.error):
                 termios.tcflush(self._writer, termios.TCOFLUSH)
@@ -151,21 +154,22 @@ class ProgramWire(Wire):
         self._program = program
         self._lost: int | None = None
 
+    @override
     def unread(self) -> int:
-        """See `Wire.unread`."""
         return self._program.unread() if self._lost is None else self._lost
 
     @property
+    @override
     def is_busy(self) -> bool:
-        """See `Wire.is_busy`."""
         return self._lost is None and not self._program.has_ended
 
+    @override
     async def end_output(self) -> None:
-        """See `Wire.end_output`."""
         await self._program.close_input()
 
+    @override
     async def end(self) -> int:
-        """See `Wire.end`: end the program if it still runs."""
+        """End the program if it still runs."""
         if self._lost is not None:
             return self._lost
         with trio.CancelScope(shield=True):

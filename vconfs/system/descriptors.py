@@ -1,11 +1,23 @@
-"""The limit of open files of this process, and of the programs that it starts."""
+"""Closing descriptors, and the limit of open files of this process and its programs."""
 
 from __future__ import annotations
 
+import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 #: The soft limit before we raised it.
 _usual_limit: int | None = None
+
+
+@contextmanager
+def owned(descriptor: int) -> Iterator[int]:
+    """Close `descriptor` at the end of the block."""
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def allow_all_descriptors() -> None:

@@ -1,4 +1,4 @@
-"""How long the event loop is away: the search for work that should be done in portions.
+"""Measure long steps of the event loop, to find work that should be done in portions.
 
 While a task takes a step, from one wait to the next, no other task runs: no signal is answered, and
 no file of a mount can be read. `LoopWatch` measures each step of a trio run.

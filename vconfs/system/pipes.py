@@ -24,14 +24,14 @@ class Pipe:
         self.descriptor = descriptor
 
     async def receive(self) -> bytes:
-        """Wait for bytes and return them; none at end of file."""
+        """Wait for bytes and return them, or none at end of file."""
         await trio.lowlevel.checkpoint()  # a writer that never pauses must not starve the others
         while (data := self.receive_nowait()) is None:
             await trio.lowlevel.wait_readable(self.descriptor)
         return data
 
     def receive_nowait(self) -> bytes | None:
-        """Return the bytes that are there; none at end of file, None if nothing has come yet."""
+        """Return the bytes that are there, none at end of file, or None if nothing has come yet."""
         try:
             return os.read(self.descriptor, _CHUNK)
         except BlockingIOError:

@@ -6,6 +6,7 @@ import os
 from typing import Final
 
 from vconfs.syntax.printable import printable
+from vconfs.system.descriptors import owned
 
 _SIZE_MAX: Final = 1 << 12
 _GROUP: Final = b"\nTgid:\t"
@@ -27,8 +28,5 @@ def process_of(thread: int) -> tuple[int, bytes]:
 
 
 def _read(path: str) -> bytes:
-    file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
+    with owned(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as file:
         return os.read(file, _SIZE_MAX)
-    finally:
-        os.close(file)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from attrs import frozen
 
+from vconfs.system.descriptors import owned
 from vconfs.system.inotify import Change, Changes, watching
 from vconfs.system.pipes import bytes_to_read
 
@@ -77,10 +78,8 @@ class RawPty:
         except OSError:
             yield None
             return
-        try:
+        with owned(slave):
             yield slave
-        finally:
-            os.close(slave)
 
     def give_to(self, uid: int, gid: int, mode: int) -> None:
         """Set the slave's owner and mode. If `gid` is our own group, keep the group of terminals.
@@ -103,13 +102,9 @@ class RawPty:
 def open_pty() -> Iterator[RawPty]:
     """Make a pty that exists while the block runs. Raise OSError if no more can be made."""
     master, slave = os.openpty()
-    try:
-        try:
+    with owned(master):
+        with owned(slave):
             tty.setraw(slave)
             path = os.ttyname(slave)
-        finally:
-            os.close(slave)
         with watching(path, Change.OPENED) as opens:
             yield RawPty(master, path, os.stat(path).st_gid, opens)
-    finally:
-        os.close(master)

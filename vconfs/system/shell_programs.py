@@ -55,7 +55,7 @@ class Program:
 
     @property
     def failure(self) -> str:
-        """How the program failed, after `end`; "" if it succeeded or was forced to end."""
+        """Why the program failed, after `end`; "" if it succeeded or was forced to end."""
         code = self._process.returncode
         if not code or self._forced:
             return ""

@@ -19,7 +19,7 @@ class Difference:
 _SHARED = "any number of programs can have a port open (-o exclusive: EBUSY, as with Linux)"
 _CUT = "a write is cut into as many buffers as there are; Linux takes 32 KiB at a time"
 _APART = "a hang-up is one end of file between the bytes of two connections; Linux joins them"
-_ERROR = "a port that is gone is POLLERR too, so that whoever polls for nothing learns it"
+_ERROR = "a port that is gone is POLLERR too, so that a program that polls for nothing learns it"
 
 #: Everything else must be the same, and these must be so.
 ALLOWED: dict[tuple[str, str], Difference] = {

@@ -19,7 +19,7 @@ from vconfs.system.tasks import open_background
 #: Seconds that one call may take.
 PATIENCE = 60.0
 
-#: Of all clients of this process: an answer that nobody waits for any more is for nobody else.
+#: Shared by all clients of this process, so that a late answer matches no other request.
 _ids = itertools.count(1)
 
 

@@ -83,7 +83,7 @@ def poll_until(descriptor: int, wanted: int, unwanted: int) -> int:
 
 
 def exists_until(path: str, wanted: bool) -> bool:
-    """Wait until a path is there, or is not; whether it is."""
+    """Wait until a path exists, or does not. Return True if it came to that in time."""
     return _until(lambda: os.path.lexists(path) == wanted) == wanted
 
 

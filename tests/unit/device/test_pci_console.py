@@ -69,7 +69,7 @@ async def test_data_goes_both_ways(vectors: int, rings: int) -> None:
             got += taken(await port.read(1 << 20))
         assert got == data
         assert driver.reason == ""
-        assert manager.ignored == fake.attached.ignored == 0  # type: ignore[union-attr]
+        assert manager.ignored == 0
 
 
 async def write_all(port: Port, data: bytes) -> None:

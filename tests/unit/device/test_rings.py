@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from vconfs.device._rings import QueueSpec, RingLink
+from vconfs.device._rings import RingLink
+from vconfs.device._slots import QueueSpec
 from vconfs.device.pci import plan_queues
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -126,10 +127,10 @@ def test_room_is_reported_even_if_its_buffers_were_seen_before() -> None:
     for _ in range(2):
         ends.link.send(1, b"", b"x")
     ends.link.flush(1)
-    assert ends.link.find_room(1, 0) == 0  # somebody waits now
+    assert ends.link.find_room(1, 0) == 0  # a sender waits now
     ends.use(1)
     ends.use(1)
-    assert ends.link.find_room(1, 0) == 4096  # somebody else looked
+    assert ends.link.find_room(1, 0) == 4096  # another sender looked
     ends.link.interrupt_used(SPECS)
     assert ends.owner.said == [("room", 1)]
     ends.link.interrupt_used(SPECS)
@@ -272,7 +273,7 @@ def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
 
 
 def lendable(ends: Ends) -> int:
-    """How many empty buffers the device finds."""
+    """Return how many empty buffers the device finds."""
     count = 0
     while ends.device[0].pop() is not None:
         count += 1

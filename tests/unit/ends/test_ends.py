@@ -342,7 +342,6 @@ async def test_a_new_connection_tells_what_is_open_and_full_already(dialect: str
             assert puppet.port.guest_connected
             assert cast(HostPort, puppet.port).guest_throttled == (dialect == "v8")
             assert host.guest is not None
-            assert host.guest.ignored == 0
 
 
 async def test_a_message_that_its_guest_did_not_finish_is_not_joined_to_the_next_ones() -> None:
@@ -544,7 +543,6 @@ async def test_a_guest_that_cannot_have_every_port_gets_the_others(
 ) -> None:
     async with open_ends([spec(), spec(id=31), spec(id=40)], dialect="virtio1") as ends:
         assert sorted(ends.ports) == [0]
-        assert ends.host.guest is not None and ends.host.guest.ignored == 0
     assert caplog.messages == ["guest: its port ids end at 30, it cannot see 31, 40"]
 
 
@@ -579,4 +577,3 @@ async def test_data_that_was_held_back_is_not_for_the_next_port_of_that_id(diale
         ends.ports[1].write_nowait(b"for the new one")
         assert await new.port.receive() == b"for the new one"
         assert new.port.guest_connected
-        assert ends.host.guest is not None and ends.host.guest.ignored == 0

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.ends.test_ends import spec
-from vconfs.device._rings import QueueSpec
+from vconfs.device._slots import QueueSpec
 from vconfs.device.embedded import Doorbell, open_embedded
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener, Port, PortOptions

@@ -150,7 +150,7 @@ async def test_readers_are_served_first_come_first_served() -> None:
             nursery.start_soon(reader, number)
             await trio.testing.wait_all_tasks_blocked()
         port.feed(b"abcde")
-        with pytest.raises(trio.WouldBlock):  # those who wait come first
+        with pytest.raises(trio.WouldBlock):  # waiting readers come first
             port.read_nowait(1)
     assert got == [(i, b"abcde"[i : i + 1]) for i in range(5)]
 

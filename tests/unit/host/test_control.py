@@ -133,6 +133,7 @@ async def test_list_shows_what_a_port_is_and_does(control: Control) -> None:
             "queued": 5,
             "bytes_in": 5,
             "bytes_out": 4,
+            "delivered": 0,
             "dropped": 0,
             "resets": 0,
         }

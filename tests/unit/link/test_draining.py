@@ -204,6 +204,29 @@ async def test_what_the_host_has_not_taken_when_it_is_lost_is_counted(
     assert written == guest.counters.dropped + host.counters.dropped
 
 
+async def test_a_hang_up_is_over_as_soon_as_the_client_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    port = HostPort(0, HostPortSpec(b"port", Puppet()))
+    clients = [lambda: None, lambda: None]
+    port.hang_up_client = clients[0]
+    woken: list[float] = []
+
+    async def wait() -> None:
+        await port.wait_hung_up(clients[0])
+        woken.append(trio.current_time())
+
+    before = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        port.hang_up_client = clients[0]  # the same client is still there
+        await trio.testing.wait_all_tasks_blocked()
+        assert not woken
+        port.hang_up_client = clients[1]
+    assert woken == [before]
+
+
 async def test_the_line_of_a_hang_up_counts_all_that_a_stubborn_program_has_not_read(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -288,7 +288,7 @@ async def test_both_ends_together() -> None:
         assert ends.ports[late.id].name == b"late"
         ends.host.remove(late.id)
         assert late.id not in ends.ports
-        assert ends.manager.ignored == ends.host.guest.ignored == 0  # type: ignore[union-attr]
+        assert ends.manager.ignored == 0
 
 
 async def test_back_pressure_is_the_ring_both_ways() -> None:

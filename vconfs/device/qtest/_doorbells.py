@@ -23,6 +23,7 @@ from vconfs.link.notifications import Notices
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import close_descriptors, is_eventfd
+from vconfs.system.descriptors import owned
 
 #: The device id of ivshmem; its registers are in BAR 0.
 _IVSHMEM: Final = 0x1110
@@ -66,13 +67,11 @@ async def open_doorbells(
     events: Notices[int] = Notices()
     stack.callback(events.close)
     for vector, event in enumerate(peer.doorbells):
-        stack.callback(os.close, event)
-        events.add(event, vector)
+        events.add(stack.enter_context(owned(event)), vector)
     values = [peer.ring(vector) for vector in range(count)]
     doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, events)
     await _try_all(bus, doorbells)
-    lost = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-    stack.callback(os.close, lost)
+    lost = stack.enter_context(owned(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)))
     events.add(lost, _LOST)
     bus.client.on_lost = lambda: os.eventfd_write(lost, 1)
     return doorbells

@@ -17,6 +17,7 @@ from vconfs.errors import VconfsError
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import pass_on, serve_anew
 from vconfs.system.backoff import LAST_PAUSE, Backoff
+from vconfs.system.descriptors import owned
 from vconfs.system.inotify import Change, watching
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
@@ -55,10 +56,8 @@ class _Fifo:
             if _has_reader(self.descriptor):
                 return b""
             reader = os.open(f"/proc/self/fd/{self.descriptor}", os.O_RDONLY | os.O_NONBLOCK)
-            try:
+            with owned(reader):
                 return b"".join(iter(lambda: Pipe(reader).receive_nowait() or b"", b""))
-            finally:
-                os.close(reader)
         return b""
 
 

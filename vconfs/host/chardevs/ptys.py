@@ -20,6 +20,7 @@ from vconfs.host.chardevs._client import Client, can_reopen, pass_on, serve, ser
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.descriptors import owned
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 from vconfs.system.raw_pty import RawPty, open_pty
@@ -117,12 +118,10 @@ def _renew(pty: RawPty) -> bool:
     unused = not pty.occupied  # else the next program is there, and the settings are its own
     try:
         slave = os.open(pty.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
+        with owned(slave):
             termios.tcflush(slave, termios.TCIFLUSH)
             if unused:
                 tty.setraw(slave, termios.TCSANOW)
-        finally:
-            os.close(slave)
     except OSError as error:  # TIOCEXCL
         return not is_passing(error)
     return True

@@ -246,8 +246,6 @@ class FrontendSession:
             case vu.Refused():
                 self.refused += 1
                 self._trouble.warning(event.reason, "front-end: refused: %s", event.reason)
-            case vu.StatusSet():
-                raise AssertionError("the front-end set a status, which is not offered")
             case _:
                 assert_never(event)
         return b""

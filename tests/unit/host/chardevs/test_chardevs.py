@@ -252,7 +252,7 @@ async def test_where_a_socket_cannot_be_made(kind: str, tmp_path: Path) -> None:
                     pass
             assert message in str(caught.value)
     assert file.read_text() == "precious"
-    # Nobody listens on it any more: it is what a program that died has left, and is replaced.
+    # No program listens on it any more: a program that died has left it, and it is replaced.
     async with open_host([parse_port(f"x={kind}:{taken_path}")]):
         assert stat.S_ISSOCK(taken_path.stat().st_mode)
 

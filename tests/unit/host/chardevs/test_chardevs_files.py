@@ -141,7 +141,7 @@ async def test_fifos_hold_back_both_ways(tmp_path: Path) -> None:
             except BlockingIOError:
                 break
         else:
-            pytest.fail("whoever writes feels nothing")
+            pytest.fail("the writer is not slowed down")
         for _ in range(100):
             port.write(bytes(1 << 16))
         await trio.testing.wait_all_tasks_blocked()

@@ -36,7 +36,7 @@ async def fill(client: trio.socket.SocketType) -> bytes:
     """Send until nothing more is taken, and tell what was."""
     sent = b""
     while True:
-        with trio.move_on_after(0.2):  # nobody will read: this is the time given to it
+        with trio.move_on_after(0.2):  # there is no reader: this is the time that it gets
             sent += PIECE[: await client.send(PIECE)]
             continue
         return sent

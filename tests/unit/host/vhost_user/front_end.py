@@ -13,12 +13,13 @@ from pathlib import Path
 
 import trio
 
+from tests.support.full_frontend import FullFrontend
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPortSpec
 from vconfs.host.vhost_user.front_ends import serve_vhost_user
 from vconfs.link.vhost_user_messages import MessageSocket
 from vconfs.protocol import vhost_user as vu
-from vconfs.protocol.vhost_user import Frontend, Message, Outgoing, Region, Reply
+from vconfs.protocol.vhost_user import Message, Outgoing, Region, Reply
 from vconfs.protocol.virtqueue import DriverQueue, Layout
 from vconfs.system.tasks import open_background
 
@@ -39,7 +40,7 @@ class FrontEnd:
     def __init__(self, sock: trio.socket.SocketType, queues: int = 2) -> None:
         self.sock = sock
         self.messages = MessageSocket(sock)
-        self.codec = Frontend(queues)
+        self.codec = FullFrontend(queues)
         self.memfd = os.memfd_create("guest", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.memfd, SIZE)
         self.memory = memoryview(mmap.mmap(self.memfd, SIZE))

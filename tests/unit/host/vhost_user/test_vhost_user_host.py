@@ -248,7 +248,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
         await front.ask(front.codec.set_vring_call(0, their_calls))
         os.close(their_kicks)
         os.close(their_calls)
-        for _ in range(3000):  # more than a pipe or a socket holds, and nobody reads
+        for _ in range(3000):  # more than a pipe or a socket holds, without a reader
             front.put_quietly(1, control(0, NAME, 0))
             os.write(kicks, ONE)
             while not front.rings[0].has_used() or not front.rings[1].has_used():

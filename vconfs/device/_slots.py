@@ -1,0 +1,199 @@
+"""The virtqueues of the guest end's link, and their slots: see _rings.py."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from attrs import frozen
+
+from vconfs.protocol.events import Buffer
+from vconfs.protocol.virtqueue import DriverQueue, Layout
+
+_PAGE = 4096
+_ZEROS_SIZE = 1 << 19
+_ZEROS = memoryview(bytes(_ZEROS_SIZE))
+#: Replaces the head of a received buffer that its owner keeps.
+_KEPT = -1
+
+
+@frozen
+class QueueSpec:
+    """The shape of one queue: its descriptors, bytes per slot, and slots.
+
+    A queue may have fewer slots than descriptors; 0 means as many as descriptors. One sent buffer
+    fills up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
+    data belongs to one port.
+    """
+
+    size: int
+    slot_size: int
+    slots: int = 0
+    parts: int = 1
+    shared: bool = True
+
+    @property
+    def buffers(self) -> int:
+        """The number of slots."""
+        return self.slots or self.size
+
+    @property
+    def table_size(self) -> int:
+        """The size of an indirect table in bytes, or 0 if there are none."""
+        return 16 * self.parts if self.parts > 1 else 0
+
+    @property
+    def rings(self) -> int:
+        """The bytes that the rings and an indirect table per slot need, in whole pages."""
+        tables = -(-Layout.at(self.size, 0).end // 16) * 16
+        return _pages(tables + self.buffers * self.table_size)
+
+    @property
+    def memory(self) -> int:
+        """The bytes of DMA memory that the queue needs, in whole pages."""
+        return self.rings + self.buffers * _pages(self.slot_size)
+
+
+def _pages(size: int) -> int:
+    return -(-size // _PAGE) * _PAGE
+
+
+class SlotQueue:
+    """One virtqueue and its slots."""
+
+    def __init__(
+        self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
+    ) -> None:
+        self.memory = memory
+        self.layout = Layout.at(spec.size, offset)
+        memory[offset : self.layout.end] = bytes(self.layout.end - offset)
+        self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
+        self.slot_size = spec.slot_size
+        first = offset + spec.rings
+        stride = _pages(spec.slot_size)
+        self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
+
+
+class ReceiveQueue(SlotQueue):
+    def __init__(
+        self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
+    ) -> None:
+        super().__init__(memory, offset, spec, base, event_idx)
+        #: Descriptor → its slot, for ever.
+        self.slot_of = [memory[:0]] * spec.size
+        self.held: deque[int] = deque()  # descriptors whose bytes the owner still reads
+        self.kept = 0  # how many the owner keeps for longer: at most half
+        self.kept_max = spec.buffers // 2
+        self.withheld: list[int] = []  # descriptors that the device gets back later
+        for slot in reversed(self.slots):
+            head = self.ring.add(slot, spec.slot_size, writable=True)
+            self.slot_of[head] = memory[slot : slot + spec.slot_size]
+
+    def receive(self, most: int) -> list[memoryview]:
+        used, slot_of, size = self.ring.pop_many(most), self.slot_of, self.slot_size
+        self.held += [head for head, _ in used]
+        return [
+            slot_of[head] if written == size else slot_of[head][:written] for head, written in used
+        ]
+
+    def hold(self) -> int | None:
+        if self.kept >= self.kept_max:
+            return None
+        self.kept += 1
+        head, self.held[-1] = self.held[-1], _KEPT
+        return head
+
+    def give_back(self, head: int) -> None:
+        self.kept -= 1
+        self.ring.offer_many((head,), self.slot_size)
+
+    def withhold(self) -> None:
+        head = self.held.popleft()
+        if head != _KEPT:
+            self.withheld.append(head)
+
+    def release(self) -> None:
+        heads, self.withheld = self.withheld, []
+        self.ring.offer_many(heads, self.slot_size)
+
+    def done(self, count: int) -> None:
+        held = self.held
+        heads = [held.popleft() for _ in range(count)]
+        self.ring.offer_many([head for head in heads if head != _KEPT], self.slot_size)
+
+
+class SendQueue(SlotQueue):
+    def __init__(
+        self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
+    ) -> None:
+        super().__init__(memory, offset, spec, base, event_idx)
+        self.parts = spec.parts
+        self.shared = spec.shared
+        #: Slots that data leaves for control messages.
+        self.reserve = 1 if spec.shared and spec.buffers > 1 else 0
+        #: Descriptor of a buffer → what to call when the device has used it.
+        self.awaited: dict[int, Callable[[], None]] = {}
+        self.seen: list[Callable[[], None]] = []  # what to call now
+        #: Descriptor → the slots of its buffer, and how many bytes of each are filled.
+        self.lent: list[Sequence[tuple[int, int]]] = [()] * spec.size
+        #: Descriptor of a buffer that the device has not used → port of its data, and bytes.
+        self.data: dict[int, tuple[int, int]] = {}
+        tables = -(-self.layout.end // 16) * 16
+        #: Slot → position of the indirect table of a buffer that begins there.
+        self.tables = {slot: tables + spec.table_size * i for i, slot in enumerate(self.slots)}
+        self.ring.suppress_calls()
+
+    @property
+    def capacity(self) -> int:
+        return self.slot_size * min(len(self.slots), self.parts)
+
+    def room(self, header_size: int) -> int:
+        """Return how many bytes of data fit in the free slots."""
+        return max(0, len(self.slots) - self.reserve) * (self.slot_size - header_size)
+
+    def reclaim(self) -> bool:
+        """Take back the slots that the device has used. Return True if there were any."""
+        slots = self.slots
+        before = len(slots)
+        while (used := self.ring.pop_used()) is not None:
+            self.data.pop(used[0], None)
+            if self.awaited and used[0] in self.awaited:
+                self.seen.append(self.awaited.pop(used[0]))
+            for slot, size in self.lent[used[0]]:
+                if self.shared:
+                    self._zero(slot, size)
+                slots.append(slot)
+        return len(slots) > before
+
+    def _zero(self, slot: int, size: int) -> None:
+        self.memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
+
+    def send(self, header: bytes, data: Buffer) -> int:
+        """Fill the next buffer; return its descriptor."""
+        size = len(header) + len(data)
+        if size > self.slot_size:
+            return self._send_parts(header, memoryview(data))
+        slot = self.slots.pop()
+        start = slot + len(header)
+        self.memory[slot:start] = header
+        self.memory[start : slot + size] = data
+        head = self.ring.add(slot, size, writable=False)
+        self.lent[head] = ((slot, size),)
+        return head
+
+    def _send_parts(self, header: bytes, data: memoryview) -> int:
+        parts = []
+        slot, filled = self.slots.pop(), len(header)
+        self.memory[slot : slot + filled] = header
+        while True:
+            step = min(self.slot_size - filled, len(data))
+            self.memory[slot + filled : slot + filled + step] = data[:step]
+            parts.append((slot, filled + step))
+            data = data[step:]
+            if not data:
+                break
+            slot, filled = self.slots.pop(), 0
+        segments = [(slot, size, False) for slot, size in parts]
+        head = self.ring.add_indirect(self.tables[parts[0][0]], segments)
+        self.lent[head] = parts
+        return head
