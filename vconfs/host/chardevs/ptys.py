@@ -6,20 +6,23 @@ import errno
 import os
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Self
+from typing import ClassVar, Self
 
 import trio
 from attrs import define
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardevs._access import ACCESS_FORMS, file_access
 from vconfs.host.chardevs._client import Client, can_reopen, pass_on, serve, serve_anew
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.file_access import OUR_OWN, FileAccess
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 from vconfs.system.raw_pty import RawPty, open_pty
@@ -31,13 +34,16 @@ class Pty(Chardev):
 
     link: str = ""
     path: str = ""
+    access: FileAccess = OUR_OWN
+    options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the path of a symlink to the slave, which may be left out."""
-        if "\0" in argument:
-            raise ValueError(f"pty: a path cannot contain a NUL: {argument!r}")
-        return cls(argument)
+        link, options = split_options("pty", argument, *ACCESS_FORMS)
+        if "\0" in link:
+            raise ValueError(f"pty: a path cannot contain a NUL: {link!r}")
+        return cls(link, access=file_access(options))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -56,7 +62,7 @@ class Pty(Chardev):
 
     async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:
         """Open a pty and serve the programs that open its slave, until another pty is needed."""
-        with _opened() as pty, _linked(self.link, pty.path):
+        with _opened(self.access) as pty, _linked(self.link, pty.path):
             self.path = pty.path
             ready()
             await pty.wait_occupied()
@@ -65,12 +71,16 @@ class Pty(Chardev):
 
 
 @contextmanager
-def _opened() -> Iterator[RawPty]:
+def _opened(access: FileAccess) -> Iterator[RawPty]:
     with ExitStack() as stack:
         try:
             pty = stack.enter_context(open_pty())
         except OSError as error:
             raise VconfsError(f"cannot open a pty: {error.strerror}") from None
+        try:
+            access.apply(pty.path)
+        except OSError as error:
+            raise cannot(pty.path, error) from None
         yield pty
 
 
