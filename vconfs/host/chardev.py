@@ -65,6 +65,13 @@ class PortSide(Protocol):
     def guest_connected(self) -> bool:
         """True if the guest has the port open."""
 
+    @property
+    def console(self) -> bool:
+        """True if the port is a console, which people look at."""
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Tell the guest the size of the console, in characters."""
+
     def connect(self) -> None:
         """Tell the guest that the far side is connected."""
 

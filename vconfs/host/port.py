@@ -64,6 +64,7 @@ class HostPort:
     hang_up_client: Callable[[], None] | None = field(init=False, default=None)
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
+    on_resize: Callable[[], None] = field(init=False, default=lambda: None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
 
@@ -96,6 +97,11 @@ class HostPort:
     def guest_connected(self) -> bool:
         """True if the guest has the port open."""
         return self._guest_connected
+
+    @property
+    def console(self) -> bool:
+        """True if the port is a console."""
+        return self.spec.console
 
     @property
     def host_throttled(self) -> bool:
@@ -151,6 +157,11 @@ class HostPort:
         if self.connected and self._line is not None:
             self._line.open_port(self.id, False)
             self._line.open_port(self.id, True)
+
+    def resize(self, cols: int, rows: int) -> None:
+        """See `PortSide.resize`."""
+        self.size = (cols, rows)
+        self.on_resize()
 
     async def next_session(self) -> None:
         """See `PortSide.next_session`."""

@@ -9,10 +9,10 @@ import tty
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar, Final, Self
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
@@ -26,15 +26,26 @@ from vconfs.system.file_access import OUR_OWN, FileAccess
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 from vconfs.system.raw_pty import RawPty, open_pty
+from vconfs.system.tasks import open_background
+
+#: The size of a window that was not set yet.
+_UNSET: Final = (0, 0)
+#: Seconds between two looks at the window size, while a program has a console open.
+_LOOK: Final = 0.2
 
 
 @define
 class Pty(Chardev):
-    """A pty in raw mode; `path` is the path of its slave, and `link` an optional symlink to it."""
+    """A pty in raw mode; `path` is the path of its slave, and `link` an optional symlink to it.
+
+    The guest's console gets the window size that is set on the pty (by `stty cols 132 rows 43`, or
+    by the program that shows it), as long as a program has it open.
+    """
 
     link: str = ""
     path: str = ""
     access: FileAccess = OUR_OWN
+    _size: tuple[int, int] = field(init=False, default=(0, 0))  # of the window, as last seen
     options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
 
     @classmethod
@@ -66,8 +77,24 @@ class Pty(Chardev):
             self.path = pty.path
             ready()
             await pty.wait_occupied()
-            while await serve(port, _PtyClient(pty)) and _renew(pty):
+            while await self._serve_session(port, pty) and _renew(pty):
                 await pty.wait_occupied()
+
+    async def _serve_session(self, port: PortSide, pty: RawPty) -> bool:
+        client = _PtyClient(pty)
+        if not port.console:
+            return await serve(port, client)
+        async with open_background() as nursery:
+            nursery.start_soon(self._follow_size, port, pty)
+            return await serve(port, client)
+
+    async def _follow_size(self, port: PortSide, pty: RawPty) -> None:
+        """Tell the guest the window size, which the kernel reports to no master of a pty."""
+        while True:
+            if (size := pty.size) not in (self._size, _UNSET):
+                self._size = size
+                port.resize(*size)
+            await trio.sleep(_LOOK)
 
 
 @contextmanager

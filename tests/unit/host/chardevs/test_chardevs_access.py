@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.waiting import until
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs.ptys import Pty
 
-from .chardev_port import serving, until
+from .chardev_port import serving
 
 #: What a chardev makes, by how it is written.
 MADE = {
