@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import click
 from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
+from vconfs.cli._values import as_typed, last_word, options, paths
 from vconfs.device import binding
 from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listeners import LISTENERS, parse_listener
+from vconfs.host.vhost_user.address import VHOST_USER_OPTIONS
+from vconfs.streams.stream_address import WINDOW_OPTION
 from vconfs.streams.url import ADDRESSES
+from vconfs.syntax.url_options import RESIZE_OPTION
+
+#: Beginning of a url → the options that may follow after a comma.
+_OPTIONS: Final[Mapping[str, Sequence[str]]] = {
+    "stream:unix:": (WINDOW_OPTION,),
+    "stream:tcp:": (WINDOW_OPTION,),
+    "stream:vsock:": (WINDOW_OPTION,),
+    "stream:tty:": ("baud=N", WINDOW_OPTION),
+    "stream:stdio": (WINDOW_OPTION,),
+    "vhost-user:": VHOST_USER_OPTIONS,
+    "pci:": (RESIZE_OPTION,),
+    "qtest:": ("addr=SLOT.FUNCTION", RESIZE_OPTION),
+}
+_ON_PATHS: Final = ("stream:unix:", "stream:tty:", "vhost-user:", "qtest:")
 
 
 @frozen
@@ -35,7 +52,16 @@ class Url(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose the beginnings of urls."""
+        """Propose the beginnings of urls, then paths, and options after a comma."""
+        begin = last_word(incomplete)
+        scheme = next((it for it in _OPTIONS if incomplete.startswith(it)), None)
+        if scheme is None:
+            return proposals(self.beginnings(), incomplete)
+        if begin:
+            names = as_typed(_OPTIONS[scheme])
+            return proposals(options(incomplete[:begin], names, incomplete[begin:]), incomplete)
+        if scheme in _ON_PATHS:
+            return proposals(paths(scheme, incomplete.removeprefix(scheme)), incomplete)
         return proposals(self.beginnings(), incomplete)
 
 

@@ -15,7 +15,8 @@ from vconfs.syntax.values import number
 
 #: In the standard's dialect each port has two queues, and so have control messages.
 _MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
-_OPTIONS: Final = ("max-ports=N", "inband", "require-seals", RESIZE_OPTION)
+#: The options, as they are written.
+VHOST_USER_OPTIONS: Final = ("max-ports=N", "inband", "require-seals", RESIZE_OPTION)
 
 
 @frozen
@@ -35,7 +36,7 @@ class VhostUserAddress:
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse the url after the scheme; raise ValueError if it is wrong."""
-        path, options = split_options("vhost-user", rest, *_OPTIONS)
+        path, options = split_options("vhost-user", rest, *VHOST_USER_OPTIONS)
         max_ports = options.get("max-ports", str(MAX_PORTS))
         return cls(
             Unix(socket_path("vhost-user", path), rights=True, access=None),
