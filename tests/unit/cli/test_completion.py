@@ -81,6 +81,8 @@ def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("ctl /run/ctl add chat=unix:/s,mo", "part,/s,mode="),
         ("host --listen stream:unix:{here}/soc", "plain,{here}/sock"),
         ("host --listen vhost-user:/s,in", "plain,/s,inband"),
+        ("mount --device vhost-user:/s,in", ""),
+        ("mount --device pci:0000:00:05.0,re", "part,05.0,resize="),
         ("mount --device stream:unix:/s,wi", "part,/s,window="),
         ("mount --device stream:tty:/s,baud=11", "plain,115200"),
         ("mount --rules x", "file,"),
