@@ -222,6 +222,18 @@ async def test_a_second_viewer_of_a_console_is_told_that_it_is_in_use(
         os.close(slave)
 
 
+async def test_a_viewer_that_reconnects_is_never_told_that_the_console_is_in_use(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"=unix:{tmp_path}/sock,console") as it:
+        slave = await open_slave(it)
+        for round in range(20):
+            async with await trio.open_unix_socket(f"{tmp_path}/sock") as viewer:
+                await viewer.send_all(b"%02d" % round)
+                assert await read_exactly(slave, 2) == b"%02d" % round
+        os.close(slave)
+
+
 async def test_each_console_has_its_own_size_and_data(mounted: OpenMount) -> None:
     async with mounted("a=echo,console", "b=echo,console", "c=echo,console") as it:
         for port_id in range(3):

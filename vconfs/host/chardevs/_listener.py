@@ -6,6 +6,7 @@ import socket
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, suppress
+from typing import Final
 
 import trio
 
@@ -14,6 +15,9 @@ from vconfs.host.chardevs._client import Client, serve
 from vconfs.system.listening import Door
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import closing
+
+#: Seconds that a further client of a console waits for the first to leave.
+_GRACE: Final = 0.1
 
 
 class Listener(Chardev):
@@ -53,7 +57,12 @@ async def _serve_alone(port: PortSide, client: Client, door: Door) -> None:
 
 
 async def _turn_away(port: PortSide, door: Door) -> None:
-    """Tell each further client that the console is in use, and hang it up."""
+    """Tell each further client that the console is in use, and hang it up.
+
+    One that comes just as the first leaves, as at a reconnect, stays in the backlog.
+    """
     while True:
+        await trio.lowlevel.wait_readable(door)
+        await trio.sleep(_GRACE)
         with closing(await door.accept()) as sock, suppress(OSError):
             await sock.send(b"vconfs: the console of port %d is in use\r\n" % port.id)
