@@ -129,7 +129,9 @@ def _chardevs() -> Iterator[str]:
     for entry in sorted(entry_points(group="vconfs.chardevs"), key=lambda entry: entry.name):
         kind = entry.load()
         argument = first_paragraph(kind.parse).removeprefix("Take ")
-        yield f"### {entry.name}\n\n{doc(kind)}\n\n*Argument:* {argument}\n"
+        options = ", ".join(map(code, kind.options or ()))
+        takes = f" *Options:* {options}." if options else ""
+        yield f"### {entry.name}\n\n{doc(kind)}\n\n*Argument:* {argument}{takes}\n"
 
 
 def devices() -> str:
@@ -220,7 +222,8 @@ def requests() -> str:
 
 def commands() -> str:
     """Return a section for each command, with its help."""
-    top = click.Context(vconfs.cli.vconfs, info_name="vconfs")
+    command = vconfs.cli.vconfs
+    top = click.Context(command, info_name="vconfs", **command.context_settings)
     return "\n".join(_command(below.command_path, below.command) for below in commands_below(top))
 
 

@@ -39,6 +39,10 @@ elif [ -z "${CLIPBOARD-}" ] && [ -n "${DISPLAY-}" ] && command -v xclip >/dev/nu
     put() { xclip -selection clipboard -in; }
     while sleep 1; do echo changed; done >"$work/changes" &
 else
+    command -v inotifywait >/dev/null || {
+        echo "clipboard.sh: install wl-clipboard, xclip or inotify-tools" >&2
+        exit 1
+    }
     clipboard=${CLIPBOARD:-$HOME/.clipboard}
     [ -e "$clipboard" ] || : >"$clipboard"
     get() { cat "$clipboard"; }

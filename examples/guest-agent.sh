@@ -11,6 +11,7 @@ if [ $# -lt 1 ]; then
     echo "usage: guest-agent.sh PORT [COMMAND...]" >&2
     exit 2
 fi
+command -v qemu-ga >/dev/null || { echo "guest-agent.sh: install qemu-guest-agent" >&2 && exit 1; }
 port=$1
 shift
 

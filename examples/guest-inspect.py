@@ -10,6 +10,7 @@ line of JSON. It needs only Python's standard library.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,8 @@ from collections.abc import Callable
 
 #: File systems without files on a disk.
 _VIRTUAL = {"proc", "sysfs", "devpts", "devtmpfs", "cgroup", "cgroup2", "mqueue", "tracefs", "bpf"}
+#: The errors of a port that was removed, or whose mount has ended.
+_GONE = {errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTCONN}
 
 
 def system() -> dict[str, object]:
@@ -97,7 +100,7 @@ def serve(port: io.FileIO) -> None:
 
 
 def main() -> None:
-    """Serve one host after the other, until the port is gone.
+    """Serve one host after the other, until the port is removed or unmounted.
 
     Mount with -o wait: reading then waits for a host; without it, this would be a busy loop.
     """
@@ -106,13 +109,17 @@ def main() -> None:
         sys.exit("usage: guest-inspect.py PORT")
     try:
         port = io.FileIO(sys.argv[1], "r+")
+    except OSError as error:
+        sys.exit(f"{sys.argv[1]}: {error.strerror}")
+    try:
         while True:
             serve(port)
             # Reopen it before closing it: the last close would drop questions of the next host.
             port, last = io.FileIO(sys.argv[1], "r+"), port
             last.close()
     except OSError as error:
-        sys.exit(f"{sys.argv[1]}: {error.strerror}")
+        if error.errno not in _GONE:
+            sys.exit(f"{sys.argv[1]}: {error.strerror}")
 
 
 if __name__ == "__main__":

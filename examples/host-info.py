@@ -18,17 +18,20 @@ import sys
 import time
 from collections.abc import Callable
 
-import trio
+try:
+    import trio
 
-from vconfs.host import (
-    HostPortSpec,
-    Listener,
-    PortListener,
-    PortStream,
-    VconfsError,
-    open_host,
-    parse_listener,
-)
+    from vconfs.host import (
+        HostPortSpec,
+        Listener,
+        PortListener,
+        PortStream,
+        VconfsError,
+        open_host,
+        parse_listener,
+    )
+except ModuleNotFoundError as error:
+    sys.exit(f"host-info.py: {error}: run it by the Python of an environment that has vconfs")
 
 QUESTIONS: dict[bytes, Callable[[], str]] = {
     b"time": lambda: time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

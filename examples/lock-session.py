@@ -17,9 +17,12 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
-from jeepney import DBusAddress, DBusErrorResponse, new_method_call
-from jeepney.io.blocking import open_dbus_connection
-from jeepney.wrappers import unwrap_msg
+try:
+    from jeepney import DBusAddress, DBusErrorResponse, new_method_call
+    from jeepney.io.blocking import open_dbus_connection
+    from jeepney.wrappers import unwrap_msg
+except ModuleNotFoundError as error:
+    sys.exit(f"lock-session.py: {error}: install python3-jeepney")
 
 _LOGIND = DBusAddress(
     "/org/freedesktop/login1", "org.freedesktop.login1", "org.freedesktop.login1.Manager"

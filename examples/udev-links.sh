@@ -13,6 +13,12 @@ if [ $# -ne 2 ]; then
     echo "usage: udev-links.sh MOUNTPOINT DIR" >&2
     exit 2
 fi
+for tool in inotifywait getfattr; do
+    command -v "$tool" >/dev/null || {
+        echo "udev-links.sh: $tool is missing: install inotify-tools and attr" >&2
+        exit 1
+    }
+done
 mount=$1 dir=$2
 if ! getfattr --absolute-names --only-values -n user.pid "$mount" >/dev/null 2>&1; then
     echo "udev-links.sh: $mount is not a vconfs mount" >&2

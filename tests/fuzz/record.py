@@ -70,7 +70,7 @@ _FILES = {
         "d=pty:/run/d",
         "e=pipe:/run/e",
         "f=file:/var/log/a,b",
-        "g=exec:cat | tr a-z A-Z,limit=1",
+        "g=exec:cat | tr a-z A-Z,limit=1M",
         "h=stdio",
         "i=echo",
         "=null",

@@ -112,3 +112,26 @@ async def test_a_device_is_completed_up_to_its_address(terminal: OpenTerminal) -
         with trio.fail_after(20):
             await at.type("vconfs mount --device stream:u\tno/such/socket /no\r")
             await at.until("cannot connect to no/such/socket")
+
+
+async def test_paths_and_options_of_chardevs_are_completed(
+    terminal: OpenTerminal, tmp_path: Path
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / f"long-{'x' * 100}").touch()
+    async with terminal() as at:
+        with trio.fail_after(20):
+            await at.type(f"vconfs mount --port x=unix:{tmp_path}/fol\tlo\t /no\r")
+            await at.until("a socket's path has at most 107 bytes")
+            await at.type("vconfs mount --port x=unix:/s,cache,mo\tzzz /no\r")
+            await at.until("mode is three octal digits, like 0660, not 'zzz'")
+
+
+async def test_values_of_mount_options_are_completed(terminal: OpenTerminal) -> None:
+    async with terminal() as at:
+        with trio.fail_after(20):
+            await at.type("vconfs mount -o thro\tzzz /no\r")
+            await at.until("throttle is enospc, block, or a time like 10s, 500ms or 2m, not 'zzz'")
+            await at.type("vconfs mount -o wait,uid=roo\t-o gid=zzz /no\r")
+            await at.until("gid is a number or a name that is known here, not 'zzz'")

@@ -39,7 +39,8 @@ def device(request: pytest.FixtureRequest) -> OpenDevice:
     def open_sized(
         host: Host, manager: PortManager, folder: Path
     ) -> AbstractAsyncContextManager[object]:
-        host.resize(0, *SIZE)
+        if host.ports[0].console:
+            host.resize(0, *SIZE)
         return drive(manager, open_embedded(host, request.param))
 
     return open_sized
@@ -168,6 +169,71 @@ async def test_the_size_of_the_console_is_that_of_the_window(mounted: OpenMount)
         await until_sized(it, 0, (80, 25))
 
 
+async def test_the_console_follows_the_window_of_the_pty_at_the_host(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"=pty:{tmp_path}/viewer,console", f"b=pty:{tmp_path}/b,console") as it:
+        for port_id, name in enumerate(("viewer", "b")):
+            viewer = os.open(tmp_path / name, os.O_RDWR | os.O_NOCTTY)
+            for rows, cols in ((43, 132 + port_id), (24, 80)):
+                termios.tcsetwinsize(viewer, (rows, cols))
+                await until_sized(it, port_id, (cols, rows))
+            it.host.resize(port_id, 90, 20)  # what came last counts
+            await until_sized(it, port_id, (90, 20))
+            os.close(viewer)
+
+
+async def test_a_program_on_hvc_sees_the_window_of_the_viewer_change(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    script = "trap 'stty size' WINCH; echo ready; while :; do read -t 0.05 x; done"
+    async with mounted(f"=pty:{tmp_path}/viewer,console") as it:
+        await it.until(lambda: it.port().pty)
+        slave = it.port().pty
+        viewer = os.open(tmp_path / "viewer", os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK)
+        command = f'exec setsid -c bash -c "{script}" <{slave} >{slave} 2>&1'
+        async with program("bash", "-c", command):
+            seen = b""
+            while b"ready" not in seen:
+                seen += await read_some(viewer)
+            termios.tcsetwinsize(viewer, (43, 132))
+            while b"43 132" not in seen:
+                seen += await read_some(viewer)
+        os.close(viewer)
+
+
+async def test_a_second_viewer_of_a_console_is_told_that_it_is_in_use(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    path = f"{tmp_path}/sock"
+    async with mounted(f"=unix:{path},console") as it:
+        slave = await open_slave(it)
+        async with await trio.open_unix_socket(path) as first:
+            await it.until(lambda: it.port().host_connected)
+            async with await trio.open_unix_socket(path) as second:
+                said = b"".join([piece async for piece in second])
+            assert said == b"vconfs: the console of port 0 is in use\r\n"
+            await first.send_all(b"still here")
+            assert await read_exactly(slave, 10) == b"still here"
+        await it.until(lambda: not it.port().host_connected)
+        async with await trio.open_unix_socket(path) as third:
+            await third.send_all(b"my turn")
+            assert await read_exactly(slave, 7) == b"my turn"
+        os.close(slave)
+
+
+async def test_a_viewer_that_reconnects_is_never_told_that_the_console_is_in_use(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
+    async with mounted(f"=unix:{tmp_path}/sock,console") as it:
+        slave = await open_slave(it)
+        for round in range(20):
+            async with await trio.open_unix_socket(f"{tmp_path}/sock") as viewer:
+                await viewer.send_all(b"%02d" % round)
+                assert await read_exactly(slave, 2) == b"%02d" % round
+        os.close(slave)
+
+
 async def test_each_console_has_its_own_size_and_data(mounted: OpenMount) -> None:
     async with mounted("a=echo,console", "b=echo,console", "c=echo,console") as it:
         for port_id in range(3):
@@ -250,7 +316,7 @@ async def test_a_port_that_is_not_a_console_gets_a_pty_by_name(mounted: OpenMoun
         os.write(slave, b"AT")
         assert await read_exactly(slave, 2) == b"AT"
         os.close(slave)
-        it.manager.rename(it.port(), b"other")
+        it.manager.rename(it.port(), b"plain")
         assert it.port().pty == ""
         it.manager.rename(it.port(1), b"org.new")
         assert it.port(1).pty

@@ -78,7 +78,7 @@ def test_ports_of_a_mount_are_changed_from_outside(ctl: str, folder: Path, tmp_p
             assert client.recv(5) == b""
             assert port.read(5) == b""
     vconfs("ctl", ctl, "cache", "1", "on")
-    vconfs("ctl", ctl, "limit", "1", "2")
+    vconfs("ctl", ctl, "limit", "1", "2M")
     vconfs("ctl", ctl, "resize", "0", "132", "43")
     vconfs("ctl", ctl, "rename", "1", "talk")
     talk = folder / "by-name" / "talk"
@@ -100,7 +100,7 @@ def test_a_file_is_opened_anew_by_a_disconnect(ctl: str, tmp_path: Path) -> None
 
 
 def test_list_is_a_table_or_lines_of_json(ctl: str) -> None:
-    vconfs("ctl", ctl, "add", "con=pty,console,cache,limit=3,host-limit=4096,id=7")
+    vconfs("ctl", ctl, "add", "con=pty,console,cache,limit=3M,host-limit=4096,id=7")
     first, con = objects(vconfs("ctl", ctl, "list", "--json"))
     assert (first["id"], first["name"], first["chardev"]) == (0, "first", "null")
     assert (con["id"], con["limit"], con["host_limit"], con["cache"]) == (7, 3, 4096, True)
@@ -156,7 +156,7 @@ def test_what_the_host_end_refuses_is_exit_code_1(
     ("words", "message"),
     [
         (("throttle", "0", "maybe"), "'maybe' is not one of 'on', 'off'"),
-        (("limit", "0", "0"), "0 is not in the range 1<=x<=65535"),
+        (("limit", "0", "0"), "from 1M to 65535M, not '0'"),
         (("resize", "0", "80", "x"), "'x' is not a valid integer"),
         (("explode",), "No such command 'explode'"),
         (("remove",), "Missing argument 'PORT'"),

@@ -9,6 +9,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,9 @@ from vconfs.host.spec import parse_port
 
 from .conftest import Mounted, OpenMount, program
 from .examples import EXAMPLES, kill_session, needs_inotifywait, next_line
+from .test_commands import folder, vconfs
+
+__all__ = ["folder"]  # a fixture
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="needs shellcheck")
@@ -197,6 +201,76 @@ async def test_who_sends_the_host_each_change(
                 await kill_session(running)
 
 
+@needs_inotifywait
+async def test_who_needs_no_utmp_where_systemd_knows_the_users(
+    mounted: OpenMount, tmp_path: Path, shell: list[str]
+) -> None:
+    users = tmp_path / "users"
+    users.mkdir()
+    (users / ".#temporary").touch()
+    async with mounted(f"who=unix:{tmp_path}/sock") as it:
+        async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+            await it.until(lambda: it.port().host_connected)
+            script = [*shell, str(EXAMPLES / "who.sh"), str(it.file()), str(users)]
+            async with program("setsid", *script) as running:
+                assert await next_line(host) == ""
+                (users / "0").touch()
+                assert await next_line(host) == "root"
+                (users / "0").unlink()
+                assert await next_line(host) == ""
+                await kill_session(running)
+
+
+# --- what is missing ----------------------------------------------------------------------
+
+#: Example → what it says where only the shell and the standard commands are installed.
+LACKS = {
+    "who.sh /dev/null": "who.sh: install inotify-tools",
+    "clipboard.sh /dev/null": "clipboard.sh: install wl-clipboard, xclip or inotify-tools",
+    "udev-links.sh / /": "udev-links.sh: inotifywait is missing: install inotify-tools and attr",
+    "guest-agent.sh /dev/null": "guest-agent.sh: install qemu-guest-agent",
+}
+
+
+@pytest.mark.parametrize("command", LACKS)
+def test_an_example_says_which_program_is_missing(
+    command: str, tmp_path: Path, shell: list[str]
+) -> None:
+    for tool in ("rm", "mktemp", "mkfifo", "sh"):
+        (tmp_path / tool).symlink_to(shutil.which(tool) or tool)
+    script, *words = command.split()
+    done = subprocess.run(
+        [shutil.which(shell[0]) or shell[0], *shell[1:], str(EXAMPLES / script), *words],
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+        env={"PATH": str(tmp_path), "HOME": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (1, LACKS[command] + "\n")
+
+
+@pytest.mark.parametrize("script", ["host-info.py", "lock-session.py"])
+def test_an_example_outside_the_virtual_environment_says_what_is_missing(script: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", str(EXAMPLES / script)],  # -S: no installed packages
+        capture_output=True,
+        text=True,
+        timeout=10,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{script}: No module named ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["bus.py", "guest-inspect.py"])
+def test_an_example_without_packages_runs_anywhere(script: str) -> None:
+    words = [sys.executable, "-I", "-S", str(EXAMPLES / script)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=10, check=False)
+    assert done.stderr.startswith("usage: ")
+
+
 # --- chat ---------------------------------------------------------------------------------
 
 
@@ -235,6 +309,22 @@ async def test_ctrl_c_ends_a_look_into_the_guest_without_a_traceback(mounted: Op
         assert running.stdout is not None
         assert b"".join([data async for data in running.stdout]) == b""
         assert await running.wait() == -signal.SIGINT
+
+
+def test_guest_inspect_ends_in_silence_at_a_normal_umount(folder: Path) -> None:
+    vconfs("mount", "-o", "wait", "--port", "inspect=echo", str(folder))
+    port, script = folder / "vcon0", str(EXAMPLES / "guest-inspect.py")
+    words = [sys.executable, script, str(port)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as running:
+        try:
+            deadline = time.monotonic() + 20
+            while os.getxattr(port, "user.openers") == b"" and time.monotonic() < deadline:
+                time.sleep(0.01)
+            vconfs("umount", str(folder))
+            assert running.communicate(timeout=20) == (b"", b"")
+            assert running.returncode == 0
+        finally:
+            running.kill()
 
 
 async def test_the_host_looks_into_the_guest(mounted: OpenMount, tmp_path: Path) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 
@@ -158,12 +160,15 @@ class Terminal:
             except OSError:  # the command has closed the terminal
                 break
         assert self._process.wait(20) == 0
-        return self._seen.decode()
+        return self._seen.decode(errors="replace")
 
 
 @contextmanager
 def on_terminal(
-    *words: str, columns: int = 80, lines: int = 24, **extra: str
+    *words: str,
+    columns: int = 80,
+    lines: int = 24,
+    extra: Mapping[str, str] = MappingProxyType({}),
 ) -> Iterator[Terminal]:
     master, slave = pty.openpty()
     size = {"COLUMNS": str(columns), "LINES": str(lines), "NO_COLOR": "1", "TERM": "dumb"}
@@ -189,7 +194,7 @@ def test_top_is_left_with_q_and_sorts_and_scrolls(folder: Path) -> None:
     ports = [word for number in range(60) for word in ("--port", f"p{number}=echo")]
     vconfs("mount", *ports, str(folder))
     try:
-        with on_terminal("top", str(folder), lines=10, TERM="xterm") as top:
+        with on_terminal("top", str(folder), lines=10, extra={"TERM": "xterm"}) as top:
             top.until("52 more")
             top.until("sorted by rate")
             top.press("s")
@@ -280,3 +285,106 @@ def test_a_name_that_is_longer_than_a_file_name_has_a_link_that_is_cut(folder: P
     assert [len(link) for link in links] == [255, 255]
     assert {os.getxattr(folder / "by-name" / link, "name").decode() for link in links} == {*names}
     assert vconfs("cat", "--write", names[1]) == ""  # found by its whole name
+
+
+#: What a terminal or a locale may lack.
+SURROUNDINGS = {
+    "C": {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+    "POSIX": {"LC_ALL": "POSIX", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+    "latin-1": {"LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "latin-1"},
+    "dumb": {"LC_ALL": "C.UTF-8", "TERM": "dumb"},
+    "no TERM": {"LC_ALL": "C.UTF-8", "TERM": ""},
+    "no colour": {"LC_ALL": "C.UTF-8", "TERM": "xterm", "NO_COLOR": "1"},
+}
+#: Every command that prints; {mount} and {control} are those of `strange`.
+PRINTING = {
+    "help": 0,
+    "version": 0,
+    "mount --help": 0,
+    "manual {scratch}/manual": 0,
+    "ls": 0,
+    "ls {mount}": 0,
+    "ls -q {mount}": 0,
+    "ls --json {mount}": 0,
+    "top --count 1 {mount}": 0,
+    "watch --until connect={name} --timeout 5 {mount}": 0,
+    "watch --timeout 0.1 {mount}": 1,
+    "ctl {control} list": 0,
+    "ctl {control} list --json": 0,
+    "ctl {control} throttle {name} on": 0,
+    "ctl {control} throttle no{name} on": 1,
+    "ctl {control} add {name}=unknöwn": 1,
+    "doctor": None,
+    "doctor --json": None,
+    "bind": None,
+    "cat no{name}": 1,
+    "connect no{name}": 1,
+    "ls {mount}/{name}": 1,
+    "umount {mount}/{name}": 1,
+    "möunt": 2,
+    "mount --port x=fïle:/x {mount}": 2,
+    "host --listen {name}": 2,
+}
+NAME = "ünï\N{SNOWMAN}\N{COLLISION SYMBOL}"
+
+
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """A mount whose port and path have names that few locales can show."""
+    scratch = tmp_path_factory.mktemp("strange")
+    mount, control = scratch / f"{NAME}-mount", str(scratch / "ctl")
+    mount.mkdir()
+    long = NAME * 12
+    ports = [f"--port={NAME}=echo", f"--port={long}=null"]
+    vconfs("mount", "--control", control, *ports, str(mount))
+    yield {"mount": str(mount), "control": control, "name": NAME, "scratch": str(scratch)}
+    vconfs("umount", "-f", str(mount))
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("command", PRINTING)
+def test_every_command_prints_in_any_surroundings(
+    strange: dict[str, str], command: str, surroundings: str
+) -> None:
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    done = subprocess.run(
+        [*VCONFS, *command.format(**strange).split()],
+        capture_output=True,
+        timeout=30,
+        check=False,
+        env={**kept, **SURROUNDINGS[surroundings]},
+    )
+    said = (done.stdout + done.stderr).decode("latin-1")
+    assert "Traceback" not in said
+    assert "UnicodeEncodeError" not in said
+    assert "\033" not in said
+    if PRINTING[command] is not None:
+        assert done.returncode == PRINTING[command], said
+    if surroundings in ("C", "POSIX") and "ls -q" not in command:
+        assert said.isascii()
+
+
+@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+@pytest.mark.parametrize("command", ["ls {mount}", "top --count 1 {mount}", "ctl {control} list"])
+def test_no_table_is_folded_letter_by_letter_at_30_columns(
+    strange: dict[str, str], command: str, surroundings: str
+) -> None:
+    words = command.format(**strange).split()
+    with on_terminal(*words, columns=30, extra=SURROUNDINGS[surroundings]) as terminal:
+        shown = terminal.rest()
+    lines = re.sub(r"\033\[[0-9;]*m", "", shown).splitlines()
+    assert len(lines) == 3
+    assert all(len(line) <= 30 for line in lines)
+    assert ("\033" in shown) <= (surroundings == "no colour")  # there can be bold letters
+
+
+def test_top_prints_tables_on_a_terminal_that_cannot_be_drawn_on(strange: dict[str, str]) -> None:
+    with on_terminal("top", "--interval", "0.1", strange["mount"], extra={"TERM": "dumb"}) as top:
+        top.until("PORT")
+        top.until("PORT")
+
+
+def test_doctor_has_no_colours_where_there_must_be_none() -> None:
+    for colourless in ({"TERM": "dumb", "NO_COLOR": ""}, {"TERM": "xterm", "NO_COLOR": "1"}):
+        with on_terminal("doctor", extra=colourless) as doctor:
+            assert "\033" not in doctor.rest()

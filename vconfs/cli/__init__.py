@@ -17,6 +17,7 @@ import click
 
 from vconfs.cli._logs import set_log_format
 from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
+from vconfs.cli._streams import escape_what_cannot_be_shown, shows_colours
 from vconfs.errors import VconfsError
 
 log: Final = logging.getLogger(__name__)
@@ -89,11 +90,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = _as_click_has_them(list(sys.argv[1:] if arguments is None else arguments))
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # __main__ has set it
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    escape_what_cannot_be_shown()
     set_log_format()
     if "_VCONFS_COMPLETE" in os.environ:
         importlib.import_module("vconfs.cli._completion")
     try:
-        code = vconfs.main(words, prog_name="vconfs", standalone_mode=False)
+        code = vconfs.main(words, prog_name="vconfs", standalone_mode=False, color=shows_colours())
         click.echo(nl=False)  # flushes the output, which may fail
         sys.exit(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:

@@ -150,7 +150,7 @@ def _mount_command(machine: Machine) -> Finding:
 
 def _allow_other(machine: Machine) -> Finding:
     name, path = "allow-other", machine.root / "etc/fuse.conf"
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []
     if any(line.strip() == "user_allow_other" for line in lines):
         return Finding(name, "ok", "users may let others use their mounts (-o allow_other)")
     text = "only root may let others use a mount (-o allow_other)"

@@ -1,8 +1,8 @@
-"""Completion of words that contain colons and equals signs, which click does not expect.
+"""Completion of words that contain colons, equals signs and commas, which click does not expect.
 
 bash splits a word at such characters before it asks, and replaces only the last part. After a word
 that ends with such a character more must follow, so bash and zsh must not add a space. fish does
-all of this by itself.
+this by itself, but click's script for it cuts words at commas.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 from click.shell_completion import (
     BashComplete,
     CompletionItem,
+    FishComplete,
     ZshComplete,
     add_completion_class,
     split_arg_string,
@@ -56,17 +57,25 @@ complete -o nosort -F %(complete_func)s %(prog_name)s
             incomplete = incomplete.partition("=")[2]
         breaks = [mark for mark in ":=" if mark in os.environ.get("COMP_WORDBREAKS", ":=")]
         kept = max([0, *(incomplete.rfind(mark) + 1 for mark in breaks)])
-        kind = "part" if re.search("[:=]$", item.value) else "plain"
+        kind = "part" if re.search("[:=/]$", item.value) else "plain"
         return f"{kind},{item.value[kept:]}"
 
 
 class _Zsh(ZshComplete):
     source_template = ZshComplete.source_template.replace(
         "compadd -U -V unsorted -a completions",
-        "compadd -U -S '' -V unsorted -- ${(M)completions:#*[:=]}\n"
-        "        compadd -U -V unsorted -- ${completions:#*[:=]}",
+        "compadd -U -S '' -V unsorted -- ${(M)completions:#*[:=/]}\n"
+        "        compadd -U -V unsorted -- ${completions:#*[:=/]}",
+    )
+
+
+class _Fish(FishComplete):
+    #: The words have commas, too: only the first one separates the kind from the word.
+    source_template = FishComplete.source_template.replace(
+        'string split "," $completion', 'string split --max 1 "," $completion'
     )
 
 
 add_completion_class(_Bash)
+add_completion_class(_Fish)
 add_completion_class(_Zsh)

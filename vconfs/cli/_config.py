@@ -31,7 +31,7 @@ def config_keys(command: click.Command) -> Mapping[str, click.Option]:
 def read_text(file: str) -> str:
     """Return the text of a file that an option names, or raise ValueError with the reason."""
     try:
-        return Path(file).read_text()
+        return Path(file).read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError as error:

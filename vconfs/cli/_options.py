@@ -9,11 +9,11 @@ from typing import Any
 
 from attrs import define, evolve, field
 
+from vconfs.cli._values import options
 from vconfs.files.tree import Access
 from vconfs.fuse import MountFlag
 from vconfs.guest.options import PortOptions
 from vconfs.link.draining import DRAIN_TIME
-from vconfs.syntax.patience import PATIENCE_EXAMPLES
 from vconfs.syntax.times import seconds
 from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
 
@@ -37,13 +37,11 @@ _OWN_OPTIONS = (
 
 
 def option_beginnings(typed: str) -> Iterator[str]:
-    """Yield the options, with an equals sign where a value follows.
+    """Yield the options, with an equals sign where a value follows; after that, its values."""
+    yield from options("", _beginnings(), typed)
 
-    Once `throttle=` is typed, yield that option with its values instead.
-    """
-    if typed.startswith("throttle="):
-        yield from (f"throttle={value}" for value in PATIENCE_EXAMPLES)
-        return
+
+def _beginnings() -> Iterator[str]:
     yield from ("allow_other", "drain=", "fsname=", "log=", "tty=", "wait-for-host", *_FLAGS)
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
-from vconfs.host.chardev import chardev_kinds, parse_chardev
+from vconfs.cli._values import as_typed, last_word, options, paths
+from vconfs.host.chardev import chardev_kinds, options_of, parse_chardev, split_kind
 from vconfs.host.control_socket import control_path
 from vconfs.host.port import HostPortSpec
-from vconfs.host.spec import parse_port
+from vconfs.host.spec import PORT_FORMS, parse_port
 
 
 def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
@@ -50,9 +52,26 @@ class PortSpec(click.ParamType[HostPortSpec]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose chardevs after the name."""
-        name, equals, _ = incomplete.partition("=")
-        return proposals((f"{name}={kind}" for kind in _beginnings()), incomplete) if equals else []
+        """Propose chardevs after the name, then paths, and options after a comma."""
+        name, equals, chardev = incomplete.partition("=")
+        return proposals(_words(f"{name}=", chardev), incomplete) if equals else []
+
+
+def _words(before: str, typed: str) -> Iterator[str]:
+    """Yield words for the chardev that is `typed` behind `before`."""
+    kind, argument = split_kind(typed)
+    if kind == typed:
+        yield from (before + beginning for beginning in _beginnings())
+    elif begin := last_word(typed):
+        with suppress(ValueError):  # there is no such kind
+            names = as_typed((*(options_of(kind) or ()), *PORT_FORMS))
+            yield from options(before + typed[:begin], names, typed[begin:])
+    elif kind in _ON_PATHS:
+        yield from paths(f"{before}{kind}:", argument)
+
+
+#: The kinds whose argument is a path.
+_ON_PATHS: Final = ("unix", "seqpacket", "connect", "pipe", "file", "pty")
 
 
 def _beginnings() -> Iterator[str]:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from vconfs.cli._streams import as_shown, is_dumb
 from vconfs.syntax.printable import printable
 
 #: More columns than any row of a table has.
@@ -51,6 +53,8 @@ class Table:
         least = [self._least(index) for index in range(len(self.columns))]
         fitting = self._fitting(options.max_width, least)
         shown = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
+        has_ellipsis = as_shown("…", options.encoding) == "…"
+        cut: OverflowMethod = "ellipsis" if has_ellipsis else "crop"
         for index in fitting:
             column = self.columns[index]
             shown.add_column(
@@ -60,8 +64,8 @@ class Table:
                 min_width=least[index],
             )
         for row in self.rows:
-            cells = (row[index] for index in fitting)
-            shown.add_row(*(Text(cell, no_wrap=True, overflow="ellipsis") for cell in cells))
+            cells = (as_shown(row[index], options.encoding) for index in fitting)
+            shown.add_row(*(Text(cell, no_wrap=True, overflow=cut) for cell in cells))
         yield shown
 
     def _fitting(self, width: int, least: Sequence[int]) -> list[int]:
@@ -83,4 +87,14 @@ class Table:
 
 def print_table(table: Table) -> None:
     """Print a table. Cells that do not fit on a terminal are cut; elsewhere, all are whole."""
-    Console(width=None if os.isatty(1) else _WIDE, markup=False, highlight=False).print(table)
+    open_console(None if os.isatty(1) else _WIDE).print(table)
+
+
+def open_console(width: int | None = None) -> Console:
+    """Return standard output as a console; without a width, it is as wide as the terminal."""
+    if not is_dumb():
+        return Console(width=width, markup=False, highlight=False)
+    columns, height = shutil.get_terminal_size()  # rich assumes 80 columns
+    return Console(
+        width=width or columns, height=height, color_system=None, markup=False, highlight=False
+    )

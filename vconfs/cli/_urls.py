@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Final
 
 import click
 from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
+from vconfs.cli._values import as_typed, last_word, options, paths
 from vconfs.device import binding
 from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
 from vconfs.host.listeners import LISTENERS, parse_listener
+from vconfs.host.vhost_user.address import VHOST_USER_OPTIONS
+from vconfs.streams.stream_address import WINDOW_OPTION
 from vconfs.streams.url import ADDRESSES
+from vconfs.syntax.url_options import RESIZE_OPTION
+
+#: Beginning of a url of either end → the options that may follow after a comma.
+_STREAMS: Final[Mapping[str, Sequence[str]]] = {
+    "stream:unix:": (WINDOW_OPTION,),
+    "stream:tcp:": (WINDOW_OPTION,),
+    "stream:vsock:": (WINDOW_OPTION,),
+    "stream:tty:": ("baud=N", WINDOW_OPTION),
+    "stream:stdio": (WINDOW_OPTION,),
+}
+_DEVICES: Final[Mapping[str, Sequence[str]]] = {
+    **_STREAMS,
+    "vhost-user:": (),
+    "pci:": (RESIZE_OPTION,),
+    "qtest:": ("addr=SLOT.FUNCTION", RESIZE_OPTION),
+}
+_ON_PATHS: Final = ("stream:unix:", "stream:tty:", "vhost-user:", "qtest:")
 
 
 @frozen
@@ -22,6 +42,8 @@ class Url(click.ParamType[str]):
 
     check: Callable[[str], object]
     beginnings: Callable[[], Sequence[str]]
+    #: Beginning of a url → the options that may follow after a comma.
+    options: Mapping[str, Sequence[str]]
     name: str = "URL"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -35,7 +57,16 @@ class Url(click.ParamType[str]):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem[Any]]:
-        """Propose the beginnings of urls."""
+        """Propose the beginnings of urls, then paths, and options after a comma."""
+        begin = last_word(incomplete)
+        scheme = next((it for it in self.options if incomplete.startswith(it)), None)
+        if scheme is None:
+            return proposals(self.beginnings(), incomplete)
+        if begin:
+            names = as_typed(self.options[scheme])
+            return proposals(options(incomplete[:begin], names, incomplete[begin:]), incomplete)
+        if scheme in _ON_PATHS:
+            return proposals(paths(scheme, incomplete.removeprefix(scheme)), incomplete)
         return proposals(self.beginnings(), incomplete)
 
 
@@ -58,5 +89,9 @@ def _devices() -> list[str]:
     return [EMBEDDED, KERNEL, *found, *_beginnings(others)]
 
 
-DEVICE_URL = Url(_check_device, _devices)
-LISTEN_URL = Url(parse_listener, lambda: list(_beginnings(list(LISTENERS))))
+DEVICE_URL = Url(_check_device, _devices, _DEVICES)
+LISTEN_URL = Url(
+    parse_listener,
+    lambda: list(_beginnings(list(LISTENERS))),
+    {**_STREAMS, "vhost-user:": VHOST_USER_OPTIONS},
+)

@@ -26,6 +26,7 @@ from vconfs.protocol.control import (
     Throttle,
 )
 from vconfs.protocol.v8 import LIMIT_MAX
+from vconfs.syntax.sizes import parse_mebibytes
 
 
 def _address(word: str) -> int | str:
@@ -163,16 +164,25 @@ def throttle(as_json: bool, port: int | str, switch: str) -> None:
     _carry_out(Throttle(port, switch == "on"), as_json)
 
 
-@command.command("limit", short_help="Set how many MiB of unread data the guest may keep.")
+def _mebibytes(ctx: click.Context, param: click.Parameter, size: str) -> int:
+    try:
+        return parse_mebibytes("limit", size, LIMIT_MAX)
+    except ValueError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+@command.command("limit", short_help="Set how much unread data the guest may keep.")
 @_as_json
 @_port
-@click.argument("mib", type=click.IntRange(1, LIMIT_MAX), metavar="MIB")
+@click.argument("mib", callback=_mebibytes, metavar="SIZE")
 def limit(as_json: bool, port: int | str, mib: int) -> None:
-    """Set how many MiB of unread data the guest may keep for a port (dialect v8).
+    """Set how much unread data the guest may keep for a port (dialect v8), like 4M.
+
+    SIZE is a whole number of MiB.
 
     \b
     Example:
-      vconfs ctl /run/vcon.ctl limit org.example.chat 4
+      vconfs ctl /run/vcon.ctl limit org.example.chat 4M
     """
     _carry_out(Limit(port, mib), as_json)
 

@@ -72,7 +72,8 @@ def command(
       stream:exec:COMMAND          the input and output of a shell command
       stream:stdio                 our own input and output; ends with them
       vhost-user:PATH              a hypervisor or vconfs mount, over shared memory
-    Any stream takes ,window=BYTES, the most that may be on its way to us (2048 on a tty).
+    Any stream takes ,window=SIZE, the most that may be on its way to us (4M, on a tty 2K). A
+    comma of a path is written twice.
     vhost-user takes ,inband (offer notifications by message), ,require-seals (take only memory
     that cannot shrink while it is in use) and, with --dialect virtio1, ,max-ports=N (31 by default)
     and ,resize=rows-first (send console sizes in the order that Linux reads).

@@ -100,7 +100,7 @@ def command(as_json: bool, quiet: bool, mountpoints: tuple[Path, ...]) -> None:
     ports = [(mount, port) for mount, its_ports in found for port in its_ports]
     if quiet:
         for mount, port in ports:
-            click.echo(mount / str(port["port"]))
+            click.echo(os.fsencode(mount / str(port["port"])))
     elif as_json:
         for mount, port in ports:
             click.echo(json.dumps(port if len(mountpoints) == 1 else {"mount": str(mount), **port}))

@@ -160,4 +160,4 @@ def command(folder: Path) -> None:
     for name, text in manual_pages().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")

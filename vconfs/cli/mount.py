@@ -159,18 +159,20 @@ def command(
                                    console sizes in the order that Linux reads)
       stream:PLACE                 a `vconfs host` at the other end of a byte stream; PLACE is
                                    unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
-                                   exec:COMMAND  stdio, and any with ,window=BYTES
+                                   exec:COMMAND  stdio, and any with ,window=SIZE
       vhost-user:PATH              a `vconfs host`, or another vhost-user back-end, at a socket
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
       file:PATH  exec:COMMAND  stdio  echo  null  zero
     OPTION of a port is one of:
-      id=N  console  cache  limit=MiB  host-limit=BYTES
+      id=N  console  cache  limit=SIZE  host-limit=SIZE, and of unix, seqpacket, pipe, file, pty:
+      mode=0660  owner=USER  group=GROUP (of what they make; otherwise 0600 and our own)
+    A comma of a path is written twice. SIZE is 65536 (bytes), 64K, 4M or 1G.
     The -o options are:
       allow_other  mode=0660  uid=USER  gid=GROUP  exclusive  wait  cache
       throttle=enospc|block|TIME (how long a write waits for a host that wants no more, like 10s,
                                   500ms, 2m; the default is 10s)
-      limit=BYTES  tty=NAME (a pty beside each port whose name matches that pattern)
+      limit=SIZE  tty=NAME (a pty beside each port whose name matches that pattern)
       log=FILE (as --log)
       wait-for-host[=TIME] (as --wait-for-host)
       drain=TIME (how long to wait at the end for a peer that takes no data: 5s)

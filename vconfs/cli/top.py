@@ -12,13 +12,14 @@ from typing import Any, Final
 
 import click
 from attrs import define, field
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from vconfs.cli._arguments import Mount
 from vconfs.cli._keys import Keys, reading_keys
-from vconfs.cli._tables import Column, Table, print_table
+from vconfs.cli._streams import is_dumb
+from vconfs.cli._tables import Column, Table, open_console, print_table
 from vconfs.cli.ls import dropped, read_ports, state
 
 #: Rates of a port that its history shows.
@@ -63,7 +64,7 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
       vconfs top --count 2 --interval 10 /mnt/vcon >>ports.log
     """
     rates = _Rates()
-    if looks is None and os.isatty(0) and os.isatty(1):
+    if looks is None and os.isatty(0) and os.isatty(1) and not is_dumb():
         _show_live(mountpoint, rates, interval)
         return
     for look in count(1):
@@ -76,7 +77,7 @@ def command(interval: float, looks: int | None, mountpoint: Path) -> None:
 
 def _show_live(mountpoint: Path, rates: _Rates, interval: float) -> None:
     """Show the table on the whole screen until the user ends it."""
-    console = Console()
+    console = open_console()
     view = _View()
     with reading_keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
         for look in count():
@@ -220,7 +221,7 @@ def _cells(port: _Port, rates: _Rates, bars: str, shows_dropped: bool) -> Iterat
 
 def _bars() -> str:
     """Return the characters of a history; those of ASCII where the terminal has no others."""
-    encoding = Console().encoding
+    encoding = open_console().encoding
     try:
         _BARS.encode(encoding)
     except UnicodeEncodeError:

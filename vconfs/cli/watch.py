@@ -57,7 +57,8 @@ def _goal(ctx: click.Context, param: click.Parameter, value: str | None) -> Goal
     if event not in _REACHED or not equals or not name:
         known = ", ".join(_REACHED)
         raise click.BadParameter(f"{value!r} is not EVENT=NAME, with one of {known}", ctx, param)
-    return Goal(event, name)
+    in_events = os.fsencode(name).decode(errors="surrogateescape")  # UTF-8, whatever the locale
+    return Goal(event, in_events)
 
 
 def _propose_goals(

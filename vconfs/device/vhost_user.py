@@ -28,7 +28,7 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import ConfigStale, Region
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.syntax.paths import socket_path
-from vconfs.syntax.url_options import commas_of_paths, split_options
+from vconfs.syntax.url_options import split_options
 from vconfs.system.aside import close_descriptors
 from vconfs.system.descriptors import owned
 from vconfs.system.tasks import open_background
@@ -43,7 +43,7 @@ _LEFT: Final = -2
 
 def parse_path(rest: str) -> str:
     """Parse the url after the scheme; raise ValueError if it is wrong."""
-    path, _ = split_options("vhost-user", rest, commas=commas_of_paths)
+    path, _ = split_options("vhost-user", rest)
     return socket_path("vhost-user", path)
 
 

@@ -8,8 +8,9 @@ ours are found in the same way.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Final, Protocol, Self
@@ -21,6 +22,10 @@ from vconfs.protocol.events import Buffer
 
 #: The group of entry points by which kinds are found.
 _GROUP: Final = "vconfs.chardevs"
+#: QEMU's word for a kind → the kinds that do the same here.
+_OF_QEMU: Final = {
+    "socket": "write unix:PATH or tcp:HOST:PORT to listen, or connect:PATH to connect",
+}
 
 
 class Counters(Protocol):
@@ -59,6 +64,13 @@ class PortSide(Protocol):
     @property
     def guest_connected(self) -> bool:
         """True if the guest has the port open."""
+
+    @property
+    def console(self) -> bool:
+        """True if the port is a console, which people look at."""
+
+    def resize(self, cols: int, rows: int) -> None:
+        """Tell the guest the size of the console, in characters."""
 
     def connect(self) -> None:
         """Tell the guest that the far side is connected."""
@@ -108,6 +120,10 @@ class PortSide(Protocol):
 class Chardev(ABC):
     """The far side of one port."""
 
+    #: The forms of the options that may follow its argument, like "mode=MODE". What stands behind
+    #: a comma is then one of these or of the port's, and a comma of the argument is written twice;
+    #: `vconfs.syntax.url_options.split_options` reads such an argument. None: it keeps its commas.
+    options: ClassVar[Sequence[str] | None] = None
     #: True if it takes guest data by whole write requests (`PortSide.receive_message`).
     keeps_boundaries = False
     #: True if it sees where the guest closed the port (`PortSide.receive` returns no bytes there).
@@ -140,24 +156,48 @@ def chardev_kinds() -> list[str]:
 
 def parse_chardev(text: str) -> Chardev:
     """Make a chardev from KIND[:ARGUMENT]; raise ValueError if either is wrong."""
-    kind, _, argument = text.partition(":")
-    found = list(entry_points(group=_GROUP, name=kind))
-    if not found:
-        known = ", ".join(chardev_kinds())
-        raise ValueError(f"unknown chardev {kind!r}: it is one of {known}")
-    if len(found) > 1:
-        packages = " and ".join(sorted(_package(point) for point in found))
-        raise ValueError(f"chardev {kind!r} is in {packages}: remove one of them")
+    kind, argument = split_kind(text)
+    point = _found(kind)
     try:
-        chardev = _load(found[0]).parse(argument)
+        chardev = _load(point).parse(argument)
         if not isinstance(chardev, Chardev):
             raise TypeError(f"parse returned {chardev!r}, which is not a Chardev")
     except ValueError:
         raise
     except Exception as error:  # of any kind: the chardev may be another package's
-        why = f"{type(error).__name__}: {error}"
-        raise ValueError(f"chardev {kind!r} of {_package(found[0])} is broken: {why}") from error
+        raise _broken(point, error) from error
     return chardev
+
+
+def split_kind(text: str) -> tuple[str, str]:
+    """Split the text of a chardev into its kind and its argument with options."""
+    kind = re.split("[:,]", text, maxsplit=1)[0]
+    return kind, text.removeprefix(kind).removeprefix(":")
+
+
+def options_of(kind: str) -> Sequence[str] | None:
+    """Return `Chardev.options` of a kind. Raise ValueError if there is no such kind."""
+    point = _found(kind)
+    try:
+        return _load(point).options
+    except Exception as error:  # of any kind: the chardev may be another package's
+        raise _broken(point, error) from error
+
+
+def _found(kind: str) -> EntryPoint:
+    found = list(entry_points(group=_GROUP, name=kind))
+    if not found:
+        hint = _OF_QEMU.get(kind) or f"it is one of {', '.join(chardev_kinds())}"
+        raise ValueError(f"unknown chardev {kind!r}: {hint}")
+    if len(found) > 1:
+        packages = " and ".join(sorted(_package(point) for point in found))
+        raise ValueError(f"chardev {kind!r} is in {packages}: remove one of them")
+    return found[0]
+
+
+def _broken(point: EntryPoint, error: Exception) -> ValueError:
+    why = f"{type(error).__name__}: {error}"
+    return ValueError(f"chardev {point.name!r} of {_package(point)} is broken: {why}")
 
 
 def _load(point: EntryPoint) -> type[Chardev]:

@@ -16,6 +16,7 @@ from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.lines import LineReader
 from vconfs.syntax.paths import socket_path
+from vconfs.system.file_access import OUR_OWN
 from vconfs.system.listening import Door, listening_at
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import closing, receive_bytes
@@ -25,8 +26,6 @@ _CLIENTS_MAX: Final = 64
 _BACKLOG: Final = 128
 #: How many bytes to read from a client at a time.
 _CHUNK: Final = 1 << 16
-#: Only the owner of the host end may control it.
-_MODE: Final = 0o600
 #: The requests that change one port at once.
 _Change: TypeAlias = (
     control.Rename | control.Throttle | control.Limit | control.Cache | control.Resize
@@ -48,7 +47,7 @@ async def serve_control(
     Raise VconfsError if there can be no socket.
     """
     clients = trio.Semaphore(_CLIENTS_MAX)
-    with listening_at(path, mode=_MODE, backlog=_BACKLOG) as listener, Door([listener]) as door:
+    with listening_at(path, access=OUR_OWN, backlog=_BACKLOG) as listener, Door([listener]) as door:
         async with open_background() as nursery:
             task_status.started()
             while True:

@@ -59,6 +59,7 @@ class Host:
         _check_name(spec.name)
         port = HostPort(port_id, spec, patience=self._patience)
         port.counters.on_drop = lambda: self.on_drop(port_id)
+        port.on_resize = lambda: self._port_resized(port)
         self._starting[port_id] = port
         try:
             await self._nursery.start(self._serve, port)
@@ -158,7 +159,11 @@ class Host:
         port = self._find(port_id)
         if not (0 <= cols < 1 << 16 and 0 <= rows < 1 << 16):
             raise VconfsError(f"a console has up to 65535 columns and rows, not {cols} by {rows}")
-        port.size = (cols, rows)
+        if port_id and not port.console:
+            raise VconfsError(f"port {port_id} is not a console: only consoles have a size")
+        port.resize(cols, rows)
+
+    def _port_resized(self, port: HostPort) -> None:
         if self._guest is not None:
             self._guest.port_resized(port)
 

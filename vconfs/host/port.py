@@ -73,6 +73,7 @@ class HostPort(PortSide):
     )
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
+    on_resize: Callable[[], None] = field(init=False, default=lambda: None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
 
@@ -107,6 +108,11 @@ class HostPort(PortSide):
     @override
     def guest_connected(self) -> bool:
         return self._guest_connected
+
+    @property
+    @override
+    def console(self) -> bool:
+        return self.spec.console
 
     @property
     def host_throttled(self) -> bool:
@@ -162,6 +168,11 @@ class HostPort(PortSide):
         if self.connected and self._line is not None:
             self._line.open_port(self.id, False)
             self._line.open_port(self.id, True)
+
+    @override
+    def resize(self, cols: int, rows: int) -> None:
+        self.size = (cols, rows)
+        self.on_resize()
 
     @override
     async def next_session(self) -> None:

@@ -18,7 +18,7 @@ from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddres
 from vconfs.streams.wire import ProgramWire, TtyWire, Wire
 from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
-from vconfs.syntax.url_options import any_commas, commas_of_paths, split_options
+from vconfs.syntax.url_options import split_options, split_trailing_options
 from vconfs.system.descriptors import owned
 from vconfs.system.shell_programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
@@ -50,7 +50,7 @@ class TtyAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,baud=N][,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options("tty", rest, "baud=N", WINDOW_OPTION, commas=commas_of_paths)
+        rest, options = split_options("tty", rest, "baud=N", WINDOW_OPTION)
         return cls(
             path=path_argument("tty", rest),
             baud=_speed(options["baud"]) if "baud" in options else None,
@@ -114,7 +114,7 @@ class ExecAddress(Line):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse COMMAND[,window=N]. Raise ValueError if it is wrong."""
-        rest, options = split_options("exec", rest, WINDOW_OPTION, commas=any_commas)
+        rest, options = split_trailing_options(rest, WINDOW_OPTION)
         return cls(command=command_argument(rest), window=window_option(options))
 
     @override

@@ -19,7 +19,7 @@ from vconfs.streams.stream_address import WINDOW_OPTION, NextGuest, StreamAddres
 from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
-from vconfs.syntax.url_options import commas_of_paths, split_options
+from vconfs.syntax.url_options import split_options
 from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
@@ -95,7 +95,7 @@ class UnixAddress(SocketAddress):
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse PATH[,window=N]. Raise ValueError if it is wrong."""
-        path, options = split_options("unix", rest, WINDOW_OPTION, commas=commas_of_paths)
+        path, options = split_options("unix", rest, WINDOW_OPTION)
         return cls(socket_path("unix", path), window=window_option(options))
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:

@@ -11,13 +11,13 @@ from attrs import frozen
 
 from vconfs.protocol.stream import WINDOW_MAX, WINDOW_MIN
 from vconfs.streams.wire import Wire
-from vconfs.syntax.values import number
+from vconfs.syntax.sizes import parse_size
 
 #: The default limit of bytes that a peer may have under way: enough for a distant network, and a
 #: bound for what may still come after the peer was told to stop.
 DEFAULT_WINDOW: Final = 4 << 20
 #: The option of all streams, as it is written.
-WINDOW_OPTION: Final = "window=BYTES"
+WINDOW_OPTION: Final = "window=SIZE"
 
 #: Waits for the next guest and connects to it. Its value is None if no further guest can come.
 NextGuest = Callable[[], AbstractAsyncContextManager[Wire | None]]
@@ -50,4 +50,4 @@ class StreamAddress(ABC):
 def window_option(options: dict[str, str], default: int = DEFAULT_WINDOW) -> int:
     """Return the option `window`, in bytes. Raise ValueError if it is out of range."""
     value = options.get("window", str(default))
-    return number("window", value, WINDOW_MIN, WINDOW_MAX)
+    return parse_size("window", value, WINDOW_MIN, WINDOW_MAX)

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from vconfs.syntax.patience import parse_patience
+from vconfs.syntax.sizes import parse_size
 
 _LIMIT_MAX = 1 << 30
 
@@ -26,11 +27,7 @@ def _throttle(key: str, value: str) -> float:
 
 
 def _size(key: str, value: str) -> int:
-    match = re.fullmatch("([0-9]{1,10})([kKmM]?)", value)
-    size = int(match[1]) << {"": 0, "k": 10, "m": 20}[match[2].lower()] if match else 0
-    if not 0 < size <= _LIMIT_MAX:
-        raise ValueError(f"{key} is a number of bytes up to 1 GiB, like 65536 or 4M, not {value!r}")
-    return size
+    return parse_size(key, value, 1, _LIMIT_MAX)
 
 
 def number(key: str, value: str, low: int, high: int) -> int:
@@ -40,17 +37,20 @@ def number(key: str, value: str, low: int, high: int) -> int:
     return int(value)
 
 
-def _mode(key: str, value: str) -> int:
+def parse_mode(key: str, value: str) -> int:
+    """Parse the permission bits of a file."""
     if not re.fullmatch("0?[0-7]{3}", value):
         raise ValueError(f"mode is three octal digits, like 0660, not {value!r}")
     return int(value, 8)
 
 
-def _user(key: str, value: str) -> int:
+def parse_user(key: str, value: str) -> int:
+    """Return the ID of a user, who is named by number or name."""
     return _id(key, value, lambda name: pwd.getpwnam(name).pw_uid)
 
 
-def _group(key: str, value: str) -> int:
+def parse_group(key: str, value: str) -> int:
+    """Return the ID of a group, which is named by number or name."""
     return _id(key, value, lambda name: grp.getgrnam(name).gr_gid)
 
 
@@ -73,9 +73,9 @@ PORT_OPTIONS: Mapping[str, Callable[[str, str], object]] = {
 }
 #: Fields of Access.
 ACCESS_OPTIONS: Mapping[str, Callable[[str, str], int]] = {
-    "mode": _mode,
-    "uid": _user,
-    "gid": _group,
+    "mode": parse_mode,
+    "uid": parse_user,
+    "gid": parse_group,
 }
 
 #: The help text of each option of a port's file, and of a mount's further options.
@@ -89,8 +89,9 @@ OPTION_MEANINGS: Mapping[str, str] = {
     "throttle": "how long a write waits while the host throttles the port (then ENOSPC), or while "
     "the device is away (then ENOTCONN): a time like 500ms or 2m, by default 10s, restarted "
     "whenever the host takes data again; enospc: do not wait; block: wait for ever",
-    "limit": "the most unread bytes that are kept before the host is throttled, like 65536 or 4M;"
-    " the host can set less, never more. Without it 1M, and the host can set up to 16M",
+    "limit": "how much unread data is kept before the host is throttled: a number of bytes or a "
+    "size like 64K, 4M or 1G; the host can set less, never more. Without it 1M, and the host can "
+    "set up to 16M",
     "drain": "how long the end of a mount waits for undelivered data while none of it is taken:"
     " a time like 500ms or 2m, by default 5s; 0: do not wait",
     "tty": "the port also has a pty, for programs that need a terminal",

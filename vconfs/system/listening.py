@@ -16,6 +16,7 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.syntax.addresses import bracketed
 from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.file_access import PRIVATE, FileAccess
 from vconfs.system.path_errors import cannot
 from vconfs.system.unix_sockets import closing, refuse_rights
 
@@ -74,22 +75,32 @@ def listening_at(
     path: str,
     kind: int = socket.SOCK_STREAM,
     *,
-    mode: int | None = None,
+    access: FileAccess | None = None,
     backlog: int = BACKLOG,
     rights: bool = False,
 ) -> Iterator[socket.socket]:
     """Listen on a unix socket while the block runs. Raise VconfsError if that fails.
 
-    `mode` is the file mode of the path. Clients may send descriptors only if `rights` is true.
+    `access` says who may connect; without it the umask does. Clients may send descriptors only if
+    `rights` is true.
     """
     with closing(socket.socket(socket.AF_UNIX, kind)) as listener:
         if not rights:
             refuse_rights(listener)
-        if mode is not None:
-            os.fchmod(listener.fileno(), mode)  # the path has this mode from the start
+        if access:
+            os.fchmod(listener.fileno(), PRIVATE)  # the path has this mode from the start
         with _bound(listener, path):
+            if access:
+                _set_access(path, access)
             listener.listen(backlog)
             yield listener
+
+
+def _set_access(path: str, access: FileAccess) -> None:
+    try:
+        access.apply_to_socket(path)
+    except OSError as error:
+        raise cannot(path, error) from None
 
 
 @contextmanager

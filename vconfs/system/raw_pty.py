@@ -93,6 +93,13 @@ class RawPty:
             os.chown(self.path, *owner)
         os.chmod(self.path, mode)
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """The columns and rows of the window."""
+        answer = fcntl.ioctl(self.master, termios.TIOCGWINSZ, bytes(8))
+        rows, cols, _, _ = struct.unpack("4H", answer)
+        return cols, rows
+
     def resize(self, cols: int, rows: int) -> None:
         """Set the window size. Foreground programs of the pty get SIGWINCH if it changed."""
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("4H", rows, cols, 0, 0))

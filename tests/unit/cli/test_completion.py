@@ -64,6 +64,27 @@ def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("mount -o wait,throttle=", "plain,enospc plain,block plain,10s"),
         ("mount -o throttle=b", "plain,block"),
         ("mount -o exc", "plain,exclusive"),
+        ("mount -o wait,uid=roo", "plain,root"),
+        ("mount -o gid=roo", "plain,root"),
+        ("mount -o mode=06", "plain,0600 plain,0640 plain,0660 plain,0666"),
+        ("mount -o limit=1", "plain,1M plain,16M"),
+        ("mount -o log={here}/so", "plain,{here}/sock"),
+        ("mount --port chat=unix:{here}/s", "part,{here}/so,,me/ plain,{here}/sock"),
+        ("mount --port chat=file:{here}/so,,me/", "plain,{here}/so,,me/log"),
+        ("mount --port chat=unix:/s,mo", "part,/s,mode="),
+        ("mount --port chat=unix:/s,cache,c", "plain,/s,cache,console plain,/s,cache,cache"),
+        ("mount --port chat=unix:/s,owner=roo", "plain,root"),
+        ("mount --port chat=unix:/s,group=roo", "plain,root"),
+        ("mount --port chat=echo,host", "part,echo,host-limit="),
+        ("mount --port chat=echo,mo", ""),
+        ("mount --port chat=nothing:/s,mo", ""),
+        ("ctl /run/ctl add chat=unix:/s,mo", "part,/s,mode="),
+        ("host --listen stream:unix:{here}/soc", "plain,{here}/sock"),
+        ("host --listen vhost-user:/s,in", "plain,/s,inband"),
+        ("mount --device vhost-user:/s,in", ""),
+        ("mount --device pci:0000:00:05.0,re", "part,05.0,resize="),
+        ("mount --device stream:unix:/s,wi", "part,/s,window="),
+        ("mount --device stream:tty:/s,baud=11", "plain,115200"),
         ("mount --rules x", "file,"),
         ("mount --config x", "file,"),
         ("mount --dialect v", "plain,v8 plain,virtio1"),
@@ -71,7 +92,13 @@ def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("watch --until connect=org", "plain,org.a plain,org.b"),
     ],
 )
-def test_proposals(line: str, replies: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proposals(
+    line: str, replies: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "sock").touch()
+    (tmp_path / "so,me").mkdir()
+    (tmp_path / "so,me/log").touch()
+    line, replies = (it.replace("{here}", str(tmp_path)) for it in (line, replies))
     found = " ".join(proposed(line, monkeypatch).splitlines())
     assert found == replies or (replies.endswith(":") and found.startswith(replies))
 

@@ -303,6 +303,10 @@ async def test_adding_what_cannot_be_says_why_and_leaves_nothing() -> None:
             ends.host.remove(7)
         with pytest.raises(VconfsError, match="up to 65535 columns and rows, not 70000 by 1"):
             ends.host.resize(0, 70000, 1)
+        second = await ends.host.add(spec(b"second"))
+        with pytest.raises(VconfsError, match="port 1 is not a console: only consoles have a siz"):
+            ends.host.resize(second.id, 80, 25)
+        ends.host.remove(second.id)
         assert ends.host.size == (0, 0)
         assert sorted(ends.host.ports) == [0]
         assert sorted(ends.ports) == [0]

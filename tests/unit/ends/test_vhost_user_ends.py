@@ -289,7 +289,7 @@ async def test_sizes_can_be_sent_in_linuxs_order(tmp_path: Path) -> None:
         ("/run/s,max-ports=8", ("/run/s", 8, False)),
         ("/run/s,inband,max-ports=127", ("/run/s", 127, True)),
         ("/run/s,resize=cols-first", ("/run/s", 31, False)),
-        ("/run/a,b", ("/run/a,b", 31, False)),
+        ("/run/a,,b", ("/run/a,b", 31, False)),
     ],
 )
 def test_addresses(rest: str, address: tuple[str, int, bool]) -> None:

@@ -91,7 +91,7 @@ def test_an_empty_file_sets_nothing() -> None:
         ("[[port]]\nname = 3", "r.toml:2: name: name is a text in quotes, not 3"),
         ("[[port]]\nid = 1\nmode = 660", "r.toml:3: mode: mode is a text in quotes, not 660"),
         ('[[port]]\nid = 1\nmode = "999"', "r.toml:3: mode: mode is three octal digits"),
-        ("[[port]]\nid = 1\nlimit = 0", "r.toml:3: limit: limit is a number of bytes"),
+        ("[[port]]\nid = 1\nlimit = 0", "r.toml:3: limit: limit is a size in bytes"),
         ('[[port]]\nid = 1\ngid = "no such"', "r.toml:3: gid: gid is a number or a name"),
         (
             '[[port]]\nid = 1\nwait = true\n[[port]]\nname = "a"\n"throttle" = "never"',

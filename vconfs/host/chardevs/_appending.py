@@ -21,6 +21,7 @@ from attrs import define, field
 from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import pass_on
 from vconfs.system.backoff import Backoff
+from vconfs.system.file_access import OUR_OWN, PRIVATE, FileAccess
 from vconfs.system.path_errors import cannot
 
 #: How many bytes to write at a time: enough to be worth the thread that writes them.
@@ -34,6 +35,7 @@ class AppendedFile:
     """The file at a path, open for appending. Its methods may block, so threads call them."""
 
     path: str
+    access: FileAccess  # of a file that we make
     stale: bool = True  # it must be opened again before it is written to
     descriptor: int = -1
     _regular: os.stat_result | None = None  # of the open file, if it is a regular file
@@ -41,11 +43,26 @@ class AppendedFile:
     def open(self) -> None:
         """Open what the path leads to now; after an OSError the old file is still open."""
         self.stale = False  # first, because it may be set again while this runs
-        how = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        descriptor = os.open(self.path, how | os.O_NONBLOCK, 0o600)  # a fifo without a reader fails
+        descriptor = self._opened()
         self.close()
         self.descriptor, status = descriptor, os.fstat(descriptor)
         self._regular = status if stat.S_ISREG(status.st_mode) else None
+
+    def _opened(self) -> int:
+        # With O_NONBLOCK, opening a fifo without a reader fails.
+        how = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
+        try:
+            return os.open(self.path, how)
+        except FileNotFoundError:
+            descriptor = os.open(self.path, how | os.O_CREAT, PRIVATE)
+        try:
+            if self.access != OUR_OWN:
+                self.access.apply(descriptor)
+        except OSError:  # the next try is to make it anew
+            os.unlink(os.path.realpath(self.path))
+            os.close(descriptor)
+            raise
+        return descriptor
 
     def append(self, data: memoryview) -> int:
         """Append some of `data` and return how many bytes; raise OSError if that fails."""

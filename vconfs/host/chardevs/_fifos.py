@@ -18,6 +18,7 @@ from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import pass_on, serve_anew
 from vconfs.system.backoff import LAST_PAUSE, Backoff
 from vconfs.system.descriptors import owned
+from vconfs.system.file_access import PRIVATE, FileAccess
 from vconfs.system.inotify import Change, watching
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
@@ -68,7 +69,7 @@ def _has_reader(writer: int) -> bool:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[_Fifo]:
+def _opened(path: str, access: FileAccess) -> Iterator[_Fifo]:
     """Open a fifo; if there is none, make one for the block. Raise VconfsError if that fails."""
     made = _make_fifo(path)
     try:
@@ -79,6 +80,8 @@ def _opened(path: str) -> Iterator[_Fifo]:
         raise cannot(path, error) from None
     opened = _Fifo(path, descriptor)
     try:
+        if made:
+            _set_access(opened, access)
         if not stat.S_ISFIFO(os.fstat(descriptor).st_mode):  # it has just been replaced
             made = False
             raise VconfsError(f"{path} exists and is not a fifo: choose another path")
@@ -89,6 +92,13 @@ def _opened(path: str) -> Iterator[_Fifo]:
         os.close(descriptor)
 
 
+def _set_access(fifo: _Fifo, access: FileAccess) -> None:
+    try:
+        access.apply(fifo.descriptor)
+    except OSError as error:
+        raise cannot(fifo.path, error) from None
+
+
 def _remove(path: str) -> None:
     with suppress(OSError):
         os.unlink(path)
@@ -97,7 +107,7 @@ def _remove(path: str) -> None:
 def _make_fifo(path: str) -> bool:
     """Make a fifo; return False if it exists already."""
     try:
-        os.mkfifo(path, 0o600)
+        os.mkfifo(path, PRIVATE)
     except FileExistsError as error:
         try:
             mode = os.stat(path).st_mode
@@ -114,9 +124,10 @@ def _make_fifo(path: str) -> bool:
 class Way(ABC):
     """Copies one way through a fifo of a port, and goes on with a fifo that replaces it."""
 
-    def __init__(self, port: PortSide, path: str) -> None:
+    def __init__(self, port: PortSide, path: str, access: FileAccess) -> None:
         self._port = port
         self._path = path
+        self._access = access
         self._tries = Backoff(f"port {port.id}", f"port {port.id}: {path} is there again")
         self._fifo: _Fifo | None = None  # None when the path is to be opened again
         self._turn = trio.CancelScope()  # around waiting for the fifo
@@ -142,7 +153,7 @@ class Way(ABC):
         return True
 
     async def _serve(self, ready: Callable[[], None]) -> None:
-        with _opened(self._path) as fifo:
+        with _opened(self._path, self._access) as fifo:
             self._fifo = fifo
             ready()
             await self._copy(fifo)

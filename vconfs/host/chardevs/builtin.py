@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Final, Self
+from collections.abc import Sequence
+from typing import ClassVar, Final, Self
 
 import trio
 
@@ -13,6 +14,8 @@ _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
 class _Builtin(Chardev):
+    options: ClassVar[Sequence[str] | None] = ()
+
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take no argument."""

@@ -3,40 +3,47 @@
 from __future__ import annotations
 
 import os
-from typing import Self
+from collections.abc import Sequence
+from typing import ClassVar, Self
 
 import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardevs._access import ACCESS_FORMS, file_access
 from vconfs.host.chardevs._appending import AppendedFile, Appending
 from vconfs.host.chardevs._client import can_reopen
 from vconfs.host.chardevs._fifos import Incoming, Outgoing, follow
 from vconfs.syntax.paths import path_argument
+from vconfs.syntax.url_options import split_options
+from vconfs.system.file_access import OUR_OWN, FileAccess
 from vconfs.system.path_errors import cannot
 from vconfs.system.tasks import open_background
 
 
 @frozen
 class File(Chardev):
-    """Appends what the guest sends to a file.
+    """Appends what the guest sends to a file, which is made if it does not exist.
 
     When the path leads to another file, or to none, as after a rotation, it is opened again before
     the next write; `vconfs ctl PATH disconnect PORT` does so at once.
     """
 
     path: str
+    access: FileAccess = OUR_OWN
+    options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the path of the file."""
-        return cls(path_argument("file", argument))
+        path, options = split_options("file", argument, *ACCESS_FORMS)
+        return cls(path_argument("file", path), file_access(options))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Append until cancelled; raise VconfsError if the file cannot be opened at first."""
-        file = AppendedFile(self.path)
+        file = AppendedFile(self.path, self.access)
         try:
             file.open()
         except OSError as error:
@@ -60,17 +67,24 @@ class Fifos(Chardev):
     """
 
     path: str
+    access: FileAccess = OUR_OWN
+    options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the common beginning of both fifos' paths."""
-        return cls(path_argument("pipe", argument, ", for PATH.in and PATH.out"))
+        path, options = split_options("pipe", argument, *ACCESS_FORMS)
+        path = path_argument("pipe", path, ", for PATH.in and PATH.out")
+        return cls(path, file_access(options))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Copy until cancelled; both fifos stay open here, so that clients come and go."""
-        ways = (Incoming(port, f"{self.path}.in"), Outgoing(port, f"{self.path}.out"))
+        ways = (
+            Incoming(port, f"{self.path}.in", self.access),
+            Outgoing(port, f"{self.path}.out", self.access),
+        )
 
         def reopen() -> None:
             for way in ways:

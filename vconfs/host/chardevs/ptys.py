@@ -6,39 +6,56 @@ import errno
 import os
 import termios
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Self
+from typing import ClassVar, Final, Self
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardevs._access import ACCESS_FORMS, file_access
 from vconfs.host.chardevs._client import Client, can_reopen, pass_on, serve, serve_anew
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.descriptors import owned
+from vconfs.system.file_access import OUR_OWN, FileAccess
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 from vconfs.system.raw_pty import RawPty, open_pty
+from vconfs.system.tasks import open_background
+
+#: The size of a window that was not set yet.
+_UNSET: Final = (0, 0)
+#: Seconds between two looks at the window size, while a program has a console open.
+_LOOK: Final = 0.2
 
 
 @define
 class Pty(Chardev):
-    """A pty in raw mode; `path` is the path of its slave, and `link` an optional symlink to it."""
+    """A pty in raw mode; `path` is the path of its slave, and `link` an optional symlink to it.
+
+    The guest's console gets the window size that is set on the pty (by `stty cols 132 rows 43`, or
+    by the program that shows it), as long as a program has it open.
+    """
 
     link: str = ""
     path: str = ""
+    access: FileAccess = OUR_OWN
+    _size: tuple[int, int] = field(init=False, default=(0, 0))  # of the window, as last seen
+    options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the path of a symlink to the slave, which may be left out."""
-        if "\0" in argument:
-            raise ValueError(f"pty: a path cannot contain a NUL: {argument!r}")
-        return cls(argument)
+        link, options = split_options("pty", argument, *ACCESS_FORMS)
+        if "\0" in link:
+            raise ValueError(f"pty: a path cannot contain a NUL: {link!r}")
+        return cls(link, access=file_access(options))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -57,21 +74,41 @@ class Pty(Chardev):
 
     async def _serve_one(self, port: PortSide, ready: Callable[[], None]) -> None:
         """Open a pty and serve the programs that open its slave, until another pty is needed."""
-        with _opened() as pty, _linked(self.link, pty.path):
+        with _opened(self.access) as pty, _linked(self.link, pty.path):
             self.path = pty.path
             ready()
             await pty.wait_occupied()
-            while await serve(port, _PtyClient(pty)) and _renew(pty):
+            while await self._serve_session(port, pty) and _renew(pty):
                 await pty.wait_occupied()
+
+    async def _serve_session(self, port: PortSide, pty: RawPty) -> bool:
+        client = _PtyClient(pty)
+        if not port.console:
+            return await serve(port, client)
+        async with open_background() as nursery:
+            nursery.start_soon(self._follow_size, port, pty)
+            return await serve(port, client)
+
+    async def _follow_size(self, port: PortSide, pty: RawPty) -> None:
+        """Tell the guest the window size, which the kernel reports to no master of a pty."""
+        while True:
+            if (size := pty.size) not in (self._size, _UNSET):
+                self._size = size
+                port.resize(*size)
+            await trio.sleep(_LOOK)
 
 
 @contextmanager
-def _opened() -> Iterator[RawPty]:
+def _opened(access: FileAccess) -> Iterator[RawPty]:
     with ExitStack() as stack:
         try:
             pty = stack.enter_context(open_pty())
         except OSError as error:
             raise VconfsError(f"cannot open a pty: {error.strerror}") from None
+        try:
+            access.apply(pty.path)
+        except OSError as error:
+            raise cannot(pty.path, error) from None
         yield pty
 
 

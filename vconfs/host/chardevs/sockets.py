@@ -11,12 +11,15 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardevs._access import ACCESS_FORMS, file_access
 from vconfs.host.chardevs._client import Client, SocketClient, can_reopen, serve
 from vconfs.host.chardevs._listener import Listener
 from vconfs.host.chardevs._packets import PacketClient
 from vconfs.overrides import override
 from vconfs.syntax.paths import socket_path
+from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Backoff
+from vconfs.system.file_access import OUR_OWN, FileAccess
 from vconfs.system.listening import Door, listening_at
 from vconfs.system.path_errors import cannot
 from vconfs.system.privileges import Capability
@@ -33,17 +36,22 @@ class Unix(Listener):
     path: str
     #: True if clients may send descriptors.
     rights: bool = False
+    #: Who may connect. None leaves that to the umask.
+    access: FileAccess | None = OUR_OWN
+    options: ClassVar[Sequence[str] | None] = ACCESS_FORMS
     kind = socket.SOCK_STREAM
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the path of the socket."""
-        return cls(socket_path(cls.__name__.lower(), argument))
+        kind = cls.__name__.lower()
+        path, options = split_options(kind, argument, *ACCESS_FORMS)
+        return cls(socket_path(kind, path), access=file_access(options))
 
     @override
     @asynccontextmanager
     async def listening(self) -> AsyncIterator[Sequence[socket.socket]]:
-        with listening_at(self.path, self.kind, rights=self.rights) as listener:
+        with listening_at(self.path, self.kind, access=self.access, rights=self.rights) as listener:
             yield [listener]
 
     def _client(self, port: PortSide, sock: trio.socket.SocketType, door: Door) -> Client:
@@ -76,11 +84,13 @@ class Connect(Chardev):
     """
 
     path: str
+    options: ClassVar[Sequence[str] | None] = ()
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take the path of the socket."""
-        return cls(socket_path("connect", argument))
+        path, _ = split_options("connect", argument)
+        return cls(socket_path("connect", path))
 
     async def run(
         self, port: PortSide, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import trio
 from attrs import frozen
@@ -26,6 +27,8 @@ class Stdio(Chardev):
 
     After the end of the input the output goes on, until its reader has gone.
     """
+
+    options: ClassVar[Sequence[str] | None] = ()
 
     @classmethod
     def parse(cls, argument: str) -> Self:

@@ -19,7 +19,7 @@ import termios
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Final, Self
+from typing import ClassVar, Final, Self
 
 import trio
 from attrs import frozen
@@ -29,6 +29,7 @@ from vconfs.host.chardevs._client import Client, SocketClient, wait_hang_up
 from vconfs.host.chardevs._listener import Listener
 from vconfs.overrides import override
 from vconfs.syntax.addresses import tcp_address
+from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Pauses
 from vconfs.system.listening import Door, listening_on
 
@@ -44,11 +45,13 @@ class Tcp(Listener):
 
     host: str
     service: int
+    options: ClassVar[Sequence[str] | None] = ()
 
     @classmethod
     def parse(cls, argument: str) -> Self:
         """Take HOST:PORT; an IPv6 address is in brackets, and an empty HOST means localhost."""
-        return cls(*tcp_address(argument))
+        address, _ = split_options("tcp", argument)
+        return cls(*tcp_address(address))
 
     @override
     def listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:

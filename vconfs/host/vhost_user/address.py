@@ -10,17 +10,13 @@ from vconfs.host.chardevs.sockets import Unix
 from vconfs.protocol.vhost_user import QUEUES_MAX
 from vconfs.protocol.virtio1 import MAX_PORTS
 from vconfs.syntax.paths import socket_path
-from vconfs.syntax.url_options import (
-    RESIZE_OPTION,
-    commas_of_paths,
-    resize_rows_first,
-    split_options,
-)
+from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.syntax.values import number
 
 #: In the standard's dialect each port has two queues, and so have control messages.
 _MAX_PORTS_LIMIT: Final = QUEUES_MAX // 2 - 1
-_OPTIONS: Final = ("max-ports=N", "inband", "require-seals", RESIZE_OPTION)
+#: The options, as they are written.
+VHOST_USER_OPTIONS: Final = ("max-ports=N", "inband", "require-seals", RESIZE_OPTION)
 
 
 @frozen
@@ -40,10 +36,10 @@ class VhostUserAddress:
     @classmethod
     def parse(cls, rest: str) -> Self:
         """Parse the url after the scheme; raise ValueError if it is wrong."""
-        path, options = split_options("vhost-user", rest, *_OPTIONS, commas=commas_of_paths)
+        path, options = split_options("vhost-user", rest, *VHOST_USER_OPTIONS)
         max_ports = options.get("max-ports", str(MAX_PORTS))
         return cls(
-            Unix(socket_path("vhost-user", path), rights=True),
+            Unix(socket_path("vhost-user", path), rights=True, access=None),
             number("max-ports", max_ports, 1, _MAX_PORTS_LIMIT),
             "inband" in options,
             "require-seals" in options,

@@ -35,6 +35,8 @@ class FakePort:
     unread: Callable[[], int] | None = None
     patience: float = 1.0
 
+    console: bool = False
+    size: tuple[int, int] = (0, 0)
     connected: bool = False
     connects: int = 0
     hang_ups: int = 0
@@ -60,6 +62,10 @@ class FakePort:
 
     def hang_up(self) -> None:
         self.hang_ups += 1
+        self._changed.unpark_all()
+
+    def resize(self, cols: int, rows: int) -> None:
+        self.size = (cols, rows)
         self._changed.unpark_all()
 
     async def next_session(self) -> None:

@@ -121,12 +121,15 @@ def test_bad_chardevs(text: str, message: str) -> None:
         ("chat=echo,id=x", "id is a number from 0 to 32767, not 'x'"),
         ("chat=echo,id=-1", "id is a number from 0 to 32767, not '-1'"),
         ("chat=echo,id=32768", "id is a number from 0 to 32767, not '32768'"),
-        ("chat=echo,limit=0", "limit is a number from 1 to 65535, not '0'"),
-        ("chat=echo,host-limit=0", "host-limit is a number from 1 to"),
+        ("chat=echo,limit=0", "limit is a size in bytes, or like 64K, 4M, 1G, from 1M to"),
+        (
+            "chat=echo,host-limit=0",
+            "host-limit is a size in bytes, or like 64K, 4M, 1G, from 1 to 1G",
+        ),
         ("chat=echo,cache=yes", "cache takes no value, not 'yes'"),
         ("chat=echo,cache,cache", "cache is given twice"),
-        ("chat=echo,limit", "limit needs a value: limit=MiB"),
-        ("chat=echo,loud", "echo,loud"),
+        ("chat=echo,limit", "limit needs a value: limit=SIZE"),
+        ("chat=echo,loud", "unknown option of echo: 'loud'"),
     ],
 )
 def test_bad_port_specs(text: str, message: str) -> None:
@@ -136,7 +139,7 @@ def test_bad_port_specs(text: str, message: str) -> None:
 
 
 def test_port_specs() -> None:
-    spec = parse_port("a.b=exec:echo 1,2; cat,id=7,console,cache,limit=3,host-limit=4096")
+    spec = parse_port("a.b=exec:echo 1,2; cat,id=7,console,cache,limit=3M,host-limit=4096")
     assert spec.chardev == parse_chardev("exec:echo 1,2; cat")
     assert (spec.name, spec.id, spec.console, spec.cache) == (b"a.b", 7, True, True)
     assert (spec.limit, spec.host_limit) == (3, 4096)
