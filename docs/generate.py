@@ -28,6 +28,7 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below
+from vconfs.files import tap_file
 from vconfs.files.events_file import EVENTS
 from vconfs.files.names import PID_ATTRIBUTE
 from vconfs.files.status import MEANINGS, STATUS
@@ -295,6 +296,8 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "virtqueue": theory("virtqueue"),
     "virtio-pci": theory("virtio_pci"),
     "control": theory("control"),
+    "tap": theory("tap"),
+    "tap file": lambda: doc(tap_file).partition("\n\n")[2] + "\n",
     "control requests": requests,
 }
 

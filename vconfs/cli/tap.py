@@ -83,7 +83,7 @@ def _selected(arguments: Sequence[str]) -> _Selection:
     everything = False
     places: dict[Path, None] = {}
     for argument in arguments:
-        if _is_mount(Path(argument)):
+        if argument and _is_mount(Path(argument)):
             everything = True
             places[Path(os.path.realpath(argument))] = None
         else:

@@ -1,6 +1,6 @@
 """What passes through the ports as a file of lines: MOUNTPOINT/.tap.
 
-Only the user who runs the mount, and root, may open it. Its lines are those of `protocol.tap`. A
+Only the user who runs the mount, and root, may open it. For its lines see protocol/tap.py. A
 program that opens it for reading gets the records of all ports. One that opens it for reading and
 writing gets nothing until it writes the ids of ports, separated by white space: it then gets the
 records of these, also if they are added later. Another write chooses other ports. Either way the

@@ -19,6 +19,7 @@ import struct
 from typing import Final
 
 from vconfs.protocol.tap import Record
+from vconfs.syntax.printable import printable
 
 LINKTYPE_USER0: Final = 147
 
@@ -68,8 +69,8 @@ def _interface(record: Record) -> bytes:
     if record.id is None:
         name, description = b"tap", b"what the tap itself has to say"
     else:
-        description = b"vcon%d" % record.id
-        name = _utf8(record.name) or description
+        description = f"vcon{record.id}".encode()
+        name = _text(record.name) or description
     options = _options(
         (_IF_NAME, name), (_IF_DESCRIPTION, description), (_IF_TSRESOL, _NANOSECONDS)
     )
@@ -81,7 +82,7 @@ def _packet(interface: int, record: Record) -> bytes:
     if record.event in _DIRECTIONS:
         options.append((_EPB_FLAGS, struct.pack("<I", _DIRECTIONS[record.event])))
     else:
-        options.append((_COMMENT, _utf8(record.summary.encode(errors="surrogateescape"))))
+        options.append((_COMMENT, _text(record.summary)))
     if record.event == "lost":
         options.append((_EPB_DROPCOUNT, struct.pack("<Q", record.more["records"])))
     size, high, low = len(record.data), record.time_ns >> 32, record.time_ns & 0xFFFFFFFF
@@ -103,6 +104,6 @@ def _padded(data: bytes) -> bytes:
     return data + bytes(-len(data) % 4)
 
 
-def _utf8(text: bytes) -> bytes:
-    """Return `text` with bytes that are not UTF-8 escaped, and cut to the length of an option."""
-    return text.decode(errors="backslashreplace").encode()[:0xFFFF]
+def _text(text: str | bytes) -> bytes:
+    """Return `text` in UTF-8, safe to show, and cut to the length of an option."""
+    return printable(text).encode()[:0xFFFF]

@@ -46,6 +46,8 @@ EVENTS: Final = (
 DATA_MAX: Final = 1 << 16
 #: The longest line, with room for fields that are added later.
 LINE_MAX: Final = 1 << 18
+#: Numbers are below this, which is in the year 2262.
+_NUMBER_END: Final = 1 << 63
 #: The most bytes of lines that wait for one tapper, and the most tappers of one end.
 BACKLOG: Final = 4 << 20
 TAPPERS_MAX: Final = 16
@@ -98,12 +100,21 @@ def parse(line: bytes) -> Record:
     except (ValueError, RecursionError):
         value = None
     match value:
-        case {"time_ns": int(time_ns), "event": str(event), **more}:
-            port_id, name, data = (more.pop(key, None) for key in ("id", "name", "data"))
-            if isinstance(port_id, int | None) and isinstance(name, str | None):
-                fields = {str(key): value for key, value in more.items()}
-                return Record(time_ns, event, port_id, _name(name), _data(data), fields)
+        case {"time_ns": int(time_ns), "event": str(event), **rest}:
+            port_id, name, data = (rest.pop(key, None) for key in ("id", "name", "data"))
+            more = {str(key): value for key, value in rest.items()}
+            if (
+                0 <= time_ns < _NUMBER_END
+                and isinstance(port_id, int | None)
+                and isinstance(name, str | None)
+                and (event != "lost" or _are_counts(more.get("records"), more.get("bytes")))
+            ):
+                return Record(time_ns, event, port_id, _name(name), _data(data), more)
     raise RemoteProtocolError("this line is not a record of a tap")
+
+
+def _are_counts(*values: object) -> bool:
+    return all(type(value) is int and 0 <= value < _NUMBER_END for value in values)
 
 
 def _name(text: str | None) -> bytes:
