@@ -6,7 +6,6 @@ import os
 import re
 import stat
 import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
@@ -20,9 +19,10 @@ from tests.support.threads import in_thread
 from vconfs.protocol import tap
 
 from .conftest import Mounted, OpenMount, program
+from .test_commands import VCONFS, folder, vconfs
 from .test_tap import tap_of
 
-VCONFS = (sys.executable, "-m", "vconfs")
+__all__ = ["folder"]
 
 
 @asynccontextmanager
@@ -60,6 +60,16 @@ async def test_the_command_shows_text(mounted: OpenMount) -> None:
         r"           two\x1b[2J",
         "log   open by bash (pid N)",
     ]
+
+
+async def test_hostile_names_are_shown_escaped(mounted: OpenMount) -> None:
+    async with mounted("a=null") as it:
+        it.manager.rename(it.port(), b"\x1b]0;x\x07\n")
+        async with tapping(it, "--limit", "1", str(it.file())) as shown:
+            await it.run("exec -a $'\\e[2J' bash -c 'echo >$P'")
+            lines = (await output_of(shown)).splitlines()
+    assert len(lines) == 2
+    assert all(line.isprintable() and r"\x1b]0;x\x07\x0a" in line for line in lines)
 
 
 async def test_the_command_shows_hex_and_filters(mounted: OpenMount) -> None:
@@ -106,19 +116,23 @@ async def test_the_capture_has_ports_directions_and_events(mounted: OpenMount) -
     read = packets(path.read_bytes())
     assert [(it.port, it.direction, it.data.decode()) for it in read if it.direction] == SENT
     words = [(it.port, it.comment.partition(" by")[0]) for it in read if it.comment]
-    assert (
-        sorted(words)
-        == [
-            *(("chat", word) for word in ("close", "open", "present, connected")),
-            *(("log", word) for word in ("close", "open", "present, connected")),
-        ][: len(words)]
-    )
+    assert sorted(words) == [
+        (port, word) for port in ("chat", "log") for word in ("close", "open", "present, connected")
+    ]
 
 
-async def test_tshark_reads_the_same(mounted: OpenMount) -> None:
-    if not os.environ.get("VCONFS_LONG") and needs.missing("tshark"):
-        pytest.skip("needs tshark; with VCONFS_LONG=1 it is required")
+async def install_tshark() -> None:
+    """Install tshark if it is not there, which needs root; it is too big for everyday tests."""
+    if needs.missing("tshark") and not needs.missing("apt-get") and not os.geteuid():
+        words = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "tshark")
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        await trio.run_process(words, env=quiet, capture_stdout=True, check=False)
     needs.programs("tshark")
+
+
+@pytest.mark.long
+async def test_tshark_reads_the_same(mounted: OpenMount) -> None:
+    await install_tshark()
     names = ("frame.interface_name", "frame.packet_flags_direction", "data.data", "frame.comment")
     fields = [word for name in names for word in ("-e", name)]
     async with mounted("chat=echo", "log=null") as it:
@@ -170,6 +184,8 @@ async def test_the_command_ends_with_the_mount(mounted: OpenMount) -> None:
         (["--filter", "explode", "MOUNT"], "'explode' is not /REGEX/, and not one of in, out"),
         (["--filter", "/(/", "MOUNT"], "missing )"),
         (["--write", "/nowhere/x", "MOUNT"], "/nowhere/x: No such file or directory"),
+        (["--json", "--hex", "MOUNT"], "choose one of --json, --hex and --write"),
+        ([""], "'' is not the name of a port"),
         ([], "Missing argument"),
     ],
 )
@@ -182,3 +198,28 @@ async def test_mistakes_get_one_line(mounted: OpenMount, words: list[str], error
         assert output.startswith("vconfs: ")
         assert error in output
         assert output.count("\n") == 1
+
+
+def test_a_read_only_mount_is_tapped_as_well(folder: Path) -> None:
+    vconfs("mount", "-o", "ro", "--port", "a=exec:echo hello", "--port", "b=null", str(folder))
+    words = [*VCONFS, "tap", "--filter", "present,in", "--limit", "1", str(folder / "vcon0")]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as shown:
+        try:
+            assert shown.stdout is not None
+            assert "a  present" in shown.stdout.readline()
+            assert (folder / "vcon0").read_bytes() == b"hello\n"
+            assert shown.stdout.read().endswith("a  in   hello\\n\n")
+            assert shown.wait(10) == 0
+        finally:
+            shown.kill()
+
+
+def test_ports_of_two_mounts_are_not_tapped_at_once(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    vconfs("mount", "--port", "a=null", str(folder))
+    vconfs("mount", "--port", "b=null", str(other))
+    try:
+        assert vconfs("tap", "a", str(other), code=1).startswith("these ports are in 2 mounts")
+    finally:
+        vconfs("umount", str(other))

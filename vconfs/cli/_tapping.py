@@ -71,13 +71,17 @@ def _propose_events(
 
 @frozen
 class Style:
-    """How a tap's records are shown."""
+    """How a tap's records are shown. Raise click.UsageError if the options exclude each other."""
 
     as_json: bool
     as_hex: bool
     write: str | None
     filter: Filter
     limit: int | None
+
+    def __attrs_post_init__(self) -> None:
+        if self.as_json + self.as_hex + (self.write is not None) > 1:
+            raise click.UsageError("choose one of --json, --hex and --write")
 
 
 def style_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,7 +151,7 @@ def _output(style: Style) -> Iterator[Callable[[Record], None]]:
     if style.write is not None:
         with _opened(style.write) as file:
             capture = Capture()
-            file.write(capture.begin())
+            _write(file, capture.begin())
             yield lambda record: _write(file, capture.add(record))
     elif style.as_json:
         yield lambda record: _print(encode(record).decode().rstrip())

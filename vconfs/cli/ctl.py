@@ -242,8 +242,8 @@ def tap(ports: tuple[int | str, ...], **style: Any) -> None:
       vconfs ctl /run/vcon.ctl tap org.example.chat
       vconfs ctl /run/vcon.ctl tap --write - | wireshark -k -i -
     """
-    path = click.get_current_context().obj
-    show(read_records(ask_to_tap(path, Tap(ports)), str(path)), Style(**style))
+    path, chosen = click.get_current_context().obj, Style(**style)
+    show(read_records(ask_to_tap(path, Tap(ports)), str(path)), chosen)
 
 
 def _print_table(ports: list[dict[str, Any]]) -> None:

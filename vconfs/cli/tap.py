@@ -73,8 +73,8 @@ def command(ports: tuple[str, ...], **style: Any) -> None:
       vconfs tap --json org.example.chat | jq -r 'select(.event == "in") | .data | @base64d'
       vconfs tap --write - /mnt/vcon | wireshark -k -i -
     """
-    selection = _selected(ports)
-    show(_records(selection), Style(**style))
+    chosen = Style(**style)
+    show(_records(_selected(ports)), chosen)
 
 
 def _selected(arguments: Sequence[str]) -> _Selection:
@@ -106,8 +106,8 @@ def _records(selection: _Selection) -> Iterator[Record]:
     """Yield the records of the ports, until the mount is unmounted."""
     mountpoint, ids = selection.mountpoint, selection.ids
     try:
-        is_read_only = bool(os.statvfs(mountpoint).f_flag & os.ST_RDONLY)
-        chooses = ids is not None and not is_read_only
+        flags = in_time(mountpoint, lambda: os.statvfs(mountpoint).f_flag)
+        chooses = ids is not None and not flags & os.ST_RDONLY
         with opened_file(mountpoint, TAP_FILE, os.O_RDWR if chooses else os.O_RDONLY) as file:
             if ids is not None and chooses:
                 os.write(file, encode_selection(sorted(ids)))

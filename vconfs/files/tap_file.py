@@ -34,7 +34,7 @@ class TapReader(LinesReader):
         on_change: Callable[[LinesReader], None],
         forget: Callable[[Opener], None],
     ) -> None:
-        self.tapper = Tapper(self.wake)
+        self.tapper: Tapper = Tapper(self.wake)
         super().__init__(on_change, self.tapper.backlog, forget)
         self._taps = taps
 
