@@ -92,9 +92,13 @@ class PortTap:
         return tap.Record(time.time_ns(), event, port.id, port.name, data, more or {})
 
     def _put(self, record: tap.Record) -> None:
-        line = tap.encode(record)
+        line = b""
         for tapper in self._tappers:
-            tapper.put(record, line)
+            if tapper.backlog.has_room(record):
+                line = line or tap.encode(record)
+                tapper.put(record, line)
+            else:
+                tapper.backlog.lose_record(record)
 
 
 class Taps(Generic[P]):

@@ -65,13 +65,17 @@ class LineBacklog(ABC):
             lines.insert(0, self.lost_line(self._lost, self._lost_weight))
         size = sum(map(len, lines))
         if self._size + size > self._most:
-            self._lost += 1
-            self._lost_weight += weight
+            self.lose(weight)
             return False
         self._lost = self._lost_weight = 0
         self._lines += lines
         self._size += size
         return True
+
+    def lose(self, weight: int) -> None:
+        """Count a line as lost."""
+        self._lost += 1
+        self._lost_weight += weight
 
     def take(self, size: int) -> list[bytes]:
         """Take up to `size` bytes, in pieces; the last piece may be the beginning of a line."""
