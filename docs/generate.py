@@ -28,6 +28,7 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below
+from vconfs.files import tap_file
 from vconfs.files.events_file import EVENTS
 from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS, STATUS
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
@@ -297,6 +298,8 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "virtqueue": theory("virtqueue"),
     "virtio-pci": theory("virtio_pci"),
     "control": theory("control"),
+    "tap": theory("tap"),
+    "tap file": lambda: doc(tap_file).partition("\n\n")[2] + "\n",
     "control requests": requests,
 }
 

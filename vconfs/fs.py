@@ -18,11 +18,13 @@ from pyfuse3 import FUSEError
 
 from vconfs import fuse
 from vconfs.files.announcer import Announcer
-from vconfs.files.events_file import EventsFile, EventsReader
+from vconfs.files.events_file import EventsFile
+from vconfs.files.lines_reader import LinesReader
 from vconfs.files.name_changes import NameChanges
 from vconfs.files.open_files import OpenFile, OpenFiles
 from vconfs.files.status import ROOT_STATUS, status_names, status_value
-from vconfs.files.tree import BY_NAME, EVENTS, ROOT, Access, Entry, Tree
+from vconfs.files.tap_file import TapFile
+from vconfs.files.tree import BY_NAME, EVENTS, ROOT, TAP, Access, Entry, Tree
 from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
@@ -51,6 +53,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         self._announcer = announcer or Announcer()
         self._files = OpenFiles()
         self._events = EventsFile(manager)
+        self._tap = TapFile(manager.taps)
         #: Its task reports ports that are open and unused to the host.
         self.idle_opens: IdleOpens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
@@ -124,9 +127,11 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         fh = self._files.add(OpenFile(port, opener, flags))
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, nonseekable=True)
 
-    def _open(self, inode: int, flags: int, opener: Opener) -> Port | EventsReader:
+    def _open(self, inode: int, flags: int, opener: Opener) -> Port | LinesReader:
         if inode == EVENTS:
             return self._events.open(opener, flags, self._files.port_changed)
+        if inode == TAP:
+            return self._tap.open(opener, flags, self._files.port_changed)
         port = self._tree.port_of(inode)
         if port is None:
             raise FUSEError(errno.ENXIO)
@@ -327,3 +332,4 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         """Hang up everything for good, because the mount ends."""
         self._manager.shut()
         self._events.shut()
+        self._tap.shut()

@@ -55,7 +55,7 @@ async def test_both_ends_in_one_program(tmp_path: Path) -> None:
 async def assert_all_there(both: Both, count: int) -> None:
     """Check the files and names, and that the last port carries data while all are polled."""
     names = await in_thread(lambda: set(os.listdir(both.mountpoint)))
-    assert names == {".events", "by-name", *(f"vcon{port_id}" for port_id in range(count))}
+    assert names == {".events", ".tap", "by-name", *(f"vcon{port_id}" for port_id in range(count))}
     links = both.mountpoint / "by-name"
     for port_id in range(count):
         assert os.readlink(links / f"p{port_id}") == f"../vcon{port_id}"

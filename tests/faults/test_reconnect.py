@@ -131,7 +131,7 @@ async def test_a_host_that_comes_back_with_other_ports(both: Both) -> None:
     gone = os.open(both.file(3), os.O_RDWR)
     await host.kill()
     host = await both.host("a=echo", "B=echo")
-    await until(lambda: files(both) == [".events", "by-name", "vcon0", "vcon1"])
+    await until(lambda: files(both) == [".events", ".tap", "by-name", "vcon0", "vcon1"])
     await until(lambda: sorted(os.listdir(both.mountpoint / "by-name")) == ["B", "a"])
     assert await error_of(lambda: os.read(gone, 1)) == errno.ENODEV
     assert await error_of(lambda: os.write(gone, b"x")) == errno.ENODEV
@@ -144,7 +144,7 @@ async def test_a_host_that_comes_back_with_other_ports(both: Both) -> None:
 
 
 def files(both: Both) -> list[str]:
-    return sorted({*os.listdir(both.mountpoint), ".events"})
+    return sorted({*os.listdir(both.mountpoint), ".events", ".tap"})
 
 
 @ends

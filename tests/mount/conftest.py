@@ -51,7 +51,7 @@ class Mounted:
     def events_readers(self) -> int:
         """Return how many openers of the file of events have read the present state."""
         events = next(one for one in self.manager.observers if isinstance(one, EventsFile))
-        return sum(not reader._lines for reader in events._readers.values())
+        return sum(not reader.lines for reader in events._readers.values())
 
     async def run(self, command: str, *, code: int = 0) -> str:
         """Run a shell command in the mount, with $P the first port's file."""
@@ -109,7 +109,7 @@ class OpenMount(Protocol):
 
 #: The tests of what ports do, which hold for each device. What is made of ports without the device
 #: (names, rules, programs on files) is tested with one.
-FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files")
+FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files", "test_tap")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

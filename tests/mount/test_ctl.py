@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from tests.support.pcapng_reader import packets
 from tests.support.waiting import block_until
 
 from .test_commands import VCONFS, folder, mounts, vconfs
@@ -234,3 +235,47 @@ def test_the_ports_of_a_host_end_are_completed(ctl: str) -> None:
     assert proposed(f"ctl {ctl} throttle first o").split() == ["plain,on", "plain,off"]
     assert proposed(f"ctl {ctl} add x=ec") == "plain,echo"
     assert proposed("ctl /no/such/socket remove f") == ""
+
+
+def test_a_tap_of_a_host_end_shows_what_the_guest_sends(
+    ctl: str, folder: Path, tmp_path: Path
+) -> None:
+    vconfs("mount", "--device", f"stream:unix:{tmp_path}/device", str(folder))
+    block_until((folder / "by-name" / "first").exists)
+    capture = tmp_path / "capture"
+    tap = [*VCONFS, "ctl", ctl, "tap"]
+    with (
+        subprocess.Popen([*tap, "--limit", "3", "first"], stdout=subprocess.PIPE) as shown,
+        subprocess.Popen([*tap, "--limit", "3", "--write", str(capture)]) as written,
+    ):
+        try:
+            assert shown.stdout is not None
+            assert shown.stdout.readline().endswith(b"first  present, connected\n")
+            block_until(lambda: capture.exists() and b"present" in capture.read_bytes())
+            (folder / "by-name" / "first").write_bytes(b"hello")
+            output = shown.stdout.read().decode()
+            assert shown.wait(10) == written.wait(10) == 0
+        finally:
+            shown.kill()
+            written.kill()
+    assert [line[17:] for line in output.splitlines()] == [
+        "first  open",
+        "first  in   hello",
+        "first  close",
+    ]
+    found = [
+        (packet.port, packet.direction, packet.data) for packet in packets(capture.read_bytes())
+    ]
+    assert ("first", "in", b"hello") in found
+    assert vconfs("ctl", ctl, "tap", "nothing", code=1) == "there is no port 'nothing'"
+
+
+def test_a_tap_shows_ports_that_are_added(ctl: str) -> None:
+    with subprocess.Popen([*VCONFS, "ctl", ctl, "tap"], stdout=subprocess.PIPE) as shown:
+        try:
+            assert shown.stdout is not None
+            assert b"present" in shown.stdout.readline()
+            vconfs("ctl", ctl, "add", "other=null")
+            assert shown.stdout.readline().endswith(b"other  add\n")
+        finally:
+            shown.terminate()

@@ -21,6 +21,8 @@ from vconfs.errors import VconfsError
 from vconfs.guest._kernel import KernelPorts, id_of_device, open_kernel
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
+from vconfs.link.taps import Tapper
+from vconfs.protocol import tap
 
 from .test_commands import folder, vconfs
 
@@ -87,6 +89,23 @@ async def test_bytes_both_ways_and_hang_ups(folder: Path) -> None:
             await it.changes.connected(port)
             await host.send_all(b"again")
             assert await read_exactly(port, 5) == b"again"
+
+
+async def test_a_tap_shows_both_ways(folder: Path) -> None:
+    async with kernel(folder) as it, await it.connect() as host:
+        port = await it.opened()
+        tapper = Tapper(lambda: None)
+        it.joined._manager.taps.begin(tapper)
+        await write_all(port, b"question")
+        await host.send_all(b"answer")
+        await read_exactly(port, 6)
+        lines = b"".join(tapper.backlog.take(1 << 16)).splitlines()
+        records = [tap.parse(line) for line in lines]
+        assert [(record.event, record.data) for record in records] == [
+            ("present", b""),
+            ("out", b"question"),
+            ("in", b"answer"),
+        ]
 
 
 async def test_an_open_is_announced_at_once_and_drops_nothing_if_it_was_not_used(

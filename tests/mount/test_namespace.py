@@ -47,6 +47,7 @@ async def test_what_a_mount_holds(mounted: OpenMount) -> None:
             "vcon1": (stat.S_IFREG, 0o640),
             "by-name": (stat.S_IFDIR, 0o755),
             ".events": (stat.S_IFREG, 0o440),
+            ".tap": (stat.S_IFREG, 0o600),
         }
         assert await in_thread(lambda: listing(it.path / "by-name")) == {
             "org.example.0": (stat.S_IFLNK, 0o777)
@@ -272,7 +273,9 @@ async def test_five_hundred_ports(mounted: OpenMount) -> None:
         for port_id in range(1, 500):
             await it.host.add(parse_port(f"p{port_id}=null,id={port_id}"))
         await it.until(lambda: it.manager.by_name(b"p499"))
-        assert len(await in_thread(lambda: os.listdir(it.path))) == 502  # by-name and .events too
+        assert (
+            len(await in_thread(lambda: os.listdir(it.path))) == 503
+        )  # by-name and .events and .tap too
         assert len(await in_thread(lambda: os.listdir(it.path / "by-name"))) == 500
         assert await it.run("ls -l | wc -l") == "502\n"
 

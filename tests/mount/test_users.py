@@ -127,6 +127,26 @@ def test_a_user_cannot_touch_anothers_mount(run: Run) -> None:
     assert output[3:] == ["daemon cannot"] * 3 + ["games can"]
 
 
+@pytest.mark.parametrize("options", ["mode=0666", "mode=0666,uid=daemon"])
+def test_only_root_and_the_user_of_a_mount_may_tap_it(run: Run, options: str) -> None:
+    """Not even the owner of the files may, or a user who may read and write each of them."""
+    mounter = "root" if "uid" in options else "games"
+    output = run(
+        f"""
+        as {mounter} vconfs mount --port a=echo -o allow_other,{options} "$M"
+        can daemon '{USE}'
+        can daemon 'cat "$M/.tap"'; can daemon 'exec 3<>"$M/.tap"'; can daemon 'exec 3>"$M/.tap"'
+        try daemon vconfs tap "$M"; try daemon vconfs tap "$M/a"
+        can {mounter} 'timeout 10 head -n 1 "$M/.tap" | grep present'
+        can root 'timeout 10 vconfs tap --filter present "$M" | grep -m 1 present'
+        """
+    )
+    refused = "/mnt: only root and the user who runs the mount may tap its ports"
+    assert output[:4] == ["daemon can"] + ["daemon cannot"] * 3
+    assert all(line.startswith("vconfs: ") and line.endswith(refused) for line in output[4:6])
+    assert output[6:] == [f"{mounter} can", "root can"]
+
+
 def test_a_user_cannot_mount_on_anothers_folder(run: Run) -> None:
     (line,) = run('try daemon vconfs mount --port a=echo "$M"')
     assert "user has no write access to mountpoint" in line

@@ -28,6 +28,7 @@ _PROGRAMS = {
     "rsync": "--version",
     "node": "--version",
     "strace": "--version",
+    "tshark": "--version",
 }
 _ROOT = Path(__file__).parents[2]
 

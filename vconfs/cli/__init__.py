@@ -30,6 +30,7 @@ _COMMANDS = {
     "umount": "vconfs.cli.umount",
     "ls": "vconfs.cli.ls",
     "watch": "vconfs.cli.watch",
+    "tap": "vconfs.cli.tap",
     "top": "vconfs.cli.top",
     "cat": "vconfs.cli.cat",
     "connect": "vconfs.cli.connect",

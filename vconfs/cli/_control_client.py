@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -17,6 +20,8 @@ from vconfs.protocol.errors import RemoteProtocolError
 _PATIENCE: Final = 5.0
 #: The longest reply that is accepted, in bytes.
 _REPLY_MAX: Final = 1 << 26
+#: How many bytes of records to read at a time.
+_CHUNK: Final = 1 << 16
 
 
 def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
@@ -24,15 +29,37 @@ def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
 
     Raise VconfsError if there is no host end, or it refuses.
     """
+    with _asked(path, request) as (ports, _):
+        return ports
+
+
+def ask_to_tap(path: Path, request: control.Tap) -> Iterator[bytes]:
+    """Send a request to tap; yield the bytes of the records until the host end has ended.
+
+    Raise VconfsError like `ask`.
+    """
+    with _asked(path, request) as (_, records):
+        try:
+            while chunk := records.read1(_CHUNK):
+                yield chunk
+        except OSError:
+            return  # the host end was killed
+
+
+@contextmanager
+def _asked(
+    path: Path, request: control.Request
+) -> Iterator[tuple[list[dict[str, Any]], io.BufferedReader]]:
+    """Send a request; yield the ports of the reply, and what comes after it."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.settimeout(_PATIENCE)
         try:
             sock.connect(os.fspath(path))
-            with sock.makefile("rb") as replies:
-                _check_greeting(path, replies)
-                sock.settimeout(None)  # to start a chardev can take long
-                sock.sendall(control.encode_request(request))
-                line = replies.readline(_REPLY_MAX)
+            replies = sock.makefile("rb")
+            _check_greeting(path, replies)
+            sock.settimeout(None)  # to start a chardev can take long
+            sock.sendall(control.encode_request(request))
+            line = replies.readline(_REPLY_MAX)
         except TimeoutError:
             raise VconfsError(
                 f"{path}: no answer: this is not a control socket of vconfs, or its host end is"
@@ -40,6 +67,12 @@ def ask(path: Path, request: control.Request) -> list[dict[str, Any]]:
             ) from None
         except OSError as error:
             raise VconfsError(f"{path}: {_why(path, error)}") from None
+        with replies:
+            yield _ports_in(path, line), replies
+
+
+def _ports_in(path: Path, line: bytes) -> list[dict[str, Any]]:
+    """Return the ports in a reply; raise VconfsError if it is an error, or not a reply."""
     if not line:
         raise VconfsError(f"{path}: the host end has ended before it answered")
     try:

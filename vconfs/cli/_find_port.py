@@ -17,7 +17,7 @@ def find_port(argument: str) -> Path:
     Raise VconfsError if there is no such port, or more than one.
     """
     path = Path(argument)
-    if _exists(path):
+    if argument and _exists(path):
         return _checked(path)
     link = link_name(os.fsencode(path.name))
     if link is None or not path.name:

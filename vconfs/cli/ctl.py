@@ -10,8 +10,9 @@ import click
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import proposals
-from vconfs.cli._control_client import ask
+from vconfs.cli._control_client import ask, ask_to_tap
 from vconfs.cli._port_spec import PortSpec
+from vconfs.cli._tapping import Style, read_records, show, style_options
 from vconfs.errors import VconfsError
 from vconfs.protocol.control import (
     Add,
@@ -23,6 +24,7 @@ from vconfs.protocol.control import (
     Rename,
     Request,
     Resize,
+    Tap,
     Throttle,
 )
 from vconfs.protocol.v8 import LIMIT_MAX
@@ -234,6 +236,24 @@ def disconnect(as_json: bool, port: int | str) -> None:
       vconfs ctl /run/vcon.ctl disconnect org.example.log
     """
     _carry_out(Disconnect(port), as_json)
+
+
+@command.command("tap", short_help="Show what passes through ports.")
+@style_options
+@click.argument("ports", nargs=-1, type=_address, metavar="[PORT]…", shell_complete=_propose_ports)
+def tap(ports: tuple[int | str, ...], **style: Any) -> None:
+    """Show what passes through ports from now on, while others use them; without PORT, all ports.
+
+    `in` came from the guest, `out` was sent to it. The guest opens and closes a port, the far side
+    connects and disconnects. For the rest, see `vconfs tap`, which does the same at the guest end.
+
+    \b
+    Examples:
+      vconfs ctl /run/vcon.ctl tap org.example.chat
+      vconfs ctl /run/vcon.ctl tap --write - | wireshark -k -i -
+    """
+    path, chosen = click.get_current_context().obj, Style(**style)
+    show(read_records(ask_to_tap(path, Tap(ports)), str(path)), chosen)
 
 
 def _print_table(ports: list[dict[str, Any]]) -> None:

@@ -29,6 +29,7 @@ _FILES = (
     ("MOUNTPOINT/by-name/NAME", "a link to the port with that name"),
     ("MOUNTPOINT/hvcN", "a link to the pty of a console"),
     ("MOUNTPOINT/.events", "the events of the ports, one line of JSON each"),
+    ("MOUNTPOINT/.tap", "what passes through the ports, one line of JSON each"),
 )
 _CONFIG_OPTION = ("config", "in fstab, a file of options as for --config")
 _FSTAB = "The first field is DEVICE, or none if the file of options names the device."

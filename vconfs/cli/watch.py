@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -18,11 +17,11 @@ from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import Mount, port_names, proposals
 from vconfs.cli._find_port import mounts
-from vconfs.cli._mount_table import in_time, why
+from vconfs.cli._following import opened_file, read_chunks
+from vconfs.cli._mount_table import why
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
-from vconfs.system.descriptors import owned
 
 #: Event that --until can wait for → predicate on the port's last state (None: no such port).
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
@@ -134,31 +133,13 @@ def _lines(mountpoint: Path, deadline: float | None, late: str) -> Iterator[str]
     Raise VconfsError if it is not a mount, and with the message `late` after the deadline.
     """
     try:
-        path = mountpoint / os.fsdecode(EVENTS_FILE)
-        file = in_time(mountpoint, lambda: os.open(path, os.O_RDONLY | os.O_NONBLOCK))
-    except FileNotFoundError:
-        raise VconfsError(f"{mountpoint} is not a vconfs mount") from None
-    except OSError as error:
+        with opened_file(mountpoint, EVENTS_FILE) as file:
+            rest = b""
+            for data in read_chunks(file, deadline, late):
+                *lines, rest = (rest + data).split(b"\n")
+                yield from (line.decode() for line in lines)
+    except PermissionError as error:
         raise why(mountpoint, error) from None
-    with owned(file):
-        changes = select.poll()
-        changes.register(file, select.POLLIN)
-        rest = b""
-        while True:
-            *lines, rest = rest.split(b"\n")
-            yield from (line.decode() for line in lines)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-            if not changes.poll(left) and left is not None:
-                raise VconfsError(late)
-            try:
-                data = os.read(file, 1 << 16)
-            except BlockingIOError:
-                continue
-            except OSError:
-                return  # unmounted by force
-            if not data:
-                return
-            rest += data
 
 
 def _describe(event: dict[str, Any]) -> str:

@@ -33,21 +33,18 @@ import errno
 import json
 import math
 import os
-import select
 import time
-from collections import deque
 from collections.abc import Callable
-from typing import Final, NoReturn
+from typing import Final
 
-import trio
-from attrs import define, evolve, field, frozen
-from trio.lowlevel import ParkingLot
+from attrs import define, evolve, frozen
 
+from vconfs.files.lines_reader import LinesReader
 from vconfs.files.names import port_file
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
-from vconfs.protocol.events import Buffer
+from vconfs.protocol.lines import LineBacklog
 
 #: The most bytes of lines that wait for one opener; events beyond that are counted as lost.
 _BACKLOG: Final = 1 << 18
@@ -55,8 +52,6 @@ _BACKLOG: Final = 1 << 18
 _LOSSES_PAUSE: Final = 1.0
 #: The most openers at a time: each can have a backlog.
 _READERS_MAX: Final = 256
-
-_READABLE: Final = select.POLLIN | select.POLLRDNORM
 
 
 @frozen
@@ -114,77 +109,12 @@ def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
     return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags, **more)
 
 
-@define(eq=False)
-class EventsReader:
-    """One opener of the file. The file system uses it like a `Port`."""
+class EventsBacklog(LineBacklog):
+    """The lines that wait for one opener; those that are too many are counted as lost."""
 
-    on_change: Callable[[EventsReader], None]
-    _readers: dict[Opener, EventsReader]
-    #: Set when the mount ends: after the remaining lines comes end of file.
-    ended: bool = False
-    _lines: deque[bytes] = field(init=False, factory=deque)
-    _size: int = field(init=False, default=0)
-    _lost: int = field(init=False, default=0)
-    _readable: ParkingLot = field(init=False, factory=ParkingLot)
-
-    def put(self, line: bytes) -> None:
-        """Queue a line, after a count of lost ones if there are any; or count it as lost."""
-        lines = [_line("lost", count=self._lost), line] if self._lost else [line]
-        if self._size + sum(map(len, lines)) > _BACKLOG:
-            self._lost += 1
-            return
-        self._lost = 0
-        self._lines += lines
-        self._size += sum(map(len, lines))
-        self.wake()
-
-    def wake(self) -> None:
-        """Wake readers and notify pollers."""
-        self._readable.unpark_all()
-        self.on_change(self)
-
-    def answer_poll(self, opener: Opener | None = None) -> int:
-        """Return the poll(2) mask."""
-        mask = _READABLE if self._lines or self.ended else 0
-        return mask | (select.POLLHUP if self.ended else 0)
-
-    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Take up to `size` bytes; return none if the mount ends. Raise trio.WouldBlock."""
-        taken: list[Buffer] = []
-        while size and self._lines:
-            line = self._lines.popleft()
-            if len(line) > size:
-                self._lines.appendleft(line[size:])
-                line = line[:size]
-            taken.append(line)
-            size -= len(line)
-            self._size -= len(line)
-        if self._lost and not self._lines:
-            lost, self._lost = self._lost, 0
-            self.put(_line("lost", count=lost))
-        if not taken and not self.ended:
-            raise trio.WouldBlock
-        return taken
-
-    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Like `read_nowait`, but wait for a line."""
-        while True:
-            try:
-                return self.read_nowait(size)
-            except trio.WouldBlock:
-                await self._readable.park()
-
-    def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> NoReturn:
-        """Refuse: the file is read-only."""
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-
-    async def write(self, data: Buffer) -> NoReturn:
-        """Refuse: the file is read-only."""
-        self.write_nowait(data)
-
-    def close(self, opener: Opener) -> None:
-        """Forget the opener."""
-        self._readers.pop(opener, None)
+    def lost_line(self, lines: int, weight: int) -> bytes:
+        """Return the line that says how many events are missing."""
+        return _line("lost", count=lines)
 
 
 class EventsFile:
@@ -192,32 +122,34 @@ class EventsFile:
 
     def __init__(self, manager: PortManager) -> None:
         self._manager = manager
-        self._readers: dict[Opener, EventsReader] = {}
+        self._readers: dict[Opener, LinesReader] = {}
         self._states: dict[Port, _State] = {}
         #: This includes removed ports that are still open: their unread data will be dropped.
         self._losses: dict[Port, _Losses] = {}
 
     def open(
-        self, opener: Opener, flags: int, on_change: Callable[[EventsReader], None]
-    ) -> EventsReader:
+        self, opener: Opener, flags: int, on_change: Callable[[LinesReader], None]
+    ) -> LinesReader:
         """Open the file; raise EACCES unless read-only, ENFILE if there are too many openers."""
         if flags & os.O_ACCMODE != os.O_RDONLY:
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if len(self._readers) >= _READERS_MAX:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
-        reader = EventsReader(on_change, self._readers)
+        lines = EventsBacklog(_BACKLOG)
         for port_id in sorted(self._manager.ports):
             port = self._manager.ports[port_id]
-            reader.put(_port_line("present", port, _state(port)))
-        reader.put(_line("ready"))
-        self._readers[opener] = reader
+            lines.put(_port_line("present", port, _state(port)))
+        lines.put(_line("ready"))
+        reader = self._readers[opener] = LinesReader(on_change, lines, self._closed)
         return reader
 
     def shut(self) -> None:
         """End the file for all openers, because the mount ends."""
         for reader in list(self._readers.values()):
-            reader.ended = True
-            reader.wake()
+            reader.end()
+
+    def _closed(self, opener: Opener) -> None:
+        del self._readers[opener]
 
     # --- called by the manager ------------------------------------------------------------
 
@@ -277,4 +209,5 @@ class EventsFile:
         if self._readers:
             line = _port_line(event, port, state, **more)
             for reader in list(self._readers.values()):
-                reader.put(line)
+                if reader.lines.put(line):
+                    reader.wake()

@@ -10,6 +10,8 @@ from urllib.parse import unquote_to_bytes
 
 #: The file of events, in the mount's root.
 EVENTS_FILE: Final = b".events"
+#: The file of what passes through the ports, in the mount's root.
+TAP_FILE: Final = b".tap"
 #: An attribute of the mount's root: the process that serves it.
 PID_ATTRIBUTE: Final = b"user.pid"
 

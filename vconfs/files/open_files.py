@@ -6,16 +6,16 @@ import pyfuse3
 import trio
 from attrs import define
 
-from vconfs.files.events_file import EventsReader
+from vconfs.files.lines_reader import LinesReader
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 
 
 @define(eq=False)
 class OpenFile:
-    """One open file: a port's, or the events'."""
+    """One open file: a port's, or one of lines."""
 
-    port: Port | EventsReader
+    port: Port | LinesReader
     opener: Opener
     flags: int
     #: What to notify of the next change, if the file is polled.
@@ -27,7 +27,7 @@ class OpenFiles:
 
     def __init__(self) -> None:
         self.by_handle: dict[int, OpenFile] = {}
-        self._polling: dict[Port | EventsReader, set[OpenFile]] = {}
+        self._polling: dict[Port | LinesReader, set[OpenFile]] = {}
         self._next_handle = 1
         self._all_closed = trio.lowlevel.ParkingLot()
 
@@ -70,8 +70,8 @@ class OpenFiles:
         file.poll_handle = poll_handle
         self._polling.setdefault(file.port, set()).add(file)
 
-    def port_changed(self, port: Port | EventsReader) -> None:
-        """Notify the programs that poll the port's file, or the file of events."""
+    def port_changed(self, port: Port | LinesReader) -> None:
+        """Notify the programs that poll the port's file, or a file of lines."""
         for file in self._polling.pop(port, ()):
             poll_handle, file.poll_handle = file.poll_handle, None
             if poll_handle is not None:

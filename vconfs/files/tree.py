@@ -4,6 +4,7 @@
                  hvc0 …          symlinks to the ptys of console ports
                  by-name/        symlinks by the ports' names: NAME -> ../vconN
                  .events         the events of the ports, line by line; see `events_file`
+                 .tap            what passes through the ports, line by line; see `tap_file`
 
 Inodes are computed from the ports' ids, so a port that comes back has the same inode.
 """
@@ -19,13 +20,22 @@ from typing import Final, NamedTuple
 import pyfuse3
 from attrs import field, frozen
 
-from vconfs.files.names import EVENTS_FILE, id_of_file, is_pty_link, link_name, named_by, port_file
+from vconfs.files.names import (
+    EVENTS_FILE,
+    TAP_FILE,
+    id_of_file,
+    is_pty_link,
+    link_name,
+    named_by,
+    port_file,
+)
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 
 ROOT: Final = pyfuse3.ROOT_INODE
 BY_NAME: Final = pyfuse3.InodeT(2)
 EVENTS: Final = pyfuse3.InodeT(3)
+TAP: Final = pyfuse3.InodeT(4)
 #: The inode of a port, a link by name or a link to a pty is one of these plus the port's id.
 _PORTS: Final = 1 << 33
 _LINKS: Final = 1 << 34
@@ -125,6 +135,8 @@ class Tree:
             return _SYMLINK
         if inode == EVENTS:
             return stat.S_IFREG | (self._access.mode & 0o444)
+        if inode == TAP:
+            return stat.S_IFREG | 0o600
         return stat.S_IFREG | self._access_for(inode - _PORTS).mode
 
     def attributes(self, inode: int) -> pyfuse3.EntryAttributes:
@@ -135,8 +147,8 @@ class Tree:
         attributes.st_mode = pyfuse3.ModeT(mode)
         is_port = _PORTS <= inode < _LINKS
         access = self._access_for(inode - _PORTS) if is_port else self._access
-        if stat.S_ISDIR(mode):
-            access = Access()  # ours: our announcer creates names there
+        if stat.S_ISDIR(mode) or inode == TAP:
+            access = Access()  # ours: our announcer creates names there; others may not tap
         attributes.st_uid, attributes.st_gid = access.uid, access.gid
         attributes.st_nlink = 2 if stat.S_ISDIR(mode) else 1
         attributes.st_blksize = 1 << 16
@@ -147,6 +159,7 @@ class Tree:
     def _fixed(self) -> Iterator[Entry]:
         yield Entry(BY_NAME_DIR, BY_NAME)
         yield Entry(EVENTS_FILE, EVENTS)
+        yield Entry(TAP_FILE, TAP)
 
     def _ptys(self) -> Iterator[Entry]:
         for port in self._ports.values():

@@ -9,6 +9,7 @@ from attrs import define, field
 
 from vconfs.guest._port_states import FIRST, Event, State
 from vconfs.guest.options import PortOptions
+from vconfs.link.taps import PortTap
 from vconfs.protocol.events import Buffer
 
 
@@ -78,12 +79,16 @@ class Attachment:
     way_out: PortLine | None = field(init=False, default=None)
     #: True once the mount has ended: no call may wait any more.
     shut: bool = field(init=False, default=False)
+    #: What to report to, if the port is watched.
+    tap: PortTap | None = field(init=False, default=None)
 
     def happened(self, event: Event) -> bool:
         """Go to the state that follows this event. Return True if it is another one."""
         before = self.state
-        self.state = before.after.get(event, before)
-        return self.state is not before
+        self.state = after = before.after.get(event, before)
+        if self.tap is not None and after.connected != before.connected:
+            self.tap.happened("connect" if after.connected else "disconnect")
+        return after is not before
 
     def attach(self, line: PortLine) -> None:
         """Use this line from now on."""

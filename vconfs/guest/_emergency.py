@@ -8,12 +8,13 @@ files/consoles.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import trio
 
 from vconfs.link.link import Link
+from vconfs.link.taps import PortTap
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
 
@@ -30,9 +31,10 @@ class EmergencyLine:
     can_refuse = False
     in_flight = 0
 
-    def __init__(self, link: Link, end: Guest) -> None:
+    def __init__(self, link: Link, end: Guest, taps: Mapping[int, PortTap]) -> None:
         self._link = link
         self._end = end
+        self._taps = taps
 
     @property
     def works(self) -> bool:
@@ -49,6 +51,8 @@ class EmergencyLine:
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send the first bytes of `data`; return how many."""
         some = memoryview(data)[:_SHARE]
+        if (tap := self._taps.get(port_id)) is not None:
+            tap.sent(some)
         for write in self._end.emergency_writes(some):
             self._link.write_config(write.offset, write.data)
         return len(some)

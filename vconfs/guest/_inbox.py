@@ -201,6 +201,8 @@ class Inbox:
         if throttles and not at.state.connected:
             at.happened(Event.HOST_OPENS)  # its PORT_OPEN came before we listened (v8 patch)
         at.counters.bytes_in += size
+        if at.tap is not None:
+            at.tap.came(data)
         if give_back is None:
             self._queue.put(data)
         else:

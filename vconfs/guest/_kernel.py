@@ -125,6 +125,8 @@ class _Channel:
         except BlockingIOError:
             if not sent:
                 raise trio.WouldBlock from None
+        if self.port.tap is not None:
+            self.port.tap.sent(view[:sent])
         return sent
 
     def _changed(self) -> None:

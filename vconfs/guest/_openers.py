@@ -41,6 +41,14 @@ class Openers:
                 del self.all[opener]
                 self._told = False
                 raise
+        if self._at.tap is not None:
+            self._at.tap.happened("open", **_who(opener))
+
+    def remove(self, opener: Opener) -> None:
+        """Remove an opener."""
+        if opener in self.all and self._at.tap is not None:
+            self._at.tap.happened("close", **_who(opener))
+        self.all.pop(opener, None)
 
     def tell(self) -> None:
         """Tell the host that the port is open, if it is open and the host does not know yet."""
@@ -66,3 +74,7 @@ class Openers:
         told, self._told, self.used = self._told, False, False
         if told and self._at.line is not None:
             self._at.line.open_port(self._at.id, False)
+
+
+def _who(opener: Opener) -> dict[str, object]:
+    return {"pid": opener.pid, "program": opener.command.decode(errors="surrogateescape")}

@@ -13,6 +13,7 @@ from vconfs.guest._outbox import Outbox
 from vconfs.guest._port_states import READABLE, WRITABLE
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
+from vconfs.link.taps import PortTap
 
 
 @define(eq=False)
@@ -44,6 +45,15 @@ class PortStatus:
     def options(self) -> PortOptions:
         """How the port behaves; see `set_options`."""
         return self._at.options
+
+    @property
+    def tap(self) -> PortTap | None:
+        """What to report to, if the port is watched."""
+        return self._at.tap
+
+    @tap.setter
+    def tap(self, tap: PortTap | None) -> None:
+        self._at.tap = tap
 
     @property
     def counters(self) -> Counters:

@@ -43,7 +43,7 @@ class Driver(LinkEnd[Port, Guest]):
     port_word = "vcon"
 
     def __init__(self, manager: PortManager, link: Link, end: Guest) -> None:
-        super().__init__(link, end, manager.ports)
+        super().__init__(link, end, manager.ports, manager.taps.by_port)
         #: Ports that were removed: data that the host sent before may still come.
         self._removed_ids: set[int] = set()
         #: Events from the config space that are not handled yet.
@@ -78,7 +78,7 @@ class Driver(LinkEnd[Port, Guest]):
     def _let_console_speak(self) -> None:
         """Accept output of a console that an earlier device had, until its port is added."""
         port = self._ports.get(CONSOLE)
-        line = EmergencyLine(self._link, self._end)
+        line = EmergencyLine(self._link, self._end, self._manager.taps.by_port)
         if port is not None and port.console and line.works:
             port.use_emergency_line(line)
 

@@ -71,7 +71,7 @@ class Port(PortStatus):
 
     def close(self, opener: Opener) -> None:
         """Remove an opener. After the last, tell the host, and drop unread data if it was used."""
-        self._openers.all.pop(opener, None)
+        self._openers.remove(opener)
         self._inbox.forget(opener)
         if self._openers.all:
             return

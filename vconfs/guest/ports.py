@@ -11,10 +11,11 @@ from functools import partial
 from typing import Final, Protocol
 
 import trio
-from attrs import define, field
+from attrs import Factory, define, field
 
 from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Port
+from vconfs.link.taps import Taps
 from vconfs.system.log_once import LogOnce
 from vconfs.system.tasks import PORTION
 
@@ -49,6 +50,11 @@ class PortManager:
     options_for: Callable[[int], PortOptions] = field(default=lambda port_id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
+    #: Those who watch what passes through the ports.
+    taps: Taps[Port] = field(
+        init=False,
+        default=Factory(lambda it: Taps(it.ports, lambda port: port.host_connected), True),
+    )
     #: Returns how many bytes of a port a host end in this process has dropped.
     dropped_by_host: Callable[[int], int] | None = field(init=False, default=None)
     #: The number of messages that the device may not send and that belong to no port.
@@ -74,6 +80,7 @@ class PortManager:
         if port is None:
             port = self.ports[port_id] = Port(port_id, self.options_for(port_id), self._changed)
             port.dropped_by_host = partial(self._dropped_by_host, port_id)
+            self.taps.added(port)
             for observer in self.observers:
                 observer.port_added(port)
         return port
@@ -85,6 +92,7 @@ class PortManager:
             return
         self._forget_name(port)
         port.remove()
+        self.taps.removed(port)
         for observer in self.observers:
             observer.port_removed(port)
 

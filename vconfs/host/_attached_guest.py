@@ -9,6 +9,7 @@ from typing import Final, assert_never
 from vconfs.host.port import HostPort
 from vconfs.link.end import LinkEnd
 from vconfs.link.link import Link
+from vconfs.link.taps import PortTap
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.events import Buffer, Event
@@ -33,8 +34,9 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         link: Link,
         end: HostDialect,
         announce_config: Callable[[], None],
+        taps: Mapping[int, PortTap],
     ) -> None:
-        super().__init__(link, end, ports)
+        super().__init__(link, end, ports, taps)
         #: How many messages came that the guest may not send.
         self._announce_config = announce_config
         self._introduced: set[int] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final, TypeAlias, assert_never
 
 import trio
@@ -12,9 +13,11 @@ from vconfs.errors import VconfsError
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
+from vconfs.link.taps import Tapper
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.lines import LineReader
+from vconfs.protocol.tap import TAPPERS_MAX
 from vconfs.syntax.paths import socket_path
 from vconfs.system.file_access import OUR_OWN
 from vconfs.system.listening import Door, listening_at
@@ -64,6 +67,9 @@ class _Client:
         self._sock = sock
         self._stream = trio.SocketStream(sock)
         self._lines = LineReader(control.LINE_MAX)
+        #: Set if the client taps ports, from then on.
+        self._tapper: Tapper | None = None
+        self._recorded = trio.lowlevel.ParkingLot()
 
     async def serve(self, left: Callable[[], None]) -> None:
         """Answer the client until it leaves, then call `left`."""
@@ -79,6 +85,8 @@ class _Client:
         except trio.BrokenResourceError:
             pass  # the client has left
         finally:
+            if self._tapper is not None:
+                self._host.taps.end(self._tapper)
             left()
 
     async def _receive(self) -> bytes:
@@ -90,24 +98,66 @@ class _Client:
     async def _answer(self, data: bytes) -> None:
         for line in filter(bytes.strip, self._lines.feed(data)):
             await self._stream.send_all(await self._reply(line))
+            if self._tapper is not None:
+                await self._show(self._tapper)
 
     async def _reply(self, line: bytes) -> bytes:
         try:
             request = control.parse_request(line)
-            ports = await _carry_out(self._host, request)
+            if isinstance(request, control.Tap):
+                ports = self._begin_to_tap(request)
+            else:
+                ports = await _carry_out(self._host, request)
         except (RemoteProtocolError, VconfsError, ValueError) as error:
             return control.encode_error(str(error))
         return control.encode_ports([describe(port) for port in ports])
+
+    # --- tapping --------------------------------------------------------------------------
+
+    def _begin_to_tap(self, request: control.Tap) -> list[HostPort]:
+        host = self._host
+        if host.taps.is_full:
+            raise VconfsError(f"{TAPPERS_MAX} programs already tap the ports: end one of them")
+        if request.ports:
+            ports = list({port.id: port for port in map(self._find, request.ports)}.values())
+        else:
+            ports = _all_ports(host)
+        self._tapper = Tapper(self._wake)
+        if request.ports:
+            self._tapper.wanted = frozenset(port.id for port in ports)
+        host.taps.begin(self._tapper)
+        return ports
+
+    def _find(self, port: int | str) -> HostPort:
+        return _find(self._host, port)
+
+    def _wake(self) -> None:
+        self._recorded.unpark_all()
+
+    async def _show(self, tapper: Tapper) -> None:
+        """Send the records of a tapper until the client leaves."""
+        async with open_background() as nursery:
+            nursery.start_soon(self._send_records, tapper)
+            while await self._receive():
+                pass
+        raise trio.BrokenResourceError
+
+    async def _send_records(self, tapper: Tapper) -> None:
+        with suppress(trio.BrokenResourceError):  # `_show` finds it, too
+            while True:
+                while not (lines := tapper.backlog.take(_CHUNK)):
+                    await self._recorded.park()
+                await self._stream.send_all(b"".join(lines))
 
 
 # --- what the requests do -----------------------------------------------------------------
 
 
-async def _carry_out(host: Host, request: control.Request) -> list[HostPort]:
+async def _carry_out(host: Host, request: control.Command) -> list[HostPort]:
     """Carry out a request; return the ports to show."""
     match request:
         case control.List():
-            return [host.ports[port_id] for port_id in sorted(host.ports)]
+            return _all_ports(host)
         case control.Add():
             return [await host.add(parse_port(request.spec))]
         case control.Remove():
@@ -138,6 +188,10 @@ def _change(host: Host, port_id: int, request: _Change) -> None:
             host.resize(port_id, request.cols, request.rows)
         case _:
             assert_never(request)
+
+
+def _all_ports(host: Host) -> list[HostPort]:
+    return [host.ports[port_id] for port_id in sorted(host.ports)]
 
 
 def _find(host: Host, port: int | str) -> HostPort:

@@ -16,6 +16,7 @@ from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.link.link import Link
+from vconfs.link.taps import Taps
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
 from vconfs.system.tasks import open_background
@@ -35,6 +36,8 @@ class Host:
 
     def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
         self.ports: dict[int, HostPort] = {}
+        #: Those who watch what passes through the ports.
+        self.taps: Taps[HostPort] = Taps(self.ports, lambda port: port.connected)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None
         self._nursery = nursery
@@ -67,6 +70,7 @@ class Host:
             del self._starting[port_id]
         count = self.port_count
         self.ports[port_id] = port
+        self.taps.added(port)
         if self._guest is not None:
             self._guest.port_added(port_id, self.port_count != count)
         return port
@@ -121,6 +125,7 @@ class Host:
             self._guest.port_removed(port_id, self.port_count != count)
         port.removed = True
         port.detach()
+        self.taps.removed(port)
 
     def _end_chardev(self, port: HostPort) -> None:
         if scope := self._scopes.get(port):
@@ -289,7 +294,8 @@ class Host:
     ) -> AttachedGuest:
         """Attach a guest whose driver has set up `link`, in place of the one before it."""
         self.detach()
-        self._guest = AttachedGuest(self.ports, link, end, announce_config)
+        taps = self.taps.by_port
+        self._guest = AttachedGuest(self.ports, link, end, announce_config, taps)
         return self._guest
 
     def detach(self, reason: str = "") -> None:

@@ -21,6 +21,7 @@ from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
 from vconfs.host._messages import MessageQueue
 from vconfs.host.chardev import Chardev, PortSide
 from vconfs.link.draining import DRAIN_TIME
+from vconfs.link.taps import PortTap
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 
@@ -76,6 +77,7 @@ class HostPort(PortSide):
     on_resize: Callable[[], None] = field(init=False, default=lambda: None)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
+    tap: PortTap | None = field(init=False, default=None)  # if the port is watched
 
     _inbox: HostInbox = field(init=False)
     _guest_connected: bool = field(init=False, default=False)
@@ -149,6 +151,7 @@ class HostPort(PortSide):
     def connect(self) -> None:
         if not self.connected:
             self.connected = True
+            self._tell_tap("connect")
             if self._line is not None:
                 self._line.open_port(self.id, True)
             self.pump()
@@ -157,6 +160,7 @@ class HostPort(PortSide):
     def disconnect(self) -> None:
         if self.connected:
             self.connected = False
+            self._tell_tap("disconnect")
             if self._line is not None:
                 self._line.open_port(self.id, False)
             self._inbox.drop_in_hand()
@@ -166,6 +170,8 @@ class HostPort(PortSide):
     @override
     def hang_up(self) -> None:
         if self.connected and self._line is not None:
+            self._tell_tap("disconnect")
+            self._tell_tap("connect")
             self._line.open_port(self.id, False)
             self._line.open_port(self.id, True)
 
@@ -334,6 +340,7 @@ class HostPort(PortSide):
         if connected == self._guest_connected:
             return
         self._guest_connected = connected
+        self._tell_tap("open" if connected else "close")
         if self.spec.chardev.keeps_sessions:
             if connected:
                 self._sessions += 1
@@ -356,6 +363,8 @@ class HostPort(PortSide):
         """Take `data` from the guest; `size` is that of `events.Data`."""
         inbox = self._inbox
         inbox.came(len(data))
+        if self.tap is not None:
+            self.tap.came(data)
         if not self.connected and not self.cache:
             self.counters.dropped += len(data)
             return
@@ -388,6 +397,10 @@ class HostPort(PortSide):
         """Tell the guest to stop sending, whatever is queued, or to go on; also the next guest."""
         self._inbox.hold(by_hand=on)
         self._inbox.refill()
+
+    def _tell_tap(self, event: str) -> None:
+        if self.tap is not None:
+            self.tap.happened(event)
 
     def _may_send(self) -> bool:
         return self._line is not None and not self.guest_throttled

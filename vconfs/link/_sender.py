@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import trio
 from attrs import define, field, frozen
 
 from vconfs.link.link import Link
+from vconfs.link.taps import PortTap
 from vconfs.protocol.events import Buffer, Message
 
 #: The most bytes of memory for control messages that cannot be sent yet.
@@ -109,11 +110,17 @@ class _Deposit(_Turn):
 
 
 class Sender:
-    """Sends the control messages and the data of all ports of one link."""
+    """Sends the control messages and the data of all ports of one link.
 
-    def __init__(self, link: Link, end: SendingEnd) -> None:
+    `taps` has the taps of the ports that are watched.
+    """
+
+    def __init__(
+        self, link: Link, end: SendingEnd, taps: Mapping[int, PortTap] | None = None
+    ) -> None:
         self._link = link
         self._end = end
+        self._taps = {} if taps is None else taps
         self._closed = False
         self._backlog: dict[int, deque[_Posted]] = defaultdict(deque)
         self._backlog_size = 0
@@ -337,6 +344,8 @@ class Sender:
         header_size = end.header_size
         size = min(len(data), room)
         view = memoryview(data)
+        if self._taps and (tap := self._taps.get(port_id)) is not None:
+            tap.sent(view[:size])
         header = end.data_header(port_id, size)
         sent = 0
         while sent < size:

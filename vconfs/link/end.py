@@ -16,6 +16,7 @@ import trio
 from vconfs.link._sender import Sender
 from vconfs.link.draining import say_what_was_lost
 from vconfs.link.link import Link, LinkOwner
+from vconfs.link.taps import PortTap
 from vconfs.overrides import override
 from vconfs.protocol.dialect import End
 from vconfs.protocol.events import Buffer, Data, Event
@@ -63,7 +64,9 @@ class LinkEnd(LinkOwner, Generic[P, E]):
     #: The word before a port's number in the log.
     port_word: ClassVar[str]
 
-    def __init__(self, link: Link, end: E, ports: Mapping[int, P]) -> None:
+    def __init__(
+        self, link: Link, end: E, ports: Mapping[int, P], taps: Mapping[int, PortTap]
+    ) -> None:
         self.throttles: bool = end.throttles
         #: Why the link was lost. Empty if it was not lost, or was ended by `stop`.
         self.reason: str = ""
@@ -76,7 +79,7 @@ class LinkEnd(LinkOwner, Generic[P, E]):
         self._unseen = 0
         #: Ports whose hang-up came before data for which they have no space yet (virtio1).
         self._hanging_up: set[int] = set()
-        self._sender = Sender(link, end)
+        self._sender = Sender(link, end, taps)
         link.owner = self
 
     @property

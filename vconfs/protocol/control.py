@@ -18,6 +18,10 @@ client is a request, which gets one line of reply, in order:
 for remove. A port is addressed by its id, a number, or by its name, a string, which only one port
 may have. Names are bytes: those that are not UTF-8 are lone surrogates (Python's surrogateescape).
 
+tap begins something that does not end: after its reply, the host sends a record for each thing that
+passes through the ports, in the form of tap.py, until the client leaves. Nothing that the client
+sends meanwhile is read as a request.
+
 A line that makes no sense gets an error, and the connection goes on. A line of more than LINE_MAX
 bytes gets an error, and ends the connection.
 """
@@ -105,7 +109,16 @@ class Disconnect:
     port: int | str
 
 
-Request: TypeAlias = List | Add | Remove | Rename | Throttle | Limit | Cache | Resize | Disconnect
+@frozen
+class Tap:
+    """Show what passes through these ports from now on; if there are none here, through all."""
+
+    ports: Sequence[int | str]
+
+
+#: The requests to which the reply is all.
+Command: TypeAlias = List | Add | Remove | Rename | Throttle | Limit | Cache | Resize | Disconnect
+Request: TypeAlias = Command | Tap
 
 REQUESTS: Final[Mapping[str, type[Request]]] = {
     "list": List,
@@ -117,6 +130,7 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
     "cache": Cache,
     "resize": Resize,
     "disconnect": Disconnect,
+    "tap": Tap,
 }
 _OPS: Final = {kind: op for op, kind in REQUESTS.items()}
 
@@ -137,13 +151,22 @@ def _is_number(low: int, high: int) -> Callable[[object], bool]:
     return lambda value: type(value) is int and low <= value <= high
 
 
+def _is_address(value: object) -> bool:
+    return type(value) is int or _is_text(value)
+
+
+def _are_addresses(value: object) -> bool:
+    return isinstance(value, list) and all(map(_is_address, value))
+
+
 _SIZE: Final = (_is_number(0, 65535), "a number from 0 to 65535")
 _TEXT: Final = (_is_text, "a string")
 #: Field → a predicate for its values, and a description of them.
 _FIELDS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "spec": _TEXT,
     "name": _TEXT,
-    "port": (lambda value: type(value) is int or _is_text(value), "an id or a name"),
+    "port": (_is_address, "an id or a name"),
+    "ports": (_are_addresses, "a list of ids and names"),
     "on": (lambda value: isinstance(value, bool), "true or false"),
     "mib": (_is_number(1, LIMIT_MAX), f"a number from 1 to {LIMIT_MAX}"),
     "cols": _SIZE,

@@ -22,8 +22,9 @@ MOUNTS = {"/mnt/a": ["org.a", "both", "two words"], "/mnt/b": ["org.b", "both", 
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two consoles and two mounts."""
     monkeypatch.setattr(binding, "candidates", lambda: CONSOLES)
-    for module in ("_arguments", "watch"):
+    for module in ("_arguments", "watch", "tap"):
         monkeypatch.setattr(f"vconfs.cli.{module}.mounts", lambda: list(map(Path, MOUNTS)))
+    for module in ("_arguments", "watch"):
         monkeypatch.setattr(f"vconfs.cli.{module}.port_names", lambda mount: MOUNTS[str(mount)])
     monkeypatch.setattr(arguments, "_port_files", lambda mount: ["vcon0"])
 
@@ -45,6 +46,10 @@ def proposed(line: str, monkeypatch: pytest.MonkeyPatch) -> str:
         ("ls /h", "dir,"),
         ("mount /m", "dir,"),
         ("cat o", "plain,org.a plain,org.b"),
+        ("tap --hex o", "plain,org.a plain,org.b"),
+        ("tap /mnt/b/b", "plain,/mnt/b/both"),
+        ("tap /mnt/b", "plain,/mnt/b plain,/mnt/b/org.b plain,/mnt/b/both plain,/mnt/b/vcon0"),
+        ("tap --filter co", "plain,connect"),
         ("cat b", "file,"),  # two mounts have it: it names no port
         ("connect /mnt/b/b", "plain,/mnt/b/both"),
         ("cat /mnt/a/v", "plain,/mnt/a/vcon0"),

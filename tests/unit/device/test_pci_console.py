@@ -20,6 +20,8 @@ from vconfs.device.pci import open_pci
 from vconfs.guest.driver import Driver, drive
 from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.guest.ports import PortManager
+from vconfs.link.taps import Tapper
+from vconfs.protocol import tap
 from vconfs.protocol.virtio1 import F_EMERG_WRITE, F_SIZE
 from vconfs.protocol.virtio_pci import Common
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC
@@ -253,6 +255,8 @@ async def test_early_output_of_a_console() -> None:
     with pytest.raises(OSError) as caught:
         port.write_nowait(b"nowhere", nonblock=True)
     assert caught.value.errno == errno.ENOTCONN
+    tapper = Tapper(lambda: None)
+    manager.taps.begin(tapper)
     async with open_console([spec(b"con", puppet, console=True)], quiet=True) as fake:
         async with driven(fake, manager):
             assert port.poll() == select.POLLHUP | select.POLLOUT | select.POLLWRNORM
@@ -265,6 +269,9 @@ async def test_early_output_of_a_console() -> None:
             assert port.write_nowait(b"later") == 5
             assert await puppet.port.receive() == b"later"
             assert port.counters.bytes_out == 7 + 256 + 5
+            shown = map(tap.parse, b"".join(tapper.backlog.take(1 << 16)).splitlines())
+            out = [record.data for record in shown if record.event == "out"]
+            assert out == [b"panic: ", b"a" * 256, b"later"]
         with pytest.raises(OSError) as caught:
             port.write_nowait(b"nowhere", nonblock=True)
         assert caught.value.errno == errno.ENOTCONN

@@ -6,8 +6,9 @@ import json
 import os
 import socket
 import stat
+from base64 import b64decode
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from vconfs.host.control_socket import serve_control
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.protocol.control import LINE_MAX
+from vconfs.protocol.tap import TAPPERS_MAX
 from vconfs.system.tasks import open_background
 from vconfs.testing import Ends, Puppet, open_ends
 
@@ -309,6 +311,63 @@ async def test_a_client_that_leaves_in_the_middle_leaves_nothing(control: Contro
             with trio.move_on_after(0.05):
                 await other.stream.send_all(said)
     assert len(await control.call.ask("list")) == 1
+
+
+async def test_a_tap_shows_what_passes_through_a_port_until_the_client_leaves(
+    control: Control,
+) -> None:
+    [port] = await control.call.ask("tap", ports=["first"])
+    assert port["id"] == 0
+    assert json.loads(await control.call.line())["event"] == "present"
+    guest = control.ends.ports[0]
+    guest.open(Opener(1))
+    assert json.loads(await control.call.line())["event"] == "open"
+    await guest.write(b"from the guest")
+    came = json.loads(await control.call.line())
+    assert (came["event"], came["name"]) == ("in", "first")
+    assert b64decode(came["data"]) == b"from the guest"
+    await control.puppet.port.send(b"to the guest")
+    assert b64decode(json.loads(await control.call.line())["data"]) == b"to the guest"
+    await control.call.stream.aclose()
+    while control.port.tap is not None:
+        await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_tap_without_ports_shows_those_to_come(control: Control) -> None:
+    assert len(await control.call.ask("tap", ports=[])) == 1
+    await control.ends.host.add(HostPortSpec(b"later", Puppet()))
+    present, added = [json.loads(await control.call.line()) for _ in range(2)]
+    assert (present["event"], added["event"], added["name"]) == ("present", "add", "later")
+
+
+async def test_a_tap_of_a_port_that_is_not_there_is_refused(control: Control) -> None:
+    assert await control.call.ask("tap", ports=["first", 7]) == "there is no port 7"
+    assert len(await control.call.ask("list")) == 1
+
+
+async def test_tappers_are_bounded(control: Control) -> None:
+    async with AsyncExitStack() as stack:
+        for _ in range(TAPPERS_MAX):
+            other = await stack.enter_async_context(calling(control.path))
+            assert len(await other.ask("tap", ports=[])) == 1
+        assert "16 programs already tap" in await control.call.ask("tap", ports=[])
+
+
+async def test_a_client_that_taps_and_does_not_read_is_told_what_it_missed(
+    control: Control,
+) -> None:
+    await control.call.ask("tap", ports=[0])
+    guest, sent = control.ends.ports[0], 0
+    guest.open(Opener(1))
+    while sent < 12 << 20:
+        sent += await guest.write(bytes(1 << 16))
+        await control.port.receive()
+    shown = lost = 0
+    while shown + lost < sent:
+        record = json.loads(await control.call.line())
+        shown += len(b64decode(record.get("data", "")))
+        lost += record.get("bytes", 0)
+    assert (shown + lost, lost > 0) == (sent, True)
 
 
 class Slow(Puppet):

@@ -32,6 +32,8 @@ REQUESTS = [
     (control.Cache(1, False), b'{"op": "cache", "port": 1, "on": false}'),
     (control.Resize(0, 80, 0), b'{"op": "resize", "port": 0, "cols": 80, "rows": 0}'),
     (control.Disconnect("a"), b'{"op": "disconnect", "port": "a"}'),
+    (control.Tap([0, "a"]), b'{"op": "tap", "ports": [0, "a"]}'),
+    (control.Tap([]), b'{"op": "tap", "ports": []}'),
 ]
 
 
@@ -50,7 +52,7 @@ def test_every_request_is_in_the_table() -> None:
     assert {type(request) for request, _ in REQUESTS} == set(control.REQUESTS.values())
 
 
-OPS = "list, add, remove, rename, throttle, limit, cache, resize, disconnect"
+OPS = "list, add, remove, rename, throttle, limit, cache, resize, disconnect, tap"
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,9 @@ OPS = "list, add, remove, rename, throttle, limit, cache, resize, disconnect"
         (b'{"op": "remove", "port": true}', "port is an id or a name, not true"),
         (b'{"op": "remove", "port": 1.0}', "port is an id or a name, not 1.0"),
         (b'{"op": "remove", "port": "\\ud800"}', 'port is an id or a name, not "\\ud800"'),
+        (b'{"op": "tap"}', "tap needs ports, a list of ids and names"),
+        (b'{"op": "tap", "ports": 1}', "ports is a list of ids and names, not 1"),
+        (b'{"op": "tap", "ports": [null]}', "ports is a list of ids and names, not [null]"),
         (b'{"op": "add", "spec": 5}', "spec is a string, not 5"),
         (b'{"op": "add"}', "add needs spec, a string"),
         (b'{"op": "cache", "port": 1, "on": 1}', "on is true or false, not 1"),
