@@ -55,7 +55,8 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
             self._ports[0].set_guest_connected(True)
         if unseen := [port_id for port_id in sorted(self._ports) if port_id >= self.max_ports]:
             ids = ", ".join(map(str, unseen))
-            log.warning("guest: its port ids end at %d, it cannot see %s", self.max_ports - 1, ids)
+            message = "%s: its port ids end at %d, it cannot see %s"
+            log.warning(message, self.peer, self.max_ports - 1, ids)
         for queue in range(1, self._end.queues, 2):
             self.received(queue)
 
@@ -220,4 +221,4 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
 
     def _ignore(self, reason: str) -> None:
         self.ignored += 1
-        self._trouble.warning(reason, "guest: %s", reason)
+        self._trouble.warning(reason, "%s: %s", self.peer, reason)

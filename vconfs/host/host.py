@@ -26,15 +26,32 @@ log: Final = logging.getLogger(__name__)
 #: has the time of an ending beside this.
 _HANG_UP_TIME: Final = 3.0
 _HANG_UP_LOOK: Final = 0.002
+#: Seconds that a peer waits for the guest before it to be gone, when that has just left.
+_HANDOVER: Final = 0.5
 
 
 class Host:
-    """The ports of the host end; see `open_host`.
+    """The ports of one guest; see `open_host`.
 
-    One guest at a time is attached. Ports and their chardevs stay when it goes.
+    It has one connection at a time. Ports and their chardevs stay when it goes. `name` is the
+    guest's name; with `labelled`, messages in the log begin with it.
     """
 
-    def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        patience: float = DRAIN_TIME,
+        name: str = "",
+        *,
+        labelled: bool = False,
+    ) -> None:
+        self.name = name
+        self._label = f"guest {name}" if labelled else ""
+        #: How the log says that it is over with the ports.
+        self._over = f"{self._label or 'the host end'} has ended"
+        #: Held by the task that serves the connection.
+        self._turn = trio.StrictFIFOLock()
+        self._closed = False
         self.ports: dict[int, HostPort] = {}
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None
@@ -255,7 +272,7 @@ class Host:
     def say_what_was_lost(self) -> None:
         """Log how many bytes ports have dropped since they began to end, if any."""
         lost = [(_name(self.ports[port_id]), size) for port_id, size in self.lost()]
-        say_what_was_lost(log, "the host end has ended", lost)
+        say_what_was_lost(log, self._over, lost)
 
     @property
     def port_count(self) -> int:
@@ -284,6 +301,8 @@ class Host:
         """Attach a guest whose driver has set up `link`, in place of the one before it."""
         self.detach()
         self._guest = AttachedGuest(self.ports, link, end, announce_config)
+        if self._label:
+            self._guest.peer = self._label
         return self._guest
 
     def detach(self, reason: str = "") -> None:
@@ -291,6 +310,29 @@ class Host:
         if self._guest is not None:
             self._guest.stop(reason)
             self._guest = None
+
+    @asynccontextmanager
+    async def turn(self, handover: float = _HANDOVER) -> AsyncIterator[None]:
+        """Be the task that serves the guest's connection during the block.
+
+        Raise VconfsError if there is another connection, and for `handover` seconds it stays.
+        """
+        with trio.move_on_after(handover) as waiting:
+            await self._turn.acquire()
+        if waiting.cancelled_caught:
+            who = f"guest {self.name!r} is connected already" if self._label else ""
+            raise VconfsError(who or "the host end serves another guest")
+        try:
+            if self._closed:
+                raise VconfsError(f"guest {self.name!r} was removed")
+            yield
+        finally:
+            self._turn.release()
+
+    def close(self) -> None:
+        """Detach the guest, and take no other."""
+        self._closed = True
+        self.detach()
 
     # --- chardevs -------------------------------------------------------------------------
 
@@ -311,7 +353,8 @@ class Host:
             failed = describe_failure(errors)
             log.debug("port %s", _describe(port), exc_info=True)
             if started:
-                log.warning("port %s: %s", _describe(port), failed)
+                guest = f"{self._label}: " if self._label else ""
+                log.warning("%sport %s: %s", guest, _describe(port), failed)
         finally:
             del self._scopes[port]
             port.chardev_ended()
@@ -360,7 +403,11 @@ def _check_name(name: bytes) -> None:
 
 @asynccontextmanager
 async def open_host(
-    specs: Sequence[HostPortSpec] = (), *, patience: float = DRAIN_TIME
+    specs: Sequence[HostPortSpec] = (),
+    *,
+    patience: float = DRAIN_TIME,
+    name: str = "",
+    labelled: bool = False,
 ) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does.
 
@@ -370,13 +417,13 @@ async def open_host(
     ports: list[HostPort] = []
     try:
         async with open_background() as nursery:
-            host = Host(nursery, patience)
+            host = Host(nursery, patience, name, labelled=labelled)
             for spec in specs:
                 await host.add(spec)
             try:
                 yield host
             finally:
-                host.detach()
+                host.close()
                 ports += host.ports.values()
     finally:  # the chardevs have ended and have put back what they had not delivered
         for port in ports:
