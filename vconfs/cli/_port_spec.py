@@ -55,6 +55,15 @@ class PortSpec(click.ParamType[HostPortSpec]):
         return proposals((f"{name}={kind}" for kind in _beginnings()), incomplete) if equals else []
 
 
+class PortText(PortSpec):
+    """The same, checked and kept as a text: %g may stand for the name of a guest in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check it; a wrong port is a usage error."""
+        super().convert(value, param, ctx)
+        return value
+
+
 def _beginnings() -> Iterator[str]:
     for kind in chardev_kinds():
         try:

@@ -8,13 +8,12 @@ from typing import Final
 import click
 import trio
 
-from vconfs.cli._config import config_option
+from vconfs.cli._config import config_option_with, tables_of
+from vconfs.cli._guests import guests_of, read_tables
 from vconfs.cli._logs import log_format_option, log_option, open_log
-from vconfs.cli._port_spec import PortSpec, control_option
+from vconfs.cli._port_spec import PortText, control_option
 from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
-from vconfs.host.listeners import parse_listener
-from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
@@ -32,11 +31,11 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
 
 
 @click.command("host", short_help="Serve ports to guests in other processes.")
-@config_option
+@config_option_with(("guest", "template"), read_tables)
 @log_format_option
-@click.option("--listen", "url", type=LISTEN_URL, required=True, help="Address to listen on.")
+@click.option("--listen", "urls", type=LISTEN_URL, multiple=True, help="Address to listen on.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
-@click.option("--port", "ports", type=PortSpec(), multiple=True, help="Port to serve.")
+@click.option("--port", "ports", type=PortText(), multiple=True, help="Port to serve.")
 @control_option
 @log_option
 @click.option(
@@ -48,10 +47,12 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
     help="How long to wait at the end for a peer that takes no data.",
 )
 @keep_privileges_option
+@click.pass_context
 def command(
-    url: str,
+    ctx: click.Context,
+    urls: tuple[str, ...],
     dialect: str | None,
-    ports: tuple[HostPortSpec, ...],
+    ports: tuple[str, ...],
     control: str | None,
     log_path: str | None,
     drain: float,
@@ -86,16 +87,36 @@ def command(
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
     """
+    tables = tables_of(ctx)
+    if not urls and tables is None:
+        raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--listen'")
+    if ports and tables is not None:
+        why = "the ports of guests are in their tables, [[guest]] and [template]"
+        raise click.BadParameter(why, param_hint="--port")
     try:
-        listener = parse_listener(url, dialect)
+        found = guests_of(urls, dialect, ports, tables)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
+    plan = Plan(
+        found.guests,
+        found.listeners,
+        found.template,
+        found.guests_max,
+        found.several,
+        control,
+        drain,
+    )
 
     def ready() -> None:
-        log.info("listening on %s", url)
+        for url in plan.urls:
+            log.info("listening on %s", url)
 
     open_log(log_path)
     survive_hang_ups()
     if not keep_privileges:
-        drop_unneeded(url, ports)
-    trio.run(serve_host, Plan(listener, ports, control, drain), ready)
+        listeners = [*found.listeners, *(it for guest in found.samples for it in guest.listeners)]
+        drop_unneeded(
+            [port for guest in found.samples for port in guest.ports],
+            may_gain=any(listener.starts_program for listener in listeners),
+        )
+    trio.run(serve_host, plan, ready)

@@ -23,7 +23,11 @@ from vconfs.cli._options import (
     patience_with_host,
 )
 from vconfs.cli._port_spec import PortSpec, control_option
-from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import (
+    drop_unneeded,
+    keep_privileges_option,
+    starts_program,
+)
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.files.rules import Rule, parse_rules
@@ -239,7 +243,7 @@ def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path)
     needed = {Capability.SYS_ADMIN} if mounts else set()
     if device.startswith("pci:"):
         needed.add(Capability.IPC_LOCK)  # the device's memory may be more than ulimit -l
-    drop_unneeded(device, ports, needed, may_gain=by_helper)
+    drop_unneeded(ports, needed, may_gain=by_helper or starts_program(device))
 
 
 def _device(

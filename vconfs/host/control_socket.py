@@ -9,6 +9,7 @@ from typing import Final, TypeAlias, assert_never
 import trio
 
 from vconfs.errors import VconfsError
+from vconfs.host.fleet import Fleet
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
@@ -41,7 +42,7 @@ def control_path(path: str) -> str:
 
 
 async def serve_control(
-    host: Host, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    host: Host | Fleet, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Answer the clients of the control socket at `path`, until cancelled.
 
@@ -60,7 +61,7 @@ async def serve_control(
 class _Client:
     """A client of the control socket; nothing more is read from it until its replies are sent."""
 
-    def __init__(self, host: Host, sock: trio.socket.SocketType) -> None:
+    def __init__(self, host: Host | Fleet, sock: trio.socket.SocketType) -> None:
         self._host = host
         self._sock = sock
         self._stream = trio.SocketStream(sock)
@@ -95,17 +96,55 @@ class _Client:
     async def _reply(self, line: bytes) -> bytes:
         try:
             request = control.parse_request(line)
-            ports = await _carry_out(self._host, request)
+            return await _answer(self._host, request)
         except (RemoteProtocolError, VconfsError, ValueError) as error:
             return control.encode_error(str(error))
-        return control.encode_ports([describe(port) for port in ports])
 
 
 # --- what the requests do -----------------------------------------------------------------
 
 
-async def _carry_out(host: Host, request: control.Request) -> list[HostPort]:
-    """Carry out a request; return the ports to show."""
+async def _answer(host: Host | Fleet, request: control.Request) -> bytes:
+    """Carry out a request; return the line of the reply."""
+    match request:
+        case control.GuestList():
+            guests = host.guests if isinstance(host, Fleet) else {host.name: host}
+            return control.encode_guests([_describe_guest(guests[name]) for name in sorted(guests)])
+        case control.GuestAdd():
+            added = await _several(host).add_by_name(request.name)
+            return control.encode_guests([_describe_guest(added)])
+        case control.GuestRemove():
+            await _several(host).remove(request.name)
+            return control.encode_guests([])
+        case control.List() if request.guest is None and isinstance(host, Fleet):
+            hosts = [host.guests[name] for name in sorted(host.guests)]
+            return control.encode_ports([port for one in hosts for port in _list(one)])
+        case _:
+            one = _guest_of(host, request.guest)
+            ports = await _carry_out(one, request)
+            return control.encode_ports([describe(port, one.name) for port in ports])
+
+
+def _several(host: Host | Fleet) -> Fleet:
+    if not isinstance(host, Fleet):
+        raise VconfsError("this host end is in the process of its only guest")
+    return host
+
+
+def _guest_of(host: Host | Fleet, name: str | None) -> Host:
+    if isinstance(host, Fleet):
+        return host.find(name)
+    if name not in (None, host.name):
+        raise VconfsError(f"there is no guest {name!r}")
+    return host
+
+
+def _list(host: Host) -> list[dict[str, object]]:
+    return [describe(host.ports[port_id], host.name) for port_id in sorted(host.ports)]
+
+
+async def _carry_out(host: Host, request: control.PortRequest) -> list[HostPort]:
+    """Carry out a request about the ports of one guest; return the ports to show."""
     match request:
         case control.List():
             return [host.ports[port_id] for port_id in sorted(host.ports)]
@@ -145,10 +184,26 @@ def _find(host: Host, port: int | str) -> HostPort:
     return host.find(port if isinstance(port, int) else os.fsencode(port))
 
 
-def describe(port: HostPort) -> dict[str, object]:
+def _describe_guest(host: Host) -> dict[str, object]:
+    """Return a guest's state in the form of control.schema.json."""
+    ports = host.ports.values()
+    return {
+        "name": host.name,
+        "connected": host.guest is not None,
+        "ports": len(ports),
+        "queued": sum(port.queued for port in ports),
+        "bytes_in": sum(port.counters.bytes_in for port in ports),
+        "bytes_out": sum(port.counters.bytes_out for port in ports),
+        "dropped": sum(port.counters.dropped for port in ports),
+    }
+
+
+def describe(port: HostPort, guest_name: str = "") -> dict[str, object]:
     """Return a port's settings and state in the form of control.schema.json."""
     counters, (cols, rows) = port.counters, port.size
+    of_guest = {"guest_name": guest_name} if guest_name else {}
     return {
+        **of_guest,
         "id": port.id,
         "name": os.fsdecode(port.name),
         "chardev": port.spec.chardev_text,

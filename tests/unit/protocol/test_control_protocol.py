@@ -32,6 +32,11 @@ REQUESTS = [
     (control.Cache(1, False), b'{"op": "cache", "port": 1, "on": false}'),
     (control.Resize(0, 80, 0), b'{"op": "resize", "port": 0, "cols": 80, "rows": 0}'),
     (control.Disconnect("a"), b'{"op": "disconnect", "port": "a"}'),
+    (control.Remove(7, guest="web1"), b'{"op": "remove", "port": 7, "guest": "web1"}'),
+    (control.List(guest="web1"), b'{"op": "list", "guest": "web1"}'),
+    (control.GuestList(), b'{"op": "guest-list"}'),
+    (control.GuestAdd("web1"), b'{"op": "guest-add", "name": "web1"}'),
+    (control.GuestRemove("web1"), b'{"op": "guest-remove", "name": "web1"}'),
 ]
 
 
@@ -50,7 +55,10 @@ def test_every_request_is_in_the_table() -> None:
     assert {type(request) for request, _ in REQUESTS} == set(control.REQUESTS.values())
 
 
-OPS = "list, add, remove, rename, throttle, limit, cache, resize, disconnect"
+OPS = (
+    "list, add, remove, rename, throttle, limit, cache, resize, disconnect, guest-list, guest-add,"
+    " guest-remove"
+)
 
 
 @pytest.mark.parametrize(
