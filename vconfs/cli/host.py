@@ -60,6 +60,9 @@ def command(
 ) -> None:
     """Serve ports to a guest that connects to URL, and to the next guest when it has left.
 
+    With several --listen, or tables in the file of --config, it serves several guests, each with
+    ports of its own; %g in a path or a name is the name of the guest.
+
     It stays in the foreground. On SIGINT or SIGTERM it delivers all data that it has accepted, and
     ends; on a second signal it ends at once. On SIGHUP it reopens its log and the files of ports.
     The ports stay when a guest leaves. Their syntax is that of `vconfs mount`.
@@ -77,6 +80,8 @@ def command(
     vhost-user takes ,inband (offer notifications by message), ,require-seals (take only memory
     that cannot shrink while it is in use) and, with --dialect virtio1, ,max-ports=N (31 by default)
     and ,resize=rows-first (send console sizes in the order that Linux reads).
+    Any URL takes ,guest=NAME, the guest that it is for (by default the file name of its path).
+    Streams take ,guest=*: for any guest, which says its name (see --name of `vconfs mount`).
 
     \b
     Examples:
@@ -86,6 +91,8 @@ def command(
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
+      vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --port chat=unix:/run/%g/chat.sock
+      vconfs host --config /etc/vconfs/hosts.toml                     (guests in [[guest]] tables)
     """
     tables = tables_of(ctx)
     if not urls and tables is None:
