@@ -133,6 +133,8 @@ def _several(host: Host | Fleet) -> Fleet:
 
 def _guest_of(host: Host | Fleet, name: str | None) -> Host:
     if isinstance(host, Fleet):
+        if name is None and len(host.guests) != 1:
+            raise VconfsError(f"there are {len(host.guests)} guests: say which one with --guest")
         return host.find(name)
     if name not in (None, host.name):
         raise VconfsError(f"there is no guest {name!r}")
