@@ -92,7 +92,6 @@ def command(
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
       vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --port chat=unix:/run/%g/chat.sock
-      vconfs host --config /etc/vconfs/hosts.toml                     (guests in [[guest]] tables)
     """
     tables = tables_of(ctx)
     if not urls and tables is None:
