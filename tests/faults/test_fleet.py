@@ -14,12 +14,13 @@ from pathlib import Path
 
 import trio
 
+from tests.support.limits import LONG
+from tests.support.waiting import until
 from vconfs.cli._control_client import ask
 from vconfs.protocol.control import GuestList
 
-from .conftest import LONG
 from .fleets import echo, open_guest
-from .programs import Program, open_both, until
+from .programs import Program, open_both
 
 #: How often a guest is killed.
 KILLS = 100 if LONG else 12
@@ -56,80 +57,77 @@ async def flooding(folder: Path, name: str) -> AsyncIterator[trio.Process]:
 
 
 async def test_an_echo_beside_a_flood_takes_less_than_200_ms(tmp_path: Path) -> None:
-    with trio.fail_after(50):
-        async with (
-            open_fleet_host(tmp_path, "echo=echo") as host,
-            open_guest(f"{tmp_path}/any", "honest") as port,
-            flooding(tmp_path, "flood") as flood,
-        ):
-            times = []
-            before = await bytes_in(tmp_path, "flood")
-            for _ in range(100):
-                began = trio.current_time()
-                await echo(port, os.urandom(100))
-                times.append(trio.current_time() - began)
-                await trio.sleep(0.005)
-            flooded = await bytes_in(tmp_path, "flood") - before
-            print(f"{flooded >> 20} MiB beside it")
-            print(f"median {statistics.median(times) * 1e3:.1f} ms, most {max(times) * 1e3:.1f} ms")
-            assert flood.returncode is None
-            assert flooded > 10 << 20
-            assert statistics.median(times) < 0.2
-            assert host.resident() < 200 << 10
+    async with (
+        open_fleet_host(tmp_path, "echo=echo") as host,
+        open_guest(f"{tmp_path}/any", "honest") as port,
+        flooding(tmp_path, "flood") as flood,
+    ):
+        times = []
+        before = await bytes_in(tmp_path, "flood")
+        for _ in range(100):
+            began = trio.current_time()
+            await echo(port, os.urandom(100))
+            times.append(trio.current_time() - began)
+            await trio.sleep(0.005)
+        flooded = await bytes_in(tmp_path, "flood") - before
+        print(f"{flooded >> 20} MiB beside it")
+        print(f"median {statistics.median(times) * 1e3:.1f} ms, most {max(times) * 1e3:.1f} ms")
+        assert flood.returncode is None
+        assert flooded > 10 << 20
+        assert statistics.median(times) < 0.2
+        assert host.resident() < 200 << 10
 
 
 async def test_a_guest_is_killed_again_and_again_beside_nine_others(
     tmp_path: Path, numbers: random.Random
 ) -> None:
-    with trio.fail_after(1000 if LONG else 50):
-        async with open_fleet_host(tmp_path, "echo=echo") as host:
-            checked = dict.fromkeys((f"g{number}" for number in range(9)), 0)
-            connected = trio.Event()
+    async with open_fleet_host(tmp_path, "echo=echo") as host:
+        checked = dict.fromkeys((f"g{number}" for number in range(9)), 0)
+        connected = trio.Event()
 
-            async def converse(name: str) -> None:
-                async with open_guest(f"{tmp_path}/any", name) as port:
-                    while True:
-                        data = random.randbytes(numbers.randrange(1, 30_000))
-                        await echo(port, data)
-                        checked[name] += 1
-                        if all(checked.values()):
-                            connected.set()
+        async def converse(name: str) -> None:
+            async with open_guest(f"{tmp_path}/any", name) as port:
+                while True:
+                    data = random.randbytes(numbers.randrange(1, 30_000))
+                    await echo(port, data)
+                    checked[name] += 1
+                    if all(checked.values()):
+                        connected.set()
 
-            async with trio.open_nursery() as nursery:
-                for name in checked:
-                    nursery.start_soon(converse, name)
-                await connected.wait()
-                for _ in range(KILLS):
-                    before = dict(checked)
-                    async with flooding(tmp_path, "victim") as victim:
-                        await trio.sleep(numbers.uniform(0, 0.1))
-                        victim.kill()
-                    await until(lambda: all(checked[name] > before[name] for name in checked))  # noqa: B023
-                nursery.cancel_scope.cancel()
-            assert not [line for line in host.lines if "Traceback" in line]
-            await until(lambda: host.descriptors() < 60)
+        async with trio.open_nursery() as nursery:
+            for name in checked:
+                nursery.start_soon(converse, name)
+            await connected.wait()
+            for _ in range(KILLS):
+                before = dict(checked)
+                async with flooding(tmp_path, "victim") as victim:
+                    await trio.sleep(numbers.uniform(0, 0.1))
+                    victim.kill()
+                await until(lambda: all(checked[name] > before[name] for name in checked))  # noqa: B023
+            nursery.cancel_scope.cancel()
+        assert not [line for line in host.lines if "Traceback" in line]
+        await until(lambda: host.descriptors() < 60)
 
 
 async def test_a_thousand_connections_that_say_no_hello(tmp_path: Path) -> None:
-    with trio.fail_after(50):
-        async with (
-            open_fleet_host(tmp_path, "echo=echo") as host,
-            open_guest(f"{tmp_path}/any", "early") as early,
-        ):
-            with ExitStack() as stack:
+    async with (
+        open_fleet_host(tmp_path, "echo=echo") as host,
+        open_guest(f"{tmp_path}/any", "early") as early,
+    ):
+        with ExitStack() as stack:
 
-                async def connect_on() -> None:
-                    for _ in range(1000):
-                        silent = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
-                        await trio.to_thread.run_sync(silent.connect, f"{tmp_path}/any")
+            async def connect_on() -> None:
+                for _ in range(1000):
+                    silent = stack.enter_context(closing(socket.socket(socket.AF_UNIX)))
+                    await trio.to_thread.run_sync(silent.connect, f"{tmp_path}/any")
 
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(connect_on)
-                    while host.descriptors() < 60:
-                        await trio.sleep(0.01)
-                    async with open_guest(f"{tmp_path}/any", "late") as late:
-                        await echo(late, b"late")
-                    await echo(early, b"early")
-                assert host.descriptors() < 100
-            await echo(early, b"early again")
-            await until(lambda: host.descriptors() < 40)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(connect_on)
+                while host.descriptors() < 60:
+                    await trio.sleep(0.01)
+                async with open_guest(f"{tmp_path}/any", "late") as late:
+                    await echo(late, b"late")
+                await echo(early, b"early")
+            assert host.descriptors() < 100
+        await echo(early, b"early again")
+        await until(lambda: host.descriptors() < 40)
