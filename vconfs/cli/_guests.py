@@ -19,17 +19,21 @@ from typing import Any, Final
 
 from attrs import evolve, field, frozen
 
-from vconfs.host.fleet import GUESTS_MAX, GuestSpec, Template
+from vconfs.host.fleet import NO_LIMITS, GuestSpec, Limits, Template
 from vconfs.host.listeners import ANY, Listener, parse_listener
 from vconfs.host.spec import parse_port
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.guest_names import fill_in, guest_name
 from vconfs.syntax.toml import place_in_array, place_of
 
-#: The keys of both tables, of [[guest]] alone, and of [template] alone.
+#: The keys of both tables, of [[guest]] alone, and of [template] alone: its limits.
 _KEYS: Final = ("listen", "port", "dialect")
 _NAME: Final = "name"
-_MAX: Final = "guests-max"
+_LIMITS: Final = {
+    "guests-max": "guests",
+    "memory-max": "memory",
+    "guest-memory-max": "guest_memory",
+}
 #: Any guest: to check a template before there is one.
 _SAMPLE: Final = "guest"
 
@@ -40,7 +44,7 @@ class Tables:
 
     guests: Sequence[GuestSpec] = ()
     template: Template | None = None
-    guests_max: int = GUESTS_MAX
+    limits: Limits = NO_LIMITS
 
 
 @frozen
@@ -52,7 +56,7 @@ class Guests:
     listeners: Sequence[Listener] = ()
     #: For guests that come by themselves; None if all guests are known.
     template: Template | None = None
-    guests_max: int = GUESTS_MAX
+    limits: Limits = NO_LIMITS
     #: True if there can be several, whose names belong into the log.
     several: bool = True
     #: All guests that are known, and a sample of those that may come.
@@ -67,7 +71,7 @@ def read_tables(config: Mapping[str, Any], text: str, file: str) -> Tables | Non
     try:
         if not isinstance(values, dict):
             raise ValueError("template is a table, [template]")
-        fields, guests_max = _template(values)
+        fields, limits = _template(values)
         template = Template(**fields)
         template.guest(_SAMPLE)
     except ValueError as error:
@@ -85,15 +89,19 @@ def read_tables(config: Mapping[str, Any], text: str, file: str) -> Tables | Non
         except ValueError as error:
             where = place_in_array("", "guest", index, text, file)
             raise ValueError(f"{where}: {error}") from None
-    return Tables(guests, template if "template" in config else None, guests_max)
+    return Tables(guests, template if "template" in config else None, limits)
 
 
-def _template(table: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-    fields = _fields(table, _MAX)
-    guests_max = table.get(_MAX, GUESTS_MAX)
-    if type(guests_max) is not int or guests_max < 1:
-        raise ValueError(f"{_MAX} is a number from 1, not {guests_max!r}")
-    return fields, guests_max
+def _template(table: Mapping[str, Any]) -> tuple[dict[str, Any], Limits]:
+    limits = {}
+    for key, name in _LIMITS.items():
+        if key not in table:
+            continue
+        value = table[key]
+        if type(value) is not int or value < 1:
+            raise ValueError(f"{key} is a number from 1, not {value!r}")
+        limits[name] = value
+    return _fields(table, *_LIMITS), Limits(**limits)
 
 
 def _guest(table: Mapping[str, Any], common: Mapping[str, Any]) -> GuestSpec:
@@ -107,14 +115,14 @@ def _guest(table: Mapping[str, Any], common: Mapping[str, Any]) -> GuestSpec:
     return guest
 
 
-def _fields(table: Mapping[str, Any], own_key: str) -> dict[str, Any]:
+def _fields(table: Mapping[str, Any], *own_keys: str) -> dict[str, Any]:
     """Return the fields of a Template that a table has."""
     fields: dict[str, Any] = {}
     for key, value in table.items():
-        if key == own_key:
+        if key in own_keys:
             continue
         if key not in _KEYS:
-            keys = ", ".join((own_key, *_KEYS))
+            keys = ", ".join((*own_keys, *_KEYS))
             raise ValueError(f"{key}: unknown key: the keys are {keys}")
         if key == "dialect":
             if value not in DIALECTS:
@@ -152,7 +160,7 @@ def _by_tables(listeners: Sequence[Listener], tables: Tables) -> Guests:
     samples = [*tables.guests, *([tables.template.guest(_SAMPLE)] if tables.template else [])]
     if not listeners and not any(guest.listeners for guest in samples):
         raise ValueError("no guest could connect: a listen is missing")
-    return Guests(tables.guests, listeners, tables.template, tables.guests_max, samples=samples)
+    return Guests(tables.guests, listeners, tables.template, tables.limits, samples=samples)
 
 
 def _by_listeners(listeners: Sequence[Listener], template: Template) -> Guests:

@@ -107,7 +107,7 @@ def command(
         found.guests,
         found.listeners,
         found.template,
-        found.guests_max,
+        found.limits,
         found.several,
         control,
         drain,

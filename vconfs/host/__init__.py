@@ -29,7 +29,7 @@ from vconfs.errors import VconfsError
 from vconfs.host._port_streams import PortListener, PortStream
 from vconfs.host.chardev import Chardev, PortSide, parse_chardev
 from vconfs.host.control_socket import serve_control
-from vconfs.host.fleet import Fleet, GuestSpec, Template, open_fleet
+from vconfs.host.fleet import Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.host import Host, open_host
 from vconfs.host.listeners import Listener, parse_listener
 from vconfs.host.port import HostPort, HostPortSpec
@@ -42,6 +42,7 @@ __all__ = [
     "Host",
     "HostPort",
     "HostPortSpec",
+    "Limits",
     "Listener",
     "PortListener",
     "PortSide",

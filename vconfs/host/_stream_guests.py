@@ -73,7 +73,7 @@ async def _serve_peer(
         nonlocal served, named
         named = name is not None
         served = host if isinstance(host, Host) else await host(name)
-        async with served.turn():
+        async with served.turn.taken():
             attached()
             yield
 

@@ -21,6 +21,8 @@ import trio
 from attrs import define, field, frozen
 
 from vconfs.errors import VconfsError
+from vconfs.host._ceiling import Ceiling
+from vconfs.host._stream_guests import Welcome
 from vconfs.host.host import Host, open_host
 from vconfs.host.listeners import ANY, Listener, parse_listener
 from vconfs.host.port import HostPortSpec
@@ -32,8 +34,20 @@ from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
 
-#: How many guests there can be at a time, by default.
-GUESTS_MAX: Final = 1000
+
+@frozen
+class Limits:
+    """What the guests of a fleet may use."""
+
+    #: How many there can be at a time.
+    guests: int = 1000
+    #: The most bytes of data that the ports of all guests, and of one, keep for their chardevs: the
+    #: sum of their host limits. 0: any number.
+    memory: int = 0
+    guest_memory: int = 0
+
+
+NO_LIMITS: Final = Limits()
 
 
 @frozen
@@ -92,7 +106,7 @@ class Fleet:
         template: Template | None = None,
         *,
         patience: float = DRAIN_TIME,
-        guests_max: int = GUESTS_MAX,
+        limits: Limits = NO_LIMITS,
         labelled: bool = True,
     ) -> None:
         self.template = template
@@ -100,7 +114,8 @@ class Fleet:
         self.deserted: trio.Event = trio.Event()
         self._nursery = nursery
         self._patience = patience
-        self._guests_max = guests_max
+        self._limits = limits
+        self._ceiling = Ceiling(limits.memory, "all guests")
         self._labelled = labelled
         self._members: dict[str, _Member] = {}
         #: Names that are taken by guests that are starting, and by those that are ending.
@@ -203,7 +218,7 @@ class Fleet:
 
         It is the one that came back least recently. Raise VconfsError if there is none.
         """
-        if len(self._members) + len(self._starting) < self._guests_max:
+        if len(self._members) + len(self._starting) < self._limits.guests:
             return
         for name, member in self._members.items():
             if member.passing and member.host.guest is None:
@@ -211,7 +226,7 @@ class Fleet:
                 member.host.begin_ending(hold=True)
                 self._take_out(name).leave.set()
                 return
-        raise VconfsError(f"there are {self._guests_max} guests already")
+        raise VconfsError(f"there are {self._limits.guests} guests already")
 
     def _take_out(self, name: str) -> _Member:
         self._ending.add(name)
@@ -229,6 +244,7 @@ class Fleet:
                     patience=self._patience,
                     name=spec.name,
                     labelled=self._labelled,
+                    ceiling=Ceiling(self._limits.guest_memory, f"guest {spec.name}", self._ceiling),
                 ) as host,
                 open_background() as nursery,
             ):
@@ -251,13 +267,13 @@ class Fleet:
     async def _listen(
         self,
         listener: Listener,
-        host: object,
+        host: Host | Welcome,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         self._listening += 1
         ended = False
         try:
-            await listener.serve(host, task_status)  # type: ignore[arg-type]
+            await listener.serve(host, task_status)
             ended = True
         finally:
             self._listening -= 1
@@ -306,20 +322,20 @@ async def open_fleet(
     template: Template | None = None,
     *,
     patience: float = DRAIN_TIME,
-    guests_max: int = GUESTS_MAX,
+    limits: Limits = NO_LIMITS,
     labelled: bool = True,
 ) -> AsyncIterator[Fleet]:
     """Open a host end for several guests, which run as long as the block does.
 
-    With a `template`, guests that are not known yet can come by themselves; there are at most
-    `guests_max` at a time, and then one that is not connected makes room. The names of guests are
-    in the log if it is `labelled`.
+    With a `template`, guests that are not known yet can come by themselves, and one that is not
+    connected makes room for them when there are as many as the `limits` allow. The names of guests
+    are in the log if it is `labelled`.
     """
     async with open_background() as nursery:
         yield Fleet(
             nursery,
             template,
             patience=patience,
-            guests_max=guests_max,
+            limits=limits,
             labelled=labelled,
         )

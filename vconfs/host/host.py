@@ -12,6 +12,8 @@ import trio
 
 from vconfs.errors import VconfsError
 from vconfs.host._attached_guest import AttachedGuest
+from vconfs.host._ceiling import Ceiling
+from vconfs.host._turn import Turn
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
@@ -26,8 +28,6 @@ log: Final = logging.getLogger(__name__)
 #: has the time of an ending beside this.
 _HANG_UP_TIME: Final = 3.0
 _HANG_UP_LOOK: Final = 0.002
-#: Seconds that a peer waits for the guest before it to be gone, when that has just left.
-_HANDOVER: Final = 0.5
 
 
 class Host:
@@ -44,14 +44,15 @@ class Host:
         name: str = "",
         *,
         labelled: bool = False,
+        ceiling: Ceiling | None = None,
     ) -> None:
         self.name = name
         self._label = f"guest {name}" if labelled else ""
         #: How the log says that it is over with the ports.
         self._over = f"{self._label or 'the host end'} has ended"
-        #: Held by the task that serves the connection.
-        self._turn = trio.StrictFIFOLock()
-        self._closed = False
+        #: Which task may serve the guest's connection.
+        self.turn: Turn = Turn(name if labelled else "")
+        self._ceiling = ceiling or Ceiling()
         self.ports: dict[int, HostPort] = {}
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None
@@ -70,16 +71,20 @@ class Host:
         """Add a port and start its chardev; the guest is told at once.
 
         Raise VconfsError if the id is taken or too large (for the attached guest, too), the name is
-        not a valid one, or the chardev cannot start.
+        not a valid one, the ports would keep too much, or the chardev cannot start.
         """
         port_id = self._free_id() if spec.id is None else spec.id
         self._check_id(port_id)
         _check_name(spec.name)
         port = HostPort(port_id, spec, patience=self._patience)
         port.counters.on_drop = lambda: self.on_drop(port_id)
+        self._ceiling.take(spec.host_limit)
         self._starting[port_id] = port
         try:
             await self._nursery.start(self._serve, port)
+        except BaseException:
+            self._ceiling.give_back(spec.host_limit)
+            raise
         finally:
             del self._starting[port_id]
         count = self.port_count
@@ -134,6 +139,7 @@ class Host:
             self._guest.port_leaves(port_id)
         count = self.port_count
         del self.ports[port_id]
+        self._ceiling.give_back(port.spec.host_limit)
         if self._guest is not None:
             self._guest.port_removed(port_id, self.port_count != count)
         port.removed = True
@@ -311,28 +317,11 @@ class Host:
             self._guest.stop(reason)
             self._guest = None
 
-    @asynccontextmanager
-    async def turn(self, handover: float = _HANDOVER) -> AsyncIterator[None]:
-        """Be the task that serves the guest's connection during the block.
-
-        Raise VconfsError if there is another connection, and for `handover` seconds it stays.
-        """
-        with trio.move_on_after(handover) as waiting:
-            await self._turn.acquire()
-        if waiting.cancelled_caught:
-            who = f"guest {self.name!r} is connected already" if self._label else ""
-            raise VconfsError(who or "the host end serves another guest")
-        try:
-            if self._closed:
-                raise VconfsError(f"guest {self.name!r} was removed")
-            yield
-        finally:
-            self._turn.release()
-
     def close(self) -> None:
         """Detach the guest, and take no other."""
-        self._closed = True
+        self.turn.close()
         self.detach()
+        self._ceiling.give_all_back()
 
     # --- chardevs -------------------------------------------------------------------------
 
@@ -408,6 +397,7 @@ async def open_host(
     patience: float = DRAIN_TIME,
     name: str = "",
     labelled: bool = False,
+    ceiling: Ceiling | None = None,
 ) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does.
 
@@ -417,10 +407,10 @@ async def open_host(
     ports: list[HostPort] = []
     try:
         async with open_background() as nursery:
-            host = Host(nursery, patience, name, labelled=labelled)
-            for spec in specs:
-                await host.add(spec)
+            host = Host(nursery, patience, name, labelled=labelled, ceiling=ceiling)
             try:
+                for spec in specs:
+                    await host.add(spec)
                 yield host
             finally:
                 host.close()

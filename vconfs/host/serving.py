@@ -8,7 +8,7 @@ import trio
 from attrs import frozen
 
 from vconfs.host.control_socket import serve_control
-from vconfs.host.fleet import GUESTS_MAX, Fleet, GuestSpec, Template, open_fleet
+from vconfs.host.fleet import NO_LIMITS, Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.listeners import Listener
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.system.allocator import keep_freed_memory
@@ -29,7 +29,7 @@ class Plan:
     listeners: Sequence[Listener] = ()
     #: What guests have that come by themselves; None if all guests are known.
     template: Template | None = None
-    guests_max: int = GUESTS_MAX
+    limits: Limits = NO_LIMITS
     #: True if there can be several guests, whose names belong into the log.
     several: bool = True
     #: The path of the control socket; None for no control socket.
@@ -65,7 +65,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                     open_fleet(
                         plan.template,
                         patience=plan.drain,
-                        guests_max=plan.guests_max,
+                        limits=plan.limits,
                         labelled=plan.several,
                     ) as fleet,
                     answering_signals(fleet.reopen_files),

@@ -17,8 +17,9 @@ from vconfs.guest.connection import Connection
 from vconfs.guest.devices import parse_device
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
-from vconfs.host.fleet import Fleet, GuestSpec, Template, open_fleet
+from vconfs.host.fleet import NO_LIMITS, Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.listeners import parse_listener
+from vconfs.host.spec import parse_port
 from vconfs.protocol import stream, v8
 from vconfs.protocol.stream import Role
 from vconfs.syntax.guest_names import fill_in, folders_of, guest_name, name_for
@@ -37,11 +38,11 @@ async def fleet_at(
     *names: str,
     template: Template | None = None,
     ports: Sequence[str] = PORTS,
-    guests_max: int = 1000,
+    limits: Limits = NO_LIMITS,
 ) -> AsyncIterator[Fleet]:
     """A fleet of these guests, and of any guest if there is a template, at a unix socket."""
     async with (
-        open_fleet(template, guests_max=guests_max) as fleet,
+        open_fleet(template, limits=limits) as fleet,
         open_background() as nursery,
     ):
         for name in names:
@@ -165,7 +166,9 @@ async def test_guests_of_a_template_come_by_themselves_and_come_back(tmp_path: P
 
 async def test_guests_that_have_left_make_room_for_others(tmp_path: Path) -> None:
     url = f"stream:unix:{tmp_path}/any"
-    async with fleet_at(tmp_path, "fixed", template=Template(["echo=echo"]), guests_max=3) as fleet:
+    async with fleet_at(
+        tmp_path, "fixed", template=Template(["echo=echo"]), limits=Limits(guests=3)
+    ) as fleet:
         async with guest_at(url, "one"):
             for name in ("two", "three", "four"):
                 async with guest_at(url, name):
@@ -208,6 +211,24 @@ async def test_a_vhost_user_guest_has_a_socket_of_its_own(tmp_path: Path) -> Non
                 manager.ports[0].open(Opener(1))
                 assert await echoed(manager.ports[0], b"hi") == b"hi"
             assert fleet.find(name).ports[0].counters.bytes_in == 2
+
+
+async def test_a_ceiling_of_memory_for_a_guest_and_for_all() -> None:
+    template = Template(["a=null,host-limit=1000", "b=null,host-limit=500"])
+    async with open_fleet(template, limits=Limits(memory=4000, guest_memory=2000)) as fleet:
+        first = await fleet.add_by_name("one")
+        with pytest.raises(VconfsError, match=r"guest one would keep up to 2001 bytes .* the 2000"):
+            await first.add(parse_port("c=null,host-limit=501"))
+        await first.add(parse_port("c=null,host-limit=500"))
+        await fleet.add_by_name("two")
+        for _ in range(3):
+            with pytest.raises(VconfsError, match=r"all guests would keep up to .* of the 4000"):
+                await fleet.add_by_name("three")
+        assert sorted(fleet.guests) == ["one", "two"]
+        first.remove(0)
+        await fleet.add_by_name("three")
+        await fleet.remove("two")
+        await fleet.add_by_name("two")
 
 
 def test_names_in_texts() -> None:

@@ -70,7 +70,7 @@ async def _serve_all(device: VhostUserDevice, door: Door) -> None:
 @asynccontextmanager
 async def _turn(host: Host, reception: Reception) -> AsyncIterator[None]:
     """Wait until this front-end is the guest; another listener may serve the same one."""
-    async with reception.as_guest(), host.turn(handover=math.inf):
+    async with reception.as_guest(), host.turn.taken(patience=math.inf):
         yield
 
 
