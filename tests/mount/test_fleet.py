@@ -74,7 +74,7 @@ def test_guests_of_a_file_of_options(tmp_path: Path) -> None:
     config = tmp_path / "hosts.toml"
     config.write_text(
         f"""
-        listen = "stream:unix:{tmp_path}/any,guest=*"
+        listen = ["stream:unix:{tmp_path}/any,guest=*", "stream:unix:{tmp_path}/db,guest=db1"]
         control = "{ctl}"
 
         [template]
@@ -87,7 +87,7 @@ def test_guests_of_a_file_of_options(tmp_path: Path) -> None:
         """
     )
     anywhere = f"stream:unix:{tmp_path}/any"
-    with host("--config", str(config), listeners=2):
+    with host("--config", str(config), listeners=3):
         with (
             mounted(anywhere, "web1", tmp_path / "web1"),
             mounted(anywhere, "web2", tmp_path / "web2"),
@@ -112,6 +112,8 @@ def test_guests_of_a_file_of_options(tmp_path: Path) -> None:
         vconfs("mount", "--device", f"vhost-user:{tmp_path}/db1.sock", str(at))
         assert os.getxattr(at / "vcon0", "name") == b"echo"
         vconfs("umount", str(at))
+        with mounted(f"stream:unix:{tmp_path}/db", "any-name", at):
+            assert os.getxattr(at / "vcon0", "name") == b"echo"
     assert (tmp_path / "web1.log").read_text() == "web1"
     assert (tmp_path / "web2.log").read_text() == "web2"
     assert not run.exists()

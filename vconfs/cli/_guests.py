@@ -52,7 +52,7 @@ class Guests:
     """All guests of a host end."""
 
     guests: Sequence[GuestSpec] = ()
-    #: Listeners that are not for one guest, or are beside those of the guest.
+    #: Listeners for any guest.
     listeners: Sequence[Listener] = ()
     #: For guests that come by themselves; None if all guests are known.
     template: Template | None = None
@@ -157,10 +157,17 @@ def _by_tables(listeners: Sequence[Listener], tables: Tables) -> Guests:
             raise ValueError(f"{listener.url}: say which guest it is for: add ,guest=NAME or =*")
         if listener.guest not in (ANY, *names):
             raise ValueError(f"{listener.url}: there is no [[guest]] {listener.guest!r}")
-    samples = [*tables.guests, *([tables.template.guest(_SAMPLE)] if tables.template else [])]
-    if not listeners and not any(guest.listeners for guest in samples):
+    open_to_all = [listener for listener in listeners if listener.guest == ANY]
+    guests = [
+        evolve(
+            guest, listeners=[*guest.listeners, *(it for it in listeners if it.guest == guest.name)]
+        )
+        for guest in tables.guests
+    ]
+    samples = [*guests, *([tables.template.guest(_SAMPLE)] if tables.template else [])]
+    if not open_to_all and not any(guest.listeners for guest in samples):
         raise ValueError("no guest could connect: a listen is missing")
-    return Guests(tables.guests, listeners, tables.template, tables.limits, samples=samples)
+    return Guests(guests, open_to_all, tables.template, tables.limits, samples=samples)
 
 
 def _by_listeners(listeners: Sequence[Listener], template: Template) -> Guests:

@@ -6,12 +6,14 @@ guests. A guest has one connection: a peer that comes while it has one is refuse
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeAlias
 
 import trio
 
+from vconfs.errors import VconfsError
 from vconfs.host._greeting import Greetings
 from vconfs.host.host import Host
 from vconfs.link.link import leave_soon
@@ -22,12 +24,22 @@ from vconfs.streams.stream_link import StreamLink, open_link
 from vconfs.streams.url import parse_stream_address
 from vconfs.streams.wire import Wire
 from vconfs.system.backoff import Backoff, Pauses
+from vconfs.system.log_once import LogOnce
+
+log: Final = logging.getLogger(__name__)
 
 #: Returns the ports of the guest with a name, or raises VconfsError with why it is refused.
 Welcome: TypeAlias = Callable[[str | None], Awaitable[Host]]
 
+#: What the log says when peers fail to say a hello, and when one has said it again.
+_ONE_GUEST: Final = ("no guest", "a guest is there again")
+_ANY_GUEST: Final = ("a peer did not become a guest", "a guest has connected")
 #: The config space that is told to guests before they have said their name.
 _NOT_KNOWN_YET: Final = v8.CONFIG.pack(0, 0, 1)
+
+
+class _Refused(VconfsError):
+    """The peer has said its hello, and is not served."""
 
 
 async def serve_stream(
@@ -44,7 +56,8 @@ async def serve_stream(
     address = parse_stream_address(rest)
     async with address.listen() as next_peer:
         task_status.started()
-        tries = Backoff("no guest", "a guest is there again", Pauses(last=address.pause_max))
+        texts = _ONE_GUEST if isinstance(host, Host) else _ANY_GUEST
+        tries, trouble = Backoff(*texts, Pauses(last=address.pause_max)), LogOnce(log)
 
         async def serve_peer(wire: Wire, passed: Callable[[], None]) -> None:
             def attached() -> None:
@@ -54,6 +67,10 @@ async def serve_stream(
             await _serve_peer(host, address, wire, attached)
 
         async def failed(error: Exception) -> None:
+            if isinstance(error, _Refused):
+                trouble.warning(str(error), "guest refused: %s", error)
+                await tries.wait()
+                return
             await tries.failed(error if isinstance(error, OSError) else str(error))
 
         one_by_one = not address.has_many_peers
@@ -72,8 +89,12 @@ async def _serve_peer(
     async def turn(name: str | None) -> AsyncIterator[None]:
         nonlocal served, named
         named = name is not None
-        served = host if isinstance(host, Host) else await host(name)
-        async with served.turn.taken():
+        async with AsyncExitStack() as stack:
+            try:
+                served = host if isinstance(host, Host) else await host(name)
+                await stack.enter_async_context(served.turn.taken())
+            except VconfsError as error:
+                raise _Refused(str(error)) from None
             attached()
             yield
 

@@ -25,7 +25,7 @@ class Plan:
     """Which guests there are, and where they connect."""
 
     guests: Sequence[GuestSpec] = ()
-    #: Listeners beside those of single guests: see `Fleet.listen`.
+    #: Listeners for any guest.
     listeners: Sequence[Listener] = ()
     #: What guests have that come by themselves; None if all guests are known.
     template: Template | None = None

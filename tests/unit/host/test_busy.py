@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,10 +18,14 @@ from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.listeners import parse_listener
 from vconfs.host.port import HostPortSpec
+from vconfs.protocol import stream, v8
+from vconfs.protocol.stream import Role
 from vconfs.system.tasks import open_background
 from vconfs.testing import Puppet
 
-pytestmark = pytest.mark.expect_log("guest lost: the guest end leaves", "trying again")
+pytestmark = pytest.mark.expect_log(
+    "guest lost", "device lost", "guest refused: the host end serves another guest"
+)
 
 BUSY = "the host end serves another guest"
 
@@ -76,6 +81,30 @@ async def test_a_guest_that_waits_for_a_host_gets_its_turn(
 
         async with connected(url):
             nursery.start_soon(second)
-            await until(lambda: f"no guest: {BUSY}" in caplog.text)
+            await until(lambda: f"guest refused: {BUSY}" in caplog.text)
             assert not served.is_set()
         await served.wait()
+
+
+async def test_a_guest_that_has_a_name_is_served_by_an_older_host_end(tmp_path: Path) -> None:
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(f"{tmp_path}/s")
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_serve_as_version_2_did, listener)
+            async with connected(f"stream:unix:{tmp_path}/s") as manager:
+                assert list(manager.ports) == [0, 1]
+            nursery.cancel_scope.cancel()
+
+
+async def _serve_as_version_2_did(listener: trio.socket.SocketType) -> None:
+    sock, _ = await listener.accept()
+    host = stream.Connection(Role.HOST)
+    await sock.send(host.hello(v8.FEATURES, v8.CONFIG.pack(0, 0, 2)))
+    with sock:
+        while data := await sock.recv(1 << 16):
+            host.feed(data)
+            while (event := host.next_event()) is not None:
+                assert isinstance(event, stream.Hello | stream.Frame | stream.Closed)
+                if isinstance(event, stream.Hello):
+                    await sock.send(host.answer())
