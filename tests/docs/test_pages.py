@@ -138,7 +138,7 @@ def check_vconfs(words: list[str]) -> None:
     context = command.make_context(words[0], words[1:])
     if (url := context.params.get("device", EMBEDDED)) != EMBEDDED:
         parse_device(url, context.params["dialect"], bind=context.params["bind"])
-    if listen := context.params.get("url"):
+    for listen in context.params.get("urls", ()):
         parse_listener(listen, context.params["dialect"])
 
 

@@ -313,6 +313,9 @@ async def record_control(folder: Path) -> None:
         control.Disconnect(5),
         control.Remove(7),
         control.Remove(5),
+        control.List(guest="web1"),
+        control.GuestList(),
+        control.GuestAdd("web1"),
     ]
     lines = [control.encode_request(request) for request in requests]
     heard = b""

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from vconfs.protocol import stream, v8
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.stream import (
+    NAMES,
     PAYLOAD_MAX,
     Closed,
     ConfigChanged,
     Connection,
     Frame,
+    GuestNamed,
     Hello,
     PeerRestarted,
     Role,
@@ -21,13 +23,14 @@ from .target import Source, target
 
 #: In one of the comparisons this many bytes at the beginning come one by one.
 _SINGLE = 600
+_FEATURES = v8.FEATURES | NAMES
 
 
 def _converse(role: Role, window: int, noise: int, pieces: Sequence[bytes]) -> list[object]:
     """Feed pieces to one end, which answers as a link does; return what came, as values."""
     connection = Connection(role, window=window, noise_max=noise)
     config = v8.HostEnd(v8.FEATURES).config(4) if role is Role.HOST else b""
-    connection.hello(v8.FEATURES, config)
+    connection.hello(_FEATURES, config)
     came: list[object] = []
     for piece in pieces:
         connection.feed(piece)
@@ -51,12 +54,17 @@ def _take(connection: Connection, came: list[object]) -> bool:
                 came.append(event)
             if isinstance(event, Hello):
                 connection.answer()
-                assert connection.features & ~v8.FEATURES == 0
+                assert connection.features & ~_FEATURES == 0
+                if connection.role is Role.GUEST and connection.features & NAMES:
+                    connection.name("guest")
                 if connection.room >= 9:
                     queue = stream.OUTPUT if connection.role is Role.GUEST else stream.INPUT
                     connection.frame_header(queue, 9, watched=True)
             if isinstance(event, ConfigChanged):
                 connection.acknowledge(len(event.config))
+            if isinstance(event, GuestNamed):
+                assert event.size <= stream.NAME_MAX
+                connection.acknowledge(event.size)
             connection.credit()
             if isinstance(event, Closed):
                 assert event.reason.isprintable()

@@ -11,12 +11,16 @@ An option on the command line wins over the file.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
 
 import click
 
 from vconfs.syntax.toml import place_of
+
+_Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
 
 
 def config_keys(command: click.Command) -> Mapping[str, click.Option]:
@@ -38,21 +42,43 @@ def read_text(file: str) -> str:
         raise ValueError(f"{file}: {error}") from None
 
 
-def _read(ctx: click.Context, param: click.Parameter, file: str | None) -> None:
+#: Reads the tables of a file, which are no options: from its values, its text and its name. Raises
+#: ValueError with what is wrong and where.
+ReadTables: TypeAlias = Callable[[Mapping[str, Any], str, str], object]
+#: Where `tables_of` finds what that returned.
+_TABLES: Final = "vconfs.cli.tables"
+
+
+def tables_of(ctx: click.Context) -> Any:
+    """Return what the reader of tables made of the file of options; None without a file."""
+    return ctx.meta.get(_TABLES)
+
+
+def _read(
+    ctx: click.Context,
+    param: click.Parameter,
+    file: str | None,
+    tables: Sequence[str] = (),
+    read_tables: ReadTables | None = None,
+) -> None:
     """Use the values of the file as the defaults of the other options."""
     if file is None:
         return
     try:
         text = read_text(file)
         config = _parse(text, file)
+        if read_tables is not None:
+            ctx.meta[_TABLES] = read_tables(config, text, file)
     except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
     keys = config_keys(ctx.command)
     defaults: dict[str, object] = {}
     for key, value in config.items():
+        if key in tables:
+            continue
         try:
             if key not in keys:
-                raise ValueError(f"unknown key: the keys are {', '.join(keys)}")
+                raise ValueError(f"unknown key: the keys are {', '.join((*keys, *tables))}")
             defaults[str(keys[key].name)] = _checked(ctx, keys[key], key, value)
         except ValueError as error:
             where = place_of(key, text, file)
@@ -85,13 +111,20 @@ def _checked(ctx: click.Context, option: click.Option, key: str, value: object) 
     return given
 
 
+def config_option_with(
+    tables: Sequence[str], read_tables: ReadTables | None
+) -> Callable[[_Decorated], _Decorated]:
+    """Return the option --config of a command whose file can also have these tables."""
+    return click.option(
+        "--config",
+        type=click.Path(),
+        metavar="FILE",
+        callback=partial(_read, tables=tables, read_tables=read_tables),
+        is_eager=True,
+        expose_value=False,
+        help="TOML file with options, see vconfs.toml(5).",
+    )
+
+
 #: The option of every command that has many others.
-config_option = click.option(
-    "--config",
-    type=click.Path(),
-    metavar="FILE",
-    callback=_read,
-    is_eager=True,
-    expose_value=False,
-    help="TOML file with options, see vconfs.toml(5).",
-)
+config_option = config_option_with((), None)

@@ -74,6 +74,15 @@ def _words(before: str, typed: str) -> Iterator[str]:
 _ON_PATHS: Final = ("unix", "seqpacket", "connect", "pipe", "file", "pty")
 
 
+class PortText(PortSpec):
+    """The same, checked and kept as a text: %g may stand for the name of a guest in it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Check it; a wrong port is a usage error."""
+        super().convert(value, param, ctx)
+        return value
+
+
 def _beginnings() -> Iterator[str]:
     for kind in chardev_kinds():
         try:

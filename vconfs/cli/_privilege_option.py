@@ -17,26 +17,24 @@ keep_privileges_option = click.option(
 
 
 def drop_unneeded(
-    url: str,
     ports: Iterable[HostPortSpec],
     needed: Collection[int] = (),
     *,
     may_gain: bool = False,
 ) -> None:
-    """Drop the privileges that a daemon with this url and these ports does not need.
+    """Drop the privileges that a daemon with these ports does not need.
 
     `needed` are capabilities that it needs for something else. With `may_gain`, the programs that
-    it starts can gain privileges even if none is a port's or the url's.
+    it starts can gain privileges even if none is a port's.
     """
     chardevs = [port.chardev for port in ports]
     drop_privileges(
         {*needed, *(capability for chardev in chardevs for capability in chardev.capabilities)},
-        may_gain=may_gain
-        or _starts_program(url)
-        or any(chardev.starts_programs for chardev in chardevs),
+        may_gain=may_gain or any(chardev.starts_programs for chardev in chardevs),
     )
 
 
-def _starts_program(url: str) -> bool:
+def starts_program(url: str) -> bool:
+    """True if a device with this url is reached by a program, which may need to gain privileges."""
     scheme, _, rest = url.partition(":")
     return scheme == "stream" and parse_stream_address(rest).starts_program

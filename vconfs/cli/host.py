@@ -8,13 +8,12 @@ from typing import Final
 import click
 import trio
 
-from vconfs.cli._config import config_option
+from vconfs.cli._config import config_option_with, tables_of
+from vconfs.cli._guests import guests_of, read_tables
 from vconfs.cli._logs import log_format_option, log_option, open_log
-from vconfs.cli._port_spec import PortSpec, control_option
+from vconfs.cli._port_spec import PortText, control_option
 from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
 from vconfs.cli._urls import LISTEN_URL
-from vconfs.host.listeners import parse_listener
-from vconfs.host.port import HostPortSpec
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
@@ -32,11 +31,11 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
 
 
 @click.command("host", short_help="Serve ports to guests in other processes.")
-@config_option
+@config_option_with(("guest", "template"), read_tables)
 @log_format_option
-@click.option("--listen", "url", type=LISTEN_URL, required=True, help="Address to listen on.")
+@click.option("--listen", "urls", type=LISTEN_URL, multiple=True, help="Address to listen on.")
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
-@click.option("--port", "ports", type=PortSpec(), multiple=True, help="Port to serve.")
+@click.option("--port", "ports", type=PortText(), multiple=True, help="Port to serve.")
 @control_option
 @log_option
 @click.option(
@@ -48,16 +47,21 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
     help="How long to wait at the end for a peer that takes no data.",
 )
 @keep_privileges_option
+@click.pass_context
 def command(
-    url: str,
+    ctx: click.Context,
+    urls: tuple[str, ...],
     dialect: str | None,
-    ports: tuple[HostPortSpec, ...],
+    ports: tuple[str, ...],
     control: str | None,
     log_path: str | None,
     drain: float,
     keep_privileges: bool,
 ) -> None:
     """Serve ports to a guest that connects to URL, and to the next guest when it has left.
+
+    With several --listen, or tables in the file of --config, it serves several guests, each with
+    ports of its own; %g in a path or a name is the name of the guest.
 
     It stays in the foreground. On SIGINT or SIGTERM it delivers all data that it has accepted, and
     ends; on a second signal it ends at once. On SIGHUP it reopens its log and the files of ports.
@@ -77,6 +81,8 @@ def command(
     vhost-user takes ,inband (offer notifications by message), ,require-seals (take only memory
     that cannot shrink while it is in use) and, with --dialect virtio1, ,max-ports=N (31 by default)
     and ,resize=rows-first (send console sizes in the order that Linux reads).
+    Any URL takes ,guest=NAME, the guest that it is for (by default the file name of its path).
+    Streams take ,guest=*: for any guest, which says its name (see --name of `vconfs mount`).
 
     \b
     Examples:
@@ -86,17 +92,38 @@ def command(
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
+      vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --port chat=unix:/run/%g/chat.sock
     """
+    tables = tables_of(ctx)
+    if not urls and tables is None:
+        raise click.MissingParameter(ctx=ctx, param_type="option", param_hint="'--listen'")
+    if ports and tables is not None:
+        why = "the ports of guests are in their tables, [[guest]] and [template]"
+        raise click.BadParameter(why, param_hint="--port")
     try:
-        listener = parse_listener(url, dialect)
+        found = guests_of(urls, dialect, ports, tables)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
+    plan = Plan(
+        found.guests,
+        found.listeners,
+        found.template,
+        found.limits,
+        found.several,
+        control,
+        drain,
+    )
 
     def ready() -> None:
-        log.info("listening on %s", url)
+        for url in plan.urls:
+            log.info("listening on %s", url)
 
     open_log(log_path)
     survive_hang_ups()
     if not keep_privileges:
-        drop_unneeded(url, ports)
-    trio.run(serve_host, Plan(listener, ports, control, drain), ready)
+        listeners = [*found.listeners, *(it for guest in found.samples for it in guest.listeners)]
+        drop_unneeded(
+            [port for guest in found.samples for port in guest.ports],
+            may_gain=any(listener.starts_program for listener in listeners),
+        )
+    trio.run(serve_host, plan, ready)

@@ -44,6 +44,16 @@ listen = "stream:unix:/run/vcon.sock"
 port = ["chat=unix:/run/chat.sock", "log=file:/var/log/guest"]
 log-format = "json"
 """
+_GUESTS = """
+listen = "stream:vsock:-1:7000,guest=*"
+
+[template]
+port = "org.example.agent=unix:/run/vconfs/%g/agent.sock,cache"
+
+[[guest]]
+name = "web1"
+listen = "vhost-user:/run/vconfs/%g/device.sock"
+"""
 _RULES = """
 [[port]]
 name = "org.example.*"      # a pattern, as in a shell
@@ -117,6 +127,14 @@ def _files() -> Iterator[str]:
         )
         yield from literal(example.strip().splitlines())
         yield from table((key, option.help or "") for key, option in config_keys(command).items())
+    yield ".SH GUESTS OF VCONFS HOST"
+    yield from paragraph(
+        "A file for `vconfs host --config FILE` can have tables [[guest]], each with a `name`, and "
+        "a table [template]. Both can have `listen`, `port` and `dialect`. %g in them is the name "
+        "of the guest, and %% is %. What a guest does not say is taken from the template. With a "
+        "template, further guests can come by their names, up to its `guests-max` at a time."
+    )
+    yield from literal(_GUESTS.strip().splitlines())
     yield ".SH RULES FOR PORTS"
     yield from paragraph(
         "A file for `vconfs mount --rules FILE` has tables [[port]]. Each is for the ports whose "

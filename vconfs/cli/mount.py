@@ -23,7 +23,11 @@ from vconfs.cli._options import (
     patience_with_host,
 )
 from vconfs.cli._port_spec import PortSpec, control_option
-from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import (
+    drop_unneeded,
+    keep_privileges_option,
+    starts_program,
+)
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.files.rules import Rule, parse_rules
@@ -34,6 +38,7 @@ from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
+from vconfs.syntax.guest_names import guest_name
 from vconfs.system.privileges import Capability
 from vconfs.system.signals import survive_hang_ups
 
@@ -102,6 +107,11 @@ class _MountCommand(click.Command):
     metavar="[=TIME]",
     help="Wait for a host end that is not there yet; without TIME, for ever.",
 )
+@click.option(
+    "--name",
+    metavar="NAME",
+    help="Name of this guest for a host end with several; by default the host name.",
+)
 @click.option("--bind", is_flag=True, help="Take a PCI device from its driver until the end.")
 @click.option(
     "--port", "ports", type=PortSpec(), multiple=True, help="Port of the embedded device."
@@ -132,6 +142,7 @@ def command(
     dialect: str | None,
     once: bool,
     wait_for_host: float | None,
+    name: str | None,
     bind: bool,
     ports: tuple[HostPortSpec, ...],
     control: str | None,
@@ -209,7 +220,7 @@ def command(
         rules=rules,
         drain=options.drain,
     )
-    opened = _device(device, dialect, bind, ports, control, options.drain)
+    opened = _device(device, dialect, bind, name, ports, control, options.drain)
     if not foreground and any(isinstance(port.chardev, Stdio) for port in ports):
         why = "stdio is for a mount with -f: in the background it would be /dev/null"
         raise click.BadParameter(why, param_hint="--port")
@@ -241,13 +252,14 @@ def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path)
     needed = {Capability.SYS_ADMIN} if mounts else set()
     if device.startswith("pci:"):
         needed.add(Capability.IPC_LOCK)  # the device's memory may be more than ulimit -l
-    drop_unneeded(device, ports, needed, may_gain=by_helper)
+    drop_unneeded(ports, needed, may_gain=by_helper or starts_program(device))
 
 
 def _device(
     url: str,
     dialect: str | None,
     bind: bool,
+    name: str | None,
     ports: Sequence[HostPortSpec],
     control: str | None,
     drain: float,
@@ -255,13 +267,20 @@ def _device(
     if url == EMBEDDED:
         if bind:
             raise click.BadParameter("only a PCI device can be bound", param_hint="--bind")
+        if name is not None:
+            raise click.BadParameter("the host end is this process", param_hint="--name")
         specs = ports or [parse_port(port) for port in DEFAULT_PORTS]
         return Embedded(specs, dialect or "v8", drain, control)
+    if name is not None:
+        try:
+            guest_name(name)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--name") from None
     if control is not None:
         raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--control")
     if ports:
         raise click.BadParameter(f"the ports of {url} are its host's", param_hint="--port")
     try:
-        return parse_device(url, dialect, bind=bind)
+        return parse_device(url, dialect, bind=bind, name=name)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--device") from None

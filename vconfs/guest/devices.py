@@ -28,6 +28,7 @@ from vconfs.overrides import override
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.streams.url import DIALECT as STREAM_DIALECT
 from vconfs.streams.url import parse_stream_address
+from vconfs.syntax.guest_names import guest_name
 from vconfs.system.tasks import open_background
 
 EMBEDDED: Final = "embedded"
@@ -203,6 +204,8 @@ class Kind:
     dialects: Sequence[str] = field(factory=lambda: tuple(DIALECTS))
     #: Opens the device after unbinding it from its current driver.
     open_bound: Open | None = None
+    #: Returns what opens the device as the guest with a name.
+    open_named: Callable[[str], Open] | None = None
 
 
 #: The schemes of DEVICE urls, besides `embedded` and `kernel`.
@@ -217,7 +220,10 @@ KINDS: Final[Mapping[str, Kind]] = {
         lambda rest, dialect: open_qtest(rest), QtestAddress.parse, dialects=(PCI_DIALECT,)
     ),
     "stream": Kind(
-        lambda rest, dialect: open_stream(rest), parse_stream_address, dialects=(STREAM_DIALECT,)
+        lambda rest, dialect: open_stream(rest),
+        parse_stream_address,
+        dialects=(STREAM_DIALECT,),
+        open_named=lambda name: lambda rest, dialect: open_stream(rest, name),
     ),
     "vhost-user": Kind(open_vhost_user, parse_path),
 }
@@ -250,10 +256,13 @@ def dialects_of(scheme: str) -> Sequence[str]:
     return (PCI_DIALECT,) if scheme == KERNEL else tuple(DIALECTS)
 
 
-def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) -> Device:
+def parse_device(
+    url: str, dialect: str | None = None, *, bind: bool = False, name: str | None = None
+) -> Device:
     """Parse a DEVICE url other than `embedded`; raise ValueError if it is wrong.
 
     With `bind`, a PCI function is unbound from its driver while it is open, and bound again after.
+    `name` is the guest's name for a host end that serves several; by default, the host name.
     """
     scheme, _, rest = url.partition(":")
     kind = KINDS.get(scheme)
@@ -268,6 +277,12 @@ def parse_device(url: str, dialect: str | None = None, *, bind: bool = False) ->
         raise ValueError(f"{scheme}: devices speak {' or '.join(dialects)}, not {dialect}")
     if bind and (kind is None or kind.open_bound is None):
         raise ValueError(f"{scheme}: devices have no driver to be taken from")
+    if name is not None and (kind is None or kind.open_named is None):
+        raise ValueError(f"{scheme}: a guest has no name there: it is for stream:… devices")
     if kind is None:
         return Kernel(url)
-    return _Remote(url, dialect, (kind.open_bound if bind else None) or kind.open, rest)
+    if name is not None and kind.open_named is not None:
+        opens = kind.open_named(guest_name(name))
+    else:
+        opens = (kind.open_bound if bind else None) or kind.open
+    return _Remote(url, dialect, opens, rest)

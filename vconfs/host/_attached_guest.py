@@ -38,6 +38,7 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     ) -> None:
         super().__init__(link, end, ports, taps)
         #: How many messages came that the guest may not send.
+        self.ignored = 0
         self._announce_config = announce_config
         self._introduced: set[int] = set()
         #: Ports that were removed. What the guest sent before it learned of that may still arrive.
@@ -56,7 +57,8 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
             self._ports[0].set_guest_connected(True)
         if unseen := [port_id for port_id in sorted(self._ports) if port_id >= self.max_ports]:
             ids = ", ".join(map(str, unseen))
-            log.warning("guest: its port ids end at %d, it cannot see %s", self.max_ports - 1, ids)
+            message = "%s: its port ids end at %d, it cannot see %s"
+            log.warning(message, self.peer, self.max_ports - 1, ids)
         for queue in range(1, self._end.queues, 2):
             self.received(queue)
 
@@ -220,4 +222,5 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         port.set_guest_connected(connected)
 
     def _ignore(self, reason: str) -> None:
-        self._trouble.warning(reason, "guest: %s", reason)
+        self.ignored += 1
+        self._trouble.warning(reason, "%s: %s", self.peer, reason)

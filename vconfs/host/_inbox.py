@@ -246,6 +246,6 @@ class HostInbox:
             self.tell_throttle()
         elif self._throttle.is_ignored(line):
             reset = "port %d: the guest ignores THROTTLE, its data is dropped"
-            _trouble.warning(self.port_id, reset, self.port_id)
+            _trouble.warning((self.port_id, id(self)), reset, self.port_id)
             self._counters.resets += 1
             self.drop()

@@ -1,7 +1,7 @@
-"""Which of several peers that connect becomes the guest.
+"""Which of several vhost-user front-ends that connect becomes the guest.
 
-There is one guest at a time. While there is none, several peers can say their hello at once, so
-that a silent one does not keep the others waiting: the first to finish becomes the guest. While
+A listener has one guest at a time. While there is none, several peers can say their hello at once,
+so that a silent one does not keep the others waiting: the first to finish becomes the guest. While
 there is a guest no other peer is let in; those that had just finished their hello are next, in
 order.
 """

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final, TypeAlias, assert_never
 
 import trio
 
 from vconfs.errors import VconfsError
+from vconfs.host.fleet import Fleet
 from vconfs.host.host import Host
 from vconfs.host.port import HostPort
 from vconfs.host.spec import parse_port
-from vconfs.link.taps import Tapper
+from vconfs.link.taps import Tapper, Taps
 from vconfs.protocol import control
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.lines import LineReader
@@ -43,7 +44,7 @@ def control_path(path: str) -> str:
 
 
 async def serve_control(
-    host: Host, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    host: Host | Fleet, path: str, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
     """Answer the clients of the control socket at `path`, until cancelled.
 
@@ -62,13 +63,14 @@ async def serve_control(
 class _Client:
     """A client of the control socket; nothing more is read from it until its replies are sent."""
 
-    def __init__(self, host: Host, sock: trio.socket.SocketType) -> None:
+    def __init__(self, host: Host | Fleet, sock: trio.socket.SocketType) -> None:
         self._host = host
         self._sock = sock
         self._stream = trio.SocketStream(sock)
         self._lines = LineReader(control.LINE_MAX)
         #: Set if the client taps ports, from then on.
         self._tapper: Tapper | None = None
+        self._tapped: Taps[HostPort] | None = None
         self._recorded = trio.lowlevel.ParkingLot()
 
     async def serve(self, left: Callable[[], None]) -> None:
@@ -85,8 +87,8 @@ class _Client:
         except trio.BrokenResourceError:
             pass  # the client has left
         finally:
-            if self._tapper is not None:
-                self._host.taps.end(self._tapper)
+            if self._tapper is not None and self._tapped is not None:
+                self._tapped.end(self._tapper)
             left()
 
     async def _receive(self) -> bytes:
@@ -105,31 +107,25 @@ class _Client:
         try:
             request = control.parse_request(line)
             if isinstance(request, control.Tap):
-                ports = self._begin_to_tap(request)
-            else:
-                ports = await _carry_out(self._host, request)
+                return self._begin_to_tap(_guest_of(self._host, request.guest), request.ports)
+            return await _answer(self._host, request)
         except (RemoteProtocolError, VconfsError, ValueError) as error:
             return control.encode_error(str(error))
-        return control.encode_ports([describe(port) for port in ports])
 
     # --- tapping --------------------------------------------------------------------------
 
-    def _begin_to_tap(self, request: control.Tap) -> list[HostPort]:
-        host = self._host
+    def _begin_to_tap(self, host: Host, wanted: Sequence[int | str]) -> bytes:
+        """Tap these ports of a guest, or all; return the line of the reply."""
         if host.taps.is_full:
             raise VconfsError(f"{TAPPERS_MAX} programs already tap the ports: end one of them")
-        if request.ports:
-            ports = list({port.id: port for port in map(self._find, request.ports)}.values())
-        else:
-            ports = _all_ports(host)
+        ports = {port.id: port for port in [_find(host, port) for port in wanted]}
         self._tapper = Tapper(self._wake)
-        if request.ports:
-            self._tapper.wanted = frozenset(port.id for port in ports)
+        if ports:
+            self._tapper.wanted = frozenset(ports)
+        self._tapped = host.taps
         host.taps.begin(self._tapper)
-        return ports
-
-    def _find(self, port: int | str) -> HostPort:
-        return _find(self._host, port)
+        shown = ports.values() if ports else _all_ports(host)
+        return control.encode_ports([describe(port, host.name) for port in shown])
 
     def _wake(self) -> None:
         self._recorded.unpark_all()
@@ -153,8 +149,46 @@ class _Client:
 # --- what the requests do -----------------------------------------------------------------
 
 
-async def _carry_out(host: Host, request: control.Command) -> list[HostPort]:
-    """Carry out a request; return the ports to show."""
+async def _answer(host: Host | Fleet, request: control.Command) -> bytes:
+    """Carry out a request; return the line of the reply."""
+    match request:
+        case control.GuestList():
+            guests = host.guests if isinstance(host, Fleet) else {host.name: host}
+            return control.encode_guests([_describe_guest(guests[name]) for name in sorted(guests)])
+        case control.GuestAdd():
+            added = await _several(host).add_by_name(request.name)
+            return control.encode_guests([_describe_guest(added)])
+        case control.GuestRemove():
+            await _several(host).remove(request.name)
+            return control.encode_guests([])
+        case control.List() if request.guest is None and isinstance(host, Fleet):
+            hosts = [host.guests[name] for name in sorted(host.guests)]
+            ports = [describe(port, one.name) for one in hosts for port in _all_ports(one)]
+            return control.encode_ports(ports)
+        case _:
+            one = _guest_of(host, request.guest)
+            changed = await _carry_out(one, request)
+            return control.encode_ports([describe(port, one.name) for port in changed])
+
+
+def _several(host: Host | Fleet) -> Fleet:
+    if not isinstance(host, Fleet):
+        raise VconfsError("this host end is in the process of its only guest")
+    return host
+
+
+def _guest_of(host: Host | Fleet, name: str | None) -> Host:
+    if isinstance(host, Fleet):
+        if name is None and len(host.guests) != 1:
+            raise VconfsError(f"there are {len(host.guests)} guests: say which one with --guest")
+        return host.find(name)
+    if name not in (None, host.name):
+        raise VconfsError(f"there is no guest {name!r}")
+    return host
+
+
+async def _carry_out(host: Host, request: control.PortRequest) -> list[HostPort]:
+    """Carry out a request about the ports of one guest; return the ports to show."""
     match request:
         case control.List():
             return _all_ports(host)
@@ -198,10 +232,26 @@ def _find(host: Host, port: int | str) -> HostPort:
     return host.find(port if isinstance(port, int) else os.fsencode(port))
 
 
-def describe(port: HostPort) -> dict[str, object]:
+def _describe_guest(host: Host) -> dict[str, object]:
+    """Return a guest's state in the form of control.schema.json."""
+    ports = host.ports.values()
+    return {
+        "name": host.name,
+        "connected": host.guest is not None,
+        "ports": len(ports),
+        "queued": sum(port.queued for port in ports),
+        "bytes_in": sum(port.counters.bytes_in for port in ports),
+        "bytes_out": sum(port.counters.bytes_out for port in ports),
+        "dropped": sum(port.counters.dropped for port in ports),
+    }
+
+
+def describe(port: HostPort, guest_name: str = "") -> dict[str, object]:
     """Return a port's settings and state in the form of control.schema.json."""
     counters, (cols, rows) = port.counters, port.size
+    of_guest = {"guest_name": guest_name} if guest_name else {}
     return {
+        **of_guest,
         "id": port.id,
         "name": os.fsdecode(port.name),
         "chardev": port.spec.chardev_text,

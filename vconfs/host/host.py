@@ -12,6 +12,8 @@ import trio
 
 from vconfs.errors import VconfsError
 from vconfs.host._attached_guest import AttachedGuest
+from vconfs.host._ceiling import Ceiling
+from vconfs.host._turn import Turn
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
@@ -29,12 +31,28 @@ _HANG_UP_TIME: Final = 3.0
 
 
 class Host:
-    """The ports of the host end; see `open_host`.
+    """The ports of one guest; see `open_host`.
 
-    One guest at a time is attached. Ports and their chardevs stay when it goes.
+    It has one connection at a time. Ports and their chardevs stay when it goes. `name` is the
+    guest's name; with `labelled`, messages in the log begin with it.
     """
 
-    def __init__(self, nursery: trio.Nursery, patience: float = DRAIN_TIME) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        patience: float = DRAIN_TIME,
+        name: str = "",
+        *,
+        labelled: bool = False,
+        ceiling: Ceiling | None = None,
+    ) -> None:
+        self.name = name
+        self._label = f"guest {name}" if labelled else ""
+        #: How the log says that it is over with the ports.
+        self._over = f"{self._label or 'the host end'} has ended"
+        #: Which task may serve the guest's connection.
+        self.turn: Turn = Turn(name if labelled else "")
+        self._ceiling = ceiling or Ceiling()
         self.ports: dict[int, HostPort] = {}
         #: Those who watch what passes through the ports.
         self.taps: Taps[HostPort] = Taps(self.ports, lambda port: port.connected)
@@ -55,7 +73,7 @@ class Host:
         """Add a port and start its chardev; the guest is told at once.
 
         Raise VconfsError if the id is taken or too large (for the attached guest, too), the name is
-        not a valid one, or the chardev cannot start.
+        not a valid one, the ports would keep too much, or the chardev cannot start.
         """
         port_id = self._free_id() if spec.id is None else spec.id
         self._check_id(port_id)
@@ -63,9 +81,13 @@ class Host:
         port = HostPort(port_id, spec, patience=self._patience)
         port.counters.on_drop = lambda: self.on_drop(port_id)
         port.on_resize = lambda: self._port_resized(port)
+        self._ceiling.take(spec.host_limit)
         self._starting[port_id] = port
         try:
             await self._nursery.start(self._serve, port)
+        except BaseException:
+            self._ceiling.give_back(spec.host_limit)
+            raise
         finally:
             del self._starting[port_id]
         count = self.port_count
@@ -121,6 +143,7 @@ class Host:
             self._guest.port_leaves(port_id)
         count = self.port_count
         del self.ports[port_id]
+        self._ceiling.give_back(port.spec.host_limit)
         if self._guest is not None:
             self._guest.port_removed(port_id, self.port_count != count)
         port.removed = True
@@ -266,7 +289,7 @@ class Host:
     def say_what_was_lost(self) -> None:
         """Log how many bytes ports have dropped since they began to end, if any."""
         lost = [(_name(self.ports[port_id]), size) for port_id, size in self.lost()]
-        say_what_was_lost(log, "the host end has ended", lost)
+        say_what_was_lost(log, self._over, lost)
 
     @property
     def port_count(self) -> int:
@@ -296,6 +319,8 @@ class Host:
         self.detach()
         taps = self.taps.by_port
         self._guest = AttachedGuest(self.ports, link, end, announce_config, taps)
+        if self._label:
+            self._guest.peer = self._label
         return self._guest
 
     def detach(self, reason: str = "") -> None:
@@ -303,6 +328,12 @@ class Host:
         if self._guest is not None:
             self._guest.stop(reason)
             self._guest = None
+
+    def close(self) -> None:
+        """Detach the guest, and take no other."""
+        self.turn.close()
+        self.detach()
+        self._ceiling.give_all_back()
 
     # --- chardevs -------------------------------------------------------------------------
 
@@ -323,7 +354,8 @@ class Host:
             failed = describe_failure(errors)
             log.debug("port %s", _describe(port), exc_info=True)
             if started:
-                log.warning("port %s: %s", _describe(port), failed)
+                guest = f"{self._label}: " if self._label else ""
+                log.warning("%sport %s: %s", guest, _describe(port), failed)
         finally:
             del self._scopes[port]
             port.chardev_ended()
@@ -372,7 +404,12 @@ def _check_name(name: bytes) -> None:
 
 @asynccontextmanager
 async def open_host(
-    specs: Sequence[HostPortSpec] = (), *, patience: float = DRAIN_TIME
+    specs: Sequence[HostPortSpec] = (),
+    *,
+    patience: float = DRAIN_TIME,
+    name: str = "",
+    labelled: bool = False,
+    ceiling: Ceiling | None = None,
 ) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does.
 
@@ -382,13 +419,13 @@ async def open_host(
     ports: list[HostPort] = []
     try:
         async with open_background() as nursery:
-            host = Host(nursery, patience)
-            for spec in specs:
-                await host.add(spec)
+            host = Host(nursery, patience, name, labelled=labelled, ceiling=ceiling)
             try:
+                for spec in specs:
+                    await host.add(spec)
                 yield host
             finally:
-                host.detach()
+                host.close()
                 ports += host.ports.values()
     finally:  # the chardevs have ended and have put back what they had not delivered
         for port in ports:

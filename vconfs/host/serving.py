@@ -8,9 +8,8 @@ import trio
 from attrs import frozen
 
 from vconfs.host.control_socket import serve_control
-from vconfs.host.host import Host, open_host
+from vconfs.host.fleet import NO_LIMITS, Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.listeners import Listener
-from vconfs.host.port import HostPortSpec
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
@@ -23,18 +22,30 @@ from vconfs.system.tasks import open_background
 
 @frozen
 class Plan:
-    """Which ports to open, and where to listen for guests."""
+    """Which guests there are, and where they connect."""
 
-    listener: Listener
-    ports: Sequence[HostPortSpec] = ()
+    guests: Sequence[GuestSpec] = ()
+    #: Listeners for any guest.
+    listeners: Sequence[Listener] = ()
+    #: What guests have that come by themselves; None if all guests are known.
+    template: Template | None = None
+    limits: Limits = NO_LIMITS
+    #: True if there can be several guests, whose names belong into the log.
+    several: bool = True
     #: The path of the control socket; None for no control socket.
     control: str | None = None
     #: Seconds without progress after which an ending drops a port's data.
     drain: float = DRAIN_TIME
 
+    @property
+    def urls(self) -> list[str]:
+        """All addresses where guests connect."""
+        listeners = [*self.listeners, *(it for guest in self.guests for it in guest.listeners)]
+        return [listener.url for listener in listeners]
+
 
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
-    """Open the ports, listen, call `ready`, and serve one guest after the other.
+    """Open the ports of all guests, listen, call `ready`, and serve the guests.
 
     Return after a signal, or when no more guests can connect, once data is delivered (see
     draining.py). A second signal ends it at once. Raise VconfsError if the host end cannot start;
@@ -42,15 +53,8 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
     """
     keep_freed_memory()
     allow_all_descriptors()
-
-    class Status(trio.TaskStatus[None]):
-        def started(self, value: None = None) -> None:
-            nursery.start_soon(watch_loop_if_asked)
-            ready()
-            tell_ready(f"listening on {plan.listener.url}")
-
     stop = trio.Event()
-    host: Host | None = None
+    fleet: Fleet | None = None
     try:
         with trio.open_signal_receiver(*ENDING) as signals:
             async with open_background() as nursery:
@@ -58,19 +62,40 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                 nursery.start_soon(tell_of_repeats)
                 nursery.start_soon(_heed_signals, signals, stop, nursery.cancel_scope)
                 async with (
-                    open_host(plan.ports, patience=plan.drain) as host,
-                    answering_signals(host.reopen_files),
+                    open_fleet(
+                        plan.template,
+                        patience=plan.drain,
+                        limits=plan.limits,
+                        labelled=plan.several,
+                    ) as fleet,
+                    answering_signals(fleet.reopen_files),
+                    open_background() as listening,
                 ):
-                    if plan.control is not None:
-                        await nursery.start(serve_control, host, plan.control)
                     with trio.CancelScope() as serving:
-                        nursery.start_soon(_drain_when_asked, host, stop, serving)
-                        await plan.listener.serve(host, Status())
+                        nursery.start_soon(_drain_when_asked, fleet, stop, serving)
+                        await _start(plan, fleet, listening)
+                        nursery.start_soon(watch_loop_if_asked)
+                        ready()
+                        tell_ready(f"listening on {_summary(plan.urls)}")
+                        await fleet.deserted.wait()
                     if not serving.cancel_called:
-                        await host.end()
+                        await fleet.end()
     finally:
-        if host is not None:
-            host.say_what_was_lost()
+        if fleet is not None:
+            fleet.say_what_was_lost()
+
+
+async def _start(plan: Plan, fleet: Fleet, nursery: trio.Nursery) -> None:
+    for guest in plan.guests:
+        await fleet.add(guest)
+    if plan.control is not None:
+        await nursery.start(serve_control, fleet, plan.control)
+    for listener in plan.listeners:
+        await nursery.start(fleet.listen, listener)
+
+
+def _summary(urls: Sequence[str]) -> str:
+    return ", ".join(urls) if len(urls) <= 3 else f"{len(urls)} addresses"
 
 
 async def _heed_signals(
@@ -82,7 +107,7 @@ async def _heed_signals(
         stop.set()
 
 
-async def _drain_when_asked(host: Host, stop: trio.Event, serving: trio.CancelScope) -> None:
+async def _drain_when_asked(fleet: Fleet, stop: trio.Event, serving: trio.CancelScope) -> None:
     await stop.wait()
-    await host.end()
+    await fleet.end()
     serving.cancel()

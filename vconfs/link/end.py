@@ -60,7 +60,7 @@ class LinkEnd(LinkOwner, Generic[P, E]):
     """One end of a link, which connects ports to it until the link is lost."""
 
     #: The name of the other side in the log.
-    peer: ClassVar[str]
+    peer: str
     #: The word before a port's number in the log.
     port_word: ClassVar[str]
 

@@ -20,10 +20,14 @@ WATCHED: Final = 16
 CREDIT: Final = 240
 CONFIG: Final = 241
 BYE: Final = 242
+NAME: Final = 243
 
 #: The largest payload of a frame: a write of 1 MiB, and any header before it.
 PAYLOAD_MAX: Final = (1 << 20) + 4096
 BYE_MAX: Final = 256
+NAME_MAX: Final = 255
+#: The feature bit with which a host end asks for a NAME, and a guest end says that it has one.
+NAMES: Final = 1 << 63
 #: Bytes of a window that an end leaves for control messages, if it needs to.
 RESERVE: Final = 64
 #: The most bytes under way beside a full window: two CREDIT frames, as many more as there are
@@ -54,6 +58,14 @@ class ConfigChanged:
 
 
 @frozen
+class GuestNamed:
+    """The guest's name, of which nothing was checked, to be acknowledged like a frame."""
+
+    name: str
+    size: int
+
+
+@frozen
 class CreditReceived:
     """The peer has handed `size` bytes on, and has seen the `seen` oldest watched frames."""
 
@@ -68,4 +80,4 @@ class Closed:
     reason: str
 
 
-Event: TypeAlias = Hello | Frame | ConfigChanged | CreditReceived | Closed
+Event: TypeAlias = Hello | Frame | ConfigChanged | GuestNamed | CreditReceived | Closed

@@ -16,7 +16,17 @@ client is a request, which gets one line of reply, in order:
 
 "ports" are the ports that the request was about, in their new state: all of them for list, none
 for remove. A port is addressed by its id, a number, or by its name, a string, which only one port
-may have. Names are bytes: those that are not UTF-8 are lone surrogates (Python's surrogateescape).
+may have. A host end may have several guests, each with ports of its own: then "guest" in a request
+is the name of one, and "guest_name" of each port says whose it is. Without it, list is about all of
+them, and the others are about the only one. The requests guest-list, guest-add and guest-remove are
+about the guests themselves, and their replies have "guests" in place of "ports":
+
+    client  {"op": "guest-add", "name": "web1"}
+    host    {"ok": true, "guests": [{"name": "web1", "connected": false, …}]}
+    client  {"op": "remove", "guest": "web1", "port": "chat"}
+    host    {"ok": true, "ports": []}
+
+Names are bytes: those that are not UTF-8 are lone surrogates (Python's surrogateescape).
 
 tap begins something that does not end: after its reply, the host sends a record for each thing that
 passes through the ports, in the form of tap.py, until the client leaves. Nothing that the client
@@ -32,7 +42,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
-from attrs import asdict, fields, frozen
+from attrs import asdict, field, fields, frozen
 
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.v8 import LIMIT_MAX
@@ -43,26 +53,34 @@ LINE_MAX: Final = 1 << 16
 
 
 @frozen
-class List:
+class _OfPorts:
+    """The base of requests about ports."""
+
+    #: The name of the guest whose ports they are; None for all of them, or for the only one.
+    guest: str | None = field(default=None, kw_only=True)
+
+
+@frozen
+class List(_OfPorts):
     """List every port."""
 
 
 @frozen
-class Add:
+class Add(_OfPorts):
     """Add a port; `spec` has the form of --port of `vconfs host`."""
 
     spec: str
 
 
 @frozen
-class Remove:
+class Remove(_OfPorts):
     """Remove a port."""
 
     port: int | str
 
 
 @frozen
-class Rename:
+class Rename(_OfPorts):
     """Rename a port."""
 
     port: int | str
@@ -70,7 +88,7 @@ class Rename:
 
 
 @frozen
-class Throttle:
+class Throttle(_OfPorts):
     """Stop taking data from the guest on a port, or resume."""
 
     port: int | str
@@ -78,7 +96,7 @@ class Throttle:
 
 
 @frozen
-class Limit:
+class Limit(_OfPorts):
     """Set how many MiB of unread data the guest may hold for a port (v8 only)."""
 
     port: int | str
@@ -86,7 +104,7 @@ class Limit:
 
 
 @frozen
-class Cache:
+class Cache(_OfPorts):
     """Keep unread data after a close of a port, or drop it."""
 
     port: int | str
@@ -94,7 +112,7 @@ class Cache:
 
 
 @frozen
-class Resize:
+class Resize(_OfPorts):
     """Set the size of the console on a port, in characters."""
 
     port: int | str
@@ -103,21 +121,44 @@ class Resize:
 
 
 @frozen
-class Disconnect:
+class Disconnect(_OfPorts):
     """Hang up the client at the far side of a port, or reopen its file."""
 
     port: int | str
 
 
 @frozen
-class Tap:
+class Tap(_OfPorts):
     """Show what passes through these ports from now on; if there are none here, through all."""
 
     ports: Sequence[int | str]
 
 
-#: The requests to which the reply is all.
-Command: TypeAlias = List | Add | Remove | Rename | Throttle | Limit | Cache | Resize | Disconnect
+@frozen
+class GuestList:
+    """List every guest."""
+
+
+@frozen
+class GuestAdd:
+    """Add a guest of the template."""
+
+    name: str
+
+
+@frozen
+class GuestRemove:
+    """Remove a guest and its ports."""
+
+    name: str
+
+
+PortRequest: TypeAlias = (
+    List | Add | Remove | Rename | Throttle | Limit | Cache | Resize | Disconnect
+)
+GuestRequest: TypeAlias = GuestList | GuestAdd | GuestRemove
+#: The requests that end with their reply.
+Command: TypeAlias = PortRequest | GuestRequest
 Request: TypeAlias = Command | Tap
 
 REQUESTS: Final[Mapping[str, type[Request]]] = {
@@ -131,6 +172,9 @@ REQUESTS: Final[Mapping[str, type[Request]]] = {
     "resize": Resize,
     "disconnect": Disconnect,
     "tap": Tap,
+    "guest-list": GuestList,
+    "guest-add": GuestAdd,
+    "guest-remove": GuestRemove,
 }
 _OPS: Final = {kind: op for op, kind in REQUESTS.items()}
 
@@ -165,6 +209,7 @@ _TEXT: Final = (_is_text, "a string")
 _FIELDS: Final[Mapping[str, tuple[Callable[[object], bool], str]]] = {
     "spec": _TEXT,
     "name": _TEXT,
+    "guest": _TEXT,
     "port": (_is_address, "an id or a name"),
     "ports": (_are_addresses, "a list of ids and names"),
     "on": (lambda value: isinstance(value, bool), "true or false"),
@@ -183,12 +228,20 @@ def encode_greeting() -> bytes:
 
 def encode_request(request: Request) -> bytes:
     """Return the line of a request."""
-    return _line({"op": _OPS[type(request)], **asdict(request)})
+    values = asdict(request)
+    guest = values.pop("guest", None)
+    of_guest = {} if guest is None else {"guest": guest}
+    return _line({"op": _OPS[type(request)], **values, **of_guest})
 
 
 def encode_ports(ports: Sequence[Mapping[str, object]]) -> bytes:
     """Return the line of a reply to a request that succeeded."""
     return _line({"ok": True, "ports": ports})
+
+
+def encode_guests(guests: Sequence[Mapping[str, object]]) -> bytes:
+    """Return the line of a reply to a request about guests that succeeded."""
+    return _line({"ok": True, "guests": guests})
 
 
 def encode_error(message: str) -> bytes:
@@ -207,11 +260,13 @@ def parse_request(line: bytes) -> Request:
     kind = REQUESTS.get(op) if isinstance(op, str) else None
     if kind is None:
         raise RemoteProtocolError(f"op is {_shown(op)}: it is one of {', '.join(REQUESTS)}")
-    wanted = [field.name for field in fields(kind)]
+    wanted = [it.name for it in fields(kind)]
     if unknown := sorted(value.keys() - set(wanted)):
         raise RemoteProtocolError(f"{op} has no {_shown(unknown[0])}")
     for name in wanted:
         fits, what = _FIELDS[name]
+        if name not in value and name == "guest":
+            continue
         if name not in value:
             raise RemoteProtocolError(f"{op} needs {name}, {what}")
         if not fits(value[name]):
@@ -228,13 +283,15 @@ def parse_greeting(line: bytes) -> int:
 
 
 def parse_reply(line: bytes) -> list[dict[str, Any]] | str:
-    """Return the ports or the error message of a reply.
+    """Return the ports, the guests or the error message of a reply.
 
     Raise RemoteProtocolError if the line is not a reply.
     """
     match _parse_object(line):
-        case {"ok": True, "ports": list(ports)} if all(isinstance(port, dict) for port in ports):
-            return ports
+        case {"ok": True, "ports": list(them)} | {"ok": True, "guests": list(them)} if all(
+            isinstance(one, dict) for one in them
+        ):
+            return them
         case {"ok": False, "error": str(error)}:
             return error
     raise RemoteProtocolError("this line is not a reply")

@@ -23,6 +23,11 @@ then receives one that is not an ANSWER, sends its own once more as an ANSWER (`
 If the peer has received the first one after all, it ignores the answer, which comes before any
 frame.
 
+The features are those of the dialect, and bit 63, NAMES, which is the stream's own. A host end that
+wants to know which guest this is sets it, and a guest end that has a name. If it is negotiated, the
+guest sends a NAME before any other frame. The host end answers with a CONFIG, the config space of
+this guest, before any other frame, or with a BYE that says why it does not serve the guest.
+
     queue     direction        payload
     0 INPUT   host to guest    a buffer of v8's queue 0
     1 OUTPUT  guest to host    a buffer of v8's queue 1
@@ -30,6 +35,7 @@ frame.
     240 CREDIT   both          u32 bytes that were handed on, u32 watched frames that were seen
     241 CONFIG   host to guest the whole changed config space, as long as in the hello
     242 BYE      both          why the sender leaves, as UTF-8; nothing follows
+    243 NAME     guest to host the guest's name, as UTF-8: its first frame, if NAMES is negotiated
 
 Credit is for lines without flow control, where unread bytes get lost. The *window* in a hello is
 how many bytes the receiver of the hello may have under way; 0 means any number. A whole frame
@@ -68,6 +74,9 @@ from vconfs.protocol._stream_frames import (
     EXCESS_MAX,
     HEADER,
     INPUT,
+    NAME,
+    NAME_MAX,
+    NAMES,
     OUTPUT,
     PAYLOAD_MAX,
     RESERVE,
@@ -78,6 +87,7 @@ from vconfs.protocol._stream_frames import (
     CreditReceived,
     Event,
     Frame,
+    GuestNamed,
 )
 from vconfs.protocol._stream_hello import (
     WINDOW_MAX,
@@ -97,6 +107,9 @@ __all__ = [
     "EXCESS_MAX",
     "HEADER",
     "INPUT",
+    "NAME",
+    "NAMES",
+    "NAME_MAX",
     "OUTPUT",
     "PAYLOAD_MAX",
     "RESERVE",
@@ -110,6 +123,7 @@ __all__ = [
     "CreditReceived",
     "Event",
     "Frame",
+    "GuestNamed",
     "Hello",
     "PeerRestarted",
     "Role",
@@ -139,6 +153,7 @@ class Connection:
         # Sent frames.
         self._under_way = 0
         self._unseen = 0  # watched frames that the peer has not counted back
+        self._named = False  # True once the guest's name was sent or received
         self._left = False
 
     # Receiving
@@ -256,6 +271,19 @@ class Connection:
             )
         return self._counted_header(CONFIG, len(config)) + config
 
+    def name(self, name: str) -> bytes:
+        """Return a frame with our name (guest end), the first after the hellos.
+
+        Raise LocalProtocolError if it is too long, or the host end did not ask for it.
+        """
+        text = name.encode(errors="replace")
+        if self.role is not Role.GUEST or not self.features & NAMES or self._named:
+            raise LocalProtocolError("the peer did not ask for a name")
+        if len(text) > NAME_MAX:
+            raise LocalProtocolError(f"a name of {len(text)} bytes is longer than {NAME_MAX}")
+        self._named = True
+        return self._counted_header(NAME, len(text)) + text
+
     def bye(self, reason: str) -> bytes:
         """Return a frame that says why we leave, the last to be sent; empty before our hello."""
         if not self._greeting.said or self._left:
@@ -300,6 +328,9 @@ class Connection:
         if not self._greeting.said:
             raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
         guest = self.role is Role.GUEST
+        name_due = not guest and bool(self.features & NAMES) and not self._named
+        if name_due and queue not in (NAME, CREDIT, BYE):
+            raise RemoteProtocolError(f"a frame on queue {queue} before the guest's name")
         if queue & ~WATCHED == (INPUT if guest else OUTPUT):
             if size > PAYLOAD_MAX:
                 raise RemoteProtocolError(
@@ -314,6 +345,10 @@ class Connection:
                 raise RemoteProtocolError(
                     f"a config space of {size} bytes, not {known} as in the hello"
                 )
+        elif queue == NAME and name_due:
+            if size > NAME_MAX:
+                raise RemoteProtocolError(f"a NAME of {size} bytes is larger than {NAME_MAX}")
+            self._named = True
         elif queue == BYE:
             if size > BYE_MAX:
                 raise RemoteProtocolError(f"a BYE of {size} bytes is larger than {BYE_MAX}")
@@ -332,6 +367,8 @@ class Connection:
             return Frame(queue & ~WATCHED, payload, bool(queue & WATCHED))
         if queue == CONFIG:
             return ConfigChanged(bytes(payload))
+        if queue == NAME:
+            return GuestNamed(str(payload, "utf-8", "replace"), len(payload))
         if queue == BYE:
             text = str(payload, "utf-8", "replace")
             return Closed("".join(c if c.isprintable() else "?" for c in text))

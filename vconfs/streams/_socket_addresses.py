@@ -20,12 +20,16 @@ from vconfs.streams.wire import TcpWire, Wire
 from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
 from vconfs.syntax.url_options import split_options
-from vconfs.system.listening import BACKLOG, Door, listening_at, listening_on
+from vconfs.system.listening import Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
 #: The buffer size that we request for a unix socket: a write of 1 MiB is sent at once.
 _BUFFER_SIZE: Final = 1 << 20
+#: How many guests can wait to be let in: after a fault all of a fleet may come at once.
+_BACKLOG: Final = 128
+#: Seconds to try again while more are waiting than that.
+_CROWD: Final = 5.0
 #: A silent TCP peer is probed after `_IDLE` seconds. After `_PROBES` unanswered probes it is lost.
 _IDLE, _PROBES = 5, 3
 _PROBE_PAUSE: Final = 3
@@ -107,11 +111,11 @@ class UnixAddress(SocketAddress):
         return self.path
 
     async def _connected(self) -> trio.socket.SocketType:
-        return await connected_to(self.path)
+        return await connected_to(self.path, patience=_CROWD)
 
     @asynccontextmanager
     async def _listening(self) -> AsyncIterator[Sequence[socket.socket]]:
-        with listening_at(self.path) as listener:
+        with listening_at(self.path, backlog=_BACKLOG) as listener:
             yield [listener]
 
 
@@ -136,7 +140,7 @@ class TcpAddress(SocketAddress):
         return (await trio.open_tcp_stream(self.host, self.service)).socket
 
     def _listening(self) -> AbstractAsyncContextManager[Sequence[socket.socket]]:
-        return listening_on(self.host, self.service)
+        return listening_on(self.host, self.service, backlog=_BACKLOG)
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -188,7 +192,7 @@ class VsockAddress(SocketAddress):
             try:
                 listener = stack.enter_context(socket.socket(socket.AF_VSOCK))
                 listener.bind((self.cid, self.service))
-                listener.listen(BACKLOG)
+                listener.listen(_BACKLOG)
             except OSError as error:
                 why = error.strerror
                 raise VconfsError(f"cannot listen on {self._where}: {why}") from None

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from typing import Final
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from typing import Final, TypeAlias
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from vconfs.errors import VconfsError
 from vconfs.link.draining import drain
@@ -28,6 +28,7 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.stream import (
     HEADER,
     INPUT,
+    NAMES,
     OUTPUT,
     RESERVE,
     UNLIMITED,
@@ -37,6 +38,7 @@ from vconfs.protocol.stream import (
     CreditReceived,
     Event,
     Frame,
+    GuestNamed,
     Hello,
     Role,
 )
@@ -57,6 +59,11 @@ _GRACE: Final = 0.5
 _PAUSE: Final = 0.01
 
 
+#: Makes a context for the peer that has said hello, with its name if it said one. To enter it
+#: raises VconfsError if the peer is refused.
+Turn: TypeAlias = Callable[[str | None], AbstractAsyncContextManager[object]]
+
+
 @asynccontextmanager
 async def open_link(
     wire: Wire,
@@ -64,17 +71,28 @@ async def open_link(
     role: Role,
     features: int,
     config: bytes = b"",
-    turn: AbstractAsyncContextManager[object] | None = None,
+    *,
+    name: str = "",
+    turn: Turn | None = None,
 ) -> AsyncIterator[StreamLink]:
     """Exchange hellos on `wire`, and carry frames while the block runs.
 
-    `turn` is entered after the hellos and left at the end. The block has to set the link's owner
-    before it awaits anything. Raise VconfsError if the peer sends no hello or a wrong one.
+    `name` is that of our guest end. A host end asks for it if `features` has NAMES, and then has to
+    send the config space first. The context of `turn` is entered after the hellos and left at the
+    end; the peer is told why it is refused. The block has to set the link's owner before it awaits
+    anything. Raise VconfsError if the peer sends no hello or a wrong one, or is refused.
     """
     connection = Connection(role, window=address.window, noise_max=address.noise_max)
-    hello = await _shake_hands(wire, connection, features, config)
-    link = StreamLink(wire, connection, hello, address.window)
-    async with turn or nullcontext():
+    features |= NAMES if name else 0
+    hello, peer_name = await _shake_hands(wire, connection, features, config, name)
+    async with AsyncExitStack() as stack:
+        if turn is not None:
+            try:
+                await stack.enter_async_context(turn(peer_name))
+            except VconfsError as refusal:
+                await _refuse(wire, connection, str(refusal))
+                raise
+        link = StreamLink(wire, connection, hello, address.window)
         try:
             async with open_background() as nursery:
                 nursery.start_soon(link.run)
@@ -90,26 +108,61 @@ async def open_link(
             link.owner.left()
 
 
-async def _shake_hands(wire: Wire, connection: Connection, features: int, config: bytes) -> Hello:
+async def _shake_hands(
+    wire: Wire, connection: Connection, features: int, config: bytes, name: str
+) -> tuple[Hello, str | None]:
+    """Exchange hellos, and the guest's name if both ends want that; return the peer's."""
     try:
         with trio.fail_after(HELLO_LIMIT):
             await _say(wire, connection.hello(features, config))
-            while (event := connection.next_event()) is None:
-                if data := await wire.receive():
-                    connection.feed(data)
-                else:
-                    connection.feed_eof()
+            hello = await _hear(wire, connection)
+            assert isinstance(hello, Hello)
             await _say(wire, connection.answer())
+            if not connection.features & NAMES:
+                return hello, None
+            if connection.role is Role.GUEST:
+                await _say(wire, connection.name(name))
+                return await _hear_welcome(wire, connection, hello), None
+            while not isinstance(event := await _hear(wire, connection), GuestNamed):
+                pass  # credit
+            connection.acknowledge(event.size)
+            return hello, event.name
     except trio.TooSlowError:
         raise VconfsError(f"the peer said no hello within {HELLO_LIMIT:.0f} seconds") from None
     except OSError as error:
         raise VconfsError(f"the stream broke: {error.strerror}") from None
     except RemoteProtocolError as error:
         raise VconfsError(str(error)) from None
+
+
+async def _hear(wire: Wire, connection: Connection) -> Event:
+    """Return the peer's next event; raise VconfsError if it leaves."""
+    while (event := connection.next_event()) is None:
+        if data := await wire.receive():
+            connection.feed(data)
+        else:
+            connection.feed_eof()
     if isinstance(event, Closed):
         raise VconfsError(event.reason)
-    assert isinstance(event, Hello)
     return event
+
+
+async def _hear_welcome(wire: Wire, connection: Connection, hello: Hello) -> Hello:
+    """Wait until the host end has taken us as its guest; return its hello with our config space."""
+    while not isinstance(event := await _hear(wire, connection), ConfigChanged):
+        if isinstance(event, Frame):
+            raise VconfsError("the host end sent data before our config space")
+    connection.acknowledge(len(event.config))
+    return evolve(hello, config=event.config)
+
+
+async def _refuse(wire: Wire, connection: Connection, reason: str) -> None:
+    """Say to a peer that has said hello why it is not served."""
+    with trio.move_on_after(_GRACE), suppress(OSError):
+        await _say(wire, connection.bye(reason))
+        while wire.unread():  # noqa: ASYNC110
+            await trio.sleep(_PAUSE)
+    await wire.end()
 
 
 def _let_go() -> None: ...
@@ -137,7 +190,7 @@ class StreamLink(Link):
     """
 
     def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
-        self.features: int = connection.features
+        self.features: int = connection.features & ~NAMES
         self.in_flight = window
         self._wire = wire
         self._connection = connection

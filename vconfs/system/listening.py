@@ -141,26 +141,28 @@ def _replace_stale(path: str, kind: int) -> None:
 
 
 @asynccontextmanager
-async def listening_on(host: str, service: int) -> AsyncIterator[Sequence[socket.socket]]:
+async def listening_on(
+    host: str, service: int, *, backlog: int = BACKLOG
+) -> AsyncIterator[Sequence[socket.socket]]:
     """Listen on a TCP port while the block runs, on all addresses of the host's name.
 
     Raise VconfsError if that fails.
     """
     with ExitStack() as stack:
         try:
-            listeners = await _listen(host, service, stack)
+            listeners = await _listen(host, service, stack, backlog)
         except (OSError, UnicodeError) as error:
             raise _cannot_listen(host, service, error) from None
         yield listeners
 
 
-async def _listen(host: str, service: int, stack: ExitStack) -> list[socket.socket]:
+async def _listen(host: str, service: int, stack: ExitStack, backlog: int) -> list[socket.socket]:
     found = await trio.socket.getaddrinfo(host, service, type=socket.SOCK_STREAM)
     listeners: list[socket.socket] = []
     for last, (family, kind, protocol, _, address) in enumerate(found, 1 - len(found)):
         try:
             listener = stack.enter_context(socket.socket(family, kind, protocol))
-            _listen_at(listener, address)
+            _listen_at(listener, address, backlog)
         except OSError as error:
             # A name may have IPv6 addresses although this machine has no IPv6.
             absent = error.errno in (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
@@ -171,12 +173,12 @@ async def _listen(host: str, service: int, stack: ExitStack) -> list[socket.sock
     return listeners
 
 
-def _listen_at(listener: socket.socket, address: tuple[object, ...]) -> None:
+def _listen_at(listener: socket.socket, address: tuple[object, ...], backlog: int) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if listener.family == socket.AF_INET6:
         listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     listener.bind(address)
-    listener.listen(BACKLOG)
+    listener.listen(backlog)
 
 
 def _cannot_listen(host: str, service: int, error: OSError | UnicodeError) -> VconfsError:

@@ -9,6 +9,7 @@ thread (see `system.aside`).
 from __future__ import annotations
 
 import array
+import errno
 import fcntl
 import socket
 import termios
@@ -26,23 +27,36 @@ _SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h; Python has no name for it
 _INT: Final = array.array("i").itemsize
 #: Space for the most descriptors that Linux allows in a message.
 _RIGHTS_SPACE: Final = socket.CMSG_SPACE(253 * _INT)
+#: Seconds between two tries to connect while a backlog is full.
+_BACKLOG_PAUSE: Final = 0.01
 
 
-async def connected_to(path: str, *, rights: bool = False) -> trio.socket.SocketType:
+async def connected_to(
+    path: str, *, rights: bool = False, patience: float = 0.0
+) -> trio.socket.SocketType:
     """Connect to a unix socket. Raise OSError if no process listens on it, or its backlog is full.
 
-    Descriptors are accepted only if `rights` is true.
+    A full backlog is tried again for `patience` seconds. Descriptors are accepted only if `rights`
+    is true.
     """
-    sock = trio.socket.socket(socket.AF_UNIX)
-    try:
-        if not rights:
-            refuse_rights(sock)
-        await sock.connect(path)
-        sock.getpeername()  # fails on a full backlog (EAGAIN), which trio takes for EINPROGRESS
-    except BaseException:
-        sock.close()
-        raise
-    return sock
+    deadline = trio.current_time() + patience
+    while True:
+        sock = trio.socket.socket(socket.AF_UNIX)
+        try:
+            if not rights:
+                refuse_rights(sock)
+            await sock.connect(path)
+            sock.getpeername()  # fails on a full backlog (EAGAIN), which trio takes for EINPROGRESS
+        except OSError as error:
+            sock.close()
+            if error.errno != errno.ENOTCONN or trio.current_time() >= deadline:
+                raise
+        except BaseException:
+            sock.close()
+            raise
+        else:
+            return sock
+        await trio.sleep(_BACKLOG_PAUSE)
 
 
 def refuse_rights(sock: socket.socket | trio.socket.SocketType) -> None:

@@ -34,6 +34,15 @@ REQUESTS = [
     (control.Disconnect("a"), b'{"op": "disconnect", "port": "a"}'),
     (control.Tap([0, "a"]), b'{"op": "tap", "ports": [0, "a"]}'),
     (control.Tap([]), b'{"op": "tap", "ports": []}'),
+    (
+        control.Tap(["a"], guest="web1"),
+        b'{"op": "tap", "ports": ["a"], "guest": "web1"}',
+    ),
+    (control.Remove(7, guest="web1"), b'{"op": "remove", "port": 7, "guest": "web1"}'),
+    (control.List(guest="web1"), b'{"op": "list", "guest": "web1"}'),
+    (control.GuestList(), b'{"op": "guest-list"}'),
+    (control.GuestAdd("web1"), b'{"op": "guest-add", "name": "web1"}'),
+    (control.GuestRemove("web1"), b'{"op": "guest-remove", "name": "web1"}'),
 ]
 
 
@@ -52,7 +61,10 @@ def test_every_request_is_in_the_table() -> None:
     assert {type(request) for request, _ in REQUESTS} == set(control.REQUESTS.values())
 
 
-OPS = "list, add, remove, rename, throttle, limit, cache, resize, disconnect, tap"
+OPS = (
+    "list, add, remove, rename, throttle, limit, cache, resize, disconnect, tap, guest-list,"
+    " guest-add, guest-remove"
+)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,8 @@ from vconfs.protocol.stream import (
     CONFIG,
     CREDIT,
     INPUT,
+    NAME,
+    NAMES,
     OUTPUT,
     Closed,
     ConfigChanged,
@@ -24,6 +26,7 @@ from vconfs.protocol.stream import (
     CreditReceived,
     Event,
     Frame,
+    GuestNamed,
     Hello,
     Role,
 )
@@ -160,6 +163,72 @@ def test_a_hello_is_these_bytes() -> None:
         )
         + SPACE
     )
+
+
+# The guest's name
+
+
+def asked(role: Role) -> Connection:
+    """An end that has said hello and got the peer's, where both want the guest's name."""
+    connection = Connection(role, window=WINDOW)
+    connection.hello(NAMES | 3, SPACE if role is HOST else b"")
+    space = SPACE if role is GUEST else b""
+    connection.feed(hello(Role(1 - role), features=NAMES | 3, config=space))
+    assert list(events(connection)) == [Hello(NAMES | 3, space, 0)]
+    return connection
+
+
+def test_a_guest_says_its_name_when_the_host_asks_for_it() -> None:
+    guest, host = asked(GUEST), asked(HOST)
+    said = guest.name("wëb1")
+    assert said == frame(NAME, "wëb1".encode())
+    assert outcome(host, [said], eof=False) == [GuestNamed("wëb1", 5)]
+    host.acknowledge(5)
+    header = guest.frame_header(OUTPUT, 1)
+    assert outcome(host, cut(header + b"x"), eof=False) == [(OUTPUT, b"x")]
+
+
+@pytest.mark.parametrize("role", [GUEST, HOST])
+def test_no_name_is_said_to_a_peer_that_knows_none(role: Role) -> None:
+    older = hello(Role(1 - role), features=3, config=SPACE if role is GUEST else b"")
+    connection = Connection(role)
+    connection.hello(NAMES | 3, SPACE if role is HOST else b"")
+    connection.feed(older)
+    assert len(list(events(connection))) == 1
+    assert connection.features == 3
+    with pytest.raises(LocalProtocolError, match="did not ask"):
+        connection.name("web1")
+
+
+def test_a_name_is_said_once_and_is_not_too_long() -> None:
+    guest = asked(GUEST)
+    with pytest.raises(LocalProtocolError, match="longer than 255"):
+        guest.name("x" * 256)
+    guest.name("x" * 255)
+    with pytest.raises(LocalProtocolError, match="did not ask"):
+        guest.name("y")
+
+
+@pytest.mark.parametrize(
+    ("frames", "error"),
+    [
+        (frame(OUTPUT, b"x"), "a frame on queue 1 before the guest's name"),
+        (frame(NAME, size=256), "a NAME of 256 bytes is larger than 255"),
+        (frame(NAME, b"a") + frame(NAME, b"b"), "a frame of 1 bytes on unknown queue 243"),
+    ],
+)
+def test_wrong_names_are_refused(frames: bytes, error: str) -> None:
+    assert outcome(asked(HOST), [frames])[-1] == error
+
+
+def test_a_host_sends_no_name() -> None:
+    seen = outcome(asked(GUEST), [frame(NAME, b"host")])
+    assert seen == ["a frame of 4 bytes on unknown queue 243"]
+
+
+def test_a_name_that_is_not_text_is_still_one() -> None:
+    seen = outcome(asked(HOST), [frame(NAME, b"\xff/../")], eof=False)
+    assert seen == [GuestNamed("\ufffd/../", 5)]
 
 
 #: (what comes instead of the guest's good hello, what the host says to it)

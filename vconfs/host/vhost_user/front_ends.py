@@ -7,10 +7,14 @@ breaking a rule (see protocol/vhost_user.py). Before that, several can say their
 from __future__ import annotations
 
 import logging
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
 
+from vconfs.errors import VconfsError
 from vconfs.host._reception import GREETED_MAX, Reception, receive_guests
 from vconfs.host.host import Host
 from vconfs.host.vhost_user._device import VhostUserDevice
@@ -63,14 +67,21 @@ async def _serve_all(device: VhostUserDevice, door: Door) -> None:
     await receive_guests(serve_one, GREETED_MAX)
 
 
+@asynccontextmanager
+async def _turn(host: Host, reception: Reception) -> AsyncIterator[None]:
+    """Wait until this front-end is the guest; another listener may serve the same one."""
+    async with reception.as_guest(), host.turn.taken(patience=math.inf):
+        yield
+
+
 async def _serve(
     device: VhostUserDevice, sock: trio.socket.SocketType, reception: Reception
 ) -> str:
     """Serve a front-end until it leaves; return why it was turned away, or an empty string."""
     try:
         with FrontendSession(device, sock) as session:
-            await session.run(reception.as_guest())
-    except RemoteProtocolError as error:
+            await session.run(_turn(device.host, reception))
+    except (RemoteProtocolError, VconfsError) as error:
         return str(error)
     except OSError as error:  # for example, no descriptor is left; the next one may work
         return f"we cannot serve it: {error.strerror}"
