@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs
+from vconfs.cli.manual import manual_pages
 
 ROOT = Path(__file__).parents[2]
 
@@ -118,9 +119,14 @@ def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_man_finds_the_pages(prefix: Path) -> None:
-    for page in ("vconfs", "vconfs.toml"):
-        command = "man", "-M", str(prefix / "share/man"), page
-        assert "VCONFS" in subprocess.check_output(command, text=True)
+    for words, title in {
+        "vconfs": "VCONFS(1)",
+        "vconfs mount": "VCONFS-MOUNT(1)",
+        "vconfs.toml": "VCONFS.TOML(5)",
+        "mount.fuse.vconfs": "MOUNT.FUSE.VCONFS(8)",
+    }.items():
+        command = "man", "-M", str(prefix / "share/man"), *words.split()
+        assert title in subprocess.check_output(command, text=True)
 
 
 @pytest.mark.parametrize(
@@ -151,8 +157,7 @@ def test_each_shell_finds_its_completion(
 
 def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
     assert {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()} == {
-        "share/man/man1/vconfs.1",
-        "share/man/man5/vconfs.toml.5",
+        *(f"share/man/{page}" for page in manual_pages()),
         "share/bash-completion/completions/vconfs",
         "share/zsh/site-functions/_vconfs",
         "share/fish/vendor_completions.d/vconfs.fish",

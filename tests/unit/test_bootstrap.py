@@ -22,7 +22,7 @@ def bare(tmp_path: Path) -> dict[str, str]:
 
 
 def run_bootstrap(bare: dict[str, str], *words: str) -> subprocess.CompletedProcess[str]:
-    command = ROOT / "scripts/bootstrap", *words
+    command = [str(ROOT / "scripts/bootstrap"), *words]
     return subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
 
 
