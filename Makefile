@@ -48,7 +48,7 @@ lint: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-# Writes anew what the pages of docs/ take from the code.
+# Writes anew what the pages of docs/ take from the code, and the files of share/.
 docs: $(READY)
 	$(PYTHON) docs/generate.py
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs
-from vconfs.cli.manual import manual_pages
+from tests.support.packages import BESIDE, copy_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,10 +22,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.parent.chmod(0o755)  # somebody else runs it too
     folder.chmod(0o755)
     source, environment = folder / "source", folder / "venv"
-    source.mkdir()
-    shutil.copytree(ROOT / "vconfs", source / "vconfs")
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+    copy_source(source)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin/python"
     words = "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"
@@ -112,9 +107,7 @@ def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where scripts/install-files has put its files."""
     folder = tmp_path_factory.mktemp("prefix")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ROOT / "scripts/install-files", folder
-    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
+    subprocess.run([ROOT / "scripts/install-files", folder], check=True)
     return folder
 
 
@@ -156,14 +149,8 @@ def test_each_shell_finds_its_completion(
 
 
 def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
-    assert {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()} == {
-        *(f"share/man/{page}" for page in manual_pages()),
-        "share/bash-completion/completions/vconfs",
-        "share/zsh/site-functions/_vconfs",
-        "share/fish/vendor_completions.d/vconfs.fish",
-        "lib/systemd/system/vconfs@.service",
-        "lib/systemd/system/vconfs-host@.service",
-    }
+    files = {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()}
+    assert files == BESIDE
 
 
 def test_shellcheck_finds_nothing_in_scripts(prefix: Path) -> None:

@@ -22,6 +22,7 @@ from vconfs.cli._roff import escape, head, literal, paragraph, see_also, table
 from vconfs.syntax.values import ACCESS_OPTIONS, OPTION_MEANINGS, PORT_OPTIONS
 
 #: What is in no command's help.
+_HELP_OPTION = ("-h, --help", "Print most of this page, and exit.")
 _EXIT_STATUS = (
     ("0", "Success."),
     ("1", "Failure; the reason, and what to do, is on standard error, in one line."),
@@ -121,7 +122,7 @@ def _command_page(context: click.Context) -> Iterator[str]:
     yield from head(_title(context), 1, _meaning(command))
     yield from (".SH SYNOPSIS", rf"\fB{escape(context.command_path)}\fR {escape(usage)}")
     yield from (".SH DESCRIPTION", *_description(command))
-    yield from (".SH OPTIONS", *_options(context))
+    yield from (".SH OPTIONS", *_options(context), *table([_HELP_OPTION]))
     if isinstance(command, click.Group):
         yield ".SH COMMANDS"
         for below in commands_below(context):
@@ -178,7 +179,7 @@ def _command(context: click.Context) -> Iterator[str]:
 
 
 def _options(context: click.Context) -> Iterator[str]:
-    options = [it for it in context.command.get_params(context) if isinstance(it, click.Option)]
+    options = [it for it in context.command.params if isinstance(it, click.Option)]
     records = (option.get_help_record(context) for option in options)
     yield from table(record for record in records if record)
 
