@@ -6,7 +6,7 @@ DEMO   := .venv/.demo
 VENV   := .venv/.made
 READY  := .venv/.ready
 
-.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs clean
+.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs site clean
 
 demo: $(DEMO)
 	$(PYTHON) -m vconfs demo
@@ -52,6 +52,10 @@ lint: $(READY)
 docs: $(READY)
 	$(PYTHON) docs/generate.py
 
+# Builds build/site from docs/; a dead link is an error.
+site: $(READY)
+	$(PYTHON) docs/site/build.py build/site
+
 $(READY): scripts/bootstrap scripts/venv pyproject.toml tests/constraints.txt
 	scripts/bootstrap test
 	touch $@ $(VENV) $(DEMO)
@@ -65,4 +69,4 @@ $(VENV): scripts/venv pyproject.toml tests/constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .cache build dist

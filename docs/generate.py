@@ -89,7 +89,7 @@ def code(word: object) -> str:
 def prose(text: str) -> str:
     """Return a docstring as Markdown: its indented parts become fenced blocks."""
     text = re.sub(r"^Theory of operation\n-+\n", "", dedent(text), flags=re.MULTILINE)
-    text = re.sub(r"^(.+)\n-{3,}$", r"#### \1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(.+)\n-{3,}$", r"### \1", text, flags=re.MULTILINE)
     parts = re.split(r"\n\n(?=    )(.*?)(?=\n\n\S|\Z)", text.strip(), flags=re.DOTALL)
     return "\n\n".join(
         f"```{kind(part)}\n{dedent(part)}\n```" if number % 2 else part.strip("\n")
@@ -151,7 +151,7 @@ def devices() -> str:
     for scheme, module in _DEVICE_MODULES.items():
         spoken = " or ".join(map(code, dialects_of(scheme)))
         about = doc(importlib.import_module(module))
-        parts.append(f"### {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
+        parts.append(f"## {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
     assert set(_DEVICE_MODULES) == set(DEVICES)
     return "\n".join(parts)
 
