@@ -1,13 +1,14 @@
-# `make demo` and `make test` install what they need (once) on a Debian 12 machine, as root.
+# `make demo` and `make test` install what each needs (once) on a Debian 12 machine, as root.
 # `make test-unit` needs neither root nor apt nor /dev/fuse, only what pip can install.
 
 PYTHON := .venv/bin/python
+DEMO   := .venv/.demo
 VENV   := .venv/.made
 READY  := .venv/.ready
 
-.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs clean
+.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs site clean
 
-demo: $(READY)
+demo: $(DEMO)
 	$(PYTHON) -m vconfs demo
 
 test: lint
@@ -47,17 +48,25 @@ lint: $(READY)
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-cache
 
-# Writes anew what the pages of docs/ take from the code.
+# Writes anew what the pages of docs/ take from the code, and the files of share/.
 docs: $(READY)
 	$(PYTHON) docs/generate.py
 
+# Builds build/site from docs/; a dead link is an error.
+site: $(READY)
+	$(PYTHON) docs/site/build.py build/site
+
 $(READY): scripts/bootstrap scripts/venv pyproject.toml tests/constraints.txt
-	scripts/bootstrap
-	touch $@ $(VENV)
+	scripts/bootstrap test
+	touch $@ $(VENV) $(DEMO)
+
+$(DEMO): scripts/bootstrap scripts/venv pyproject.toml
+	scripts/bootstrap demo
+	touch $@
 
 $(VENV): scripts/venv pyproject.toml tests/constraints.txt
-	scripts/venv
+	scripts/venv test
 	touch $@
 
 clean:
-	rm -rf .venv .cache
+	rm -rf .venv .cache build dist

@@ -1,9 +1,11 @@
-"""Writes the parts of the pages that are taken from the code: `python docs/generate.py`.
+"""Writes what is taken from the code: `python docs/generate.py`. A test checks that it is current.
 
-Each part is between two comments, and a test checks that all parts are current:
+Parts of the pages, each between two comments:
 
     <!-- generated: NAME -->
     <!-- end -->
+
+The files of share/: the manual pages, and the completion of each shell.
 """
 
 from __future__ import annotations
@@ -22,12 +24,15 @@ from typing import Any, Final
 
 import click
 import port_states
+from click.shell_completion import get_completion_class
 
+import vconfs.cli
+import vconfs.cli._completion
 import vconfs.cli.host
 import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli._config import config_keys
-from vconfs.cli.manual import commands_below
+from vconfs.cli.manual import commands_below, manual_pages
 from vconfs.files import tap_file
 from vconfs.files.events_file import EVENTS
 from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS, STATUS
@@ -40,6 +45,13 @@ from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.values import OPTION_MEANINGS
 
 _HERE: Final = Path(__file__).parent
+_SHARE: Final = _HERE.parent / "share"
+#: Where each shell looks for its completion.
+_COMPLETIONS: Final = {
+    "bash": "bash-completion/completions/vconfs",
+    "zsh": "zsh/site-functions/_vconfs",
+    "fish": "fish/vendor_completions.d/vconfs.fish",
+}
 _PART: Final = re.compile(r"(<!-- generated: (.*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 #: The modules that programs may import.
 PUBLIC: Final = (
@@ -77,7 +89,7 @@ def code(word: object) -> str:
 def prose(text: str) -> str:
     """Return a docstring as Markdown: its indented parts become fenced blocks."""
     text = re.sub(r"^Theory of operation\n-+\n", "", dedent(text), flags=re.MULTILINE)
-    text = re.sub(r"^(.+)\n-{3,}$", r"#### \1", text, flags=re.MULTILINE)
+    text = re.sub(r"^(.+)\n-{3,}$", r"### \1", text, flags=re.MULTILINE)
     parts = re.split(r"\n\n(?=    )(.*?)(?=\n\n\S|\Z)", text.strip(), flags=re.DOTALL)
     return "\n\n".join(
         f"```{kind(part)}\n{dedent(part)}\n```" if number % 2 else part.strip("\n")
@@ -141,7 +153,7 @@ def devices() -> str:
     for scheme, module in _DEVICE_MODULES.items():
         spoken = " or ".join(map(code, dialects_of(scheme)))
         about = doc(importlib.import_module(module))
-        parts.append(f"### {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
+        parts.append(f"## {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
     assert set(_DEVICE_MODULES) == set(DEVICES)
     return "\n".join(parts)
 
@@ -314,12 +326,46 @@ def pages() -> dict[Path, str]:
     }
 
 
+def shared_files() -> dict[Path, str]:
+    """Return the text of each file of share/."""
+    manual = {_SHARE / "man" / name: text for name, text in manual_pages().items()}
+    return {**manual, **{_SHARE / name: completion(it) for it, name in _COMPLETIONS.items()}}
+
+
+def completion(shell: str) -> str:
+    """Return the script that completes our command lines in a shell."""
+    script = get_completion_class(shell)
+    assert script is not None
+    text = script(vconfs.cli.vconfs, {}, "vconfs", "_VCONFS_COMPLETE").source()
+    return text.rstrip("\n") + "\n"
+
+
+def files() -> dict[Path, str]:
+    """Return the text that each file should have that is taken from the code, or has such parts."""
+    return {**pages(), **shared_files()}
+
+
+def current(file: Path) -> str | None:
+    """Return the text that a file has; None if there is no such file."""
+    return file.read_text(encoding="utf-8") if file.exists() else None
+
+
 def main() -> None:
-    """Rewrite the pages, and print the names of those that were out of date."""
-    for page, text in pages().items():
-        if page.read_text() != text:
-            page.write_text(text)
-            print(page.relative_to(_HERE), file=sys.stderr)
+    """Write the files anew, and print the names of those that were out of date."""
+    wanted = files()
+    for file, text in wanted.items():
+        if current(file) != text:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text, encoding="utf-8")
+            print(file.relative_to(_HERE.parent), file=sys.stderr)
+    for file in leftover(wanted):
+        file.unlink()
+        print(file.relative_to(_HERE.parent), "is removed", file=sys.stderr)
+
+
+def leftover(wanted: Iterable[Path]) -> list[Path]:
+    """Return the files of share/ that nothing makes any more."""
+    return sorted({file for file in _SHARE.rglob("*") if file.is_file()} - set(wanted))
 
 
 if __name__ == "__main__":

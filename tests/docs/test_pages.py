@@ -68,7 +68,7 @@ def test_each_complaint_has_its_test() -> None:
 
 #: `console`: run here. `screen`: typed into a terminal, in test_terminal.py. `sh`: commands that
 #: need another machine or change this one. The others hold no commands.
-KINDS = {"console", "screen", "sh", "text", "toml", "python", "mermaid"}
+KINDS = {"console", "screen", "sh", "text", "toml", "python", "mermaid", "xml"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

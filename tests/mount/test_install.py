@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -12,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import needs
+from tests.support.packages import BESIDE, copy_source
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,10 +22,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.parent.chmod(0o755)  # other users run it too
     folder.chmod(0o755)
     source, environment = folder / "source", folder / "venv"
-    source.mkdir()
-    shutil.copytree(ROOT / "vconfs", source / "vconfs")
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / file, source)
+    copy_source(source)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin/python"
     words = "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check"
@@ -111,16 +107,19 @@ def test_the_mount_helper_may_drop_privileges(installed: Path, tmp_path: Path) -
 def prefix(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where scripts/install-files has put its files."""
     folder = tmp_path_factory.mktemp("prefix")
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    command = ROOT / "scripts/install-files", folder
-    subprocess.run(command, env={**os.environ, "PATH": path}, check=True)
+    subprocess.run([ROOT / "scripts/install-files", folder], check=True)
     return folder
 
 
 def test_man_finds_the_pages(prefix: Path) -> None:
-    for page in ("vconfs", "vconfs.toml"):
-        command = "man", "-M", str(prefix / "share/man"), page
-        assert "VCONFS" in subprocess.check_output(command, text=True)
+    for words, title in {
+        "vconfs": "VCONFS(1)",
+        "vconfs mount": "VCONFS-MOUNT(1)",
+        "vconfs.toml": "VCONFS.TOML(5)",
+        "mount.fuse.vconfs": "MOUNT.FUSE.VCONFS(8)",
+    }.items():
+        command = "man", "-M", str(prefix / "share/man"), *words.split()
+        assert title in subprocess.check_output(command, text=True)
 
 
 @pytest.mark.parametrize(
@@ -150,15 +149,8 @@ def test_each_shell_finds_its_completion(
 
 
 def test_shells_and_systemd_find_their_files(prefix: Path) -> None:
-    assert {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()} == {
-        "share/man/man1/vconfs.1",
-        "share/man/man5/vconfs.toml.5",
-        "share/bash-completion/completions/vconfs",
-        "share/zsh/site-functions/_vconfs",
-        "share/fish/vendor_completions.d/vconfs.fish",
-        "lib/systemd/system/vconfs@.service",
-        "lib/systemd/system/vconfs-host@.service",
-    }
+    files = {str(path.relative_to(prefix)) for path in prefix.rglob("*") if path.is_file()}
+    assert files == BESIDE
 
 
 def test_shellcheck_finds_nothing_in_scripts(prefix: Path) -> None:

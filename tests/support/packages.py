@@ -1,9 +1,31 @@
-"""Another package, which adds a chardev, in a folder for Python's path."""
+"""Packages: our own source for a build, and another one that adds a chardev."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from textwrap import dedent
+
+from vconfs.cli.manual import manual_pages
+
+ROOT = Path(__file__).parents[2]
+#: What pip installs below its prefix, beside the program.
+BESIDE = {
+    *(f"share/man/{page}" for page in manual_pages()),
+    "share/bash-completion/completions/vconfs",
+    "share/zsh/site-functions/_vconfs",
+    "share/fish/vendor_completions.d/vconfs.fish",
+    "lib/systemd/system/vconfs@.service",
+    "lib/systemd/system/vconfs-host@.service",
+}
+
+
+def copy_source(folder: Path) -> None:
+    """Copy the whole source to a new folder, where a build may leave files."""
+    left_out = shutil.ignore_patterns(
+        ".git", ".venv", ".*cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist"
+    )
+    shutil.copytree(ROOT, folder, ignore=left_out)
 
 
 def make_package(folder: Path, code: str, *, name: str = "tiny-bus", kind: str = "bus") -> None:

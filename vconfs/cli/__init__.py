@@ -49,7 +49,12 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _COMMANDS:
             return None
-        command = importlib.import_module(_COMMANDS[cmd_name]).command
+        try:
+            command = importlib.import_module(_COMMANDS[cmd_name]).command
+        except ImportError as error:
+            if (error.name or "").startswith("vconfs"):
+                raise
+            raise VconfsError(f"{error}: `vconfs doctor` says how to get it") from None
         assert isinstance(command, click.Command)
         return command
 

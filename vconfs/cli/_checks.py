@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import shutil
@@ -25,6 +26,9 @@ State = Literal["ok", "optional", "missing"]
 _KERNEL_MIN: Final = (5, 1)
 #: Where mount(8) and systemd look for programs.
 _SYSTEM_PATH: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
+#: The package that pip builds here, and what its build needs of Debian.
+_BUILT: Final = "pyfuse3"
+_BUILD_PACKAGES: Final = "gcc pkg-config libfuse3-dev python3-dev"
 #: The device number of /dev/fuse.
 _FUSE: Final = os.makedev(10, 229)
 
@@ -59,7 +63,7 @@ def examine(machine: Machine) -> Iterator[Finding]:
     yield _kernel(machine)
     yield _fuse_device(machine)
     yield _fusermount(machine)
-    yield from python_packages(metadata.requires("vconfs") or [], _installed)
+    yield from python_packages(metadata.requires("vconfs") or [], _installed, _load_error)
     yield _mount_command(machine)
     yield _allow_other(machine)
     yield _system_log(machine)
@@ -109,7 +113,9 @@ def _fusermount(machine: Machine) -> Finding:
 
 
 def python_packages(
-    requirements: Sequence[str], installed: Callable[[str], str | None]
+    requirements: Sequence[str],
+    installed: Callable[[str], str | None],
+    load_error: Callable[[], str | None],
 ) -> Iterator[Finding]:
     """Compare the requirements of our package with the installed versions."""
     for text in requirements:
@@ -118,11 +124,18 @@ def python_packages(
             continue
         version = installed(requirement.name)
         advice = f"pip install '{requirement}'"
+        if requirement.name == _BUILT:
+            advice = f"apt-get install {_BUILD_PACKAGES}; {advice}"
         if version is None:
             text = f"{requirement.name} is not installed"
             yield Finding("python-package", "missing", text, advice)
         elif not requirement.specifier.contains(version, prereleases=True):
             text = f"{requirement.name} {version} is not {requirement.specifier}"
+            yield Finding("python-package", "missing", text, advice)
+        elif requirement.name == _BUILT and (error := load_error()) is not None:
+            text = f"{requirement.name} {version} cannot be loaded: {error}"
+            again = f"pip install --force-reinstall --no-cache-dir '{requirement}'"
+            advice = f"apt-get install {_BUILD_PACKAGES}; {again}"
             yield Finding("python-package", "missing", text, advice)
         else:
             yield Finding("python-package", "ok", f"{requirement.name} {version}")
@@ -133,6 +146,15 @@ def _installed(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _load_error() -> str | None:
+    """Return why the package that was built here cannot be loaded; None if it can."""
+    try:
+        importlib.import_module(_BUILT)
+    except ImportError as error:
+        return str(error)
+    return None
 
 
 def _mount_command(machine: Machine) -> Finding:

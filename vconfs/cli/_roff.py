@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
 
 
 def head(name: str, section: int, meaning: str) -> Iterator[str]:
     """Yield the head of a page."""
-    yield f'.TH {name.upper()} {section} "" "vconfs {version("vconfs")}"'
+    yield f'.TH {name.upper()} {section} "" vconfs'
     yield from (".SH NAME", rf"{name} \- {escape(meaning)}")
 
 

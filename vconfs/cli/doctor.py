@@ -1,6 +1,6 @@
 """vconfs doctor: check what is missing on this machine, and how to get it.
 
-It imports nothing that may be missing.
+It works where the packages that vconfs needs are missing.
 """
 
 from __future__ import annotations

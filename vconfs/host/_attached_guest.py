@@ -38,7 +38,7 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
     ) -> None:
         super().__init__(link, end, ports, taps)
         #: How many messages came that the guest may not send.
-        self.ignored = 0
+        self.ignored: int = 0
         self._announce_config = announce_config
         self._introduced: set[int] = set()
         #: Ports that were removed. What the guest sent before it learned of that may still arrive.

@@ -165,9 +165,45 @@ def test_missing_things_are_reported_with_a_remedy(
 )
 def test_python_packages(installed: str | None, state: str, message: str) -> None:
     requirements = ["thing>=2", 'pytest; extra == "test"']
-    (finding,) = python_packages(requirements, lambda name: installed)
+    (finding,) = python_packages(requirements, lambda name: installed, lambda: None)
     assert (finding.state, finding.message) == (state, message)
     assert finding.advice == ("" if state == "ok" else "pip install 'thing>=2'")
+
+
+BUILD = "apt-get install gcc pkg-config libfuse3-dev python3-dev; pip install "
+
+
+@pytest.mark.parametrize(
+    ("installed", "error", "message", "advice"),
+    [
+        (None, None, "pyfuse3 is not installed", f"{BUILD}'pyfuse3>=3.5'"),
+        ("3.4", None, "pyfuse3 3.4 is not >=3.5", f"{BUILD}'pyfuse3>=3.5'"),
+        (
+            "3.5",
+            "no libfuse3.so.3",
+            "pyfuse3 3.5 cannot be loaded: no libfuse3.so.3",
+            f"{BUILD}--force-reinstall --no-cache-dir 'pyfuse3>=3.5'",
+        ),
+    ],
+)
+def test_it_names_what_the_build_of_pyfuse3_needs(
+    installed: str | None, error: str | None, message: str, advice: str
+) -> None:
+    (finding,) = python_packages(["pyfuse3>=3.5"], lambda name: installed, lambda: error)
+    assert finding == Finding("python-package", "missing", message, advice)
+
+
+@pytest.mark.parametrize("words", [["mount", "/mnt"], ["host"], ["--help"]])
+def test_other_commands_lead_to_it_where_packages_are_missing(words: list[str]) -> None:
+    script = (
+        "import sys; sys.modules['pyfuse3'] = sys.modules['trio'] = None\n"
+        f"from vconfs.cli import main; main({words})"
+    )
+    command = sys.executable, "-c", script
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.endswith(": `vconfs doctor` says how to get it\n")
 
 
 def test_it_runs_where_packages_are_missing() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from vconfs.cli import host, mount, vconfs
 from vconfs.cli._config import config_keys
+from vconfs.cli._options import option_beginnings
 from vconfs.cli._roff import escape, paragraph
 from vconfs.cli.manual import command as write_manual
 from vconfs.cli.manual import manual_pages
@@ -46,19 +47,51 @@ def test_man_has_no_warnings(folder: Path, page: str) -> None:
     assert "VCONFS" in rendered(folder / page)
 
 
-def test_every_command_and_option_has_its_place(folder: Path) -> None:
-    page = rendered(folder / "man1/vconfs.1")
+def shown_commands(group: click.Group, above: str) -> dict[str, click.Command]:
+    """The commands of a group that are not hidden, by the name of their page."""
+    context = click.Context(group, **group.context_settings)
+    named = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {f"{above}-{name}": it for name, it in named.items() if it and not it.hidden}
+
+
+def all_commands() -> dict[str, click.Command]:
     assert isinstance(vconfs, click.Group)
-    context = click.Context(vconfs, **vconfs.context_settings)
-    for name in vconfs.list_commands(context):
-        command = vconfs.get_command(context, name)
-        assert command is not None
-        assert (f"vconfs {name}" in page) != command.hidden
-        for option in command.params:
-            if isinstance(option, click.Option) and not option.hidden:
-                assert all(text in page for text in option.opts)
-    for option_name in OPTION_MEANINGS:
-        assert re.search(rf"^ +{option_name}\b", page, re.MULTILINE)
+    return {"vconfs": vconfs, **shown_commands(vconfs, "vconfs")}
+
+
+@pytest.mark.parametrize("name", all_commands())
+def test_every_command_has_a_page_with_its_options(folder: Path, name: str) -> None:
+    command = all_commands()[name]
+    page = rendered(folder / f"man1/{name}.1")
+    meaning = command.get_short_help_str(200).rstrip(".")
+    assert f"{name} - {meaning}".casefold() in page.casefold()
+    below = shown_commands(command, "").values() if isinstance(command, click.Group) else ()
+    for option in [param for it in (command, *below) for param in it.params]:
+        if isinstance(option, click.Option) and not option.hidden and name != "vconfs":
+            assert all(text in page for text in option.opts)
+
+
+def test_the_first_page_leads_to_all_others(folder: Path) -> None:
+    page = rendered(folder / "man1/vconfs.1")
+    for name in PAGES:
+        title, section = Path(name).stem, Path(name).suffix[1:]
+        assert title == "vconfs" or f"{title}(" in page.replace(" (", "("), (title, section)
+
+
+def test_pages_name_only_pages_that_are_there(folder: Path) -> None:
+    ours = {Path(name).name for name in PAGES}
+    for name in PAGES:
+        text = (folder / name).read_text()
+        named = re.findall(r"^\.BR (\S*vconfs\S*) \((\d)\)", text, re.MULTILINE)
+        assert {f"{title}.{section}" for title, section in named} <= ours - {Path(name).name}
+
+
+@pytest.mark.parametrize("page", ["man1/vconfs-mount.1", "man8/mount.fuse.vconfs.8"])
+def test_every_option_of_a_mount_has_its_place(folder: Path, page: str) -> None:
+    text = rendered(folder / page)
+    for option in {*OPTION_MEANINGS, *option_beginnings("")}:
+        name = option.removesuffix("=")
+        assert re.search(rf"^ .*\b{name}\b", text, re.MULTILINE), name
 
 
 def test_every_key_of_the_files_has_its_place(folder: Path) -> None:

@@ -1,0 +1,96 @@
+"""Builds the site of docs/: `python docs/site/build.py FOLDER`, or `make site`.
+
+The pages are those of docs/, in the order of the tables of docs/README.md, which is the first page.
+That page also gets a picture of a terminal, with the commands that it shows. Links to files outside
+of docs/, which the site has not, become text. A link that leads nowhere is an error.
+"""
+
+from __future__ import annotations
+
+import io
+import posixpath
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.text import Text
+
+_HERE: Final = Path(__file__).parent
+_DOCS: Final = _HERE.parent
+_FIRST: Final = "README.md"
+_PICTURE: Final = "terminal.svg"
+_COLUMNS: Final = 100
+#: The parts of the site after the first page: the name of each, and where its pages are.
+_PARTS: Final = (("Guides", r"(howto|coming)"), ("Reference", "reference/"), ("Design", ""))
+_CONSOLE: Final = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_LINK: Final = re.compile(r"\[([^]]*)\]\(((?!https?:)[^)#]+)(#[^)]*)?\)")
+
+
+def first_page(text: str) -> str:
+    """Return docs/README.md with the picture and, for the menu, the list of the other pages."""
+    title, first, rest = text.split("\n\n", 2)
+    image = f"![The commands of this page, in a terminal]({_PICTURE})"
+    return "\n\n".join((title, first, image, rest.rstrip(), *_menus(text))) + "\n"
+
+
+def _menus(text: str) -> list[str]:
+    pages = [link[2] for link in _LINK.finditer(text)]
+    menus = []
+    for name, pattern in _PARTS:
+        chosen = [page for page in pages if re.match(pattern, page)]
+        pages = [page for page in pages if page not in chosen]
+        menus.append("\n".join(("```{toctree}", ":hidden:", f":caption: {name}", *chosen, "```")))
+    return menus
+
+
+def without_links_out(text: str, folder: str) -> str:
+    """Return a page of a folder of docs/ with those links as text that lead out of docs/."""
+
+    def replaced(link: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join("docs", folder, link[2]))
+        return link[0] if path.startswith("docs/") else f"{link[1]} (`{path}`)"
+
+    return _LINK.sub(replaced, text)
+
+
+def picture(page: str) -> str:
+    """Return a terminal, as SVG, with all commands of a page and what they print."""
+    console = Console(record=True, width=_COLUMNS, file=io.StringIO(), legacy_windows=False)
+    for block in _CONSOLE.findall(page):
+        for line in block.splitlines():
+            console.print(Text(line, style="bold green" if line.startswith("$ ") else ""))
+    return console.export_svg(title="vconfs", unique_id="vconfs")
+
+
+def write_source(folder: Path) -> None:
+    """Write what Sphinx reads."""
+    for page in _DOCS.rglob("*.md"):
+        name = page.relative_to(_DOCS)
+        text = without_links_out(page.read_text(encoding="utf-8"), str(name.parent))
+        text = re.sub("^```screen.*", "```console", text, flags=re.MULTILINE)
+        if str(name) == _FIRST:
+            (folder / _PICTURE).write_text(picture(text), encoding="utf-8")
+            text, name = first_page(text), Path("index.md")
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def main(words: Sequence[str]) -> int:
+    """Build the site in the folder that is named, anew."""
+    (output,) = words
+    shutil.rmtree(output, ignore_errors=True)
+    with tempfile.TemporaryDirectory() as source:
+        write_source(Path(source))
+        sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
+        doctrees = ["-d", f"{source}/.doctrees"]
+        return subprocess.run([*sphinx, *doctrees, "-c", str(_HERE), source, output]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
