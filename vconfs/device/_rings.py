@@ -31,6 +31,10 @@ from vconfs.protocol.virtqueue import Layout
 _SMALL = 1 << 14
 
 
+def _kick_nothing(queue: int) -> None:
+    """Do nothing: the device uses the rings no more."""
+
+
 class RingLink(Link):
     """A link over virtqueues, seen by the driver.
 
@@ -203,6 +207,7 @@ class RingLink(Link):
         stop, self._stop_device = self._stop_device, None
         if stop is not None and not self._dead:
             await stop(patience)
+            self._kick = _kick_nothing
 
     @override
     def receive(self, queue: int) -> memoryview | None:

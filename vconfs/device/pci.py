@@ -17,7 +17,7 @@ from vconfs.device._pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec
 from vconfs.errors import VconfsError
-from vconfs.link.link import OpenDevice
+from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Isr, Status
@@ -55,6 +55,7 @@ class _Running:
         self._device = device
         self._config = b""
         self._vectors = 0
+        self._stopping = False
         self.features = 0
         self.link: RingLink
 
@@ -81,6 +82,7 @@ class _Running:
             write_config=device.write_device_config,
             base=transport.base,
             event_idx=bool(self.features & F_EVENT_IDX),
+            stop_device=self._stop,
         )
         self._queues = list(specs)
         await self._share_vectors()
@@ -135,7 +137,15 @@ class _Running:
         except VconfsError as error:
             self.link.fail(str(error))
 
+    async def _stop(self, patience: float) -> None:
+        """Reset the device, after which it leaves the rings alone."""
+        self._stopping = True
+        with suppress(VconfsError):
+            await self._device.reset()
+
     async def _check_status(self) -> None:
+        if self._stopping:
+            return
         status = await self._device.get(Common.DEVICE_STATUS)
         if status == 0xFF:
             raise VconfsError("the device is gone")
@@ -180,6 +190,7 @@ async def open_pci(
             try:
                 yield running.link, end
             finally:
+                await leave_soon(running.link)
                 running.link.owner.left()
     finally:
         with trio.CancelScope(shield=True), suppress(VconfsError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 from tests.unit.device.fake_function import CONFIG, NOTIFY, FakeFunction
@@ -47,6 +47,10 @@ class FakeConsole(FakeFunction):
         self._accepted: dict[int, int] = {}
         self._end = self._make_end(features)
         self._link: DeviceLink | None = None
+        #: Called when the driver resets the device, while it still uses the rings.
+        self.before_reset: Callable[[], None] = lambda: None
+        #: The queues of which the driver notified the device when it was reset.
+        self.kicks_after_reset: list[int] = []
 
     def _make_end(self, features: int) -> virtio1.HostEnd:
         return virtio1.HostEnd(features, max_ports=4, resize_rows_first=self._rows_first)
@@ -58,7 +62,9 @@ class FakeConsole(FakeFunction):
                 self.host.ports[event.id].feed(event.data, None)
             return
         super().post(bar, offset, size, value)
-        if offset >= NOTIFY and self._link and not self._quiet:
+        if offset >= NOTIFY and self._link is None:
+            self.kicks_after_reset.append(value)
+        elif offset >= NOTIFY and self._link and not self._quiet:
             self._link.kicked(value)
 
     def _store(self, register: Register, value: int) -> None:
@@ -69,6 +75,8 @@ class FakeConsole(FakeFunction):
     def _set_status(self, value: int) -> None:
         super()._set_status(value)
         if value == 0:
+            if self._link is not None:
+                self.before_reset()
             self.host.detach()
             self._link = None
         elif value == _DRIVER_OK:

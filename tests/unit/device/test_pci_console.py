@@ -307,6 +307,23 @@ async def test_a_device_that_goes_before_the_port_came() -> None:
             assert caught.value.errno == errno.ENOTCONN
 
 
+async def test_what_comes_until_the_device_is_reset_is_received() -> None:
+    """The host's data that the device has taken meanwhile is in the rings after its reset."""
+    puppet, manager = Puppet(), PortManager()
+    async with open_console([spec(b"con", puppet)]) as fake:
+
+        def send_the_last() -> None:
+            assert puppet.port.send_nowait(b"the last") == 8
+
+        async with driven(fake, manager):
+            await settled(lambda: 0 in manager.ports)
+            port = manager.ports[0]
+            port.open(Opener(1))
+            fake.before_reset = send_the_last
+        assert taken(await port.read(100)) == b"the last"
+        assert fake.kicks_after_reset == []
+
+
 # --- unplugging ---------------------------------------------------------------------------
 
 
