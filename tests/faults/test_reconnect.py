@@ -205,6 +205,34 @@ async def test_the_host_serves_the_next_guest_after_one_vanished_inside_a_buffer
     os.close(fd)
 
 
+async def test_what_a_killed_guest_had_accepted_is_delivered(both: Both) -> None:
+    """What a `write` took is in the rings, or in the socket, which outlast the guest's process."""
+    host = await both.host(f"bulk=unix:{both.folder}/bulk")
+    for size in (1, 4096, 100_000):
+        mount = await both.mount("-o", "throttle=block")
+        client = await trio.open_unix_socket(f"{both.folder}/bulk")
+        await both.until_connected()
+        accepted: list[int] = []
+        received = 0
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(in_thread, lambda: write_and_count(both.file(), size, accepted))
+            while received < 100 * size:
+                received += len(await client.receive_some(1 << 16))
+            await mount.kill()
+        assert len(accepted) >= 100
+        while received < sum(accepted):
+            received += len(await client.receive_some(1 << 16))
+        assert received <= sum(accepted) + size  # the guest was killed within a write
+        await client.aclose()
+    assert not [line for line in host.lines if "dropped" in line]
+
+
+def write_and_count(file: Path, size: int, accepted: list[int]) -> None:
+    with suppress(OSError), file.open("wb", buffering=0) as port:
+        while True:
+            accepted.append(port.write(bytes(size)))
+
+
 def write_until_it_fails(file: Path) -> None:
     with suppress(OSError), file.open("wb", buffering=0) as port:
         while True:
