@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
 from collections import defaultdict
 from collections.abc import Generator, Iterator
@@ -107,4 +108,4 @@ def _version(program: str, option: str) -> str:
     except subprocess.TimeoutExpired:
         return "does not say"
     lines = [line.strip() for line in done.stdout.splitlines()] or [""]
-    return next((line for line in lines if "ersion" in line), lines[0])
+    return next((line for line in lines if re.search(r"\d\.\d", line)), lines[0])
