@@ -78,8 +78,8 @@ def peers() -> Iterator[str]:
     yield ", ".join(f"{name}: {version(name)}" for name in ("pyfuse3", "trio"))
     for program, option in _PROGRAMS.items():
         yield f"{program}: {_version(program, option)}"
-    for folder in sorted((_ROOT / ".cache" / "uml").glob("*")):
-        yield f"user-mode Linux ({folder.name}): {_version(str(folder / 'linux.uml'), '--version')}"
+    for kernel in sorted((_ROOT / ".cache" / "uml").glob("*/linux.uml")):
+        yield f"user-mode Linux ({kernel.parent.name}): {_version(str(kernel), '--version')}"
     for folder in sorted((_ROOT / ".cache" / "guest").glob("lib/modules/*")):
         yield f"guest of QEMU: {folder.name}"
 
