@@ -7,6 +7,7 @@ import os
 import select
 import signal
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -215,7 +216,7 @@ async def test_what_a_killed_guest_had_accepted_is_delivered(both: Both) -> None
         accepted: list[int] = []
         received = 0
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(in_thread, lambda: write_and_count(both.file(), size, accepted))
+            nursery.start_soon(in_thread, partial(write_and_count, both.file(), size, accepted))
             while received < 100 * size:
                 received += len(await client.receive_some(1 << 16))
             await mount.kill()
