@@ -80,6 +80,8 @@ def peers() -> Iterator[str]:
         yield f"{program}: {_version(program, option)}"
     for kernel in sorted((_ROOT / ".cache" / "uml").glob("*/linux.uml")):
         yield f"user-mode Linux ({kernel.parent.name}): {_version(str(kernel), '--version')}"
+    if (prometheus := _ROOT / ".cache" / "prometheus" / "prometheus").exists():
+        yield f"Prometheus: {_version(str(prometheus), '--version')}"
     for folder in sorted((_ROOT / ".cache" / "guest").glob("lib/modules/*")):
         yield f"guest of QEMU: {folder.name}"
 

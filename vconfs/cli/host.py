@@ -17,6 +17,7 @@ from vconfs.cli._urls import LISTEN_URL
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
+from vconfs.syntax.addresses import tcp_address
 from vconfs.syntax.times import seconds
 from vconfs.system.signals import survive_hang_ups
 
@@ -30,6 +31,15 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
         raise click.BadParameter(str(error), ctx, param) from None
 
 
+def _metrics_address(
+    ctx: click.Context, param: click.Parameter, text: str | None
+) -> tuple[str, int] | None:
+    try:
+        return None if text is None else tcp_address(text)
+    except ValueError:
+        raise click.BadParameter(f"an address is HOST:PORT, not {text!r}", ctx, param) from None
+
+
 @click.command("host", short_help="Serve ports to guests in other processes.")
 @config_option_with(("guest", "template"), read_tables)
 @log_format_option
@@ -37,6 +47,12 @@ def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
 @click.option("--dialect", type=click.Choice(list(DIALECTS)), help="Protocol dialect.")
 @click.option("--port", "ports", type=PortText(), multiple=True, help="Port to serve.")
 @control_option
+@click.option(
+    "--metrics",
+    callback=_metrics_address,
+    metavar="HOST:PORT",
+    help="Address where Prometheus can scrape metrics.",
+)
 @log_option
 @click.option(
     "--drain",
@@ -54,6 +70,7 @@ def command(
     dialect: str | None,
     ports: tuple[str, ...],
     control: str | None,
+    metrics: tuple[str, int] | None,
     log_path: str | None,
     drain: float,
     keep_privileges: bool,
@@ -92,6 +109,7 @@ def command(
       vconfs host --listen stream:tty:/dev/ttyS0,baud=115200 --port log=file:/var/log/guest
       vconfs host --listen stream:unix:/run/vcon.sock --control /run/vcon.ctl
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
+      vconfs host --listen stream:unix:/run/vcon.sock --port log=null --metrics localhost:9325
       vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --port chat=unix:/run/%g/chat.sock
     """
     tables = tables_of(ctx)
@@ -111,6 +129,7 @@ def command(
         found.limits,
         found.several,
         control,
+        metrics,
         drain,
     )
 

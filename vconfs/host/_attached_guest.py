@@ -37,8 +37,6 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         taps: Mapping[int, PortTap],
     ) -> None:
         super().__init__(link, end, ports, taps)
-        #: How many messages came that the guest may not send.
-        self.ignored: int = 0
         self._announce_config = announce_config
         self._introduced: set[int] = set()
         #: Ports that were removed. What the guest sent before it learned of that may still arrive.
@@ -222,5 +220,4 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         port.set_guest_connected(connected)
 
     def _ignore(self, reason: str) -> None:
-        self.ignored += 1
         self._trouble.warning(reason, "%s: %s", self.peer, reason)

@@ -18,6 +18,7 @@ from vconfs.link.byte_queue import MARK_COST, ByteQueue
 from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
+from vconfs.system.stopwatch import Stopwatch
 
 _trouble = LogOnce(logging.getLogger(__name__))
 
@@ -60,7 +61,11 @@ class HostCounters:
 
     bytes_in: int = 0  # from the guest
     bytes_out: int = 0  # to the guest
+    connects: int = 0  # how often the far side has connected
+    opens: int = 0  # how often the guest has opened the port
     resets: int = 0  # how often the guest went on sending after it was told to stop
+    host_throttled: Stopwatch = field(factory=Stopwatch)  # we want no more of the guest
+    guest_throttled: Stopwatch = field(factory=Stopwatch)  # the guest wants no more of us
     on_drop: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
     _dropped: int = 0
 
@@ -202,11 +207,13 @@ class HostInbox:
         self.line = line
         self._full = False
         self._throttle.forget()
+        self._time_throttling()
 
     def detach(self) -> None:
         """Note that the guest is gone, and drop the message of which the rest will not come."""
         self.line = None
         self._throttle.forget()
+        self._time_throttling()
         if self.messages is not None:
             self._counters.dropped += self.messages.abandon()
 
@@ -223,6 +230,7 @@ class HostInbox:
         if self._full and self.cost <= self._limit // 2:
             self._full = False
             self.tell_throttle()
+        self._time_throttling()
         self.refill()
 
     def refill(self) -> None:
@@ -235,9 +243,15 @@ class HostInbox:
         wanted, line = self.held_by_hand or self.held_by_ending or self._full, self.line
         if line is not None and line.throttles and wanted != self._throttle.on:
             self._throttle.ask(line, self.port_id, wanted)
+        self._time_throttling()
+
+    def _time_throttling(self) -> None:
+        throttles = self._throttle.on or not self.wants_data
+        self._counters.host_throttled.set(throttles and self.line is not None)
 
     def throttle_when_full(self) -> None:
         """Tell the guest to stop if the queue is full; drop it if the guest does not listen."""
+        self._time_throttling()
         line = self.line
         if line is None or not line.throttles or self.cost < self._limit:
             return

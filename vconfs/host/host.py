@@ -54,6 +54,8 @@ class Host:
         self.turn: Turn = Turn(name if labelled else "")
         self._ceiling = ceiling or Ceiling()
         self.ports: dict[int, HostPort] = {}
+        #: How often the guest has connected.
+        self.connects: int = 0
         #: Those who watch what passes through the ports.
         self.taps: Taps[HostPort] = Taps(self.ports, lambda port: port.connected)
         #: Called with the id of a port whose bytes were dropped.
@@ -317,6 +319,7 @@ class Host:
     ) -> AttachedGuest:
         """Attach a guest whose driver has set up `link`, in place of the one before it."""
         self.detach()
+        self.connects += 1
         taps = self.taps.by_port
         self._guest = AttachedGuest(self.ports, link, end, announce_config, taps)
         if self._label:

@@ -46,6 +46,12 @@ class HostPortSpec:
     chardev_text: str = ""  # how the chardev was written
 
 
+def _time_throttling(port: HostPort, _: Attribute[bool], throttled: bool) -> bool:
+    """Measure for how long the guest throttles the port."""
+    port.counters.guest_throttled.set(throttled)
+    return throttled
+
+
 def _client_changes(port: HostPort, _: Attribute[object], value: object) -> object:
     """Wake the tasks that wait for the present client to be hung up."""
     port._hung_up.unpark_all()
@@ -65,7 +71,8 @@ class HostPort(PortSide):
     size: tuple[int, int] = field(init=False, default=(0, 0))
 
     connected: bool = field(init=False, default=False)
-    guest_throttled: bool = field(init=False, default=False)  # the guest wants no more
+    #: True while the guest wants no more.
+    guest_throttled: bool = field(init=False, default=False, on_setattr=_time_throttling)
     counters: HostCounters = field(init=False, factory=HostCounters)
     sink: Callable[[memoryview], int] | None = field(init=False, default=None)
     source: Callable[[int], Buffer] | None = field(init=False, default=None)
@@ -151,6 +158,7 @@ class HostPort(PortSide):
     def connect(self) -> None:
         if not self.connected:
             self.connected = True
+            self.counters.connects += 1
             self._tell_tap("connect")
             if self._line is not None:
                 self._line.open_port(self.id, True)
@@ -340,6 +348,7 @@ class HostPort(PortSide):
         if connected == self._guest_connected:
             return
         self._guest_connected = connected
+        self.counters.opens += connected
         self._tell_tap("open" if connected else "close")
         if self.spec.chardev.keeps_sessions:
             if connected:

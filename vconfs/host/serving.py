@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
 import trio
 from attrs import frozen
 
+from vconfs.errors import VconfsError
 from vconfs.host.control_socket import serve_control
 from vconfs.host.fleet import NO_LIMITS, Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.listeners import Listener
@@ -34,6 +35,8 @@ class Plan:
     several: bool = True
     #: The path of the control socket; None for no control socket.
     control: str | None = None
+    #: The host and the port where Prometheus scrapes; None for no metrics.
+    metrics: tuple[str, int] | None = None
     #: Seconds without progress after which an ending drops a port's data.
     drain: float = DRAIN_TIME
 
@@ -90,8 +93,21 @@ async def _start(plan: Plan, fleet: Fleet, nursery: trio.Nursery) -> None:
         await fleet.add(guest)
     if plan.control is not None:
         await nursery.start(serve_control, fleet, plan.control)
+    if plan.metrics is not None:
+        await nursery.start(_server_of_metrics(), fleet, *plan.metrics)
     for listener in plan.listeners:
         await nursery.start(fleet.listen, listener)
+
+
+def _server_of_metrics() -> Callable[..., Awaitable[None]]:
+    try:
+        from vconfs.host._metrics import serve_metrics
+    except ImportError as error:
+        raise VconfsError(
+            f"--metrics needs the package {error.name}: pip install 'vconfs[metrics]', or on Debian"
+            " apt-get install python3-prometheus-client python3-h11"
+        ) from None
+    return serve_metrics
 
 
 def _summary(urls: Sequence[str]) -> str:
