@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import trio
@@ -121,6 +121,8 @@ class Fleet:
         #: Names that are taken by guests that are starting, and by those that are ending.
         self._starting: set[str] = set()
         self._ending: set[str] = set()
+        #: Folders that were made for guests, and those above them that were missing.
+        self._made: set[str] = set()
         self._ended = False
         self._listening = 0
 
@@ -235,9 +237,10 @@ class Fleet:
     async def _run(
         self, spec: GuestSpec, passing: bool, task_status: trio.TaskStatus[Host]
     ) -> None:
-        made = _make_folders(spec)
         member: _Member | None = None
         try:
+            for folder in spec.folders:
+                self._make_folder(folder)
             async with (
                 open_host(
                     spec.ports,
@@ -255,14 +258,36 @@ class Fleet:
                 task_status.started(host)
                 await member.leave.wait()
         finally:
-            for folder in reversed(made):
-                with suppress(OSError):
-                    os.rmdir(folder)
+            for folder in reversed(spec.folders):
+                self._remove_folder(folder)
             if member is not None:
                 if member.leave.is_set():
                     member.host.say_what_was_lost()
                 self._ending.discard(spec.name)
                 member.left.set()
+
+    def _make_folder(self, folder: str) -> None:
+        """Make a folder, and those above it, where they are missing."""
+        missing: list[str] = []
+        while folder and not os.path.isdir(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        for path in reversed(missing):
+            try:
+                os.mkdir(path)
+            except OSError as error:
+                raise cannot(path, error) from None
+            self._made.add(path)
+
+    def _remove_folder(self, folder: str) -> None:
+        """Remove a folder if we made it and it is empty, and then those above it."""
+        while folder in self._made:
+            try:
+                os.rmdir(folder)
+            except OSError:
+                return
+            self._made.discard(folder)
+            folder = os.path.dirname(folder)
 
     async def _listen(
         self,
@@ -298,23 +323,6 @@ class Fleet:
         """Log how many bytes ports have dropped since they began to end, if any."""
         for member in self._members.values():
             member.host.say_what_was_lost()
-
-
-def _make_folders(spec: GuestSpec) -> list[str]:
-    """Make the folders that are missing; return those that were made."""
-    made = []
-    for folder in spec.folders:
-        parts: list[str] = []
-        while folder and not os.path.isdir(folder):
-            parts.append(folder)
-            folder = os.path.dirname(folder)
-        for part in reversed(parts):
-            try:
-                os.mkdir(part)
-            except OSError as error:
-                raise cannot(part, error) from None
-            made.append(part)
-    return made
 
 
 @asynccontextmanager
