@@ -23,6 +23,9 @@ from vconfs.system.signals import survive_hang_ups
 
 log: Final = logging.getLogger(__name__)
 
+#: How many addresses are logged one by one.
+_SHOWN: Final = 10
+
 
 def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
     try:
@@ -134,8 +137,10 @@ def command(
     )
 
     def ready() -> None:
-        for url in plan.urls:
+        for url in plan.urls[:_SHOWN]:
             log.info("listening on %s", url)
+        if more := plan.urls[_SHOWN:]:
+            log.info("listening on %d more addresses, the last is %s", len(more), more[-1])
 
     open_log(log_path)
     survive_hang_ups()

@@ -1,9 +1,10 @@
 """Peers of a stream listener on their way to become guests.
 
 Several peers can say their hello at once, so that a silent one does not keep the others waiting.
-When there are too many, the one that has been silent for longest makes room for the next, so that
-thousands of silent peers delay an honest one by seconds. A peer that has become a guest does not
-count.
+When there are too many, one of which we wait for an answer makes room for the next: soon if it has
+sent nothing at all, so that thousands of silent peers delay an honest one by seconds; later if it
+has begun, because many guests that come at once may be slow. A peer that waits for us stays, and
+one that has become a guest does not count.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ log: Final = logging.getLogger(__name__)
 
 #: How many peers can say their hello at once.
 GREETED_MAX: Final = 64
-#: Seconds that each of them has for it at least.
-_GREETING_MIN: Final = 0.25
+#: Seconds that a peer has at least until it says something, and until it says more.
+_SILENT_MIN: Final = 0.25
+_PAUSE_MIN: Final = 2.0
 
 #: Serves a peer, and calls its second argument when the peer has become a guest.
 Serve: TypeAlias = Callable[[Wire, Callable[[], None]], Awaitable[None]]
@@ -38,6 +40,7 @@ class Greeted:
 
     since: float
     scope: trio.CancelScope
+    wire: Wire
 
 
 class Greetings:
@@ -81,33 +84,44 @@ class Greetings:
     async def _serve_one(self, serve: Serve, failed: Failed, has_come: Callable[[], None]) -> bool:
         """Wait for a peer and serve it; return False if no more can come."""
         with trio.CancelScope() as scope:
-            one = Greeted(trio.current_time(), scope)
             try:
                 async with self._next_peer() as wire:
                     if wire is None:
                         return False
-                    one.since = trio.current_time()
-                    self._greeted[one] = None
                     has_come()
-                    await serve(wire, lambda: self._pass(one))
+                    await self._greet(wire, serve, scope)
             except (VconfsError, OSError) as error:  # OSError: no descriptor is left, for example
                 await failed(error)
-            finally:
-                self._pass(one)
         return True
+
+    async def _greet(self, wire: Wire, serve: Serve, scope: trio.CancelScope) -> None:
+        one = Greeted(trio.current_time(), scope, wire)
+        self._greeted[one] = None
+        try:
+            await serve(wire, lambda: self._pass(one))
+        finally:
+            self._pass(one)
 
     def _pass(self, one: Greeted) -> None:
         self._greeted.pop(one, None)
         self._passed.set()
 
     async def _make_room(self) -> None:
-        """Wait until another peer can be let in; turn the one away that was silent for longest."""
+        """Wait until another peer can be let in, or turn one away."""
         while len(self._greeted) >= GREETED_MAX:
             self._passed = trio.Event()
-            oldest = next(iter(self._greeted))
-            with trio.move_on_at(oldest.since + _GREETING_MIN):
+            one = min(self._greeted, key=_may_go_at)
+            with trio.move_on_at(_may_go_at(one)):
                 await self._passed.wait()
-            if oldest in self._greeted and trio.current_time() >= oldest.since + _GREETING_MIN:
-                self._trouble.warning("silent", "too many peers say no hello: one was turned away")
-                oldest.scope.cancel()
-                self._pass(oldest)
+            if one in self._greeted and trio.current_time() >= _may_go_at(one):
+                self._trouble.warning("late", "too many peers say no hello: one was turned away")
+                one.scope.cancel()
+                self._pass(one)
+
+
+def _may_go_at(one: Greeted) -> float:
+    """Return from when on a peer makes room for others."""
+    if one.wire.has_input:
+        return trio.current_time() + _SILENT_MIN  # it waits for us: look again then
+    heard_at = one.wire.heard_at
+    return one.since + _SILENT_MIN if heard_at is None else heard_at + _PAUSE_MIN

@@ -12,6 +12,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Final, Protocol, Self
 
@@ -184,6 +185,7 @@ def options_of(kind: str) -> Sequence[str] | None:
         raise _broken(point, error) from error
 
 
+@cache  # looking through all packages takes 10 ms
 def _found(kind: str) -> EntryPoint:
     found = list(entry_points(group=_GROUP, name=kind))
     if not found:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
 import socket
 import stat
 import struct
@@ -44,6 +45,8 @@ class Wire:
         self._writer = writer
         self._read = read
         self._reads = _TURN  # how many are left before we wait
+        #: When bytes came last; None if none have come yet.
+        self.heard_at: float | None = None
         mode = os.fstat(writer).st_mode
         self._ask_unread = termios.FIONREAD if stat.S_ISFIFO(mode) else termios.TIOCOUTQ
         self._can_ask_unread = not stat.S_ISREG(mode)
@@ -63,9 +66,17 @@ class Wire:
             except BlockingIOError:
                 self._reads = 0
                 continue
+            self.heard_at = trio.current_time()
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data
+
+    @property
+    def has_input(self) -> bool:
+        """True if bytes, or the end of the stream, can be received at once."""
+        waiting = select.poll()
+        waiting.register(self._reader, select.POLLIN)
+        return bool(waiting.poll(0))
 
     def send_nowait(self, pieces: Sequence[Buffer]) -> int:
         """Send what the stream takes at once, and return how many bytes that was.
