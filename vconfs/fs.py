@@ -328,8 +328,8 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
 
     # --- the end --------------------------------------------------------------------------
 
-    def shut(self) -> None:
+    async def shut(self) -> None:
         """Hang up everything for good, because the mount ends."""
-        self._manager.shut()
+        await self._manager.shut()
         self._events.shut()
         self._tap.shut()

@@ -42,7 +42,7 @@ from vconfs.system.log_counts import tell_of_repeats
 from vconfs.system.loop_watch import watch_loop_if_asked
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
-from vconfs.system.tasks import open_background
+from vconfs.system.tasks import in_portions, open_background
 
 __all__ = [
     "Plan",
@@ -145,12 +145,12 @@ async def serve_mount(
                     ready()
                     tell_ready(f"{device.url} mounted on {plan.mountpoint}")
                     await stop.wait()
-                    ending.begin()
+                    await ending.begin()
                     with _until(hurry, nursery):
                         await drain(lambda: ending.owed(readers=not ended.is_set()), plan.drain)
                 with _until(hurry, nursery):
                     await ending.leave(plan.drain)
-    ending.say_what_was_lost()
+    await ending.say_what_was_lost()
     if connection.lost.is_set():
         raise VconfsError(f"{device.url}: {connection.reason}")
 
@@ -165,15 +165,15 @@ class _Ending:
     #: How many bytes each port had dropped before.
     _before: dict[Port, int] = field(init=False, factory=dict)
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
         """Accept nothing more."""
         self._joint = self._connection.joint
         ports = self._manager.ports.values()
         self._before = {port: port.counters.dropped for port in ports}
         if self._joint is not None:
-            self._joint.begin_ending()
+            await self._joint.begin_ending()
         else:
-            self._manager.begin_ending(hold=True)
+            await self._manager.begin_ending(hold=True)
 
     def owed(self, *, readers: bool) -> Mapping[int, int]:
         """Return how many bytes each port owes; without `readers`, only those for the host."""
@@ -181,7 +181,8 @@ class _Ending:
         if self._joint is not None and not self._joint.stopped.is_set():
             owed.update(self._joint.owed())
         if readers:
-            owed.update({port_id: port.owed() for port_id, port in self._manager.ports.items()})
+            open_ports = (port for port in self._manager.ports.values() if port.openers)
+            owed.update({port.id: port.owed() for port in open_ports})
         return owed
 
     async def leave(self, patience: float) -> None:
@@ -189,16 +190,18 @@ class _Ending:
         if self._joint is not None and not self._joint.stopped.is_set():
             await self._joint.leave(patience)
 
-    def say_what_was_lost(self) -> None:
+    async def say_what_was_lost(self) -> None:
         """Log what was dropped since `begin`; called after everything has ended."""
+        await in_portions(Port.give_up, self._before)
         dropped = Counter(dict(self._joint.dropped_by_host()) if self._joint is not None else {})
-        names = {}
+        names = {port.id: port.name for port in self._before}
         for port, before in self._before.items():
-            port.give_up()
-            dropped[port.id] += port.counters.dropped - before
-            names[port.id] = " ".join((f"vcon{port.id}", *_quoted(port.name)))
+            if size := port.counters.dropped - before:
+                dropped[port.id] += size
         lost = [
-            (names.get(port_id, f"vcon{port_id}"), dropped[port_id]) for port_id in sorted(dropped)
+            (" ".join((f"vcon{port_id}", *_quoted(names.get(port_id, b"")))), size)
+            for port_id, size in sorted(dropped.items())
+            if size > 0
         ]
         say_what_was_lost(log, "the mount has ended", lost)
 
@@ -274,9 +277,9 @@ async def _serve(
             try:
                 yield ended
             finally:
-                filesystem.shut()
-                mount.unmount()
                 with trio.CancelScope(shield=True):
+                    await filesystem.shut()
+                    mount.unmount()
                     await session.settle()
                     with trio.move_on_after(_GRACE):  # readers close when they see end of file
                         await filesystem.wait_all_closed()

@@ -108,7 +108,7 @@ async def _serve(source: Source) -> None:
             nursery.cancel_scope.cancel()
         _take_replies(kernel, answered)
     assert answered.keys() == asked, "a request has no answer, or an answer no request"
-    filesystem.shut()
+    await filesystem.shut()
 
 
 def _take_replies(kernel: socket.socket, answered: dict[int, int]) -> None:

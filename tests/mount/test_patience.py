@@ -131,7 +131,7 @@ async def test_unmounting_ends_the_wait(mounted: OpenMount, tmp_path: Path) -> N
         await it.run("printf 0123456789 >$P")
         async with program("bash", "-c", 'printf lost >"$0"', str(it.file())) as writer:
             await until_waiting(it)
-            it.manager.shut()
+            await it.manager.shut()
             assert await writer.wait() == 1
 
 

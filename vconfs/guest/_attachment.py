@@ -65,20 +65,31 @@ class Counters:
     resets: int = 0  # times that the host went on sending after it was told to stop
 
 
+@define
+class MountEnd:
+    """How far the end of the mount has come. All its ports share this, and so change together."""
+
+    #: True once it has begun: no writes are accepted.
+    begun: bool = False
+    #: True if the hosts are also to send nothing more.
+    holds: bool = False
+    #: True once it is over: no call may wait any more.
+    over: bool = False
+
+
 @define(eq=False)
 class Attachment:
     """A port's attachment to its device and host."""
 
     id: int
     options: PortOptions
+    mount_end: MountEnd = field(factory=MountEnd)
     counters: Counters = field(init=False, factory=Counters)
     state: State = field(init=False, default=FIRST)
     #: The line to the host, if the port's device is there and has the port.
     line: PortLine | None = field(init=False, default=None)
     #: Takes the port's output: the line or, for a console while it has none, the emergency line.
     way_out: PortLine | None = field(init=False, default=None)
-    #: True once the mount has ended: no call may wait any more.
-    shut: bool = field(init=False, default=False)
     #: What to report to, if the port is watched.
     tap: PortTap | None = field(init=False, default=None)
 

@@ -59,8 +59,6 @@ class Inbox:
     #: True if the host overran its limit: its data is dropped until it opens the port again.
     _was_reset: bool = field(init=False, default=False)
     _throttle: Throttle = field(init=False, factory=Throttle)
-    #: True once the mount is ending, and the host was asked to send nothing more.
-    _holding: bool = field(init=False, default=False)
     _readable: ParkingLot = field(init=False, factory=ParkingLot)
 
     # --- status ---------------------------------------------------------------------------
@@ -90,7 +88,7 @@ class Inbox:
     @property
     def wants_data(self) -> bool:
         """True if there is space for more data."""
-        return not self._holding and self._queue.cost < self.limit
+        return not self._at.mount_end.holds and self._queue.cost < self.limit
 
     def is_readable(self, opener: Opener | None) -> bool:
         """True if a read by `opener`, or by a new one, returns data or a hang-up's end of file."""
@@ -135,7 +133,7 @@ class Inbox:
         read = at.state.read
         if read is Read.ENODEV:
             raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
-        if read is Read.WAITS or (at.options.wait and not at.shut):
+        if read is Read.WAITS or (at.options.wait and not at.mount_end.over):
             raise trio.WouldBlock
         return []
 
@@ -153,7 +151,8 @@ class Inbox:
         line = self._at.line
         if line is None:
             return
-        if self._throttle.on and not self._holding and self._queue.cost <= self.limit // 2:
+        may_go_on = self._queue.cost <= self.limit // 2 and not self._at.mount_end.holds
+        if self._throttle.on and may_go_on:
             self._throttle.ask(line, self._at.id, False)
             self.resumed = True
         line.refill(self._at.id)
@@ -246,11 +245,11 @@ class Inbox:
     # --- the limit, the line, the end -----------------------------------------------------
 
     def check_limit(self) -> None:
-        """Ask the host to stop or to go on, after a change of the limit or the line."""
+        """Ask the host to stop or to go on, after a change of the limit, the line or the mount."""
         line = self._at.line
         if line is None:
             return
-        if line.throttles and not self._throttle.on and self._queue.cost >= self.limit:
+        if line.throttles and not self._throttle.on and not self.wants_data:
             self._throttle.ask(line, self._at.id, True)
         else:
             self.took()
@@ -262,10 +261,3 @@ class Inbox:
     def own(self) -> None:
         """Copy what lies in the device's memory, because the device goes away."""
         self._queue.own()
-
-    def hold(self) -> None:
-        """Ask the host to send nothing more, because the mount is ending."""
-        self._holding = True
-        line = self._at.line
-        if line is not None and line.throttles and not self._throttle.on:
-            self._throttle.ask(line, self._at.id, True)

@@ -177,9 +177,9 @@ class KernelPorts:
             with suppress(OSError):
                 self._manager.rename(port, (path / "name").read_bytes().rstrip(b"\n"))
 
-    def begin_ending(self) -> None:
+    async def begin_ending(self) -> None:
         """Accept nothing more from either side."""
-        self._manager.begin_ending(hold=True)
+        await self._manager.begin_ending(hold=True)
 
     def owed(self) -> Mapping[int, int]:
         """Return nothing: the kernel keeps for the host what it has taken."""

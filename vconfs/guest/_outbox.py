@@ -25,8 +25,6 @@ class Outbox:
     """What programs write to the host."""
 
     _at: Attachment
-    #: True once the mount is ending: no writes are accepted.
-    ending: bool = field(init=False, default=False)
     #: Held by the writer that waits.
     turn: trio.StrictFIFOLock = field(init=False, factory=trio.StrictFIFOLock)
     _writable: ParkingLot = field(init=False, factory=ParkingLot)
@@ -36,7 +34,7 @@ class Outbox:
     def has_room(self) -> bool:
         """True if a write would send something, as far as is known: see `want_room`."""
         at = self._at
-        if not at.state.sends or self.ending or at.way_out is None:
+        if not at.state.sends or at.mount_end.begun or at.way_out is None:
             return False
         return at.way_out.has_room(at.id)
 
@@ -84,7 +82,7 @@ class Outbox:
                 return sent
 
     def _may_send(self, accepted: bool) -> bool:
-        return self._at.state.sends and (accepted or not self.ending)
+        return self._at.state.sends and (accepted or not self._at.mount_end.begun)
 
     @property
     def _patience(self) -> float:
@@ -97,14 +95,14 @@ class Outbox:
         state = at.state
         if state.removed:
             _fail(state.refusal)
-        if self.ending and not accepted:
+        if at.mount_end.begun and not accepted:
             _fail(errno.ENOTCONN)
         if state.sends:
             return at.way_out
         if state.refusal:
             patience = at.options.throttle
             gives_up = not patience or (nonblock and patience < math.inf)
-            if at.shut or (gives_up and not accepted):
+            if at.mount_end.over or (gives_up and not accepted):
                 _fail(state.refusal)
         return None
 

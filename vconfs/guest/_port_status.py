@@ -88,7 +88,7 @@ class PortStatus:
     @property
     def ending(self) -> bool:
         """True once the mount is ending: no writes are accepted."""
-        return self._outbox.ending
+        return self._at.mount_end.begun
 
     @property
     def queued(self) -> int:

@@ -46,7 +46,7 @@ class Joint(Protocol):
     def reason(self) -> str:
         """Why nothing more will come."""
 
-    def begin_ending(self) -> None:
+    async def begin_ending(self) -> None:
         """Accept nothing more from either side: see draining.py."""
 
     def owed(self) -> Mapping[int, int]:
@@ -109,10 +109,10 @@ class _Both(Joint):
         return self.driver.reason
 
     @override
-    def begin_ending(self) -> None:
+    async def begin_ending(self) -> None:
         """Accept nothing more from outside; data still moves between the two ends."""
-        self.manager.begin_ending(hold=False)
-        self.host.begin_ending(hold=False)
+        await self.manager.begin_ending(hold=False)
+        await self.host.begin_ending(hold=False)
 
     @override
     def owed(self) -> Mapping[int, int]:

@@ -99,9 +99,9 @@ class Driver(LinkEnd[Port, Guest]):
 
     # --- the end of the mount: see draining.py --------------------------------------------
 
-    def begin_ending(self) -> None:
+    async def begin_ending(self) -> None:
         """Accept nothing more from either side."""
-        self._manager.begin_ending(hold=True)
+        await self._manager.begin_ending(hold=True)
 
     def dropped_by_host(self) -> Mapping[int, int]:
         """Return nothing: bytes that this end drops are counted by its ports."""

@@ -28,14 +28,14 @@ from collections.abc import Callable
 import trio
 from attrs import define
 
-from vconfs.guest._attachment import Attachment, Counters, PortLine
+from vconfs.guest._attachment import Attachment, Counters, MountEnd, PortLine
 from vconfs.guest._port_states import WRITABLE, Event
 from vconfs.guest._port_status import PortStatus
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
 from vconfs.protocol.events import Buffer
 
-__all__ = ["Counters", "Opener", "Port", "PortLine", "PortOptions"]
+__all__ = ["Counters", "MountEnd", "Opener", "Port", "PortLine", "PortOptions"]
 
 
 @define(eq=False, init=False)
@@ -49,8 +49,10 @@ class Port(PortStatus):
         port_id: int,
         options: PortOptions | None = None,
         on_change: Callable[[Port], None] = lambda port: None,
+        mount_end: MountEnd | None = None,
     ) -> None:
-        self.__attrs_init__(port_id, Attachment(port_id, options or PortOptions()), on_change)
+        at = Attachment(port_id, options or PortOptions(), mount_end or MountEnd())
+        self.__attrs_init__(port_id, at, on_change)
 
     # --- open and close -------------------------------------------------------------------
 
@@ -247,11 +249,10 @@ class Port(PortStatus):
 
     # --- the end of the mount: see draining.py --------------------------------------------
 
-    def begin_ending(self, *, hold: bool) -> None:
-        """Refuse writes from now on; with `hold`, also ask the host to send nothing more."""
-        self._outbox.ending = True
-        if hold:
-            self._inbox.hold()
+    def begin_ending(self) -> None:
+        """Act on it that the `MountEnd` has begun: refuse waiting writes, and stop the host."""
+        if self._at.mount_end.holds:
+            self._inbox.check_limit()
         self._changed()
 
     def owed(self) -> int:
@@ -259,11 +260,6 @@ class Port(PortStatus):
         reads = any(opener.reads for opener in self.openers)
         in_hand = sum(opener.owed() for opener in self.openers)
         return (self.queued if reads else 0) + in_hand
-
-    def shut(self) -> None:
-        """Hang up for good, because the mount ends; no call waits after this."""
-        self._at.shut = True
-        self.detach()
 
     def give_up(self) -> None:
         """Drop the unread data, because the mount has ended."""

@@ -14,10 +14,10 @@ import trio
 from attrs import Factory, define, field
 
 from vconfs.guest.options import PortOptions
-from vconfs.guest.port import Port
+from vconfs.guest.port import MountEnd, Port
 from vconfs.link.taps import Taps
 from vconfs.system.log_once import LogOnce
-from vconfs.system.tasks import PORTION
+from vconfs.system.tasks import PORTION, in_portions
 
 log: Final = logging.getLogger(__name__)
 
@@ -50,6 +50,7 @@ class PortManager:
     options_for: Callable[[int], PortOptions] = field(default=lambda port_id: PortOptions())
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
+    mount_end: MountEnd = field(init=False, factory=MountEnd)
     #: Those who watch what passes through the ports.
     taps: Taps[Port] = field(
         init=False,
@@ -78,7 +79,8 @@ class PortManager:
         """Return the port with this id; add it if it is not there."""
         port = self.ports.get(port_id)
         if port is None:
-            port = self.ports[port_id] = Port(port_id, self.options_for(port_id), self._changed)
+            port = Port(port_id, self.options_for(port_id), self._changed, self.mount_end)
+            self.ports[port_id] = port
             port.dropped_by_host = partial(self._dropped_by_host, port_id)
             self.taps.added(port)
             for observer in self.observers:
@@ -125,15 +127,21 @@ class PortManager:
             observer.port_renamed(port, old)
         self._changed(port)
 
-    def begin_ending(self, *, hold: bool) -> None:
-        """Let every port refuse writes; with `hold`, also ask the host to send nothing more."""
-        for port in list(self.ports.values()):
-            port.begin_ending(hold=hold)
+    async def begin_ending(self, *, hold: bool) -> None:
+        """Refuse writes from now on; with `hold`, also ask the hosts to send nothing more.
 
-    def shut(self) -> None:
-        """Hang up every port for good, because the mount ends."""
-        for port in list(self.ports.values()):
-            port.shut()
+        The hosts, and writers that wait, learn of it in portions.
+        """
+        self.mount_end.begun, self.mount_end.holds = True, hold
+        await in_portions(Port.begin_ending, self.ports.values())
+
+    async def shut(self) -> None:
+        """Hang up every port for good, because the mount ends.
+
+        From now on no call begins to wait. Those that wait return in portions.
+        """
+        self.mount_end.over = True
+        await in_portions(Port.detach, self.ports.values())
 
     def by_name(self, name: bytes) -> Port | None:
         """Return the port with this name: of several, the one with the lowest id."""

@@ -207,26 +207,27 @@ class Fleet:
             raise VconfsError(f"there is a guest {name!r} already")
         if self._ended:
             raise VconfsError("the host end is ending")
-        self._make_room()
         self._starting.add(name)
         try:
+            await self._make_room()
             host: Host = await self._nursery.start(self._run, spec, passing)
         finally:
             self._starting.discard(name)
         return host
 
-    def _make_room(self) -> None:
-        """If there are as many guests as can be, end one that came by itself and has left.
+    async def _make_room(self) -> None:
+        """If there are more guests than can be, end one that came by itself and has left.
 
         It is the one that came back least recently. Raise VconfsError if there is none.
         """
-        if len(self._members) + len(self._starting) < self._limits.guests:
+        if len(self._members) + len(self._starting) <= self._limits.guests:
             return
         for name, member in self._members.items():
             if member.passing and member.host.guest is None:
                 log.info("guest %s makes room for others", name)
-                member.host.begin_ending(hold=True)
-                self._take_out(name).leave.set()
+                self._take_out(name)
+                await member.host.begin_ending(hold=True)
+                member.leave.set()
                 return
         raise VconfsError(f"there are {self._limits.guests} guests already")
 

@@ -21,7 +21,7 @@ from vconfs.link.link import Link
 from vconfs.link.taps import Taps
 from vconfs.protocol.dialect import Host as HostDialect
 from vconfs.protocol.v8 import LIMIT_MAX, NAME_MAX, PORTS_MAX
-from vconfs.system.tasks import open_background
+from vconfs.system.tasks import in_portions, open_background
 
 log: Final = logging.getLogger(__name__)
 
@@ -247,11 +247,14 @@ class Host:
 
     # --- an ending: see draining.py -------------------------------------------------------
 
-    def begin_ending(self, *, hold: bool) -> None:
-        """Let every port begin to end; with `hold`, take nothing more from the guest either."""
+    async def begin_ending(self, *, hold: bool) -> None:
+        """Let every port begin to end; with `hold`, take nothing more from the guest either.
+
+        The ports begin in portions.
+        """
         for port in self.ports.values():
             self._dropped_before.setdefault(port, port.counters.dropped)
-            port.begin_ending(hold=hold)
+        await in_portions(lambda port: port.begin_ending(hold=hold), self.ports.values())
 
     def owed(self) -> dict[int, int]:
         """Return how many bytes each port must still deliver to a guest or client that is there.
@@ -268,7 +271,7 @@ class Host:
 
         Return False if some of them take nothing any more.
         """
-        self.begin_ending(hold=True)
+        await self.begin_ending(hold=True)
         return await drain(self.owed, self._patience)
 
     async def end(self) -> None:

@@ -266,12 +266,12 @@ class Counted(Pair):
             self.guest[port_id].close(opener)
         self.guest[port_id].open(Opener(1))
 
-    def drain(self, port_id: int, _: int) -> None:  # type: ignore[override]
+    async def drain(self, port_id: int, _: int) -> None:  # type: ignore[override]
         """Begin an ending, which accepts nothing more."""
         if self.guest[0].ending:
             return
-        self.driver.begin_ending()
-        self.host.begin_ending(hold=True)
+        await self.driver.begin_ending()
+        await self.host.begin_ending(hold=True)
 
     def end(self, how: str) -> None:
         match how:
@@ -279,7 +279,6 @@ class Counted(Pair):
                 self.driver.take_rest()
                 self.driver.stop()
                 for port in self.guest:
-                    port.shut()
                     port.give_up()
             case "the host ends":
                 self.host.detach()
@@ -340,7 +339,7 @@ async def test_an_ending_in_the_middle_loses_no_byte_but_by_rule(
 ) -> None:
     async with late_ends(Counted) as (pair, kicks, calls):
         for what, port_id, size in steps:
-            if what in ("refuse", "lose"):
+            if what in ("refuse", "lose", "drain"):
                 await getattr(pair, what)(port_id, size)
             else:
                 await take_step(pair, kicks, calls, what, port_id, size)

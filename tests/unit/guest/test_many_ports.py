@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import select
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from itertools import pairwise
 
 import pytest
@@ -16,6 +18,7 @@ from vconfs.files.names import link_name, named_by
 from vconfs.files.tree import BY_NAME, Tree
 from vconfs.fs import PortFS
 from vconfs.guest.driver import Driver
+from vconfs.guest.options import PortOptions
 from vconfs.guest.ports import PortManager
 from vconfs.link.link import Link
 from vconfs.protocol import v8
@@ -137,6 +140,87 @@ async def test_missing_ports_are_removed_in_portions() -> None:
             await trio.lowlevel.checkpoint()
             left.append(len(manager.ports))
     assert max(before - after for before, after in pairwise(left)) <= 512
+
+
+@asynccontextmanager
+async def many_ports() -> AsyncIterator[tuple[PortManager, Driver, FakeLink]]:
+    """Run a driver with COUNT ports."""
+    manager = PortManager()
+    driver, link = open_driver(manager)
+    link.set_ports(COUNT)
+    while not driver.tells_all_ports:
+        await trio.lowlevel.checkpoint()
+    try:
+        yield manager, driver, link
+    finally:
+        driver.stop()
+        with trio.CancelScope(shield=True):
+            await driver.detached.wait()
+
+
+async def count_meanwhile(act: Callable[[], Awaitable[None]], count: Callable[[], int]) -> int:
+    """Run `act`; return the largest change of `count` between two turns of another task."""
+    counts = [count()]
+    async with trio.open_nursery() as nursery:
+        ended = trio.Event()
+
+        @nursery.start_soon
+        async def acting() -> None:
+            await act()
+            ended.set()
+
+        while not ended.is_set():
+            await trio.lowlevel.checkpoint()
+            counts.append(count())
+    return max(abs(after - before) for before, after in pairwise(counts))
+
+
+async def test_hosts_are_stopped_in_portions_when_the_mount_ends() -> None:
+    async with many_ports() as (manager, driver, _):
+        ports = manager.ports.values()
+        step = await count_meanwhile(
+            driver.begin_ending, lambda: sum(port.guest_throttled for port in ports)
+        )
+        assert step <= 512
+        assert all(port.guest_throttled for port in ports)
+
+
+async def test_all_ports_refuse_writes_from_the_begin_of_an_ending_on() -> None:
+    """Also ports that the host adds later: only waking those that wait is done in portions."""
+    async with many_ports() as (manager, driver, link), trio.open_nursery() as nursery:
+        last = manager.ports[COUNT - 1]
+        assert last.poll() & select.POLLOUT
+        nursery.start_soon(driver.begin_ending)
+        while not manager.ports[0].guest_throttled:
+            await trio.lowlevel.checkpoint()
+        assert not last.guest_throttled
+        link.set_ports(COUNT + 1)
+        for port in (last, manager.ports[COUNT]):
+            assert not port.poll() & select.POLLOUT
+            with pytest.raises(OSError, match="not connected"):
+                port.write_nowait(b"late")
+        assert manager.ports[COUNT].guest_throttled
+
+
+async def test_ports_are_shut_in_portions() -> None:
+    async with many_ports() as (manager, _, _):
+        ports = manager.ports.values()
+        step = await count_meanwhile(manager.shut, lambda: sum(port.attached for port in ports))
+        assert step <= 512
+        assert not any(port.attached for port in ports)
+
+
+async def test_no_read_begins_to_wait_while_ports_are_shut() -> None:
+    async with many_ports() as (manager, _, _), trio.open_nursery() as nursery:
+        last = manager.ports[COUNT - 1]
+        last.set_options(PortOptions(wait=True))
+        with pytest.raises(trio.WouldBlock):
+            last.read_nowait(1)
+        nursery.start_soon(manager.shut)
+        while manager.ports[0].attached:
+            await trio.lowlevel.checkpoint()
+        assert last.attached
+        assert last.read_nowait(1) == []
 
 
 async def test_a_port_that_comes_back_while_others_are_removed_stays() -> None:

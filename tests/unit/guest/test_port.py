@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.guest.port import Opener, Port, PortOptions
+from vconfs.guest.port import MountEnd, Opener, Port, PortOptions
 from vconfs.protocol.events import Buffer
 
 IN = select.POLLIN | select.POLLRDNORM
@@ -83,10 +83,14 @@ class FakeLine:
 
 
 def make_port(
-    line: FakeLine | None = None, *, connected: bool = True, **options: object
+    line: FakeLine | None = None,
+    *,
+    connected: bool = True,
+    mount_end: MountEnd | None = None,
+    **options: object,
 ) -> tuple[Port, FakeLine]:
     line = line or FakeLine()
-    port = Port(3, PortOptions(**options))  # type: ignore[arg-type]
+    port = Port(3, PortOptions(**options), mount_end=mount_end)  # type: ignore[arg-type]
     port.attach(line)
     port.set_connected(connected)
     return port, line
@@ -1062,8 +1066,9 @@ def test_an_attached_port_that_is_open_says_so_again() -> None:
     assert again.told == [("open", 3, True)]
 
 
-async def test_shutting_ends_every_wait() -> None:
-    port, _ = make_port(connected=False, wait=True, throttle="block")
+async def test_the_end_of_the_mount_ends_every_wait() -> None:
+    mount_end = MountEnd()
+    port, _ = make_port(connected=False, mount_end=mount_end, wait=True, throttle="block")
     outcomes: list[object] = []
 
     async def reader() -> None:
@@ -1080,5 +1085,6 @@ async def test_shutting_ends_every_wait() -> None:
         nursery.start_soon(reader)
         nursery.start_soon(writer)
         await trio.testing.wait_all_tasks_blocked()
-        port.shut()
+        mount_end.over = True
+        port.detach()
     assert sorted(outcomes, key=str) == [errno.ENOTCONN, []]

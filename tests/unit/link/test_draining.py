@@ -127,7 +127,7 @@ async def test_writers_are_refused_and_pollers_are_not_asked_to_write(dialect: s
                     await port.write(b"waits")
 
             await trio.testing.wait_all_tasks_blocked()
-            ends.driver.begin_ending()
+            await ends.driver.begin_ending()
         with pytest.raises(OSError, match="not connected"):
             port.write_nowait(b"late")
         assert not port.poll() & 4
@@ -180,7 +180,7 @@ async def test_what_was_accepted_is_delivered_or_dropped_in_the_end(
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
         if pace.random() < 0.5:
-            ends.manager.shut()
+            await ends.manager.shut()
     guest.give_up()
     assert written + said == host.delivered_bytes + read + sum(
         side.counters.dropped for side in (guest, host)
