@@ -173,7 +173,7 @@ async def _be_host(source: Source) -> None:
             program.act(source)
         await trio.lowlevel.checkpoint()
         program.check()
-    driver.take_rest()
+    await driver.take_rest()
     driver.stop()
 
 

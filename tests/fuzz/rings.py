@@ -9,7 +9,7 @@ import trio
 
 from tests.support.chaining_driver import ChainingDriver
 from vconfs.device._rings import RingLink
-from vconfs.device._slots import QueueSpec
+from vconfs.device._slots import QueueSpec, lay_out
 from vconfs.host.rings import DeviceLink
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.virtqueue import (
@@ -226,13 +226,12 @@ def _change(memory: memoryview, source: Source, within: int) -> None:
 async def _be_device(source: Source) -> None:
     size = sum(spec.memory for spec in _SPECS.values())
     memory = memoryview(bytearray(size))
+    event_idx = bool(source.number() & 1)
     link = RingLink(
-        memory,
-        _SPECS,
+        dict(lay_out(memory, _SPECS, event_idx=event_idx)),
         features=0,
         kick=lambda queue: None,
         read_config=bytes,
-        event_idx=bool(source.number() & 1),
     )
     owner = _Owner(link, receives=0)
     link.start()

@@ -19,16 +19,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from typing import Final
 
-from vconfs.device._slots import QueueSpec, ReceiveQueue, SendQueue, SlotQueue
+import trio
+
+from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import Layout
+from vconfs.system.tasks import soon_in_portions
 
 #: Up to this slot size, several received buffers are taken per call.
 _SMALL = 1 << 14
+#: How many queues with used buffers are handled in one turn of the event loop. A queue of a port
+#: may hold a MiB.
+_INTERRUPTS: Final = 32
 
 
 def _kick_nothing(queue: int) -> None:
@@ -36,7 +45,7 @@ def _kick_nothing(queue: int) -> None:
 
 
 class RingLink(Link):
-    """A link over virtqueues, seen by the driver.
+    """A link over virtqueues, seen by the driver. `queues` are those of `set_up_queues`.
 
     `kick(queue)` notifies the device; the transport calls `interrupt(queue)` when the device
     has used buffers of a queue, and `config_interrupt` when its config space changed. A device
@@ -46,15 +55,12 @@ class RingLink(Link):
 
     def __init__(
         self,
-        memory: memoryview,
-        queues: Mapping[int, QueueSpec],
+        queues: Queues,
         *,
         features: int,
         kick: Callable[[int], None],
         read_config: Callable[[], bytes],
         write_config: Callable[[int, Buffer], None] = lambda offset, data: None,
-        base: int = 0,
-        event_idx: bool = False,
         stop_device: Callable[[float], Awaitable[None]] | None = None,
     ) -> None:
         self.features = features
@@ -68,16 +74,15 @@ class RingLink(Link):
         self._send: dict[int, SendQueue] = {}
         #: Sending queues that asked for an interrupt and got slots back before it came.
         self._freed: set[int] = set()
-        offset = 0
-        for number, spec in queues.items():
-            if number % 2:
-                self._send[number] = SendQueue(memory, offset, spec, base, event_idx)
+        #: Queues whose used buffers wait for the next turn, in order.
+        self._interrupted: dict[int, None] = {}
+        for number, queue in queues.items():
+            if isinstance(queue, SendQueue):
+                self._send[number] = queue
             else:
-                self._receive[number] = ReceiveQueue(memory, offset, spec, base, event_idx)
-            offset += spec.memory
-        all_queues: dict[int, SlotQueue] = {**self._receive, **self._send}
-        self._rings = {number: queue.ring for number, queue in all_queues.items()}
-        self.in_flight = max(queues[number].memory for number in self._receive)
+                self._receive[number] = queue
+        self._rings = {number: queue.ring for number, queue in queues.items()}
+        self.in_flight = max(queue.size for queue in self._receive.values())
 
     def layout(self, queue: int) -> Layout:
         """Return the positions of the rings of `queue` in the memory."""
@@ -97,8 +102,7 @@ class RingLink(Link):
     @override
     def start(self) -> None:
         """Offer the receive buffers to the device, which has set up the rings."""
-        for queue in self._receive:
-            self.flush(queue)
+        soon_in_portions(self.flush, self._receive)
 
     def interrupt(self, queue: int) -> None:
         """Handle the device's interrupt: it has used buffers of `queue`."""
@@ -114,10 +118,24 @@ class RingLink(Link):
             self.owner.received(queue)
 
     def interrupt_used(self, queues: Iterable[int]) -> None:
-        """Handle an interrupt that several queues share: find those with used buffers."""
+        """Handle an interrupt that several queues share: find those with used buffers.
+
+        If they are many, some are handled in later turns.
+        """
         rings, freed = self._rings, self._freed
-        for queue in [n for n in queues if rings[n].has_used() or n in freed]:
+        found = (n for n in queues if rings[n].has_used() or n in freed)
+        self._interrupted.update(dict.fromkeys(found))
+        self._take_interrupts()
+
+    def _take_interrupts(self) -> None:
+        for queue in tuple(islice(self._interrupted, _INTERRUPTS)):
+            del self._interrupted[queue]
             self.interrupt(queue)
+        if self._interrupted and not self._dead:
+            with suppress(trio.RunFinishedError):
+                trio.lowlevel.current_trio_token().run_sync_soon(
+                    self._take_interrupts, idempotent=True
+                )
 
     def config_interrupt(self) -> None:
         """Handle a change of the device's config space."""
@@ -137,6 +155,7 @@ class RingLink(Link):
         self._receive.clear()
         self._send.clear()
         self._rings.clear()
+        self._interrupted.clear()
 
     @override
     def room_for(self, queue: int, header_size: int) -> int:

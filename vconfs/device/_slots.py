@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeAlias
 
+import trio
 from attrs import frozen
 
 from vconfs.protocol.events import Buffer
@@ -13,11 +15,14 @@ from vconfs.protocol.virtqueue import DriverQueue, Layout
 _PAGE = 4096
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
+#: How many queues are laid out in one turn of the event loop. The memory may be in a file, of which
+#: the first access to each page can take a millisecond.
+_QUEUES_PER_TURN = 8
 #: Replaces the head of a received buffer that its owner keeps.
 _KEPT = -1
 
 
-@frozen
+@frozen(cache_hash=True)
 class QueueSpec:
     """The shape of one queue: its descriptors, bytes per slot, and slots.
 
@@ -65,6 +70,7 @@ class SlotQueue:
         self, memory: memoryview, offset: int, spec: QueueSpec, base: int, event_idx: bool
     ) -> None:
         self.memory = memory
+        self.size = spec.memory
         self.layout = Layout.at(spec.size, offset)
         memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
@@ -197,3 +203,43 @@ class SendQueue(SlotQueue):
         head = self.ring.add_indirect(self.tables[parts[0][0]], segments)
         self.lent[head] = parts
         return head
+
+
+Queues: TypeAlias = Mapping[int, ReceiveQueue | SendQueue]
+
+
+def memory_for(specs: Iterable[QueueSpec]) -> int:
+    """Return the bytes of DMA memory that queues need; many of them have the same shape."""
+    count = Counter(specs)
+    return sum(spec.memory * times for spec, times in count.items())
+
+
+def lay_out(
+    memory: memoryview,
+    specs: Mapping[int, QueueSpec],
+    *,
+    base: int = 0,
+    event_idx: bool = False,
+) -> Iterator[tuple[int, ReceiveQueue | SendQueue]]:
+    """Make queues one after the other in `memory`, and yield each with its number."""
+    offset = 0
+    for number, spec in specs.items():
+        kind = SendQueue if number % 2 else ReceiveQueue
+        yield number, kind(memory, offset, spec, base, event_idx)
+        offset += spec.memory
+
+
+async def set_up_queues(
+    memory: memoryview,
+    specs: Mapping[int, QueueSpec],
+    *,
+    base: int = 0,
+    event_idx: bool = False,
+) -> Queues:
+    """Make the queues as `lay_out` does. After each few, other tasks have a turn."""
+    queues = {}
+    for number, queue in lay_out(memory, specs, base=base, event_idx=event_idx):
+        queues[number] = queue
+        if len(queues) % _QUEUES_PER_TURN == 0:
+            await trio.lowlevel.checkpoint()
+    return queues

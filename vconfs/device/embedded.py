@@ -10,7 +10,7 @@ import trio
 
 from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._rings import RingLink
-from vconfs.device._slots import QueueSpec
+from vconfs.device._slots import QueueSpec, memory_for, set_up_queues
 from vconfs.host.host import Host
 from vconfs.host.rings import DeviceLink
 from vconfs.link.link import OpenDevice
@@ -78,11 +78,10 @@ async def open_embedded(
     spoken = DIALECTS[dialect]
     host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)
     specs = specs or queue_specs(guest_end.queues)
-    view = memoryview(mmap.mmap(-1, sum(spec.memory for spec in specs.values())))
+    view = memoryview(mmap.mmap(-1, memory_for(specs.values())))
     kicks, calls = doorbells or (Doorbell(), Doorbell())
     driver_link = RingLink(
-        view,
-        specs,
+        await set_up_queues(view, specs),
         features=spoken.features,
         kick=kicks.ring,
         read_config=lambda: host_end.config(host.port_count, *host.size),

@@ -7,6 +7,7 @@ end. The registers are in _pci_console.py.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from typing import Final
@@ -15,14 +16,14 @@ import trio
 
 from vconfs.device._pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device._rings import RingLink
-from vconfs.device._slots import QueueSpec
+from vconfs.device._slots import QueueSpec, memory_for, set_up_queues
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.protocol import virtio1, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.virtio_pci import Common, Isr, Status
 from vconfs.protocol.virtqueue import F_EVENT_IDX, F_INDIRECT_DESC, SIZE_MAX
-from vconfs.system.tasks import open_background
+from vconfs.system.tasks import in_portions, open_background
 
 DIALECT: Final = "virtio1"
 _MAX_PORTS_AT: Final = 4
@@ -73,21 +74,21 @@ class _Running:
             raise _too_little(len(transport.memory), count)
         sizes = [await device.queue_size(queue) for queue in range(count)]
         specs = plan_queues(sizes, self.features, len(transport.memory))
+        event_idx = bool(self.features & F_EVENT_IDX)
         self.link = RingLink(
-            transport.memory,
-            specs,
+            await set_up_queues(transport.memory, specs, base=transport.base, event_idx=event_idx),
             features=self.features,
             kick=device.kick,
             read_config=lambda: self._config,
             write_config=device.write_device_config,
-            base=transport.base,
-            event_idx=bool(self.features & F_EVENT_IDX),
             stop_device=self._stop,
         )
         self._queues = list(specs)
         await self._share_vectors()
-        for queue in specs:
-            device.set_up_queue(queue, self.link.layout(queue), transport.base)
+        await in_portions(self._set_up_queue, self._queues)
+
+    def _set_up_queue(self, queue: int) -> None:
+        self._device.set_up_queue(queue, self.link.layout(queue), self._transport.base)
 
     async def _share_vectors(self) -> None:
         """Divide the vectors among the queues; use fewer, or the line, if some are refused."""
@@ -221,21 +222,25 @@ def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, Queue
     `sizes` are the most descriptors that each queue may have.
     """
     control = (2, 3) if features & virtio1.F_MULTIPORT else ()
-    for receive, send, send_size in _SHAPES:
-        specs = {}
-        for queue, size in enumerate(sizes):
-            if queue in control:
-                spec = QueueSpec(min(size, _CONTROL.size), _CONTROL.slot_size)
-            elif queue % 2:
-                slots = min(send, size)
-                parts = max(1, slots // 2) if features & F_INDIRECT_DESC else 1
-                spec = QueueSpec(min(size, 128), send_size, slots, parts, shared=False)
-            else:
-                spec = QueueSpec(min(size, receive), _RECEIVE_SIZE)
-            specs[queue] = spec
-        if sum(spec.memory for spec in specs.values()) <= memory:
-            return specs
+    controls = {n: QueueSpec(min(sizes[n], _CONTROL.size), _CONTROL.slot_size) for n in control}
+    left = memory - memory_for(controls.values())
+    # Most queues are alike, and there can be 65534 of them.
+    kinds = [(queue % 2, size) for queue, size in enumerate(sizes)]
+    count = Counter(kinds) - Counter(kinds[queue] for queue in control)
+    for shape in _SHAPES:
+        spec_of = {kind: _port_queue(shape, features, *kind) for kind in count}
+        if sum(spec_of[kind].memory * times for kind, times in count.items()) <= left:
+            return {n: controls.get(n) or spec_of[kind] for n, kind in enumerate(kinds)}
     raise _too_little(memory, len(sizes))
+
+
+def _port_queue(shape: tuple[int, int, int], features: int, sends: int, size: int) -> QueueSpec:
+    receive, send, send_size = shape
+    if not sends:
+        return QueueSpec(min(size, receive), _RECEIVE_SIZE)
+    slots = min(send, size)
+    parts = max(1, slots // 2) if features & F_INDIRECT_DESC else 1
+    return QueueSpec(min(size, 128), send_size, slots, parts, shared=False)
 
 
 def _too_little(memory: int, queues: int) -> VconfsError:

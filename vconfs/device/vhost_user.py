@@ -20,6 +20,7 @@ import trio
 from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._remote_backend import RemoteBackend
 from vconfs.device._rings import RingLink
+from vconfs.device._slots import memory_for, set_up_queues
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.link.link import OpenDevice, leave_soon
 from vconfs.link.notifications import Bell, Notices
@@ -88,32 +89,23 @@ class _Running:
         self._back_end = back_end
         self._stack = stack
         self._specs = queue_specs(back_end.queues)
-        self._size = sum(spec.memory for spec in self._specs.values())
+        self._size = memory_for(self._specs.values())
         self._memory = stack.enter_context(owned(_sealed_memory(self._size)))
         self._asking = trio.Lock()  # one task at a time can ask the back-end
         self._notices: Notices[int] = Notices()
         stack.callback(self._notices.close)
-        self._kicks = {queue: self._eventfd() for queue in self._specs}
-        bells = {queue: Bell(kick) for queue, kick in self._kicks.items()}
+        self._bells: dict[int, Bell] = {}
         self._channel: MessageSocket
-        self.link = RingLink(
-            memoryview(mmap.mmap(self._memory, self._size)),
-            self._specs,
-            features=back_end.features,
-            kick=lambda queue: bells[queue].ring(),
-            read_config=lambda: back_end.config,
-            base=_BASE,
-            event_idx=bool(back_end.features & F_EVENT_IDX),
-            stop_device=self._stop,
-        )
-        stack.callback(self.link.close)
+        self.link: RingLink
 
     def _eventfd(self) -> int:
         event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         return self._stack.enter_context(owned(event))
 
     async def set_up(self, sock: int) -> None:
-        """Share the memory and start the rings; `sock` is the socket to the back-end."""
+        """Lay out the rings, share them and start them; `sock` is the socket to the back-end."""
+        self.link = await self._lay_out()
+        self._stack.callback(self.link.close)
         self._notices.add_end(sock, _LEFT)
         ours, theirs = socket.socketpair()
         refuse_rights(ours)
@@ -129,8 +121,20 @@ class _Running:
         for queue in self._specs:
             at = self.link.layout(queue)
             layout = Layout(at.size, _BASE + at.desc, _BASE + at.avail, _BASE + at.used)
-            call = self._notice(queue)
-            await self._back_end.start_ring(queue, layout, self._kicks[queue], call, broken)
+            kick, call = self._eventfd(), self._notice(queue)
+            self._bells[queue] = Bell(kick)
+            await self._back_end.start_ring(queue, layout, kick, call, broken)
+
+    async def _lay_out(self) -> RingLink:
+        back_end, memory = self._back_end, memoryview(mmap.mmap(self._memory, self._size))
+        event_idx = bool(back_end.features & F_EVENT_IDX)
+        return RingLink(
+            await set_up_queues(memory, self._specs, base=_BASE, event_idx=event_idx),
+            features=back_end.features,
+            kick=lambda queue: self._bells[queue].ring(),
+            read_config=lambda: back_end.config,
+            stop_device=self._stop,
+        )
 
     def _notice(self, key: int) -> int:
         """Return a descriptor by which the back-end notifies us."""

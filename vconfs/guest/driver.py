@@ -19,7 +19,7 @@ from vconfs.overrides import override
 from vconfs.protocol import events
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer, Event
-from vconfs.system.tasks import PORTION
+from vconfs.system.tasks import PORTION, in_portions, soon_in_portions
 
 #: A received buffer of at least this many bytes stays in place until it is read, not copied.
 _WORTH_HOLDING: Final = 1 << 16
@@ -48,8 +48,6 @@ class Driver(LinkEnd[Port, Guest]):
         self._removed_ids: set[int] = set()
         #: Events from the config space that are not handled yet.
         self._coming: deque[Event] = deque()
-        #: Ports that have no device any more, and are not told yet.
-        self._leaving: deque[Port] = deque()
         #: Set when all ports have been told that the device is gone.
         self.detached: trio.Event = trio.Event()
         #: Whether the config space has changed meanwhile, and the queues on which data has come.
@@ -67,13 +65,11 @@ class Driver(LinkEnd[Port, Guest]):
         self._let_console_speak()
         self.config_changed()
         self._sender.post(self._end.device_ready())
-        for queue in range(0, self._end.queues, 2):
-            self.received(queue)
+        soon_in_portions(self.received, range(0, self._end.queues, 2))
 
-    def take_rest(self) -> None:
+    async def take_rest(self) -> None:
         """Receive what the device has already sent, before it is closed."""
-        for queue in range(0, self._end.queues, 2):
-            self.received(queue)
+        await in_portions(self.received, range(0, self._end.queues, 2))
 
     def _let_console_speak(self) -> None:
         """Accept output of a console that an earlier device had, until its port is added."""
@@ -83,19 +79,7 @@ class Driver(LinkEnd[Port, Guest]):
             port.use_emergency_line(line)
 
     def _detach_ports(self) -> None:
-        self._leaving.extend(self._ports.values())
-        self._detach_some()
-
-    def _detach_some(self) -> None:
-        """Detach some ports; detach the rest after other tasks have had a turn."""
-        for _ in range(min(PORTION, len(self._leaving))):
-            port = self._leaving.popleft()
-            if not port.removed:
-                port.detach()
-        if self._leaving:
-            trio.lowlevel.current_trio_token().run_sync_soon(self._detach_some)
-        else:
-            self.detached.set()
+        soon_in_portions(_detach, self._ports.values(), self.detached.set)
 
     # --- the end of the mount: see draining.py --------------------------------------------
 
@@ -309,6 +293,11 @@ class Driver(LinkEnd[Port, Guest]):
         port.set_connected(connected)
 
 
+def _detach(port: Port) -> None:
+    if not port.removed:
+        port.detach()
+
+
 @asynccontextmanager
 async def drive(
     manager: PortManager, device: AbstractAsyncContextManager[OpenDevice]
@@ -321,7 +310,7 @@ async def drive(
             yield driver
         finally:
             await leave_soon(link)
-            driver.take_rest()
-            driver.stop()
-            with trio.CancelScope(shield=True):  # it does not wait for others
+            with trio.CancelScope(shield=True):  # this does not wait for others
+                await driver.take_rest()
+                driver.stop()
                 await driver.detached.wait()

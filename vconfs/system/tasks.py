@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from itertools import islice
 from typing import Final, TypeVar
 
@@ -23,6 +24,27 @@ async def in_portions(call: Callable[[T], object], items: Iterable[T], size: int
         for item in portion:
             call(item)
         await trio.lowlevel.checkpoint()
+
+
+def soon_in_portions(
+    call: Callable[[T], object], items: Iterable[T], then: Callable[[], None] = lambda: None
+) -> None:
+    """Call `call` with the first items now, and with the rest after other tasks had a turn.
+
+    When that is done for all, call `then`.
+    """
+    rest = deque(items)
+
+    def go_on() -> None:
+        for _ in range(min(PORTION, len(rest))):
+            call(rest.popleft())
+        if not rest:
+            then()
+            return
+        with suppress(trio.RunFinishedError):
+            trio.lowlevel.current_trio_token().run_sync_soon(go_on)
+
+    go_on()
 
 
 @asynccontextmanager

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
+from itertools import pairwise
 
 import pytest
+import trio
+import trio.testing
 
 from vconfs.device._rings import RingLink
-from vconfs.device._slots import QueueSpec
+from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -51,13 +55,10 @@ class Ends:
         self.kicks: list[int] = []
         self.interrupts = 0
         self.link = RingLink(
-            self.memory,
-            specs,
+            dict(lay_out(self.memory, specs, base=BASE, event_idx=event_idx)),
             features=0,
             kick=self.kicks.append,
             read_config=bytes,
-            base=BASE,
-            event_idx=event_idx,
         )
         self.owner = self.link.owner = Owner()
         memory = GuestMemory([(BASE, self.memory)])
@@ -120,6 +121,75 @@ def test_an_interrupt_is_for_the_queues_that_show_it() -> None:
     assert ends.owner.said == []
     ends.link.interrupt_used(SPECS)
     assert ends.owner.said == [("received", 2)]
+
+
+#: The queues of QEMU's largest console, which has 511 ports.
+MANY = {n: QueueSpec(4, 64) for n in range(1024)}
+
+
+async def test_other_tasks_run_while_many_queues_are_set_up() -> None:
+    memory = memoryview(bytearray(memory_for(MANY.values())))
+    turns = [0]
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def others() -> None:
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns[0] += 1
+
+        queues = await set_up_queues(memory, MANY)
+        nursery.cancel_scope.cancel()
+    assert turns[0] >= len(MANY) // 16
+    assert list(queues) == list(MANY)
+    assert all(queues[n].layout.desc == n * MANY[0].memory for n in MANY)
+
+
+async def test_many_queues_are_offered_in_portions() -> None:
+    ends = Ends(specs=MANY)
+    ends.link.start()
+    offered = [len(ends.kicks)]
+    while len(ends.kicks) < len(MANY) // 2:
+        await trio.lowlevel.checkpoint()
+        offered.append(len(ends.kicks))
+    assert max(after - before for before, after in pairwise([0, *offered])) <= 512
+    assert ends.kicks == list(range(0, len(MANY), 2))
+
+
+async def test_used_buffers_of_many_queues_are_handled_in_portions() -> None:
+    ends = Ends(specs=MANY)
+    ends.link.start()
+    await trio.testing.wait_all_tasks_blocked()
+    for queue in range(0, len(MANY), 2):
+        ends.use(queue)
+    ends.link.interrupt_used(MANY)
+    handled = [0, len(ends.owner.said)]
+    while handled[-1] < len(MANY) // 2:
+        await trio.lowlevel.checkpoint()
+        handled.append(len(ends.owner.said))
+    assert max(after - before for before, after in pairwise(handled)) <= 64
+    assert ends.owner.said == [("received", n) for n in range(0, len(MANY), 2)]
+
+
+async def test_a_link_that_was_closed_handles_no_more_interrupts() -> None:
+    ends = Ends(specs=MANY)
+    ends.link.start()
+    await trio.testing.wait_all_tasks_blocked()
+    for queue in range(0, len(MANY), 2):
+        ends.use(queue)
+    ends.link.interrupt_used(MANY)
+    said = len(ends.owner.said)
+    ends.link.close()
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(ends.owner.said) == said
+
+
+def test_the_most_queues_are_planned_at_once() -> None:
+    """There is a handful of shapes, however many queues there are."""
+    begun = time.process_time()
+    specs = plan_queues([1024] * 65534, 2, 2 << 30)
+    assert time.process_time() - begun < 0.5  # it took 1.6 s when each had a shape of its own
+    assert memory_for(specs.values()) <= 2 << 30
 
 
 def test_room_is_reported_even_if_its_buffers_were_seen_before() -> None:

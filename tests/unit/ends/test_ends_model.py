@@ -273,10 +273,10 @@ class Counted(Pair):
         await self.driver.begin_ending()
         await self.host.begin_ending(hold=True)
 
-    def end(self, how: str) -> None:
+    async def end(self, how: str) -> None:
         match how:
             case "the mount ends":
-                self.driver.take_rest()
+                await self.driver.take_rest()
                 self.driver.stop()
                 for port in self.guest:
                     port.give_up()
@@ -344,7 +344,7 @@ async def test_an_ending_in_the_middle_loses_no_byte_but_by_rule(
             else:
                 await take_step(pair, kicks, calls, what, port_id, size)
             pair.check_rules(what)
-        pair.end(ending)
+        await pair.end(ending)
         await trio.testing.wait_all_tasks_blocked()
         pair.check_rules(ending)
     pair.check_rules("the mount ends", "the host ends")
