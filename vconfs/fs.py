@@ -63,7 +63,12 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     def following(self) -> Iterator[None]:
         """Follow the changes of the ports while the block runs."""
         observing = self._manager.observing
-        with observing(self._files), observing(self._events), observing(self._name_changes):
+        with (
+            observing(self._tree.cut_links),
+            observing(self._files),
+            observing(self._events),
+            observing(self._name_changes),
+        ):
             yield
 
     # --- reading, writing, polling --------------------------------------------------------

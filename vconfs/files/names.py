@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
@@ -61,12 +61,17 @@ def link_name(name: bytes) -> bytes | None:
     return encoded[: _FILE_NAME_MAX - len(mark)] + mark
 
 
-def named_by(link: bytes, names: Iterable[bytes]) -> bytes | None:
+def is_cut(link: bytes) -> bool:
+    """True if a link is that of a name that is cut, and does not tell the whole name."""
+    return link[-_DIGITS - len(_CUT) :].startswith(_CUT)
+
+
+def named_by(link: bytes, cut: Callable[[bytes], bytes | None]) -> bytes | None:
     """Return the port's name for a link, or None if no name has this link.
 
-    A link that is cut does not tell the name, so it is looked for in `names`.
+    `cut` returns the name for a link that is cut, or None.
     """
-    if link[-_DIGITS - len(_CUT) :].startswith(_CUT):
-        return next((name for name in names if link_name(name) == link), None)
+    if is_cut(link):
+        return cut(link)
     name = unquote_to_bytes(link)
     return name if link_name(name) == link else None

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import pyfuse3
 from attrs import field, frozen
 
+from vconfs.files.cut_links import CutLinks
 from vconfs.files.names import (
     EVENTS_FILE,
     TAP_FILE,
@@ -79,7 +80,10 @@ def pty_link(number: int, port_id: int) -> Entry:
 
 
 class Tree:
-    """The current contents of the mount of a manager's ports."""
+    """The current contents of the mount of a manager's ports.
+
+    Its `cut_links` observe the manager.
+    """
 
     def __init__(
         self, manager: PortManager, access_for: Callable[[int], Access], access: Access
@@ -89,6 +93,7 @@ class Tree:
         self._access_for = access_for
         self._access = access
         self._started = time.time_ns()
+        self.cut_links: CutLinks = CutLinks()
 
     def port_of(self, inode: int) -> Port | None:
         """Return the port whose file has this inode, or None."""
@@ -111,7 +116,7 @@ class Tree:
     def find(self, directory: int, name: bytes) -> Entry | None:
         """Look up a name in a directory; return None if it is not there."""
         if directory == BY_NAME:
-            named = named_by(name, (known for known, _ in self._manager.names()))
+            named = named_by(name, self.cut_links.name_of)
             port = self._manager.by_name(named) if named else None
             return by_name_link(name, port.id) if port else None
         if (port_id := id_of_file(name)) is not None:

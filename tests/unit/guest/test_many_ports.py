@@ -14,11 +14,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vconfs.files import cut_links
+from vconfs.files.cut_links import CutLinks
 from vconfs.files.names import link_name, named_by
 from vconfs.files.tree import BY_NAME, Tree
 from vconfs.fs import PortFS
 from vconfs.guest.driver import Driver
 from vconfs.guest.options import PortOptions
+from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.link import Link
 from vconfs.protocol import v8
@@ -250,6 +253,41 @@ def test_names_are_found_at_once_however_many_there_are() -> None:
     assert time.process_time() - begun < 4  # it took 10 s, and four times that for twice as many
 
 
+def test_a_link_that_is_cut_is_found_at_once_however_many_there_are() -> None:
+    manager = PortManager()
+    filesystem = PortFS(manager)
+    with filesystem.following():
+        for port_id in range(COUNT):
+            manager.rename(manager.add(port_id), b"%d" % port_id + b"x" * 300)
+        link = link_name(manager.ports[COUNT - 1].name) or b""
+        begun = time.process_time()
+        for _ in range(200):
+            entry = filesystem._tree.find(BY_NAME, link)
+            assert entry is not None
+            assert filesystem._tree.target(entry.inode) == b"../vcon%d" % (COUNT - 1)
+            assert filesystem._tree.find(BY_NAME, link[:-1] + b"?") is None
+        assert time.process_time() - begun < 1  # going through all names took 6 s
+
+
+def test_names_with_one_cut_link_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their hashes are shortened, so a host can search for two names with one link."""
+    monkeypatch.setattr(cut_links, "link_name", lambda name: b"%~0123456789abcdef")
+    links = CutLinks()
+    ports = [Port(port_id) for port_id in range(3)]
+    for port, name in zip(ports, (b"one", b"two", b"one"), strict=True):
+        port.name = name
+        links.port_added(port)
+    assert links.name_of(b"%~0123456789abcdef") == b"one"
+    links.port_removed(ports[0])
+    assert links.name_of(b"%~0123456789abcdef") == b"one"
+    ports[2].name = b"two"
+    links.port_renamed(ports[2], b"one")
+    assert links.name_of(b"%~0123456789abcdef") == b"two"
+    links.port_removed(ports[1])
+    links.port_removed(ports[2])
+    assert links.name_of(b"%~0123456789abcdef") is None
+
+
 @given(st.integers(0, 1 << 32))
 @pytest.mark.expect_log("have the same name")
 def test_names_are_those_of_the_ports(seed: int) -> None:
@@ -257,31 +295,32 @@ def test_names_are_those_of_the_ports(seed: int) -> None:
     filesystem = PortFS(manager)
     tree: Tree = filesystem._tree
     names = [b"", b"a", b"b/", b"%", b"..", b"x" * 300]
-    for _ in range(60):
-        port = manager.add(numbers.randrange(8))
-        manager.rename(port, numbers.choice(names))
-        if not numbers.randrange(4):
-            manager.remove(numbers.randrange(8))
-        for name in names[1:]:
-            ids = [port_id for port_id, port in manager.ports.items() if port.name == name]
-            found = manager.by_name(name)
-            assert (found.id if found else None) == min(ids, default=None)
-            link = link_name(name)
-            if link is not None:
-                entry = tree.find(BY_NAME, link)
-                assert (tree.target(entry.inode) if entry else None) == (
-                    b"../vcon%d" % min(ids) if ids else None
-                )
-        listed = [entry.name for entry in tree.names(BY_NAME)]
-        links = {link_name(port.name) for port in manager.ports.values()} - {None}
-        assert listed == sorted(links)  # type: ignore[type-var]
+    with filesystem.following():
+        for _ in range(60):
+            port = manager.add(numbers.randrange(8))
+            manager.rename(port, numbers.choice(names))
+            if not numbers.randrange(4):
+                manager.remove(numbers.randrange(8))
+            for name in names[1:]:
+                ids = [port_id for port_id, port in manager.ports.items() if port.name == name]
+                found = manager.by_name(name)
+                assert (found.id if found else None) == min(ids, default=None)
+                link = link_name(name)
+                if link is not None:
+                    entry = tree.find(BY_NAME, link)
+                    assert (tree.target(entry.inode) if entry else None) == (
+                        b"../vcon%d" % min(ids) if ids else None
+                    )
+            listed = [entry.name for entry in tree.names(BY_NAME)]
+            links = {link_name(port.name) for port in manager.ports.values()} - {None}
+            assert listed == sorted(links)  # type: ignore[type-var]
 
 
 @given(st.binary(min_size=1, max_size=300))
 def test_a_link_has_an_attribute_with_its_name(name: bytes) -> None:
     if (link := link_name(name)) is not None:
-        assert named_by(link, [name]) == name
-    if (named := named_by(name, [])) is not None:
+        assert named_by(link, {link: name}.get) == name
+    if (named := named_by(name, lambda link: None)) is not None:
         assert link_name(named) == name
 
 
