@@ -19,6 +19,7 @@ from vconfs.link.draining import DRAIN_TIME
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.addresses import tcp_address
 from vconfs.syntax.times import seconds
+from vconfs.system.allocator import collect_only_new_objects
 from vconfs.system.signals import survive_hang_ups
 
 log: Final = logging.getLogger(__name__)
@@ -137,6 +138,7 @@ def command(
     )
 
     def ready() -> None:
+        collect_only_new_objects()
         for url in plan.urls[:_SHOWN]:
             log.info("listening on %s", url)
         if more := plan.urls[_SHOWN:]:

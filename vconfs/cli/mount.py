@@ -39,6 +39,7 @@ from vconfs.host.spec import parse_port
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.guest_names import guest_name
+from vconfs.system.allocator import collect_only_new_objects
 from vconfs.system.privileges import Capability
 from vconfs.system.signals import survive_hang_ups
 
@@ -232,7 +233,12 @@ def command(
         survive_hang_ups()
         if not keep_privileges:
             _drop_unneeded(device, ports, mountpoint)
-        run = partial(serve_mount, plan, opened, once=once, patience=patience, ready=ready)
+
+        def mounted() -> None:
+            collect_only_new_objects()
+            ready()
+
+        run = partial(serve_mount, plan, opened, once=once, patience=patience, ready=mounted)
         try:
             trio.run(run)
         except PeerAbsentError as error:
