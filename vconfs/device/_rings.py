@@ -69,6 +69,7 @@ class RingLink(Link):
         self._read_config = read_config
         self._write_config = write_config
         self._dead = False
+        self._closed = False
         self._failing = False
         self._receive: dict[int, ReceiveQueue] = {}
         self._send: dict[int, SendQueue] = {}
@@ -143,7 +144,10 @@ class RingLink(Link):
             self.owner.config_changed()
 
     def fail(self, reason: str) -> None:
-        """Report to the owner that the device is lost; it may still receive what was sent."""
+        """Report to the owner that the device is lost.
+
+        Until `close`, it may still receive what was sent.
+        """
         if not (self._dead or self._failing):
             self._failing = True
             self.owner.lost(reason)
@@ -151,7 +155,7 @@ class RingLink(Link):
 
     def close(self) -> None:
         """Release the memory, except buffers that are still held."""
-        self._dead = True
+        self._dead = self._closed = True
         self._receive.clear()
         self._send.clear()
         self._rings.clear()
@@ -236,13 +240,13 @@ class RingLink(Link):
     @override
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
         """Large buffers come one by one, because the caller may `hold` each of them."""
-        if self._dead:
+        if self._closed:
             return ()
         slot_size = self._receive[queue].slot_size
         return self._receive_some(queue, 1 if slot_size > _SMALL else max(1, size // slot_size))
 
     def _receive_some(self, queue: int, most: int) -> Sequence[memoryview]:
-        if self._dead:
+        if self._closed:
             return ()
         try:
             return self._receive[queue].receive(most)

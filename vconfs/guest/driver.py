@@ -23,6 +23,8 @@ from vconfs.system.tasks import PORTION, in_portions, soon_in_portions
 
 #: A received buffer of at least this many bytes stays in place until it is read, not copied.
 _WORTH_HOLDING: Final = 1 << 16
+#: How many queues of ports are emptied in one turn of the event loop. Each may hold a MiB.
+_OWN_QUEUES: Final = 32
 #: What changes a port that is there.
 _Change: TypeAlias = (
     events.PortOpened
@@ -69,7 +71,7 @@ class Driver(LinkEnd[Port, Guest]):
 
     async def take_rest(self) -> None:
         """Receive what the device has already sent, before it is closed."""
-        await in_portions(self.received, range(0, self._end.queues, 2))
+        await in_portions(self.received, range(0, self._end.queues, 2), _OWN_QUEUES)
 
     def _let_console_speak(self) -> None:
         """Accept output of a console that an earlier device had, until its port is added."""
@@ -79,7 +81,19 @@ class Driver(LinkEnd[Port, Guest]):
             port.use_emergency_line(line)
 
     def _detach_ports(self) -> None:
-        soon_in_portions(_detach, self._ports.values(), self.detached.set)
+        size = PORTION if self.throttles else _OWN_QUEUES
+        soon_in_portions(self._detach, self._ports.values(), size, self.detached.set)
+
+    def _take_rest(self) -> None:
+        """Fetch what was sent to all ports, unless each has its own queue: see `_detach`."""
+        if self.throttles:
+            super()._take_rest()
+
+    def _detach(self, port: Port) -> None:
+        if not port.removed:
+            if self._has_queue(port.id):
+                self._take_last(port.id)
+            port.detach()
 
     # --- the end of the mount: see draining.py --------------------------------------------
 
@@ -291,11 +305,6 @@ class Driver(LinkEnd[Port, Guest]):
 
     def _set_connected(self, port: Port, connected: bool) -> None:
         port.set_connected(connected)
-
-
-def _detach(port: Port) -> None:
-    if not port.removed:
-        port.detach()
 
 
 @asynccontextmanager

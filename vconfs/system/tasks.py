@@ -27,16 +27,19 @@ async def in_portions(call: Callable[[T], object], items: Iterable[T], size: int
 
 
 def soon_in_portions(
-    call: Callable[[T], object], items: Iterable[T], then: Callable[[], None] = lambda: None
+    call: Callable[[T], object],
+    items: Iterable[T],
+    size: int = PORTION,
+    then: Callable[[], None] = lambda: None,
 ) -> None:
-    """Call `call` with the first items now, and with the rest after other tasks had a turn.
+    """Call `call` with the first `size` items now, and with more after other tasks had a turn.
 
     When that is done for all, call `then`.
     """
     rest = deque(items)
 
     def go_on() -> None:
-        for _ in range(min(PORTION, len(rest))):
+        for _ in range(min(size, len(rest))):
             call(rest.popleft())
         if not rest:
             then()

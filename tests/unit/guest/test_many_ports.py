@@ -24,7 +24,7 @@ from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.link.link import Link
-from vconfs.protocol import v8
+from vconfs.protocol import v8, virtio1
 from vconfs.protocol.events import Buffer
 
 COUNT = v8.PORTS_MAX // 4
@@ -130,6 +130,44 @@ async def test_ports_are_hung_up_in_portions() -> None:
         await trio.lowlevel.checkpoint()
     assert not any(port.attached for port in manager.ports.values())
     assert max(before - after for before, after in pairwise(attached)) <= 512
+
+
+class OwnQueues(FakeLink):
+    """A link of which each port has its own queue (virtio1)."""
+
+    features = virtio1.FEATURES
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waiting: dict[int, list[bytes]] = {}
+
+    def receive(self, queue: int) -> memoryview | None:
+        buffers = self.waiting.get(queue)
+        return memoryview(buffers.pop(0)) if buffers else None
+
+
+@pytest.mark.expect_log("device lost")
+async def test_the_last_data_of_many_queues_is_taken_in_portions() -> None:
+    """A device that is lost can leave all rings full: 511 MiB for 511 ports."""
+    manager, link, count = PortManager(), OwnQueues(), 511
+    link.config = bytes(4) + count.to_bytes(4, "little")
+    driver = Driver(manager, link, virtio1.GuestEnd(link.features))
+    driver.start()
+    for port_id in range(count):
+        port = manager.add(port_id)
+        port.attach(driver)
+        port.set_connected(True)
+        queue = 2 * port_id + 2 if port_id else 0
+        link.waiting[queue] = [b"last %d" % port_id]
+    driver.lost("for this test")
+    left = [count]
+    while not driver.detached.is_set():
+        left.append(sum(map(bool, link.waiting.values())))
+        await trio.lowlevel.checkpoint()
+    assert max(before - after for before, after in pairwise(left)) <= 64
+    for port_id, port in manager.ports.items():
+        assert b"".join(port.read_nowait(100)) == b"last %d" % port_id
+        assert port.read_nowait(100) == []
 
 
 async def test_missing_ports_are_removed_in_portions() -> None:
