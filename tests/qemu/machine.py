@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from tests.qemu.listener import listener
 #: The command of the QEMU that tests run; a fixture changes it.
 QEMU = releases.NAME
 RAM = "64M"
+#: Space in /dev/shm for the memory of several machines.
+_SHM_FREE = 512 << 20
 #: cli; hlt; jmp back; and an endless row of hlt below.
 FIRMWARE = b"\xf4" * 0xFFF0 + b"\xfa\xf4\xeb\xfd" + b"\xf4" * 12
 
@@ -111,6 +116,26 @@ def port(folder: Path, number: int, name: str = "", kind: str = "virtserialport"
     return [*chardev(folder, f"c{number}"), "-device", options + (f",name={name}" if name else "")]
 
 
+@contextmanager
+def _memory(folder: Path) -> Iterator[None]:
+    """Make the file of the machine's memory, in memory if there is space; DIR/ram leads to it.
+
+    On a disk, the first access to a page takes a millisecond while the computer is busy.
+    """
+    shm = Path("/dev/shm")
+    if not os.access(shm, os.W_OK) or shutil.disk_usage(shm).free < _SHM_FREE:
+        yield
+        return
+    descriptor, path = tempfile.mkstemp(prefix="vconfs-ram-", dir=shm)
+    os.close(descriptor)
+    try:
+        (folder / "ram").unlink(missing_ok=True)
+        (folder / "ram").symlink_to(path)
+        yield
+    finally:
+        os.unlink(path)
+
+
 @asynccontextmanager
 async def open_machine(
     folder: Path, arguments: Sequence[str], devices: Sequence[str] = CONSOLE
@@ -135,19 +160,20 @@ async def open_machine(
     if (folder / "ivshmem").exists():
         command += ["-chardev", f"socket,id=iv,path={folder}/ivshmem"]
         command += ["-device", f"ivshmem-doorbell,vectors={DOORBELLS},chardev=iv,addr=1d"]
-    process = await trio.lowlevel.open_process(
-        [*command, *arguments],
-        pass_fds=tuple(descriptors.values()),
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        for sock in listeners.values():
-            sock.close()
-        async with await trio.open_unix_socket(folder / "qmp") as monitor:
-            machine = Machine(folder, process, monitor)
-            await machine.greet()
-            yield machine
-    finally:
-        process.kill()
-        with trio.CancelScope(shield=True):
-            await process.wait()
+    with _memory(folder):
+        process = await trio.lowlevel.open_process(
+            [*command, *arguments],
+            pass_fds=tuple(descriptors.values()),
+            stdin=subprocess.DEVNULL,
+        )
+        try:
+            for sock in listeners.values():
+                sock.close()
+            async with await trio.open_unix_socket(folder / "qmp") as monitor:
+                machine = Machine(folder, process, monitor)
+                await machine.greet()
+                yield machine
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
