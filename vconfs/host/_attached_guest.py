@@ -6,6 +6,8 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import Final, assert_never
 
+import trio
+
 from vconfs.host.port import HostPort
 from vconfs.link.end import LinkEnd
 from vconfs.link.link import Link
@@ -16,6 +18,9 @@ from vconfs.protocol.events import Buffer, Event
 from vconfs.system.log_once import LogOnce
 
 log: Final = logging.getLogger(__name__)
+
+#: How many turns of the event loop a guest that leaves may fill with what it has sent.
+_LAST_TURNS: Final = 128
 
 
 class AttachedGuest(LinkEnd[HostPort, HostDialect]):
@@ -59,6 +64,20 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
             log.warning(message, self.peer, self.max_ports - 1, ids)
         for queue in range(1, self._end.queues, 2):
             self.received(queue)
+
+    async def take_rest(self) -> None:
+        """Take what a guest that leaves has sent to our ports, however full they are.
+
+        Other tasks have turns meanwhile. A guest that goes on sending is not listened to for ever.
+        """
+        turns = _LAST_TURNS
+        for queue in {self._end.receive_queue(port_id) for port_id in self._introduced}:
+            if not self.stopped.is_set():
+                self._take_all(queue)
+            while self._link.is_spent and turns and not self.stopped.is_set():
+                turns -= 1
+                await trio.lowlevel.checkpoint()
+                self._take_all(queue)
 
     def _detach_ports(self) -> None:
         for queue in range(1, self._end.queues, 2):

@@ -11,8 +11,9 @@ import trio
 #: The most work in one turn, in copied bytes: about 10 ms. This is more than the rings of our own
 #: guest end hold for a port, so that data sent before a hang-up is taken in the same turn.
 _TURN: Final = 16 << 20
-#: The most work in a turn in which a link ends.
-_LAST_TURN: Final = 32 * _TURN
+#: The most work in a turn in which a link ends. This is more than our own guest end in this process
+#: has in its rings; what other guests leave is taken in several turns before (`take_rest`).
+_LAST_TURN: Final = 3 * _TURN
 #: After this much work, the reset at the next turn is scheduled.
 _NOTED: Final = _TURN // 32
 #: The cost of handling a buffer, and of each part that it consists of.

@@ -101,12 +101,21 @@ class FrontendSession:
             try:
                 message = await self._hear_hello()
                 async with turn or nullcontext():
-                    if message is not None:
-                        await self._handle(message)
-                    while (message := await self._socket.receive()) is not None:
-                        await self._handle(message)
+                    await self._serve(message)
             except OSError as error:
                 raise RemoteProtocolError(f"the connection broke: {error.strerror}") from None
+
+    async def _serve(self, first: Message | None) -> None:
+        """Handle `first`, if any, and the messages after it; then take what the guest has sent."""
+        try:
+            if first is not None:
+                await self._handle(first)
+            while (message := await self._socket.receive()) is not None:
+                await self._handle(message)
+        finally:
+            if self._guest is not None:
+                with trio.CancelScope(shield=True):  # it does not wait for others
+                    await self._guest.take_rest()
 
     async def _hear_hello(self) -> Message | None:
         """Answer the front-end's hello; return the first message after it if it came early."""
