@@ -34,6 +34,7 @@ import json
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -136,9 +137,13 @@ class EventsFile:
         if len(self._readers) >= _READERS_MAX:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         lines = EventsBacklog(_BACKLOG)
-        for port_id in sorted(self._manager.ports):
-            port = self._manager.ports[port_id]
-            lines.put(_port_line("present", port, _state(port)))
+        rest = deque(sorted(self._manager.ports.items()))
+        while rest:
+            _, port = rest.popleft()
+            if not lines.put(_port_line("present", port, _state(port))):
+                break
+        for _ in rest:
+            lines.lose(0)
         lines.put(_line("ready"))
         reader = self._readers[opener] = LinesReader(on_change, lines, self._closed)
         return reader

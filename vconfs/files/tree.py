@@ -102,11 +102,10 @@ class Tree:
     def names(self, directory: int) -> list[Entry]:
         """List a directory."""
         if directory == BY_NAME:
-            links = ((link_name(name), port_id) for name, port_id in self._manager.names())
-            return [
-                by_name_link(link, port_id)
-                for link, port_id in sorted((k, v) for k, v in links if k)
-            ]
+            names = self._manager.names()
+            links = [Entry(link, _LINKS + at) for name, at in names if (link := link_name(name))]
+            links.sort()
+            return links
         return [
             *self._fixed(),
             *self._ptys(),
