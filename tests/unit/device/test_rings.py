@@ -156,13 +156,19 @@ async def test_many_queues_are_offered_in_portions() -> None:
     assert ends.kicks == list(range(0, len(MANY), 2))
 
 
-async def test_used_buffers_of_many_queues_are_handled_in_portions() -> None:
+async def interrupted() -> Ends:
+    """Return a link that was just told that each of its many queues has a used buffer."""
     ends = Ends(specs=MANY)
     ends.link.start()
     await trio.testing.wait_all_tasks_blocked()
     for queue in range(0, len(MANY), 2):
         ends.use(queue)
     ends.link.interrupt_used(MANY)
+    return ends
+
+
+async def test_used_buffers_of_many_queues_are_handled_in_portions() -> None:
+    ends = await interrupted()
     handled = [0, len(ends.owner.said)]
     while handled[-1] < len(MANY) // 2:
         await trio.lowlevel.checkpoint()
@@ -172,12 +178,7 @@ async def test_used_buffers_of_many_queues_are_handled_in_portions() -> None:
 
 
 async def test_a_link_that_was_closed_handles_no_more_interrupts() -> None:
-    ends = Ends(specs=MANY)
-    ends.link.start()
-    await trio.testing.wait_all_tasks_blocked()
-    for queue in range(0, len(MANY), 2):
-        ends.use(queue)
-    ends.link.interrupt_used(MANY)
+    ends = await interrupted()
     said = len(ends.owner.said)
     ends.link.close()
     await trio.testing.wait_all_tasks_blocked()
