@@ -145,9 +145,9 @@ class _Running:
             await self._device.reset()
 
     async def _check_status(self) -> None:
-        if self._stopping:
-            return
         status = await self._device.get(Common.DEVICE_STATUS)
+        if self._stopping:  # perhaps since we asked
+            return
         if status == 0xFF:
             raise VconfsError("the device is gone")
         if status & Status.NEEDS_RESET:

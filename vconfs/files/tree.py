@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 import pyfuse3
 from attrs import field, frozen
 
-from vconfs.files.cut_links import CutLinks
+from vconfs.files._cut_links import CutLinks
 from vconfs.files.names import (
     EVENTS_FILE,
     TAP_FILE,

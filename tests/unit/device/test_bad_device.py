@@ -232,6 +232,7 @@ class Liar(FakeFunction):
         return value
 
 
+@pytest.mark.expect_log("device lost")
 @settings(max_examples=100, deadline=None)
 @given(ANSWERS)
 def test_any_registers(answers: Mapping[Register, list[int]]) -> None:

@@ -17,8 +17,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.files import cut_links, events_file
-from vconfs.files.cut_links import CutLinks
+from vconfs.files import _cut_links, events_file
+from vconfs.files._cut_links import CutLinks
 from vconfs.files.events_file import EventsFile
 from vconfs.files.names import link_name, named_by
 from vconfs.files.tree import BY_NAME, Tree
@@ -338,7 +338,7 @@ def test_a_link_that_is_cut_is_found_at_once_however_many_there_are() -> None:
 
 def test_names_with_one_cut_link_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     """Their hashes are shortened, so a host can search for two names with one link."""
-    monkeypatch.setattr(cut_links, "link_name", lambda name: b"%~0123456789abcdef")
+    monkeypatch.setattr(_cut_links, "link_name", lambda name: b"%~0123456789abcdef")
     links = CutLinks()
     ports = [Port(port_id) for port_id in range(3)]
     for port, name in zip(ports, (b"one", b"two", b"one"), strict=True):
