@@ -9,6 +9,7 @@ ours are found in the same way.
 from __future__ import annotations
 
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
@@ -185,8 +186,13 @@ def options_of(kind: str) -> Sequence[str] | None:
         raise _broken(point, error) from error
 
 
-@cache  # looking through all packages takes 10 ms
 def _found(kind: str) -> EntryPoint:
+    return _found_on(tuple(sys.path), kind)
+
+
+@cache  # looking through all packages takes 10 ms
+def _found_on(path: Sequence[str], kind: str) -> EntryPoint:
+    """Return the entry point of a kind, among the packages that are on this path now."""
     found = list(entry_points(group=_GROUP, name=kind))
     if not found:
         hint = _OF_QEMU.get(kind) or f"it is one of {', '.join(chardev_kinds())}"
