@@ -8,6 +8,7 @@ from contextlib import suppress
 import trio
 
 from tests.support.chaining_driver import ChainingDriver
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out
 from vconfs.host.rings import DeviceLink
@@ -228,7 +229,7 @@ async def _be_device(source: Source) -> None:
     memory = memoryview(bytearray(size))
     event_idx = bool(source.number() & 1)
     link = RingLink(
-        dict(lay_out(memory, _SPECS, event_idx=event_idx)),
+        dict(lay_out(DeviceMemory.at(memory), _SPECS, event_idx=event_idx)),
         features=0,
         kick=lambda queue: None,
         read_config=bytes,

@@ -24,6 +24,8 @@ from tests.support.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "guest"
+#: The kernel's module vfio with the no-IOMMU mode.
+UNSAFE_CACHE = ROOT / ".cache" / "noiommu"
 #: Seconds that it may take to boot, and to power off.
 BOOT_SECONDS = 60
 END_SECONDS = 20
@@ -74,10 +76,20 @@ _RUN = ("setpriv", "--pdeathsig", "KILL")
 @cache
 def fetch() -> str:
     """Fetch the kernel if it is not there. Return what goes wrong, or ""."""
-    if (CACHE / "vmlinux").exists():
+    return _fetch(CACHE / "vmlinux", "guest-kernel", CACHE)
+
+
+@cache
+def fetch_unsafe() -> str:
+    """Build vfio with the no-IOMMU mode if it is not there. Return what goes wrong, or ""."""
+    return fetch() or _fetch(UNSAFE_CACHE / "vfio.ko", "guest-noiommu", UNSAFE_CACHE, CACHE)
+
+
+def _fetch(wanted: Path, script: str, *arguments: Path) -> str:
+    if wanted.exists():
         return ""
     done = subprocess.run(
-        [ROOT / "scripts/guest-kernel", CACHE],
+        [ROOT / "scripts" / script, *arguments],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -145,13 +157,18 @@ def open_guest(
     boot: Path,
     qemu: str = releases.NAME,
     arguments: Sequence[str] | None = None,
+    *,
+    consoles: Sequence[Console] = DEVICES,
+    iommu: bool = True,
 ) -> Iterator[Guest]:
     """Boot a guest, which is not ready yet, with the QEMU of that command.
 
-    It has the consoles of DEVICES, or what `arguments` say.
+    It has these consoles, or what `arguments` say. Without an IOMMU, its kernel has VFIO's
+    no-IOMMU mode.
     """
     archive = folder / "initramfs.cpio"
-    archive.write_bytes(initramfs.build(boot, Path(__file__).parent / "init"))
+    others = [] if iommu else [UNSAFE_CACHE]
+    archive.write_bytes(initramfs.build(boot, Path(__file__).parent / "init", others))
     with ExitStack() as stack:
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
@@ -162,13 +179,14 @@ def open_guest(
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = [*_RUN, qemu, *_machine(folder, boot)]
+        command = [*_RUN, qemu, *_machine(folder, boot, iommu=iommu)]
         command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         command += ["-serial", "chardev:worker"]
         command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
         if arguments is None:
-            for device in DEVICES:
-                command += [*chardev(device.data), *chardev(device.agent), *_console(device)]
+            for device in consoles:
+                command += [*chardev(device.data), *chardev(device.agent)]
+                command += _console(device, iommu=iommu)
         descriptors = [sock.fileno() for sock in inherited]
         process = subprocess.Popen(
             [*command, *(arguments or ())], stdin=subprocess.DEVNULL, pass_fds=descriptors
@@ -182,10 +200,11 @@ def open_guest(
             process.wait()
 
 
-def _machine(folder: Path, boot: Path) -> list[str]:
+def _machine(folder: Path, boot: Path, *, iommu: bool) -> list[str]:
     share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
     # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
-    append = "console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on no_timer_check"
+    append = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+    append += " intel_iommu=on" if iommu else ""
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [
@@ -193,13 +212,14 @@ def _machine(folder: Path, boot: Path) -> list[str]:
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
         *("-kernel", str(boot / "vmlinux"), "-initrd", f"{folder}/initramfs.cpio"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-virtfs", share),
-        *("-device", "intel-iommu,intremap=on", "-append", append),
+        *(("-device", "intel-iommu,intremap=on") if iommu else ()),
+        *("-append", append),
         *("-serial", f"file:{folder}/console.log"),
     ]
 
 
-def _console(device: Console) -> Sequence[str]:
-    common = "disable-legacy=on,iommu_platform=on"
+def _console(device: Console, *, iommu: bool) -> Sequence[str]:
+    common = "disable-legacy=on" + (",iommu_platform=on" if iommu else "")
     bus = device.bus
     ports = enumerate([device.data, device.agent], 1)
     return [

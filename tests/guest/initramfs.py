@@ -39,8 +39,11 @@ class Archive:
         self.data += bytes(-len(self.data) % 4)
 
 
-def build(kernel: Path, init: Path) -> bytes:
-    """Make the archive from a folder that scripts/guest-kernel has filled."""
+def build(kernel: Path, init: Path, others: Iterable[Path] = ()) -> bytes:
+    """Make the archive from a folder that scripts/guest-kernel has filled.
+
+    Modules in the `others` replace those of the kernel.
+    """
     archive = Archive()
     for folder in FOLDERS:
         archive.add(folder, _FOLDER)
@@ -48,7 +51,7 @@ def build(kernel: Path, init: Path) -> bytes:
     _add_program(archive, Path("/bin/busybox"))
     for program in PROGRAMS:
         archive.add(f"bin/{program}", _LINK, b"busybox")
-    modules = in_loading_order(kernel, MODULES)
+    modules = in_loading_order([kernel, *others], MODULES)
     for name, path in modules.items():
         archive.add(f"modules/{name}.ko", _FILE, path.read_bytes())
     archive.add("modules/list", _FILE, "".join(f"{name}\n" for name in modules).encode())
@@ -71,9 +74,13 @@ def _add_program(archive: Archive, program: Path) -> None:
         archive.add(library[1:], _FILE, path.read_bytes())
 
 
-def in_loading_order(kernel: Path, wanted: Iterable[str]) -> dict[str, Path]:
-    """Return modules and their dependencies, each after those that it needs."""
-    paths = {path.stem.replace("-", "_"): path for path in kernel.rglob("*.ko")}
+def in_loading_order(folders: Iterable[Path], wanted: Iterable[str]) -> dict[str, Path]:
+    """Return modules and their dependencies, each after those that it needs.
+
+    Of modules with the same name, that of the last folder is used.
+    """
+    modules = [path for folder in folders for path in folder.rglob("*.ko")]
+    paths = {path.stem.replace("-", "_"): path for path in modules}
     order: dict[str, Path] = {}
 
     def need(name: str) -> None:

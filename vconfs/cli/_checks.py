@@ -17,7 +17,15 @@ from attrs import field, frozen
 from packaging.requirements import Requirement
 
 from vconfs.cli._mount_table import MountState
-from vconfs.device.binding import PciFunction, candidates
+from vconfs.device.binding import (
+    PciFunction,
+    candidates,
+    is_isolated,
+    is_unsafe_mode_on,
+    unsafe_mode_advice,
+)
+from vconfs.system.huge_pages import HUGETLBFS, MOUNT_COMMAND, PAGES_COMMAND
+from vconfs.system.mountinfo import parse_mounts
 
 #: ok: it is there. optional: it is not there, and only some uses need it. missing: nothing works.
 State = Literal["ok", "optional", "missing"]
@@ -67,7 +75,7 @@ def examine(machine: Machine) -> Iterator[Finding]:
     yield _mount_command(machine)
     yield _allow_other(machine)
     yield _system_log(machine)
-    yield _iommu(machine)
+    yield from _iommu(machine)
     yield _vfio(machine)
     yield from _pci_consoles(machine)
     yield _kernel_ports(machine)
@@ -186,14 +194,36 @@ def _system_log(machine: Machine) -> Finding:
     return Finding("log", "optional", text, "vconfs mount --log FILE, or a syslogd")
 
 
-def _iommu(machine: Machine) -> Finding:
-    groups = machine.root / "sys/kernel/iommu_groups"
-    count = len(list(groups.iterdir())) if groups.exists() else 0
+def _iommu(machine: Machine) -> Iterator[Finding]:
+    name, sysfs = "iommu", machine.root / "sys"
+    groups = sysfs / "kernel/iommu_groups"
+    count = sum(map(is_isolated, groups.iterdir())) if groups.exists() else 0
     if count:
-        return Finding("iommu", "ok", f"an IOMMU with {count} groups")
-    text = "there is no IOMMU: --device pci: needs one"
-    advice = "boot with intel_iommu=on or amd_iommu=on, or give the virtual machine one"
-    return Finding("iommu", "optional", text, advice)
+        yield Finding(name, "ok", f"an IOMMU with {count} groups")
+        return
+    if is_unsafe_mode_on(sysfs):
+        yield Finding(name, "ok", "there is no IOMMU, and VFIO does without (docs/security.md)")
+    else:
+        text = "there is no IOMMU: --device pci: needs one, or VFIO's no-IOMMU mode"
+        advice = "boot with intel_iommu=on or amd_iommu=on, give the virtual machine one, or allow"
+        advice += f" VFIO to do without (docs/security.md); {unsafe_mode_advice(sysfs)}"
+        yield Finding(name, "optional", text, advice)
+    yield _huge_pages(machine)
+
+
+def _huge_pages(machine: Machine) -> Finding:
+    """Check for the memory that a device without an IOMMU needs."""
+    name = "huge-pages"
+    counts = (machine.root / "sys/kernel/mm/hugepages").glob("*/nr_hugepages")
+    count = sum(int(path.read_text()) for path in counts)
+    if not count:
+        text = "there are no huge pages: --device pci: needs them where there is no IOMMU"
+        return Finding(name, "optional", text, f"as root: {PAGES_COMMAND}")
+    mounts = machine.root / "proc/self/mountinfo"
+    if not any(mount.type == HUGETLBFS for mount in parse_mounts(mounts.read_bytes())):
+        text = "no hugetlbfs is mounted: --device pci: needs it where there is no IOMMU"
+        return Finding(name, "optional", text, f"as root: {MOUNT_COMMAND}")
+    return Finding(name, "ok", f"{count} huge pages")
 
 
 def _vfio(machine: Machine) -> Finding:

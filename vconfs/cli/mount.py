@@ -29,6 +29,7 @@ from vconfs.cli._privilege_option import (
     starts_program,
 )
 from vconfs.cli._urls import DEVICE_URL
+from vconfs.device.vfio import VfioAddress, needed_capabilities
 from vconfs.errors import PeerAbsentError, VconfsError
 from vconfs.files.rules import Rule, parse_rules
 from vconfs.fuse import inherited_device
@@ -255,9 +256,9 @@ def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path)
     """Drop the privileges that the mount does not need, neither now nor to unmount at its end."""
     mounts = inherited_device(mountpoint) is None
     by_helper = mounts and os.geteuid() != 0
-    needed = {Capability.SYS_ADMIN} if mounts else set()
+    needed = {Capability.SYS_ADMIN} if mounts else set[Capability]()
     if device.startswith("pci:"):
-        needed.add(Capability.IPC_LOCK)  # the device's memory may be more than ulimit -l
+        needed |= needed_capabilities(VfioAddress.parse(device.removeprefix("pci:")))
     drop_unneeded(ports, needed, may_gain=by_helper or starts_program(device))
 
 

@@ -6,6 +6,7 @@ import click
 
 from vconfs.cli.bind import PciAddress
 from vconfs.device import binding
+from vconfs.device.vfio_group import remove_memory
 
 
 @click.command("unbind", short_help="Return a virtio console on PCI to the kernel.")
@@ -17,4 +18,6 @@ def command(address: str) -> None:
     Example:
       vconfs unbind 0000:00:05.0
     """
-    binding.PciFunction(address).unbind()
+    function = binding.PciFunction(address)
+    function.unbind()
+    remove_memory(function)

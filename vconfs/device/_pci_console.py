@@ -12,6 +12,7 @@ from typing import Final, Protocol
 
 import trio
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.errors import VconfsError
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
@@ -36,9 +37,7 @@ class Transport(Protocol):
     too long, raises VconfsError.
     """
 
-    #: Memory that the device can access, and the device's address of its first byte.
-    memory: memoryview
-    base: int
+    memory: DeviceMemory
 
     async def read_config(self, offset: int, size: int) -> int:
         """Read 1, 2 or 4 bytes of the function's config space."""

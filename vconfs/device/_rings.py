@@ -90,6 +90,11 @@ class RingLink(Link):
         found: SlotQueue = self._send[queue] if queue % 2 else self._receive[queue]
         return found.layout
 
+    def base(self, queue: int) -> int:
+        """Return what to add to positions of `queue` for the device's addresses."""
+        found: SlotQueue = self._send[queue] if queue % 2 else self._receive[queue]
+        return found.base
+
     @property
     @override
     def config(self) -> bytes:

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import trio
 from attrs import frozen
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
 
@@ -71,6 +72,7 @@ class SlotQueue:
     ) -> None:
         self.memory = memory
         self.size = spec.memory
+        self.base = base
         self.layout = Layout.at(spec.size, offset)
         memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
@@ -215,30 +217,21 @@ def memory_for(specs: Iterable[QueueSpec]) -> int:
 
 
 def lay_out(
-    memory: memoryview,
-    specs: Mapping[int, QueueSpec],
-    *,
-    base: int = 0,
-    event_idx: bool = False,
+    memory: DeviceMemory, specs: Mapping[int, QueueSpec], *, event_idx: bool = False
 ) -> Iterator[tuple[int, ReceiveQueue | SendQueue]]:
-    """Make queues one after the other in `memory`, and yield each with its number."""
-    offset = 0
-    for number, spec in specs.items():
+    """Make queues in `memory`, which has room for them, and yield each with its number."""
+    places = memory.places(spec.memory for spec in specs.values())
+    for (number, spec), (offset, base) in zip(specs.items(), places, strict=True):
         kind = SendQueue if number % 2 else ReceiveQueue
-        yield number, kind(memory, offset, spec, base, event_idx)
-        offset += spec.memory
+        yield number, kind(memory.view, offset, spec, base, event_idx)
 
 
 async def set_up_queues(
-    memory: memoryview,
-    specs: Mapping[int, QueueSpec],
-    *,
-    base: int = 0,
-    event_idx: bool = False,
+    memory: DeviceMemory, specs: Mapping[int, QueueSpec], *, event_idx: bool = False
 ) -> Queues:
     """Make the queues as `lay_out` does. After each few, other tasks have a turn."""
     queues = {}
-    for number, queue in lay_out(memory, specs, base=base, event_idx=event_idx):
+    for number, queue in lay_out(memory, specs, event_idx=event_idx):
         queues[number] = queue
         if len(queues) % _QUEUES_PER_TURN == 0:
             await trio.lowlevel.checkpoint()

@@ -19,6 +19,10 @@ VFIO_DRIVER: Final = "vfio-pci"
 #: Drivers of functions that may share an IOMMU group with one of VFIO's.
 _HARMLESS: Final = ("", VFIO_DRIVER, "pci-stub", "pcieport")
 
+#: The switch of VFIO's no-IOMMU mode, and the name of a group in that mode.
+_UNSAFE_MODE: Final = "module/vfio/parameters/enable_unsafe_noiommu_mode"
+_UNSAFE_GROUP: Final = "vfio-noiommu"
+
 _ADDRESS: Final = re.compile(
     r"(?:([0-9a-f]{4}):)?([0-9a-f]{2}):([01][0-9a-f])\.([0-7])", re.IGNORECASE
 )
@@ -57,17 +61,32 @@ class PciFunction:
         return _link_name(self._path / "driver")
 
     @property
+    def has_iommu(self) -> bool:
+        """True if an IOMMU translates the function's accesses to memory."""
+        return not lacks_iommu(self.address, self._sysfs)
+
+    @property
     def group(self) -> str:
-        """The function's IOMMU group. Raise VconfsError if it has no IOMMU."""
-        group = _link_name(self._path / "iommu_group")
-        if not group:
+        """The name of the function's group below /dev/vfio, or an empty text if it has none.
+
+        Without an IOMMU, it has one while it is bound to VFIO.
+        """
+        number = _link_name(self._path / "iommu_group")
+        return number if self.has_iommu or not number else f"noiommu-{number}"
+
+    def check_iommu(self) -> None:
+        """Raise VconfsError if VFIO cannot use the function because it has no IOMMU."""
+        if not self.has_iommu and not is_unsafe_mode_on(self._sysfs):
             raise VconfsError(
-                f"{self.address} has no IOMMU: boot with intel_iommu=on, or give the machine one"
+                f"{self.address} has no IOMMU: boot with intel_iommu=on, give the machine one, or"
+                f" allow VFIO to do without (docs/security.md); {unsafe_mode_advice(self._sysfs)}"
             )
-        return group
 
     def check_group(self) -> None:
         """Raise VconfsError if a driver other than VFIO's uses a function of the IOMMU group."""
+        self.check_iommu()
+        if not self.has_iommu:
+            return
         devices = self._sysfs / "kernel/iommu_groups" / self.group / "devices"
         others = sorted(path.name for path in devices.iterdir() if path.name != self.address)
         drivers = {other: PciFunction(other, self._sysfs).driver for other in others}
@@ -124,6 +143,33 @@ def bound(function: PciFunction) -> Iterator[None]:
         yield
     finally:
         function.unbind()
+
+
+def lacks_iommu(address: str, sysfs: Path | None = None) -> bool:
+    """True if no IOMMU translates the accesses of that PCI function to memory."""
+    group = (sysfs or SYSFS) / "bus/pci/devices" / address / "iommu_group"
+    return not group.exists() or not is_isolated(group)
+
+
+def is_isolated(group: Path) -> bool:
+    """True if a folder of sysfs is an IOMMU's group, and not one that VFIO made without one."""
+    name = group / "name"
+    return not name.exists() or name.read_text().strip() != _UNSAFE_GROUP
+
+
+def is_unsafe_mode_on(sysfs: Path) -> bool:
+    """True if VFIO drives functions that have no IOMMU (its no-IOMMU mode)."""
+    switch = sysfs / _UNSAFE_MODE
+    return switch.exists() and switch.read_text().strip() == "Y"
+
+
+def unsafe_mode_advice(sysfs: Path) -> str:
+    """Return how to turn VFIO's no-IOMMU mode on."""
+    if (sysfs / _UNSAFE_MODE).exists():
+        return f"as root: echo Y >{SYSFS / _UNSAFE_MODE}"
+    if (sysfs / "module/vfio").exists():
+        return "with a kernel that has CONFIG_VFIO_NOIOMMU, or use --device kernel"
+    return "as root: modprobe vfio enable_unsafe_noiommu_mode=1"
 
 
 def candidates(sysfs: Path | None = None) -> list[str]:

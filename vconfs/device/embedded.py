@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, memory_for, set_up_queues
@@ -81,7 +82,7 @@ async def open_embedded(
     view = memoryview(mmap.mmap(-1, memory_for(specs.values())))
     kicks, calls = doorbells or (Doorbell(), Doorbell())
     driver_link = RingLink(
-        await set_up_queues(view, specs),
+        await set_up_queues(DeviceMemory.at(view), specs),
         features=spoken.features,
         kick=kicks.ring,
         read_config=lambda: host_end.config(host.port_count, *host.size),

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device._pci_console import CONFIG_SIZE, PciConsole, Transport
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, memory_for, set_up_queues
@@ -70,13 +71,13 @@ class _Running:
         offered = await device.get(Common.NUM_QUEUES)
         if count > offered:
             raise RemoteProtocolError(f"num_queues is {offered}, and {count} are needed")
-        if count * _QUEUE_MIN > len(transport.memory):
-            raise _too_little(len(transport.memory), count)
+        if count * _QUEUE_MIN > transport.memory.size:
+            raise transport.memory.too_little(count)
         sizes = [await device.queue_size(queue) for queue in range(count)]
-        specs = plan_queues(sizes, self.features, len(transport.memory))
+        specs = plan_queues(sizes, self.features, transport.memory)
         event_idx = bool(self.features & F_EVENT_IDX)
         self.link = RingLink(
-            await set_up_queues(transport.memory, specs, base=transport.base, event_idx=event_idx),
+            await set_up_queues(transport.memory, specs, event_idx=event_idx),
             features=self.features,
             kick=device.kick,
             read_config=lambda: self._config,
@@ -88,7 +89,7 @@ class _Running:
         await in_portions(self._set_up_queue, self._queues)
 
     def _set_up_queue(self, queue: int) -> None:
-        self._device.set_up_queue(queue, self.link.layout(queue), self._transport.base)
+        self._device.set_up_queue(queue, self.link.layout(queue), self.link.base(queue))
 
     async def _share_vectors(self) -> None:
         """Divide the vectors among the queues; use fewer, or the line, if some are refused."""
@@ -216,22 +217,25 @@ def _queue_count(features: int, config: bytes) -> int:
     return 2 * ports + 2
 
 
-def plan_queues(sizes: list[int], features: int, memory: int) -> dict[int, QueueSpec]:
+def plan_queues(sizes: list[int], features: int, memory: DeviceMemory) -> dict[int, QueueSpec]:
     """Divide the memory among the queues. Raise VconfsError if it is too little.
 
     `sizes` are the most descriptors that each queue may have.
     """
     control = (2, 3) if features & virtio1.F_MULTIPORT else ()
     controls = {n: QueueSpec(min(sizes[n], _CONTROL.size), _CONTROL.slot_size) for n in control}
-    left = memory - memory_for(controls.values())
+    left = memory.size - memory_for(controls.values())
     # Most queues are alike, and there can be 65534 of them.
     kinds = [(queue % 2, size) for queue, size in enumerate(sizes)]
     count = Counter(kinds) - Counter(kinds[queue] for queue in control)
     for shape in _SHAPES:
         spec_of = {kind: _port_queue(shape, features, *kind) for kind in count}
-        if sum(spec_of[kind].memory * times for kind, times in count.items()) <= left:
-            return {n: controls.get(n) or spec_of[kind] for n, kind in enumerate(kinds)}
-    raise _too_little(memory, len(sizes))
+        if sum(spec_of[kind].memory * times for kind, times in count.items()) > left:
+            continue
+        specs = {n: controls.get(n) or spec_of[kind] for n, kind in enumerate(kinds)}
+        if len(memory.runs) == 1 or memory.has_room([spec.memory for spec in specs.values()]):
+            return specs
+    raise memory.too_little(len(sizes))
 
 
 def _port_queue(shape: tuple[int, int, int], features: int, sends: int, size: int) -> QueueSpec:
@@ -241,7 +245,3 @@ def _port_queue(shape: tuple[int, int, int], features: int, sends: int, size: in
     slots = min(send, size)
     parts = max(1, slots // 2) if features & F_INDIRECT_DESC else 1
     return QueueSpec(min(size, 128), send_size, slots, parts, shared=False)
-
-
-def _too_little(memory: int, queues: int) -> VconfsError:
-    return VconfsError(f"{memory >> 20} MiB of memory are not enough for {queues} queues")

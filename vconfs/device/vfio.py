@@ -1,27 +1,32 @@
-"""A real virtio console of this machine, through VFIO (linux/vfio.h, type1v2 containers).
+"""A real virtio console of this machine, through VFIO (linux/vfio.h).
 
 The function is bound to the kernel's driver vfio-pci, which lets us access its config space and
-BARs. The IOMMU lets the device access our memory, and nothing else. Interrupts come as eventfds.
+BARs. Interrupts come as eventfds. An IOMMU lets the device access our memory, and nothing else.
+
+Most guests of hypervisors have no IOMMU. There, root can use VFIO's no-IOMMU mode, with memory of
+huge pages: the device gets physical addresses, and could access all memory of the machine.
+docs/security.md says what that means, docs/howto/qemu.md how to set it up.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import fcntl
 import mmap
 import os
 import struct
 from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack, asynccontextmanager, suppress
-from pathlib import Path
 from typing import Final
 
 import trio
 from attrs import frozen
 
-from vconfs.device.binding import VFIO_DRIVER, PciFunction, bound, parse_address
+from vconfs.device import binding
+from vconfs.device._device_memory import DeviceMemory
+from vconfs.device.binding import PciFunction, bound, parse_address
 from vconfs.device.pci import open_pci
+from vconfs.device.vfio_group import open_function, request
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
 from vconfs.link.notifications import Notices
@@ -29,51 +34,24 @@ from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.system.descriptors import owned
+from vconfs.system.privileges import Capability
 
-_VFIO: Final = Path("/dev/vfio")
+_GET_REGION_INFO: Final = request(8)
+_GET_IRQ_INFO: Final = request(9)
+_SET_IRQS: Final = request(10)
 
-
-def _request(number: int) -> int:
-    return 0x3B00 | 100 + number
-
-
-_GET_API_VERSION: Final = _request(0)
-_CHECK_EXTENSION: Final = _request(1)
-_SET_IOMMU: Final = _request(2)
-_GROUP_GET_STATUS: Final = _request(3)
-_GROUP_SET_CONTAINER: Final = _request(4)
-_GROUP_GET_DEVICE_FD: Final = _request(6)
-_GET_REGION_INFO: Final = _request(8)
-_GET_IRQ_INFO: Final = _request(9)
-_SET_IRQS: Final = _request(10)
-_MAP_DMA: Final = _request(13)
-
-_TYPE1V2: Final = 3
-_GROUP_VIABLE: Final = 1
-_MAP_READ_WRITE: Final = 3
 _REGION_MMAP: Final = 4
 _CONFIG_REGION: Final = 7
 _IRQ_INTX, _IRQ_MSIX, _IRQ_REQUEST = 0, 2, 4
 _IRQ_DATA_NONE, _IRQ_DATA_EVENTFD = 1, 4
 _IRQ_UNMASK, _IRQ_TRIGGER = 16, 32
 
-_GROUP_STATUS: Final = struct.Struct("=II")  # argsz, flags
 _REGION_INFO: Final = struct.Struct("=IIIIQQ")  # argsz, flags, index, cap offset, size, offset
 _IRQ_INFO: Final = struct.Struct("=IIII")  # argsz, flags, index, count
 _IRQ_SET: Final = struct.Struct("=IIIII")  # argsz, flags, index, start, count; the data follow
-_DMA_MAP: Final = struct.Struct("=IIQQQ")  # argsz, flags, our address, device address, size
 
-#: The device sees our memory from here on; x86 has its interrupt window further up.
-_DMA_BASE: Final = 0x10000000
-_DMA_SIZE: Final = 64 << 20
 #: The most vectors that are requested.
 _VECTORS_MAX: Final = 64
-#: Hints for a file below /dev/vfio that cannot be opened.
-_HINTS: Final = {
-    errno.EACCES: ": root can give it to a user by chown",
-    errno.EBUSY: ": another program uses it",
-    errno.ENOENT: ": is the module vfio-pci loaded?",
-}
 _LINE: Final = -1
 _REQUEST: Final = -2
 
@@ -81,9 +59,8 @@ _REQUEST: Final = -2
 class VfioTransport:
     """The way to one PCI function behind VFIO."""
 
-    def __init__(self, device: int, memory: memoryview, stack: ExitStack) -> None:
+    def __init__(self, device: int, memory: DeviceMemory, stack: ExitStack) -> None:
         self.memory = memory
-        self.base = _DMA_BASE
         self._device = device
         self._stack = stack
         self._regions: dict[int, int] = {}
@@ -247,6 +224,14 @@ class VfioAddress:
         return cls(parse_address(address), resize_rows_first(options))
 
 
+def needed_capabilities(address: VfioAddress) -> AbstractSet[Capability]:
+    """Return the capabilities that root needs to open the console, at any time."""
+    if binding.lacks_iommu(address.pci):
+        # For VFIO's no-IOMMU mode, and to find the physical addresses of memory.
+        return {Capability.SYS_RAWIO, Capability.SYS_ADMIN}
+    return {Capability.IPC_LOCK}  # the device's memory may be more than ulimit -l
+
+
 @asynccontextmanager
 async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     """Drive the virtio console at a PCI address, which must be bound to vfio-pci.
@@ -255,7 +240,7 @@ async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     """
     function = PciFunction(address.pci)
     with ExitStack() as stack:
-        transport = _open_transport(function, stack)
+        transport = VfioTransport(*open_function(function, stack), stack)
         rows_first = address.resize_rows_first
         async with open_pci(transport, resize_rows_first=rows_first) as device:
             yield device
@@ -267,63 +252,3 @@ async def open_bound_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     with bound(PciFunction(address.pci)):
         async with open_vfio(address) as device:
             yield device
-
-
-def _open_transport(function: PciFunction, stack: ExitStack) -> VfioTransport:
-    function.check_console()
-    group_name = function.group
-    if function.driver != VFIO_DRIVER:
-        owner = function.driver or "no driver"
-        raise VconfsError(
-            f"{function.address} belongs to {owner}, not to {VFIO_DRIVER}:"
-            f" use --bind, or `vconfs bind {function.address}`"
-        )
-    container = _open(_VFIO / "vfio", stack)
-    group = _open(_VFIO / group_name, stack)
-    try:
-        _join(container, group, function)
-        name = bytearray(function.address.encode() + b"\0")
-        device = fcntl.ioctl(group, _GROUP_GET_DEVICE_FD, name)
-    except OSError as error:
-        raise VconfsError(f"cannot open {function.address} by VFIO: {error.strerror}") from None
-    stack.enter_context(owned(device))
-    return VfioTransport(device, _map_memory(container, stack), stack)
-
-
-def _open(path: Path, stack: ExitStack) -> int:
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        hint = _HINTS.get(error.errno or 0, "")
-        raise VconfsError(f"cannot open {path}: {error.strerror}{hint}") from None
-    return stack.enter_context(owned(descriptor))
-
-
-def _join(container: int, group: int, function: PciFunction) -> None:
-    if fcntl.ioctl(container, _GET_API_VERSION) != 0:
-        raise VconfsError("the kernel has another version of VFIO")
-    if not fcntl.ioctl(container, _CHECK_EXTENSION, _TYPE1V2):
-        raise VconfsError("the kernel's VFIO has no type1v2 IOMMU")
-    status = bytearray(_GROUP_STATUS.pack(_GROUP_STATUS.size, 0))
-    fcntl.ioctl(group, _GROUP_GET_STATUS, status)
-    if not _GROUP_STATUS.unpack(status)[1] & _GROUP_VIABLE:
-        function.check_group()
-        raise VconfsError(f"the IOMMU group of {function.address} is not viable")
-    fcntl.ioctl(group, _GROUP_SET_CONTAINER, struct.pack("=i", container))
-    fcntl.ioctl(container, _SET_IOMMU, _TYPE1V2)
-
-
-def _map_memory(container: int, stack: ExitStack) -> memoryview:
-    """Return memory that the device can access at _DMA_BASE; its pages are freed at the end."""
-    memory = mmap.mmap(-1, _DMA_SIZE)
-    address = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    request = _DMA_MAP.pack(_DMA_MAP.size, _MAP_READ_WRITE, address, _DMA_BASE, _DMA_SIZE)
-    try:
-        fcntl.ioctl(container, _MAP_DMA, request)
-    except OSError as error:
-        hint = " (see ulimit -l)" if error.errno == errno.ENOMEM else ""
-        raise VconfsError(
-            f"cannot give the device {_DMA_SIZE >> 20} MiB of memory: {error.strerror}{hint}"
-        ) from None
-    stack.callback(memory.madvise, mmap.MADV_DONTNEED)
-    return memoryview(memory)

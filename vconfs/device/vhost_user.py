@@ -17,6 +17,7 @@ from typing import Final
 
 import trio
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device._queue_shapes import queue_specs
 from vconfs.device._remote_backend import RemoteBackend
 from vconfs.device._rings import RingLink
@@ -129,7 +130,7 @@ class _Running:
         back_end, memory = self._back_end, memoryview(mmap.mmap(self._memory, self._size))
         event_idx = bool(back_end.features & F_EVENT_IDX)
         return RingLink(
-            await set_up_queues(memory, self._specs, base=_BASE, event_idx=event_idx),
+            await set_up_queues(DeviceMemory.at(memory, _BASE), self._specs, event_idx=event_idx),
             features=back_end.features,
             kick=lambda queue: self._bells[queue].ring(),
             read_config=lambda: back_end.config,

@@ -43,6 +43,7 @@ class Capability(IntEnum):
     NET_BIND_SERVICE = 10
     NET_ADMIN = 12
     IPC_LOCK = 14
+    SYS_RAWIO = 17
     SYS_ADMIN = 21
     SYS_RESOURCE = 24
 

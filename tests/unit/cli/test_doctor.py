@@ -60,6 +60,31 @@ def test_a_machine_that_has_everything(machine: Machine) -> None:
 Change = Callable[[Machine], Machine]
 
 
+def bare(mode: str = "", pages: int = 0, mounts: str = "") -> Change:
+    """A machine without an IOMMU, with VFIO's no-IOMMU mode Y, N, or not there."""
+    writes = {
+        "sys/module/vfio/parameters/enable_unsafe_noiommu_mode": mode,
+        "sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages": str(pages),
+        "proc/self/mountinfo": mounts,
+        "sys/kernel/iommu_groups/7/name": "vfio-noiommu\n" if mode == "Y" else "",
+    }
+
+    def change(machine: Machine) -> Machine:
+        if mode != "Y":
+            (machine.root / "sys/kernel/iommu_groups/7").rename(machine.root / "gone")
+        for name, text in writes.items():
+            if text:
+                (machine.root / name).parent.mkdir(parents=True, exist_ok=True)
+                (machine.root / name).write_text(text)
+        return machine
+
+    return change
+
+
+HUGETLBFS = "30 25 0:27 / /dev/hugepages rw shared:15 - hugetlbfs none rw,pagesize=2M\n"
+PROC = "30 25 0:27 / /proc rw - proc none rw\n"
+
+
 def without(path: str) -> Change:
     """A machine that has not got this."""
 
@@ -123,6 +148,16 @@ def being(**fields: object) -> Change:
         ),
         (without("sys/kernel/iommu_groups/7"), "iommu", "optional", "no IOMMU", "intel_iommu=on"),
         (without("sys/kernel/iommu_groups"), "iommu", "optional", "no IOMMU", "intel_iommu=on"),
+        (bare(), "iommu", "optional", "no IOMMU", "modprobe vfio enable_unsafe_noiommu_mode=1"),
+        (bare("N"), "iommu", "optional", "no IOMMU", "; as root: echo Y >/sys/module/vfio/param"),
+        (bare("Y"), "iommu", "ok", "there is no IOMMU, and VFIO does without", ""),
+        (bare(), "huge-pages", "optional", "no huge pages", "echo 32 >/proc/sys/vm/nr_hugepages"),
+        (
+            bare("Y", 32, PROC),
+            *("huge-pages", "optional", "no hugetlbfs is mounted"),
+            "mount -t hugetlbfs none /dev/hugepages",
+        ),
+        (bare("Y", 32, HUGETLBFS), "huge-pages", "ok", "32 huge pages", ""),
         (
             without("sys/bus/pci/drivers/vfio-pci"),
             *("vfio", "optional", "no VFIO driver", "modprobe vfio-pci"),

@@ -84,7 +84,9 @@ class FakeConsole(FakeFunction):
 
     def _go(self) -> None:
         features = self._accepted[0] | self._accepted[1] << 32
-        memory = GuestMemory([(self.base, self.memory)])
+        memory = GuestMemory(
+            [(run.address, self.view[run.offset :][: run.size]) for run in self.memory.runs]
+        )
         self._end = self._make_end(features)
         self.rings = {
             queue: DeviceQueue(memory, self._layout(queue), event_idx=bool(features & F_EVENT_IDX))

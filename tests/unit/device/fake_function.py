@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import trio
 
 from tests.unit.protocol.test_virtio_pci import BARS, REAL
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.errors import VconfsError
 from vconfs.protocol.virtio_pci import Common, Msix, Register
 
@@ -19,8 +20,9 @@ class FakeFunction:
     """A console's registers, as QEMU has them, with `vectors` MSI-X vectors."""
 
     def __init__(self, *, ports: int = 2, vectors: int = 0) -> None:
-        self.memory = memoryview(bytearray(8 << 20))
+        self.view = memoryview(bytearray(8 << 20))
         self.base = 1 << 40
+        self.memory = DeviceMemory.at(self.view, self.base)
         self.vectors = vectors
         self.function = REAL
         self.bars: Mapping[int, int] = BARS

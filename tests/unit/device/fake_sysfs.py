@@ -24,6 +24,21 @@ def make_sysfs(folder: Path) -> Path:
     return folder
 
 
+def take_iommu_away(sysfs: Path, *, mode: str = "") -> None:
+    """Have the console lack an IOMMU, and VFIO's no-IOMMU mode be Y, N, or not be there."""
+    link = sysfs / "bus/pci/devices" / CONSOLE / "iommu_group"
+    group = link.resolve()
+    if mode == "Y" and (sysfs / "bus/pci/devices" / CONSOLE / "driver").exists():
+        (group / "devices" / OTHER).unlink()
+        (group / "name").write_text("vfio-noiommu\n")  # VFIO has made it
+    else:
+        link.unlink()
+    if mode:
+        switch = sysfs / "module/vfio/parameters/enable_unsafe_noiommu_mode"
+        switch.parent.mkdir(parents=True)
+        switch.write_text(f"{mode}\n")
+
+
 def give(sysfs: Path, address: str, driver: str) -> None:
     """Do what the kernel does when a driver takes a function."""
     home = sysfs / "bus/pci/drivers" / driver

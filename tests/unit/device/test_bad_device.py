@@ -41,7 +41,7 @@ class Scene:
         return self.fake.words[queue, register]
 
     def poke(self, at: int, form: str, value: int) -> None:
-        struct.pack_into("<" + form, self.fake.memory, at, value)
+        struct.pack_into("<" + form, self.fake.view, at, value)
 
     def index(self, queue: int) -> int:
         """The used index of a queue as the device has it."""
@@ -152,7 +152,7 @@ def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
         for queue, used, offset, value in pokes:
             if not used:
                 offset %= 2 * SIZE + 6
-            scene.fake.memory[scene.ring(queue, used=used) + offset] = value
+            scene.fake.view[scene.ring(queue, used=used) + offset] = value
             puppet.port.send_nowait(b"hello")
             if not scene.driver.stopped.is_set():
                 with suppress(trio.WouldBlock):  # the device turns out to be lost

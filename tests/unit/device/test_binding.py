@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.device.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
+from tests.unit.device.fake_sysfs import CONSOLE, OTHER, give, make_sysfs, take_iommu_away
 from vconfs.cli import main
 from vconfs.device import binding
 from vconfs.device.binding import PciFunction, bound, candidates, parse_address
@@ -72,10 +72,39 @@ def test_the_group_and_its_neighbours(sysfs: Path) -> None:
         function.check_group()
 
 
-def test_no_iommu(sysfs: Path) -> None:
-    (sysfs / "bus/pci/devices" / CONSOLE / "iommu_group").unlink()
-    with pytest.raises(VconfsError, match="has no IOMMU: boot with intel_iommu=on"):
+@pytest.mark.parametrize(
+    ("mode", "has_vfio", "advice"),
+    [
+        ("", False, "as root: modprobe vfio enable_unsafe_noiommu_mode=1"),
+        ("", True, "with a kernel that has CONFIG_VFIO_NOIOMMU, or use --device kernel"),
+        ("N", True, "as root: echo Y >/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"),
+    ],
+)
+def test_no_iommu(sysfs: Path, mode: str, has_vfio: bool, advice: str) -> None:
+    if has_vfio:
+        (sysfs / "module/vfio").mkdir(parents=True)
+    take_iommu_away(sysfs, mode=mode)
+    with pytest.raises(VconfsError, match="has no IOMMU: boot with intel_iommu=on") as caught:
         PciFunction(CONSOLE, sysfs).check_group()
+    assert str(caught.value).endswith(f"; {advice}")
+
+
+def test_no_iommu_and_a_vfio_that_does_without(sysfs: Path) -> None:
+    take_iommu_away(sysfs, mode="Y")
+    function = PciFunction(CONSOLE, sysfs)
+    function.check_group()
+    assert not function.has_iommu
+    assert function.group == ""  # until VFIO has the function
+
+
+def test_the_group_of_a_function_that_vfio_has_without_an_iommu(sysfs: Path) -> None:
+    give(sysfs, CONSOLE, "vfio-pci")
+    assert PciFunction(CONSOLE, sysfs).has_iommu
+    take_iommu_away(sysfs, mode="Y")
+    function = PciFunction(CONSOLE, sysfs)
+    function.check_group()
+    assert not function.has_iommu
+    assert function.group == "noiommu-3"
 
 
 @pytest.mark.parametrize("trouble", ["no IOMMU", "not viable", "not a virtio console"])

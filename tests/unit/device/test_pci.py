@@ -11,6 +11,7 @@ import trio.testing
 
 from tests.unit.device.fake_function import FakeFunction
 from tests.unit.protocol.test_virtio_pci import REAL
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device.pci import open_pci, plan_queues
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import Driver, drive
@@ -42,7 +43,7 @@ async def test_a_device_is_set_up_and_reset_at_the_end() -> None:
         for queue in range(6):
             address = fake.words[queue, Common.QUEUE_DESC_LOW]
             assert fake.words[queue, Common.QUEUE_DESC_HIGH] == fake.base >> 32
-            assert address < len(fake.memory)
+            assert address < len(fake.view)
     assert fake.statuses[-1] == 0
     assert fake.status == 0
 
@@ -79,7 +80,11 @@ async def test_features_that_the_device_then_refuses() -> None:
         ("generation_step", 1, "changes all the time"),
         ("config", bytes(8), "max_nr_ports 0"),
         ("config", b"\xff" * 8, "max_nr_ports 4294967295"),
-        ("memory", memoryview(bytearray(1 << 16)), "0 MiB of memory are not enough for 6 queues"),
+        (
+            "memory",
+            DeviceMemory.at(memoryview(bytearray(1 << 16))),
+            "0 MiB of memory are not enough for 6 queues",
+        ),
     ],
 )
 async def test_a_device_that_is_refused(field: str, value: object, message: str) -> None:
@@ -174,7 +179,7 @@ async def test_a_ring_that_breaks_the_rules(vectors: int) -> None:
     fake = FakeFunction(vectors=vectors)
     async with driven(fake) as driver:
         at = fake.words[2, Common.QUEUE_DEVICE_LOW]
-        fake.memory[at + 2 : at + 4] = b"\xff\xff"
+        fake.view[at + 2 : at + 4] = b"\xff\xff"
         fake.isr = 1
         fake.interrupt(min(1, vectors - 1) if vectors else None)
         await driver.stopped.wait()
@@ -209,6 +214,7 @@ async def interrupt_for_ever(fake: FakeFunction) -> None:
 
 @pytest.mark.parametrize(("ports", "memory"), [(1, 4 << 20), (31, 63 << 20), (511, 63 << 20)])
 def test_the_memory_is_shared_out(ports: int, memory: int) -> None:
-    specs = plan_queues([128] * (2 * ports + 2), F_MULTIPORT, memory)
+    whole = DeviceMemory.at(memoryview(bytes(memory)))
+    specs = plan_queues([128] * (2 * ports + 2), F_MULTIPORT, whole)
     assert len(specs) == 2 * ports + 2
     assert sum(spec.memory for spec in specs.values()) <= memory

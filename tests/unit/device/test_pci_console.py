@@ -399,7 +399,7 @@ async def test_a_reader_finds_that_the_ring_is_broken() -> None:
         puppet.port.send_nowait(bytes(60_000))
         await settled(lambda: port.queued > 0)
         at = fake.words[0, Common.QUEUE_DEVICE_LOW]
-        fake.memory[at + 2 : at + 4] = b"\xff\xff"
+        fake.view[at + 2 : at + 4] = b"\xff\xff"
         got = 0
         while piece := taken(port.read_nowait(1000)):
             got += len(piece)

@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.device._device_memory import DeviceMemory, Run
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
@@ -40,6 +41,11 @@ class Owner:
     def left(self) -> None: ...
 
 
+def of_size(size: int) -> DeviceMemory:
+    """Return memory to plan with."""
+    return DeviceMemory(memoryview(b""), [Run(0, size, 0)])
+
+
 class Ends:
     """A link and the device's side of its rings."""
 
@@ -55,7 +61,7 @@ class Ends:
         self.kicks: list[int] = []
         self.interrupts = 0
         self.link = RingLink(
-            dict(lay_out(self.memory, specs, base=BASE, event_idx=event_idx)),
+            dict(lay_out(DeviceMemory.at(self.memory, BASE), specs, event_idx=event_idx)),
             features=0,
             kick=self.kicks.append,
             read_config=bytes,
@@ -138,7 +144,7 @@ async def test_other_tasks_run_while_many_queues_are_set_up() -> None:
                 await trio.lowlevel.checkpoint()
                 turns[0] += 1
 
-        queues = await set_up_queues(memory, MANY)
+        queues = await set_up_queues(DeviceMemory.at(memory), MANY)
         nursery.cancel_scope.cancel()
     assert turns[0] >= len(MANY) // 16
     assert list(queues) == list(MANY)
@@ -188,7 +194,7 @@ async def test_a_link_that_was_closed_handles_no_more_interrupts() -> None:
 def test_the_most_queues_are_planned_at_once() -> None:
     """There is a handful of shapes, however many queues there are."""
     begun = time.process_time()
-    specs = plan_queues([1024] * 65534, 2, 2 << 30)
+    specs = plan_queues([1024] * 65534, 2, of_size(2 << 30))
     assert time.process_time() - begun < 0.5  # it took 1.6 s when each had a shape of its own
     assert memory_for(specs.values()) <= 2 << 30
 
@@ -293,14 +299,14 @@ def test_buffers_of_several_slots_are_used_in_any_order() -> None:
 @pytest.mark.parametrize("size", [1, 2, 8, 128])
 @pytest.mark.parametrize("features", [2, 2 | 1 << 28])
 def test_no_buffer_has_more_parts_than_the_queue_has_descriptors(size: int, features: int) -> None:
-    specs = plan_queues([size] * 6, features, 63 << 20)
+    specs = plan_queues([size] * 6, features, of_size(63 << 20))
     for queue in (1, 5):
         assert 1 <= specs[queue].parts <= max(1, specs[queue].size // 2)
         assert (specs[queue].parts > 1) == bool(features & 1 << 28 and size > 2)
 
 
 def test_small_queues_are_used_whole() -> None:
-    specs = plan_queues([2, 2, 1, 1, 4, 4], 2, 1 << 20)
+    specs = plan_queues([2, 2, 1, 1, 4, 4], 2, of_size(1 << 20))
     assert [spec.size for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
     assert [spec.buffers for spec in specs.values()] == [2, 2, 1, 1, 4, 4]
 

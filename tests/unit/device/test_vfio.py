@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import mmap
 import os
 import struct
 from collections.abc import Callable, Iterator
@@ -15,14 +16,20 @@ import pytest
 import trio
 import trio.testing
 
-from tests.unit.device.fake_sysfs import CONSOLE, OTHER, give, make_sysfs
+from tests.unit.device.fake_sysfs import CONSOLE, OTHER, give, make_sysfs, take_iommu_away
 from tests.unit.protocol.test_virtio_pci import REAL
-from vconfs.device import binding, vfio
-from vconfs.device.vfio import VfioAddress, VfioTransport, open_vfio
+from vconfs.device import binding, vfio, vfio_group
+from vconfs.device._device_memory import DeviceMemory
+from vconfs.device.binding import PciFunction
+from vconfs.device.vfio import VfioAddress, VfioTransport, needed_capabilities, open_vfio
+from vconfs.device.vfio_group import open_function, remove_memory
 from vconfs.errors import VconfsError
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.virtio_pci import Msix, Region
+from vconfs.system import huge_pages
+from vconfs.system.mountinfo import Mounted
+from vconfs.system.privileges import Capability
 
 REGION = 1 << 16  # region N of the device begins here in the file, times N
 CONFIG = 7
@@ -38,23 +45,27 @@ class Kernel:
         self.most_vectors = 64
         self.eventfds: dict[int, list[int]] = {}
         self.unmasked = 0
-        self.version, self.type1v2, self.viable = 0, 1, 1
-        self.device = -1
+        self.version, self.viable = 0, 1
+        self.kind = 3  # of IOMMU: type1v2
+        self.device = self.opened = -1
         self.refused: dict[int, int] = {}  # request -> errno
 
     def ioctl(self, fd: int, request: int, argument: Any = None) -> int:
         if request in self.refused:
             raise OSError(self.refused[request], os.strerror(self.refused[request]))
         match request:
-            case vfio._GET_API_VERSION:
+            case vfio_group._GET_API_VERSION:
                 return self.version
-            case vfio._CHECK_EXTENSION:
-                return self.type1v2
-            case vfio._GROUP_GET_STATUS:
+            case vfio_group._CHECK_EXTENSION:
+                return int(argument == self.kind)
+            case vfio_group._SET_IOMMU:
+                assert argument == self.kind
+            case vfio_group._GROUP_GET_STATUS:
                 struct.pack_into("=I", argument, 4, self.viable)
-            case vfio._GROUP_GET_DEVICE_FD:
+            case vfio_group._GROUP_GET_DEVICE_FD:
                 assert bytes(argument) == CONSOLE.encode() + b"\0"
-                return os.dup(self.device)
+                self.opened = os.dup(self.device)
+                return self.opened
             case vfio._GET_REGION_INFO:
                 index = struct.unpack_from("=I", argument, 8)[0]
                 if index not in self.regions:
@@ -103,7 +114,7 @@ def device(tmp_path: Path) -> Iterator[int]:
 @pytest.fixture
 def transport(kernel: Kernel, device: int) -> Iterator[VfioTransport]:
     with ExitStack() as stack:
-        yield VfioTransport(device, memoryview(bytearray(4096)), stack)
+        yield VfioTransport(device, DeviceMemory.at(memoryview(bytearray(4096))), stack)
 
 
 async def test_config_space_and_bars(kernel: Kernel, device: int, transport: VfioTransport) -> None:
@@ -194,7 +205,7 @@ def test_nothing_is_left_open(kernel: Kernel, device: int) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with ExitStack() as stack:
-            transport = VfioTransport(device, memoryview(b""), stack)
+            transport = VfioTransport(device, DeviceMemory.at(memoryview(b"")), stack)
             trio.run(transport.bar_sizes)
             trio.run(transport.enable_vectors, MSIX)
     assert len(os.listdir("/proc/self/fd")) == before
@@ -224,7 +235,7 @@ def machine(tmp_path: Path, kernel: Kernel, device: int, monkeypatch: pytest.Mon
     for name in ("vfio", "3"):
         (nodes / name).write_bytes(b"")
     monkeypatch.setattr(binding, "SYSFS", sysfs)
-    monkeypatch.setattr(vfio, "_VFIO", nodes)
+    monkeypatch.setattr(vfio_group, "_VFIO", nodes)
     kernel.device = device
     return sysfs
 
@@ -277,7 +288,7 @@ async def test_another_driver_has_it(machine: Path, driver: str, owner: str) -> 
 async def test_a_node_that_cannot_be_opened(
     machine: Path, name: str, code: int, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, open_ = vfio._VFIO / name, os.open
+    path, open_ = vfio_group._VFIO / name, os.open
 
     def refuse(wanted: Path | str, flags: int, mode: int = 0o777) -> int:
         if wanted == path:
@@ -289,15 +300,18 @@ async def test_a_node_that_cannot_be_opened(
 
 
 async def test_the_kernel_has_another_vfio(machine: Path, kernel: Kernel) -> None:
-    kernel.type1v2 = 0
+    kernel.kind = 8
     assert await refusal() == "the kernel's VFIO has no type1v2 IOMMU"
     kernel.version = 1
     assert await refusal() == "the kernel has another version of VFIO"
 
 
 async def test_no_iommu(machine: Path) -> None:
-    (machine / "bus/pci/devices" / CONSOLE / "iommu_group").unlink()
-    assert (await refusal()).startswith("0000:00:05.0 has no IOMMU: boot with intel_iommu=on")
+    take_iommu_away(machine, mode="N")
+    message = await refusal()
+    assert message.startswith("0000:00:05.0 has no IOMMU: boot with intel_iommu=on")
+    switch = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+    assert message.endswith(f"; as root: echo Y >{machine}{switch.removeprefix('/sys')}")
 
 
 async def test_a_group_that_is_not_viable(machine: Path, kernel: Kernel) -> None:
@@ -311,27 +325,27 @@ async def test_a_group_that_is_not_viable(machine: Path, kernel: Kernel) -> None
     ("request_number", "code", "message"),
     [
         (
-            vfio._MAP_DMA,
+            vfio_group._MAP_DMA,
             errno.ENOMEM,
             "cannot give the device 64 MiB of memory: Cannot allocate memory (see ulimit -l)",
         ),
         (
-            vfio._MAP_DMA,
+            vfio_group._MAP_DMA,
             errno.EEXIST,
             "cannot give the device 64 MiB of memory: File exists",
         ),
         (
-            vfio._GROUP_SET_CONTAINER,
+            vfio_group._GROUP_SET_CONTAINER,
             errno.EPERM,
             "cannot open 0000:00:05.0 by VFIO: Operation not permitted",
         ),
         (
-            vfio._SET_IOMMU,
+            vfio_group._SET_IOMMU,
             errno.ENODEV,
             "cannot open 0000:00:05.0 by VFIO: No such device",
         ),
         (
-            vfio._GROUP_GET_DEVICE_FD,
+            vfio_group._GROUP_GET_DEVICE_FD,
             errno.EBUSY,
             "cannot open 0000:00:05.0 by VFIO: Device or resource busy",
         ),
@@ -342,3 +356,92 @@ async def test_a_request_that_the_kernel_refuses(
 ) -> None:
     kernel.refused = {request_number: code}
     assert await refusal() == message
+
+
+# --- without an IOMMU ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def bare(machine: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That machine without an IOMMU, and with VFIO's no-IOMMU mode. Return its hugetlbfs."""
+    take_iommu_away(machine, mode="Y")
+    (vfio_group._VFIO / "3").rename(vfio_group._VFIO / "noiommu-3")
+    folder = machine.parent / "hugepages"
+    folder.mkdir()
+    mounted = Mounted("0:1", os.fsencode(folder), "hugetlbfs")
+    monkeypatch.setattr(huge_pages, "read_mounts", lambda: [mounted])
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(vfio_group, "_DMA_SIZE", 4 * mmap.PAGESIZE)
+    numbers = iter((9, 8, 4, 5))
+    monkeypatch.setattr(huge_pages, "_find_physical", lambda at: next(numbers) * mmap.PAGESIZE)
+    kernel.kind = 8
+    return folder
+
+
+WARNING = "has no IOMMU: it can access all memory of this machine"
+
+
+@pytest.mark.expect_log(WARNING)
+def test_the_memory_has_physical_addresses(
+    bare: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a crash left is removed when the device is open, and ours when it is closed."""
+    was_open = []
+    remove = huge_pages.remove
+
+    def remove_and_note(path: Path) -> None:
+        was_open.append(Path(f"/proc/self/fd/{kernel.opened}").exists())
+        remove(path)
+
+    monkeypatch.setattr(huge_pages, "remove", remove_and_note)
+    (bare / f"vconfs-{CONSOLE}").write_bytes(b"left by a crash")
+    with ExitStack() as stack:
+        _, memory = open_function(PciFunction(CONSOLE), stack)
+        page = mmap.PAGESIZE
+        assert [run.address // page for run in memory.runs] == [9, 8, 4]
+        assert [run.size // page for run in memory.runs] == [1, 1, 2]
+        assert len(memory.view) == 4 * page
+        assert [path.name for path in bare.iterdir()] == [f"vconfs-{CONSOLE}"]
+    assert not list(bare.iterdir())
+    assert was_open == [True, False]
+
+
+async def test_only_root_drives_it_without_an_iommu(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    assert await refusal() == "0000:00:05.0 has no IOMMU: only root can drive it"
+
+
+async def test_without_an_iommu_there_is_no_memory(
+    bare: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    assert (await refusal()).startswith("no huge page is free; as root: echo 32 >")
+    assert not list(bare.iterdir())
+    bare.rmdir()
+    monkeypatch.setattr(huge_pages, "read_mounts", list)
+    assert (await refusal()).startswith("no hugetlbfs is mounted, for huge pages; as root: ")
+
+
+async def test_a_kernel_without_the_mode(bare: Path, kernel: Kernel) -> None:
+    kernel.kind = 3
+    assert await refusal() == "the kernel's VFIO has no no-IOMMU mode"
+
+
+def test_what_a_killed_daemon_left_is_removed_by_unbind(bare: Path) -> None:
+    (bare / f"vconfs-{CONSOLE}").touch()
+    (bare / "another").touch()
+    remove_memory(PciFunction(CONSOLE))
+    assert [path.name for path in bare.iterdir()] == ["another"]
+
+
+def test_the_capabilities_that_root_needs(machine: Path) -> None:
+    address = VfioAddress(CONSOLE)
+    assert needed_capabilities(address) == {Capability.IPC_LOCK}
+    take_iommu_away(machine, mode="Y")
+    assert needed_capabilities(address) == {Capability.SYS_RAWIO, Capability.SYS_ADMIN}
+    assert needed_capabilities(VfioAddress("0000:00:09.0")) == needed_capabilities(address)

@@ -29,6 +29,7 @@ from typing import Final
 
 from attrs import frozen
 
+from vconfs.device._device_memory import DeviceMemory
 from vconfs.device.pci import open_pci
 from vconfs.device.qtest._bus import SLOTS, QtestBus, QtestFunction
 from vconfs.device.qtest._doorbells import open_doorbells
@@ -62,8 +63,7 @@ class QtestTransport(QtestFunction):
         stack: ExitStack,
     ) -> None:
         super().__init__(bus, slot, function)
-        self.memory = memory
-        self.base = _MEMORY_START
+        self.memory = DeviceMemory.at(memory, _MEMORY_START)
         self._doorbells = doorbells
         self._stack = stack
         self._events: Notices[int] | None = None
