@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import Final
 
 from vconfs.errors import VconfsError
 from vconfs.protocol import virtio_pci
+
+log: Final = logging.getLogger(__name__)
 
 SYSFS: Final = Path("/sys")
 VFIO_DRIVER: Final = "vfio-pci"
@@ -44,10 +47,15 @@ class PciFunction:
         self.address = address
         self._sysfs = sysfs or SYSFS
         self._path = self._sysfs / "bus/pci/devices" / address
-        if not self._path.exists():
+        if not self.exists:
             raise VconfsError(
                 f"there is no PCI function {address}; {_list_candidates(self._sysfs)}"
             )
+
+    @property
+    def exists(self) -> bool:
+        """True if the machine still has the function."""
+        return self._path.exists()
 
     def check_console(self) -> None:
         """Raise VconfsError if the function is not a virtio console."""
@@ -134,7 +142,10 @@ class PciFunction:
 
 @contextmanager
 def bound(function: PciFunction) -> Iterator[None]:
-    """Bind a function to VFIO while the block runs."""
+    """Bind a function to VFIO while the block runs.
+
+    If it cannot be given back to its driver, log that, unless it is gone.
+    """
     if function.driver == VFIO_DRIVER:
         yield
         return
@@ -142,7 +153,11 @@ def bound(function: PciFunction) -> Iterator[None]:
     try:
         yield
     finally:
-        function.unbind()
+        try:
+            function.unbind()
+        except VconfsError as error:
+            if function.exists:
+                log.warning("%s stays with %s: %s", function.address, VFIO_DRIVER, error)
 
 
 def lacks_iommu(address: str, sysfs: Path | None = None) -> bool:

@@ -46,7 +46,12 @@ _PRESENT: Final = 1 << 63
 _NUMBER_MASK: Final = (1 << 55) - 1
 _SPLICE_NONBLOCK: Final = 2
 
+_MAP_FIXED: Final = 16
+
 _libc = ctypes.CDLL(None, use_errno=True)
+_mmap = _libc.mmap
+_mmap.restype = ctypes.c_void_p
+_mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
 
 
 class _Part(ctypes.Structure):
@@ -107,12 +112,11 @@ def allocate(path: Path, most: int, stack: ExitStack) -> HugePages:
             size = _fill(descriptor, page_size, max(page_size, most))
             if not size:
                 raise VconfsError(f"no huge page is free; as root: {PAGES_COMMAND}")
-            memory = mmap.mmap(descriptor, size)
-        view = memoryview(memory)
+            view = _map(descriptor, size, page_size, stack)
+        start = ctypes.addressof(ctypes.c_char.from_buffer(view))
+        starts = range(start, start + size, page_size)
         for at in range(0, size, page_size):
             view[at] = 0  # has the page mapped
-        start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        starts = range(start, start + size, page_size)
         _pin(starts, stack)
         return HugePages(view, page_size, [_find_physical(at) for at in starts])
     except OSError as error:
@@ -130,6 +134,29 @@ def _fill(descriptor: int, page_size: int, most: int) -> int:
         if error.errno not in (errno.ENOSPC, errno.ENOMEM):
             raise
     return size
+
+
+def _map(descriptor: int, size: int, page_size: int, stack: ExitStack) -> memoryview:
+    """Map a file of huge pages until the stack is closed.
+
+    From then on, those who still have the view see empty memory, and the pages can be freed.
+    """
+    space = mmap.mmap(-1, size + page_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    view = memoryview(space)
+    start = ctypes.addressof(ctypes.c_char.from_buffer(space))
+    skipped = -start % page_size
+    _map_at(start + skipped, size, mmap.MAP_SHARED, descriptor)
+    empty = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    stack.callback(_map_at, start + skipped, size, empty, -1)
+    return view[skipped : skipped + size]
+
+
+def _map_at(start: int, size: int, flags: int, descriptor: int) -> None:
+    """Replace what is mapped there."""
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    if _mmap(start, size, access, flags | _MAP_FIXED, descriptor, 0) != start:
+        code = ctypes.get_errno()
+        raise OSError(code, f"mmap: {os.strerror(code)}")
 
 
 def _pin(starts: Sequence[int], stack: ExitStack) -> None:

@@ -165,6 +165,27 @@ def test_a_bound_function_is_given_back(sysfs: Path, monkeypatch: pytest.MonkeyP
     assert function.driver == "virtio-pci"
 
 
+@pytest.mark.parametrize("gone", [False, True])
+@pytest.mark.expect_log(
+    "0000:00:05.0 stays with vfio-pci: cannot bind 0000:00:05.0: Is a directory"
+)
+def test_a_function_that_cannot_be_given_back(
+    sysfs: Path, gone: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mount goes on, and tries the device again."""
+    give(sysfs, CONSOLE, "virtio-pci")
+    monkeypatch.setattr(PciFunction, "_override", obedient(PciFunction._override, sysfs))
+    with bound(PciFunction(CONSOLE, sysfs)):
+        monkeypatch.undo()
+        path = sysfs / "bus/pci/devices" / CONSOLE
+        if gone:
+            path.rename(sysfs / "gone")
+        else:
+            (sysfs / "bus/pci/drivers_probe").rename(sysfs / "bus/pci/other")
+            (sysfs / "bus/pci/drivers_probe").mkdir()
+    assert bool(caplog.messages) != gone
+
+
 @pytest.mark.parametrize(
     ("code", "message"),
     [

@@ -97,10 +97,13 @@ def test_as_many_pages_as_there_are(
         assert path.stat().st_mode & 0o777 == 0o600
         start = ctypes.addressof(ctypes.c_char.from_buffer(pages.view)) // PAGE
         assert pages.addresses == [((1 << 40) - start - n) * PAGE for n in range(expected)]
+        pages.view[-1] = 7
+        assert path.read_bytes()[-1] == 7
+        assert str(path) in Path("/proc/self/maps").read_text()
     assert not path.exists()
-    pages.view[0] = 1  # readers may still have it
-    del pages
+    assert str(path) not in Path("/proc/self/maps").read_text()
     assert len(os.listdir("/proc/self/fd")) == before
+    assert pages.view.tobytes() == bytes(expected * PAGE)  # readers may still have it
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path: Path, stack: ExitStack) -> None:
