@@ -32,6 +32,9 @@ END_SECONDS = 20
 #: What the guest is run with.
 PROGRAMS = (releases.NAME, "apt-get", "busybox", "qemu-ga", "setpriv")
 
+#: What builds the module with the no-IOMMU mode.
+BUILDERS = ("gcc", "make", "strip")
+
 #: In the guest: where to mount, and our command.
 MOUNTPOINT = "/mnt/vcon"
 VCONFS = f"{sys.executable} -m vconfs"
@@ -82,7 +85,7 @@ def fetch() -> str:
 @cache
 def fetch_unsafe() -> str:
     """Build vfio with the no-IOMMU mode if it is not there. Return what goes wrong, or ""."""
-    return fetch() or _fetch(UNSAFE_CACHE / "vfio.ko", "guest-noiommu", UNSAFE_CACHE, CACHE)
+    return fetch() or _fetch(UNSAFE_CACHE / "vfio.ko", "guest-noiommu", CACHE, UNSAFE_CACHE)
 
 
 def _fetch(wanted: Path, script: str, *arguments: Path) -> str:

@@ -17,6 +17,7 @@ import trio
 
 from tests.guest.conftest import Mount, QemuHost
 from tests.guest.guest import KERNELS, MOUNTPOINT, VCONFS
+from tests.guest.transfers import UNIT, check_both_ways
 from tests.qemu.changes import pattern, receive_exactly
 from tests.support.compare.differences import check
 from tests.support.compare.scenario import Recording, record
@@ -25,7 +26,6 @@ from tests.support.remote.shell import check_cat_and_echo
 
 pytestmark = pytest.mark.limit(120)
 
-UNIT = pattern(1)[:251]
 SIZE = 8 << 20  # more than all buffers on the way hold
 
 
@@ -60,15 +60,8 @@ async def test_cat_and_echo(mount: Mount, remote: Remote, host: trio.SocketStrea
 
 
 async def test_much_data(mount: Mount, remote: Remote, host: trio.SocketStream) -> None:
-    data = pattern(SIZE)[:SIZE]
     file = await opened(remote, mount.file(mount.device.data))
-    await remote.set_blocking(file, True)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(host.send_all, data)
-        assert await remote.read_digest(file, SIZE) == hashlib.sha256(data).hexdigest()
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(remote.write_repeated, file, UNIT, SIZE)
-        assert await receive_exactly(host, SIZE, seconds=30) == data
+    await check_both_ways(remote, file, host, SIZE)
     await remote.close(file)
 
 

@@ -63,7 +63,7 @@ class QtestTransport(QtestFunction):
         stack: ExitStack,
     ) -> None:
         super().__init__(bus, slot, function)
-        self.memory = DeviceMemory.at(memory, _MEMORY_START)
+        self.memory: DeviceMemory = DeviceMemory.at(memory, _MEMORY_START)
         self._doorbells = doorbells
         self._stack = stack
         self._events: Notices[int] | None = None
