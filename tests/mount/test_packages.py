@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import email
 import os
-import re
 import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from email.message import Message
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 from tests.support.packages import BESIDE, ROOT, copy_source
 
@@ -66,9 +67,43 @@ def test_the_description_has_no_dead_links(metadata: Message) -> None:
     text = metadata.get_payload()
     assert isinstance(text, str)
     assert text.startswith("# vconfs\n")
-    assert re.findall(r"\]\((?!https?:)[^)]*\)", text) == []
+    assert [link for link in links_of(text) if not link.startswith("https:")] == []
     assert "`docs/design.md` explains the design" in text
     assert "a pty beside the port (`docs/howto/consoles.md`)" in text
+
+
+def links_of(markdown: str) -> Iterator[str]:
+    """Yield where the links and pictures of a page lead."""
+    for block in MarkdownIt().parse(markdown):
+        for token in block.children or ():
+            if target := token.attrs.get("href", token.attrs.get("src")):
+                yield str(target)
+
+
+#: Ways to write a link and a picture, and what is left of them in the description.
+LINKS = {
+    "[a pty](docs/howto/consoles.md)": "a pty (`docs/howto/consoles.md`)",
+    "[docs/](docs/README.md)": "`docs/README.md`",
+    "[the limits](#limits)": "the limits",
+    "[a site](https://example.org/#top)": "[a site](https://example.org/#top)",
+    "one ![a terminal](docs/terminal.svg) two": "one  two",
+    "![a terminal](https://example.org/x.svg)": "![a terminal](https://example.org/x.svg)",
+    "one [![a terminal](docs/terminal.svg)](docs/README.md) two": "one  two",
+    "one [![a terminal](docs/terminal.svg)](https://example.org/) two": "one  two",
+}
+
+
+def test_pictures_and_links_to_sections_are_not_dead_in_the_description(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    copy_source(source)
+    (source / "README.md").write_text("# vconfs\n\n" + "\n\n".join(LINKS) + "\n")
+    build = "import setuptools.build_meta as it; print(it.prepare_metadata_for_build_wheel('..'))"
+    command = [sys.executable, "-W", "ignore", "-c", build]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=True)
+    (path,) = tmp_path.glob("*.dist-info/METADATA")
+    description = path.read_text().partition("\n\n")[2]
+    assert not [link for link in links_of(description) if not link.startswith("https:")]
+    assert description.strip().split("\n\n")[1:] == list(LINKS.values()), done.stdout
 
 
 def test_the_wheel_has_pages_completion_and_units(wheel: Path) -> None:
