@@ -1,13 +1,13 @@
 """Builds the site of docs/: `python docs/site/build.py FOLDER`, or `make site`.
 
 The pages are those of docs/, in the order of the tables of docs/README.md, which is the first page.
-That page also gets a picture of a terminal, with the commands that it shows. Links to files outside
-of docs/, which the site has not, become text. A link that leads nowhere is an error.
+That page also gets a picture of a terminal, with the commands that it shows. Diagrams are drawn.
+Links to files outside of docs/, which the site has not, become text. A link that leads nowhere is
+an error, and so is a page that docs/README.md does not name.
 """
 
 from __future__ import annotations
 
-import io
 import posixpath
 import re
 import shutil
@@ -18,17 +18,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from rich.console import Console
-from rich.text import Text
+import pictures
 
 _HERE: Final = Path(__file__).parent
 _DOCS: Final = _HERE.parent
 _FIRST: Final = "README.md"
 _PICTURE: Final = "terminal.svg"
-_COLUMNS: Final = 100
 #: The parts of the site after the first page: the name of each, and where its pages are.
 _PARTS: Final = (("Guides", r"(howto|coming)"), ("Reference", "reference/"), ("Design", ""))
-_CONSOLE: Final = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MERMAID: Final = re.compile(r"^```mermaid\nstateDiagram-v2\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK: Final = re.compile(r"\[([^]]*)\]\(((?!https?:)[^)#]+)(#[^)]*)?\)")
 
 
@@ -59,13 +57,9 @@ def without_links_out(text: str, folder: str) -> str:
     return _LINK.sub(replaced, text)
 
 
-def picture(page: str) -> str:
-    """Return a terminal, as SVG, with all commands of a page and what they print."""
-    console = Console(record=True, width=_COLUMNS, file=io.StringIO(), legacy_windows=False)
-    for block in _CONSOLE.findall(page):
-        for line in block.splitlines():
-            console.print(Text(line, style="bold green" if line.startswith("$ ") else ""))
-    return console.export_svg(title="vconfs", unique_id="vconfs")
+def with_diagrams(text: str) -> str:
+    """Return a page with its diagrams drawn."""
+    return _MERMAID.sub(lambda block: pictures.diagram(block[1].splitlines()), text)
 
 
 def write_source(folder: Path) -> None:
@@ -73,23 +67,43 @@ def write_source(folder: Path) -> None:
     for page in _DOCS.rglob("*.md"):
         name = page.relative_to(_DOCS)
         text = without_links_out(page.read_text(encoding="utf-8"), str(name.parent))
+        text = with_diagrams(text)
         text = re.sub("^```screen.*", "```console", text, flags=re.MULTILINE)
         if str(name) == _FIRST:
-            (folder / _PICTURE).write_text(picture(text), encoding="utf-8")
+            (folder / _PICTURE).write_text(pictures.terminal(text), encoding="utf-8")
             text, name = first_page(text), Path("index.md")
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
+
+
+def missing_pages() -> list[Path]:
+    """Return the pages that docs/README.md does not name, and so are not in the menu."""
+    first = (_DOCS / _FIRST).read_text(encoding="utf-8")
+    named = {_DOCS / link[2] for link in _LINK.finditer(first)} | {_DOCS / _FIRST}
+    return sorted(set(_DOCS.rglob("*.md")) - named)
 
 
 def main(words: Sequence[str]) -> int:
     """Build the site in the folder that is named, anew."""
     (output,) = words
     shutil.rmtree(output, ignore_errors=True)
+    for page in missing_pages():
+        print(f"docs/{page.relative_to(_DOCS)}: docs/README.md does not name it", file=sys.stderr)
     with tempfile.TemporaryDirectory() as source:
-        write_source(Path(source))
+        try:
+            write_source(Path(source))
+        except FileNotFoundError as error:
+            if error.filename != pictures.DOT:
+                raise
+            print(
+                "dot, which draws diagrams, is missing: apt-get install graphviz", file=sys.stderr
+            )
+            return 1
         sphinx = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html"]
-        doctrees = ["-d", f"{source}/.doctrees"]
-        return subprocess.run([*sphinx, *doctrees, "-c", str(_HERE), source, output]).returncode
+        folders = ["-d", f"{source}/.doctrees", "-c", str(_HERE), source, output]
+        done = subprocess.run([*sphinx, *folders], stderr=subprocess.PIPE, text=True)
+    print(done.stderr.replace(f"{source}/", "docs/"), end="", file=sys.stderr)
+    return done.returncode
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 project = "vconfs"
 project_copyright = "The vconfs authors"
-extensions = ["myst_parser", "sphinxcontrib.mermaid"]
+extensions = ["myst_parser"]
 html_theme = "furo"
 html_title = "vconfs"
 html_copy_source = False
 html_show_sourcelink = False
 
 myst_heading_anchors = 4
-myst_fence_as_directive = ["mermaid"]

@@ -1,4 +1,4 @@
-"""The site of docs/: it is built without a warning, and all its links lead somewhere."""
+"""The site of docs/: how it is built, where its links lead, and what a browser shows."""
 
 from __future__ import annotations
 
@@ -6,12 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.support import needs
+
+from .browser import PROGRAM, Browser, open_browser
 from .shell import REPOSITORY
+
+pytestmark = pytest.mark.skipif(not shutil.which("dot"), reason="needs graphviz")
 
 DOCS = REPOSITORY / "docs"
 
@@ -67,3 +76,77 @@ def test_a_dead_link_is_an_error(tmp_path: Path) -> None:
     done = build(docs, tmp_path / "html")
     assert done.returncode != 0
     assert "there-is-no-such-heading" in done.stderr
+
+
+def test_a_page_that_the_first_does_not_name_is_an_error(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    shutil.copytree(DOCS, docs)
+    (docs / "howto/new.md").write_text("# New\n")
+    done = build(docs, tmp_path / "html")
+    assert done.returncode != 0
+    assert done.stderr.startswith("docs/howto/new.md: docs/README.md does not name it\n")
+
+
+def test_diagrams_are_drawn(site: Path) -> None:
+    page = (site / "reference/files.html").read_text()
+    assert "stateDiagram" not in page
+    (drawn,) = re.findall(r'<svg[^>]*role="img".*?</svg>', page, re.DOTALL)
+    words = {word.strip() for word in re.findall(r"<text[^>]*>(.*?)</text>", drawn)}
+    assert {"no host", "host connected, throttles", "port removed", "THROTTLE 1"} < words
+
+
+#: What makes a browser load something.
+LOADING = re.compile(
+    r"""<(?:script|img|iframe|link|source)\b[^>]*?(?:src|href)="?(https?:|//)"""
+    r"""|url\(\s*["']?(https?:|//)|@import\s|\bimport\s*\(|\bfrom\s*["']https?:"""
+)
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    kinds = {".html", ".css", ".js", ".svg"}
+    files = [file for file in site.rglob("*") if file.suffix in kinds]
+    assert {file.suffix for file in files} == kinds
+    for file in files:
+        assert not (found := LOADING.search(file.read_text())), f"{file}: {found}"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: object) -> None: ...
+
+
+@pytest.fixture
+def address(site: Path) -> Iterator[str]:
+    """Where the site is served, on loopback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}/"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    needs.big_program(PROGRAM)
+    with open_browser(tmp_path) as browser:
+        yield browser
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("width", [1280, 390], ids=["desktop", "phone"])
+def test_a_browser_shows_it_and_finds_words(browser: Browser, address: str, width: int) -> None:
+    browser.resize(width, 900)
+    browser.open(address)
+    assert browser.run("document.title").startswith("vconfs")
+    picture = "document.querySelector('img[src$=\"terminal.svg\"]')"
+    browser.until(f"{picture}.complete && {picture}.naturalWidth > 0")
+    assert browser.run(f"{picture}.getBoundingClientRect().top") < 900
+    assert browser.run("document.documentElement.scrollWidth") == width
+    browser.open(f"{address}search.html?q=throttling")
+    browser.until("document.querySelectorAll('ul.search li a').length > 2")
+    browser.until("document.querySelector('.search-summary').innerText.includes('found')")
+    assert browser.run("document.querySelector('ul.search').innerText.includes('shell')")
+    away = [url for url in browser.requested if not url.startswith((address, "data:"))]
+    assert (away, browser.complaints) == ([], [])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import stat
 import subprocess
@@ -121,18 +120,9 @@ async def test_the_capture_has_ports_directions_and_events(mounted: OpenMount) -
     ]
 
 
-async def install_tshark() -> None:
-    """Install tshark if it is not there, which needs root; it is too big for everyday tests."""
-    if needs.missing("tshark") and not needs.missing("apt-get") and not os.geteuid():
-        words = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", "tshark")
-        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        await trio.run_process(words, env=quiet, capture_stdout=True, check=False)
-    needs.programs("tshark")
-
-
 @pytest.mark.long
 async def test_tshark_reads_the_same(mounted: OpenMount) -> None:
-    await install_tshark()
+    await in_thread(lambda: needs.big_program("tshark"))
     names = ("frame.interface_name", "frame.packet_flags_direction", "data.data", "frame.comment")
     fields = [word for name in names for word in ("-e", name)]
     async with mounted("chat=echo", "log=null") as it:

@@ -26,6 +26,18 @@ def programs(*names: str) -> None:
         cannot_run(f"not installed: {', '.join(lacking)}")
 
 
+def big_program(name: str) -> None:
+    """Go on only with this program; as root, install Debian's package that is called like it.
+
+    It is for what is too big for everyday tests.
+    """
+    if missing(name) and not missing("apt-get") and not os.geteuid():
+        words = ("apt-get", "install", "-y", "-qq", "--no-install-recommends", name)
+        quiet = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        subprocess.run(words, env=quiet, capture_output=True, check=False)
+    programs(name)
+
+
 def other_users() -> None:
     """Go on only if we can become another user, who can run what is tested."""
     if os.geteuid():
