@@ -18,9 +18,8 @@ from vconfs.files.names import id_of_file
 
 def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:
     """Return the words that begin with `incomplete`, except those that a shell cannot show."""
-    return [
-        CompletionItem(word) for word in words if word.startswith(incomplete) and word.isprintable()
-    ]
+    fitting = dict.fromkeys(word for word in words if word.startswith(incomplete))
+    return [CompletionItem(word) for word in fitting if word.isprintable()]
 
 
 def port_names(mount: Path) -> Iterator[str]:

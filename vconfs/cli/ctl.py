@@ -358,10 +358,13 @@ def tap(guest: str | None, ports: tuple[int | str, ...], **style: Any) -> None:
 
     `in` came from the guest, `out` was sent to it. The guest opens and closes a port, the far side
     connects and disconnects. For the rest, see `vconfs tap`, which does the same at the guest end.
+    If there are several guests, --guest says which one to tap. The command ends when that guest is
+    removed, or the host end has ended.
 
     \b
     Examples:
       vconfs ctl /run/vcon.ctl tap org.example.chat
+      vconfs ctl /run/vcon.ctl tap --guest web1 --filter in,out
       vconfs ctl /run/vcon.ctl tap --write - | wireshark -k -i -
     """
     path, chosen = click.get_current_context().obj, Style(**style)

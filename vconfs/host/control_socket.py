@@ -131,19 +131,21 @@ class _Client:
         self._recorded.unpark_all()
 
     async def _show(self, tapper: Tapper) -> None:
-        """Send the records of a tapper until the client leaves."""
+        """Send the records of a tapper until the client leaves, or the guest is removed."""
         async with open_background() as nursery:
-            nursery.start_soon(self._send_records, tapper)
+            nursery.start_soon(self._send_records, tapper, nursery.cancel_scope)
             while await self._receive():
                 pass
         raise trio.BrokenResourceError
 
-    async def _send_records(self, tapper: Tapper) -> None:
+    async def _send_records(self, tapper: Tapper, showing: trio.CancelScope) -> None:
         with suppress(trio.BrokenResourceError):  # `_show` finds it, too
-            while True:
-                while not (lines := tapper.backlog.take(_CHUNK)):
+            while (lines := tapper.backlog.take(_CHUNK)) or not tapper.ended:
+                if lines:
+                    await self._stream.send_all(b"".join(lines))
+                else:
                     await self._recorded.park()
-                await self._stream.send_all(b"".join(lines))
+            showing.cancel()
 
 
 # --- what the requests do -----------------------------------------------------------------

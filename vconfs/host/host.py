@@ -339,6 +339,7 @@ class Host:
         """Detach the guest, and take no other."""
         self.turn.close()
         self.detach()
+        self.taps.close()
         self._ceiling.give_all_back()
 
     # --- chardevs -------------------------------------------------------------------------

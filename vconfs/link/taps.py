@@ -42,10 +42,12 @@ P = TypeVar("P", bound=TappedPort)
 class Tapper:
     """One who watches: all ports, or those with the ids in `wanted`."""
 
-    #: Called when there is something to take from the backlog.
+    #: Called when there is something to take from the backlog, and when there is no more to come.
     on_record: Callable[[], None]
     wanted: frozenset[int] | None = None
     backlog: tap.TapBacklog = field(init=False, factory=tap.TapBacklog)
+    #: True if the ports have ended: there is no more to come.
+    ended: bool = field(init=False, default=False)
 
     def wants(self, port_id: int) -> bool:
         """True if this tapper watches the port with this id."""
@@ -134,6 +136,15 @@ class Taps(Generic[P]):
         if tapper in self._tappers:
             self._tappers.remove(tapper)
             self._renew()
+
+    def close(self) -> None:
+        """End all tappers, because the end whose ports they watch has ended."""
+        tappers = self._tappers[:]
+        self._tappers.clear()
+        self._renew()
+        for tapper in tappers:
+            tapper.ended = True
+            tapper.on_record()
 
     def added(self, port: P) -> None:
         """Watch a port that was added, if there is a tapper that wants it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -12,6 +13,7 @@ import vconfs.cli._completion  # noqa: F401  it has the class for bash
 from vconfs.cli import _arguments as arguments
 from vconfs.cli import vconfs as command
 from vconfs.device import binding
+from vconfs.protocol.control import GuestList, List, Request
 
 CONSOLES = ["0000:00:05.0", "0000:00:06.0"]
 #: Mountpoint -> the names of its ports.
@@ -113,3 +115,34 @@ def test_a_word_may_have_spaces_but_nothing_that_moves_the_cursor(
 ) -> None:
     assert proposed("cat two", monkeypatch) == "plain,two words"
     assert proposed("cat bell", monkeypatch) == "file,"
+
+
+#: Guest -> the names of its ports.
+GUESTS = {"web1": ["agent", "log"], "web2": ["agent", "backup"], "db1": []}
+
+
+def of_several_guests(path: Path, request: Request) -> list[dict[str, Any]]:
+    """Answer as a host end with several guests does."""
+    if isinstance(request, GuestList):
+        return [{"name": name} for name in GUESTS]
+    assert isinstance(request, List)
+    guests = list(GUESTS) if request.guest is None else [request.guest]
+    return [{"name": name, "id": 0} for guest in guests for name in GUESTS[guest]]
+
+
+@pytest.mark.parametrize(
+    ("line", "replies"),
+    [
+        ("ctl /run/ctl tap --guest w", "plain,web1 plain,web2"),
+        ("ctl /run/ctl tap --guest=w", "plain,web1 plain,web2"),
+        ("ctl /run/ctl tap --guest web2 ", "plain,agent plain,backup"),
+        ("ctl /run/ctl tap a", "plain,agent"),
+        ("ctl /run/ctl guest remove d", "plain,db1"),
+        ("ctl /run/ctl tap --filter o", "plain,out plain,open"),
+    ],
+)
+def test_guests_and_ports_of_a_host_end(
+    line: str, replies: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vconfs.cli.ctl.ask", of_several_guests)
+    assert proposed(line, monkeypatch).split() == replies.split()

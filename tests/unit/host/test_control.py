@@ -22,6 +22,7 @@ from jsonschema import Draft202012Validator
 from vconfs.errors import VconfsError
 from vconfs.guest.port import Opener
 from vconfs.host.control_socket import serve_control
+from vconfs.host.fleet import Fleet
 from vconfs.host.host import Host, open_host
 from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.protocol.control import LINE_MAX
@@ -77,7 +78,7 @@ async def calling(path: Path) -> AsyncIterator[Caller]:
 
 
 @asynccontextmanager
-async def controlled(host: Host, path: Path) -> AsyncIterator[None]:
+async def controlled(host: Host | Fleet, path: Path) -> AsyncIterator[None]:
     async with open_background() as nursery:
         await nursery.start(serve_control, host, str(path))
         yield
