@@ -62,8 +62,14 @@ class Machine:
     can_use: Callable[[Path], bool] = lambda path: os.access(path, os.R_OK | os.W_OK)
     find_program: Callable[[str], str | None] = shutil.which
     #: Our own program.
-    program: Path = field(factory=lambda: Path(sys.argv[0]).absolute())
+    program: Path = field(factory=lambda: own_program(sys.argv[0]))
     mounts: Mapping[Path, MountState] = field(factory=dict)
+
+
+def own_program(called: str) -> Path:
+    """Return the path of our program: with `python -m vconfs`, where pip puts it."""
+    path = Path(called).absolute()
+    return Path(sys.executable).parent / "vconfs" if path.name == "__main__.py" else path
 
 
 def examine(machine: Machine) -> Iterator[Finding]:

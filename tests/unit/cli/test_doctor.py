@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from vconfs.cli import _checks
-from vconfs.cli._checks import Finding, Machine, examine, python_packages
+from vconfs.cli._checks import Finding, Machine, examine, own_program, python_packages
 from vconfs.cli._mount_table import MountState
 
 CONSOLE = "0000:00:05.0"
@@ -239,6 +239,14 @@ def test_other_commands_lead_to_it_where_packages_are_missing(words: list[str]) 
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert done.stderr.endswith(": `vconfs doctor` says how to get it\n")
+
+
+@pytest.mark.parametrize("called", ["/opt/venv/bin/vconfs", "/src/vconfs/__main__.py"])
+def test_the_program_that_it_links_to_can_be_run(
+    called: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/opt/venv/bin/python")
+    assert own_program(called) == Path("/opt/venv/bin/vconfs")
 
 
 def test_it_runs_where_packages_are_missing() -> None:
