@@ -43,6 +43,13 @@ def test_options_of_any_mount_are_applied(folder: Path) -> None:
         os.open(folder / "vcon1", os.O_WRONLY)
 
 
+def test_every_list_of_options_has_config(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "vcon.toml").write_text('port = "from-file=null"\n')
+    vconfs("mount", "-o", f"wait,config={tmp_path}/vcon.toml", str(folder))
+    assert os.listdir(folder / "by-name") == ["from-file"]
+    assert "config=FILE" in vconfs("mount", "-o", "cofnig=x", str(folder), code=2)
+
+
 @pytest.mark.parametrize("source", ["none", "embedded", "my,ports"])
 def test_the_source_in_fstab_stays_what_it_is(folder: Path, source: str) -> None:
     """So `mount -a` finds it mounted, and does not try again."""

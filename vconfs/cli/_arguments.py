@@ -37,6 +37,16 @@ def _port_files(mount: Path) -> list[str]:
     return sorted(file for file in files if id_of_file(os.fsencode(file)) is not None)
 
 
+class File(click.Path):
+    """A file or a socket."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse an empty name, like that of an unset variable."""
+        if not value:
+            self.fail("it is empty: name a file", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Folder(click.Path):
     """A folder, to mount on."""
 

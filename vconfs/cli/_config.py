@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import click
 
+from vconfs.cli._arguments import File
 from vconfs.syntax.toml import place_of
 
 _Decorated = TypeVar("_Decorated", bound=Callable[..., Any])
@@ -117,7 +118,7 @@ def config_option_with(
     """Return the option --config of a command whose file can also have these tables."""
     return click.option(
         "--config",
-        type=click.Path(),
+        type=File(),
         metavar="FILE",
         callback=partial(_read, tables=tables, read_tables=read_tables),
         is_eager=True,

@@ -21,6 +21,7 @@ from typing import Final
 
 import click
 
+from vconfs.cli._arguments import File
 from vconfs.errors import VconfsError
 from vconfs.syntax.printable import printable
 from vconfs.system.log_file import LogFile
@@ -168,7 +169,7 @@ def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:
 log_option = click.option(
     "--log",
     "log_path",
-    type=click.Path(),
+    type=File(),
     metavar="FILE",
     help="File to append the log to; SIGHUP reopens it.",
 )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 #: Sources that name no device: it is the embedded one, or that of the file of options.
 _NO_DEVICE: Final = ("none", "vconfs")
 #: Devices without a colon. They are not imported, because every command loads this module.
 _DEVICES: Final = ("embedded", "kernel")
-#: What mount(8) adds to all options. Left out, for it would replace the options of the file.
-_ADDED: Final = "rw"
 
 
 def is_mount_helper_call(words: Sequence[str]) -> bool:
@@ -29,21 +27,7 @@ def mount_words(words: Sequence[str]) -> list[str]:
     """Return the same command line for `vconfs mount`.
 
     /proc/mounts shows the source as it was given, so that mount(8) sees that it is mounted.
-    `-o config=FILE` becomes --config FILE.
     """
     source, *rest = words
     device = [] if source in _NO_DEVICE else ["--device", source]
-    return ["mount", *device, "--source", source, *_with_config(rest)]
-
-
-def _with_config(words: Sequence[str]) -> Iterator[str]:
-    rest = iter(words)
-    for word in rest:
-        if word != "-o":
-            yield word
-            continue
-        options = next(rest, "").split(",")
-        files = [option for option in options if option.startswith("config=")]
-        if others := ",".join(it for it in options if it not in (*files, _ADDED)):
-            yield from ("-o", others)
-        yield from (f"--{file}" for file in files)
+    return ["mount", *device, "--source", source, *rest]

@@ -23,11 +23,14 @@ _FOR_OTHERS = re.compile(
     "defaults|auto|noauto|nofail|_netdev|user|nouser|users|owner|group|x-.*|comment=.*|subtype=.*"
     "|rw|suid|nosuid|dev|nodev|exec|async|atime|diratime|relatime|strictatime"
 )
+#: How an option -o begins, whose value stands behind that, or is the next word.
+_OPTION = re.compile("-o|--options(=|$)")
 #: Options of fstab that are flags of mount(2).
 _FLAGS = {str(flag.name).lower(): flag for flag in MountFlag}
 #: Options of the whole mount, as an error message shows them.
 _OWN_OPTIONS = (
     "allow_other",
+    "config=FILE",
     "drain=TIME",
     "fsname=NAME",
     "log=FILE",
@@ -42,13 +45,37 @@ def option_beginnings(typed: str) -> Iterator[str]:
 
 
 def _beginnings() -> Iterator[str]:
-    yield from ("allow_other", "drain=", "fsname=", "log=", "tty=", "wait-for-host", *_FLAGS)
+    yield from ("allow_other", "config=", "drain=", "fsname=", "log=", "tty=", "wait-for-host")
+    yield from (*_FLAGS, *_options_of_ports())
+
+
+def _options_of_ports() -> Iterator[str]:
     for key, parse in {**PORT_OPTIONS, **ACCESS_OPTIONS}.items():
         try:
             parse(key, "")
             yield key
         except ValueError:
             yield f"{key}="
+
+
+def with_config(words: Iterable[str]) -> Iterator[str]:
+    """Yield a command line in which `-o config=FILE` is --config=FILE.
+
+    It has no `-o rw` any more, which mount(8) adds to all options, because a `-o` would replace the
+    options of the file.
+    """
+    rest = iter(words)
+    for word in rest:
+        begin = _OPTION.match(word)
+        value = (word[begin.end() :] or next(rest, None)) if begin else None
+        if value is None:
+            yield word
+            continue
+        options = value.split(",")
+        files = [option for option in options if option.startswith("config=")]
+        if others := ",".join(it for it in options if it not in (*files, "rw")):
+            yield from ("-o", others)
+        yield from (f"--{file}" for file in files)
 
 
 @define
@@ -103,6 +130,5 @@ def _set_option(parsed: MountOptions, option: str) -> None:
         change = {key: ACCESS_OPTIONS[key](key, value)}
         parsed.access = evolve(parsed.access, **change)
     else:
-        known = [*_OWN_OPTIONS, *_FLAGS, *PORT_OPTIONS, *ACCESS_OPTIONS]
-        text = ", ".join(sorted(known))
+        text = ", ".join(sorted((*_OWN_OPTIONS, *_FLAGS, *_options_of_ports())))
         raise ValueError(f"unknown option {option!r}: the options are {text}")

@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import proposals
+from vconfs.cli._arguments import File, proposals
 from vconfs.cli._values import as_typed, last_word, options, paths
 from vconfs.host.chardev import chardev_kinds, options_of, parse_chardev, split_kind
 from vconfs.host.control_socket import control_path
@@ -26,7 +26,7 @@ def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) 
 
 control_option = click.option(
     "--control",
-    type=click.Path(),
+    type=File(),
     callback=_control_path,
     metavar="PATH",
     help="Path of a socket for `vconfs ctl`.",

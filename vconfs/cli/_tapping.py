@@ -14,7 +14,7 @@ import click
 from attrs import define, field, frozen
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import proposals
+from vconfs.cli._arguments import File, proposals
 from vconfs.errors import VconfsError
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.lines import LineReader
@@ -95,7 +95,7 @@ def style_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "-w",
                 "--write",
-                type=click.Path(allow_dash=True),
+                type=File(allow_dash=True),
                 metavar="FILE",
                 help="Write a pcapng file for Wireshark instead; -: to standard output.",
             ),

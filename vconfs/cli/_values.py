@@ -33,7 +33,7 @@ _VALUES: Final[Mapping[str, Callable[[], Iterable[str]]]] = {
     "baud": lambda: ("9600", "38400", "115200"),
 }
 #: Options whose value is a path.
-_PATHS: Final = ("log",)
+_PATHS: Final = ("config", "log")
 
 
 def options(before: str, names: Iterable[str], typed: str) -> Iterator[str]:

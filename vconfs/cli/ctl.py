@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import proposals
+from vconfs.cli._arguments import File, proposals
 from vconfs.cli._control_client import ask, ask_to_tap
 from vconfs.cli._port_spec import PortSpec
 from vconfs.cli._tapping import Style, read_records, show, style_options
@@ -83,7 +83,7 @@ _guest = click.option(
 
 
 @click.group("ctl", invoke_without_command=True, short_help="Control a running host end.")
-@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("path", type=File(path_type=Path))
 @click.pass_context
 def command(ctx: click.Context, path: Path) -> None:
     """Control the host end that runs with `--control PATH`; without a command, list its ports.

@@ -12,7 +12,7 @@ import click
 import trio
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import Folder, proposals
+from vconfs.cli._arguments import File, Folder, proposals
 from vconfs.cli._background import run_in_background
 from vconfs.cli._config import config_option, read_text
 from vconfs.cli._logs import log_format_option, log_option, open_log
@@ -21,6 +21,7 @@ from vconfs.cli._options import (
     option_beginnings,
     parse_options,
     patience_with_host,
+    with_config,
 )
 from vconfs.cli._port_spec import PortSpec, control_option
 from vconfs.cli._privilege_option import (
@@ -83,11 +84,12 @@ def _patience(ctx: click.Context, param: click.Parameter, value: str | None) -> 
 
 
 class _MountCommand(click.Command):
-    """A command whose option --wait-for-host may stand alone: then it waits for ever."""
+    """A command whose option --wait-for-host may stand alone, and whose -o may have config=FILE."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        option = "--wait-for-host"
-        return super().parse_args(ctx, [f"{it}=forever" if it == option else it for it in args])
+        alone = "--wait-for-host"
+        words = [f"{it}=forever" if it == alone else it for it in with_config(args)]
+        return super().parse_args(ctx, words)
 
 
 @click.command("mount", cls=_MountCommand, short_help="Mount the ports of a device.")
@@ -129,7 +131,7 @@ class _MountCommand(click.Command):
 )
 @click.option(
     "--rules",
-    type=click.Path(),
+    type=File(),
     callback=_rules,
     help="TOML file with options for single ports.",
     metavar="FILE",
@@ -191,7 +193,7 @@ def command(
       drain=TIME (how long to wait at the end for a peer that takes no data: 5s)
       ro  noexec  sync  dirsync  noatime  nodiratime  (as for any mount)
       fsname=NAME (what /proc/mounts shows as the source)
-      config=FILE (only by mount -t fuse.vconfs and in fstab: as --config)
+      config=FILE (as --config)
     Other options of fstab are accepted and do nothing here, because they are for mount(8) and
     systemd (user, nofail, _netdev, x-systemd.…) or the default (rw, nosuid, nodev, relatime).
 

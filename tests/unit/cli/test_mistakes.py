@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from vconfs.cli import main
+from vconfs.cli import _logs, main
 from vconfs.cli._options import parse_options
 from vconfs.files.rules import parse_rules
 from vconfs.guest.devices import parse_device
@@ -18,12 +18,15 @@ from vconfs.streams._socket_addresses import UnixAddress
 from vconfs.streams.url import parse_stream_address
 from vconfs.syntax.sizes import parse_size
 from vconfs.system.file_access import FileAccess
+from vconfs.system.log_once import LineLimit
 
 Run = Callable[..., tuple[object, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(_logs, "_LINE_LIMIT", LineLimit())  # one process logs only so many errors
+
     def run(*words: str) -> tuple[object, str]:
         """Run a command; give its exit code and what it printed."""
         with pytest.raises(SystemExit) as ended:
@@ -38,6 +41,26 @@ def test_an_unset_variable_is_not_the_current_folder(run: Run, command: str) -> 
     code, said = run(command, "")
     assert code == 2
     assert "it is empty: name a folder" in said
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("mount", "--config", "", "/mnt"),
+        ("mount", "-o", "config=", "/mnt"),
+        ("mount", "--rules", "", "/mnt"),
+        ("mount", "--log", "", "/mnt"),
+        ("mount", "--control", "", "/mnt"),
+        ("host", "--config", ""),
+        ("tap", "--write", "", "/mnt"),
+        ("ctl", ""),
+        ("ctl", "", "list"),
+    ],
+)
+def test_an_unset_variable_is_no_file(run: Run, words: tuple[str, ...]) -> None:
+    code, said = run(*words)
+    assert code == 2
+    assert "it is empty: name a file" in said
 
 
 @pytest.mark.parametrize(

@@ -5,22 +5,38 @@ from __future__ import annotations
 import pytest
 
 from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
+from vconfs.cli._options import with_config
 from vconfs.guest.devices import DEVICES
 
 
 @pytest.mark.parametrize(
     ("words", "meaning"),
     [
-        ("none /mnt -o rw", "--source none /mnt"),
+        ("none /mnt -o rw", "--source none /mnt -o rw"),
         ("vconfs /mnt", "--source vconfs /mnt"),
-        ("kernel /mnt -o rw,wait", "--device kernel --source kernel /mnt -o wait"),
-        ("none /mnt -o rw,config=/etc/v.toml", "--source none /mnt --config=/etc/v.toml"),
-        ("none /mnt -o config=/v.toml,wait", "--source none /mnt -o wait --config=/v.toml"),
+        ("kernel /mnt -o rw,wait", "--device kernel --source kernel /mnt -o rw,wait"),
         ("none /mnt config=x", "--source none /mnt config=x"),
     ],
 )
-def test_the_device_and_the_configuration_become_options(words: str, meaning: str) -> None:
+def test_the_device_becomes_an_option(words: str, meaning: str) -> None:
     assert mount_words(words.split()) == ["mount", *meaning.split()]
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("/mnt -o rw,wait", "/mnt -o wait"),
+        ("/mnt -o rw,config=/etc/v.toml", "/mnt --config=/etc/v.toml"),
+        ("-o config=/v.toml,wait --once", "-o wait --config=/v.toml --once"),
+        ("-oconfig=/v.toml,wait", "-o wait --config=/v.toml"),
+        ("--options config=/v.toml", "--config=/v.toml"),
+        ("--options=wait,config=/v.toml", "-o wait --config=/v.toml"),
+        ("--once /mnt config=x", "--once /mnt config=x"),
+        ("/mnt -o", "/mnt -o"),
+    ],
+)
+def test_a_file_of_options_may_stand_among_the_options(words: str, meaning: str) -> None:
+    assert list(with_config(words.split())) == meaning.split()
 
 
 @pytest.mark.parametrize("device", [it for it in DEVICES if it in ("embedded", "kernel")])
