@@ -139,6 +139,15 @@ def test_ls_fits_the_terminal(two: tuple[Path, Path], columns: int) -> None:
     assert ("…" in lines[2]) == (columns < 200)
 
 
+def test_names_that_end_differently_are_told_apart_on_a_narrow_terminal(folder: Path) -> None:
+    ports = [f"--port=org.example.agent.of.guest.{number}=null" for number in range(12)]
+    vconfs("mount", *ports, str(folder))
+    with on_terminal("ls", str(folder), columns=40) as terminal:
+        names = [line.split()[1] for line in terminal.rest().splitlines()[1:]]
+    assert len(set(names)) == 12
+    assert all(name.startswith("org.") and "…" in name for name in names)
+
+
 class Terminal:
     """A command on a terminal of its own."""
 

@@ -6,12 +6,13 @@ import errno
 import importlib
 import logging
 import os
+import shutil
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
@@ -42,6 +43,24 @@ _COMMANDS = {
 }
 
 
+#: The least and the most columns of a help text.
+_HELP_MIN: Final = 30
+_HELP_MAX: Final = 100
+
+
+class _HelpFormatter(click.HelpFormatter):
+    """Leaves room for the meanings of options on a narrow terminal."""
+
+    def write_dl(
+        self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2
+    ) -> None:
+        """Write options and their meanings in two columns."""
+        super().write_dl(rows, min(col_max, self.width // 3), col_spacing)
+
+
+click.Context.formatter_class = _HelpFormatter
+
+
 class _Commands(click.Group):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -70,10 +89,7 @@ class _Commands(click.Group):
         return super().resolve_command(ctx, args)
 
 
-@click.command(
-    cls=_Commands,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
+@click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(None, "-V", "--version", package_name="vconfs")
 def vconfs() -> None:
     """Named ports between a virtual machine and its host, as files.
@@ -91,6 +107,11 @@ def vconfs() -> None:
     """
 
 
+def _help_width() -> int:
+    """Return the width of a help text for this terminal; click's own is never below 50."""
+    return min(max(shutil.get_terminal_size().columns, _HELP_MIN), _HELP_MAX) - 2
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. `vconfs DEVICE DIR -o OPTIONS`, as mount(8) calls it, is `vconfs mount`."""
     words = _as_click_has_them(list(sys.argv[1:] if arguments is None else arguments))
@@ -101,7 +122,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "_VCONFS_COMPLETE" in os.environ:
         importlib.import_module("vconfs.cli._completion")
     try:
-        code = vconfs.main(words, prog_name="vconfs", standalone_mode=False, color=shows_colours())
+        surroundings: dict[str, Any] = {
+            "color": shows_colours(),
+            "terminal_width": _help_width(),
+        }
+        code = vconfs.main(words, prog_name="vconfs", standalone_mode=False, **surroundings)
         click.echo(nl=False)  # flushes the output, which may fail
         sys.exit(code or 0)
     except click.exceptions.NoArgsIsHelpError as error:

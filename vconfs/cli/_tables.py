@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from attrs import define, field, frozen
-from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions, OverflowMethod, RenderResult
+from rich.cells import cell_len, set_cell_size
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -37,6 +38,31 @@ class Column:
     is_number: bool = False
 
 
+@frozen
+class _Cell:
+    """A text that is cut in its middle where there is no room for it: names often end alike."""
+
+    text: str
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        """Return the least width, and that of the whole text."""
+        return Measurement(1, cell_len(self.text))
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Yield as much of the text as there is room for."""
+        mark = "…" if as_shown("…", options.encoding) == "…" else "~"
+        yield Text(cut(self.text, options.max_width, mark), no_wrap=True, overflow="crop")
+
+
+def cut(text: str, width: int, mark: str = "…") -> str:
+    """Return a text that takes `width` cells at most, with a mark for what is left out."""
+    if cell_len(text) <= width:
+        return text
+    end = width // 2
+    begin = max(0, width - end - cell_len(mark))
+    return set_cell_size(text, begin) + mark + set_cell_size(text[::-1], end)[::-1]
+
+
 @define
 class Table:
     """A table that fits its columns into the width of the terminal."""
@@ -53,8 +79,6 @@ class Table:
         least = [self._least(index) for index in range(len(self.columns))]
         fitting = self._fitting(options.max_width, least)
         shown = RichTable(box=None, padding=(0, _GAP, 0, 0), pad_edge=False)
-        has_ellipsis = as_shown("…", options.encoding) == "…"
-        cut: OverflowMethod = "ellipsis" if has_ellipsis else "crop"
         for index in fitting:
             column = self.columns[index]
             shown.add_column(
@@ -64,8 +88,7 @@ class Table:
                 min_width=least[index],
             )
         for row in self.rows:
-            cells = (as_shown(row[index], options.encoding) for index in fitting)
-            shown.add_row(*(Text(cell, no_wrap=True, overflow=cut) for cell in cells))
+            shown.add_row(*(_Cell(as_shown(row[index], options.encoding)) for index in fitting))
         yield shown
 
     def _fitting(self, width: int, least: Sequence[int]) -> list[int]:

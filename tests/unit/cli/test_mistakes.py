@@ -195,3 +195,15 @@ def test_a_number_of_mebibytes_without_a_unit_is_told_how_to_write_it(
     code, said = run("ctl", "/run/no-socket", "limit", "1", text)
     assert code == 2
     assert message.removeprefix("limit") in " ".join(said.split())
+
+
+@pytest.mark.parametrize("columns", [30, 40, 80, 200])
+@pytest.mark.parametrize("words", [("tap", "--help"), ("ls", "--help"), ("ctl", "add", "--help")])
+def test_a_help_fits_the_terminal(
+    run: Run, words: tuple[str, ...], columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, said = run(*words)
+    usage, prose, *_, options = re.split(r"\n\n(?=  \w)|\nOptions:\n", said)
+    lines = "\n".join((usage, prose, options)).splitlines()
+    assert min(columns, 100) - 30 < max(map(len, lines)) <= min(columns, 100)
