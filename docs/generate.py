@@ -35,7 +35,7 @@ from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below, manual_pages
 from vconfs.files import tap_file
 from vconfs.files.events_file import EVENTS
-from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS, STATUS
+from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
 from vconfs.host.listeners import LISTENERS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
@@ -117,7 +117,7 @@ def first_paragraph(thing: object) -> str:
 
 def attributes() -> str:
     """Return a table of the extended attributes of ports and of the mount."""
-    rows = [(code(name.decode()), MEANINGS[name]) for name in STATUS]
+    rows = [(code(name.decode()), meaning) for name, meaning in MEANINGS.items()]
     root = [(code(name.decode()), ROOT_MEANINGS[name]) for name in ROOT_STATUS]
     return table(("attribute", "meaning"), [*rows, *root])
 

@@ -229,6 +229,19 @@ def test_top_is_left_with_q_and_sorts_and_scrolls(folder: Path) -> None:
         vconfs("umount", "-f", str(folder))
 
 
+def test_the_first_picture_of_top_comes_soon_even_of_500_ports_at_40_columns(folder: Path) -> None:
+    vconfs("mount", *(f"--port=org.example.{number}=echo" for number in range(500)), str(folder))
+    took = []
+    for _ in range(3):  # other tests may run at the same time
+        begin = time.monotonic()
+        with on_terminal("top", str(folder), columns=40, extra={"TERM": "xterm"}) as top:
+            top.until("478 more")
+            took.append(time.monotonic() - begin)
+            top.press("q")
+            top.rest()
+    assert min(took) < 1
+
+
 def test_umount_l_detaches_at_once_and_serves_open_files(folder: Path) -> None:
     vconfs("mount", "--port", "echo=echo", str(folder))
     daemon = os.pidfd_open(int(os.getxattr(folder, "user.pid")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
 import sys
@@ -179,6 +180,21 @@ async def test_attributes(mounted: OpenMount) -> None:
         assert await error_of(lambda: os.setxattr(it.file(), "user.name", b"x")) == errno.EPERM
         assert await error_of(lambda: os.removexattr(it.file(), "name")) == errno.EPERM
         assert await error_of(lambda: os.getxattr(it.file(), "user.nonsense")) == errno.ENODATA
+
+
+async def test_all_attributes_come_at_once_as_json(mounted: OpenMount) -> None:
+    async with mounted("=echo") as it:
+        it.manager.rename(it.port(), b"not \xff text")
+        file = it.file()
+        listed = await in_thread(
+            lambda: {name: os.getxattr(file, name) for name in os.listxattr(file)}
+        )
+        whole = json.loads(await in_thread(lambda: os.getxattr(file, "user.status")))
+        assert whole["name"] == r"not \xff text"
+        assert whole == {
+            name.removeprefix("user."): value.decode(errors="backslashreplace")
+            for name, value in listed.items()
+        }
 
 
 @pytest.mark.expect_log("device: no such port")

@@ -17,7 +17,7 @@ from vconfs.cli._arguments import Mount
 from vconfs.cli._mount_table import MountState, all_mounts, in_time, states, why
 from vconfs.errors import VconfsError
 from vconfs.files.names import PID_ATTRIBUTE, id_of_file
-from vconfs.files.status import STATUS
+from vconfs.files.status import WHOLE_STATUS
 
 log: Final = logging.getLogger(__name__)
 
@@ -64,19 +64,17 @@ def _read_some(paths: list[Path]) -> list[dict[str, object]]:
 
 
 def _read_port(path: Path) -> dict[str, object]:
-    port: dict[str, object] = {"port": path.name}
-    for attribute in STATUS:
-        key = attribute.decode().removeprefix("user.")
-        try:
-            value = os.getxattr(path, attribute).decode(errors="backslashreplace")
-        except FileNotFoundError:
-            return {}
-        except PermissionError:
-            return {"port": path.name}
-        except OSError:
-            continue  # the port has no such attribute
-        port[key] = value == "1" if key in _FLAGS else int(value) if key in _NUMBERS else value
-    return port
+    try:
+        texts: dict[str, str] = json.loads(os.getxattr(path, WHOLE_STATUS))
+    except FileNotFoundError:
+        return {}
+    except OSError:
+        return {"port": path.name}
+    return {"port": path.name, **{key: _value(key, text) for key, text in texts.items()}}
+
+
+def _value(key: str, text: str) -> object:
+    return text == "1" if key in _FLAGS else int(text) if key in _NUMBERS else text
 
 
 @click.command("ls", short_help="List the ports of mounts and what they are doing.")

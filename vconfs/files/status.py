@@ -5,6 +5,7 @@ The names without "user." in front are the keys of `vconfs ls --json`.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from itertools import islice
@@ -62,6 +63,9 @@ STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"user.pty": lambda port: port.pty.encode() or None,
 }
 
+#: All attributes of a port at once, as JSON. It is not listed: it would be in `getfattr -d` twice.
+WHOLE_STATUS: Final = b"user.status"
+
 MEANINGS: Mapping[bytes, str] = {
     b"name": "the port's name; a port without one has no such attribute",
     b"user.name": "the same, for `getfattr -d`, which shows only `user.*`",
@@ -81,6 +85,7 @@ MEANINGS: Mapping[bytes, str] = {
     b"user.ignored": "messages of the host that made no sense for the port",
     b"user.resets": "how often the host went on sending after it had seen that it was to stop",
     b"user.pty": "path of the pty beside the port, if it has one",
+    WHOLE_STATUS: "all of these, as one object of JSON with texts; it is not listed",
 }
 
 
@@ -98,7 +103,18 @@ ROOT_MEANINGS: Mapping[bytes, str] = {
 
 def status_value(port: Port, name: bytes) -> bytes | None:
     """Return an attribute of a port, or None if the port does not have it."""
+    if name == WHOLE_STATUS:
+        return _whole_status(port)
     return STATUS[name](port) if name in STATUS else None
+
+
+def _whole_status(port: Port) -> bytes:
+    texts = {
+        name.decode().removeprefix("user."): value.decode(errors="backslashreplace")
+        for name, read in STATUS.items()
+        if (value := read(port)) is not None
+    }
+    return json.dumps(texts).encode()
 
 
 def status_names(port: Port) -> list[bytes]:
