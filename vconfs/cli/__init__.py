@@ -58,7 +58,7 @@ class _HelpFormatter(click.HelpFormatter):
         super().write_dl(rows, min(col_max, self.width // 3), col_spacing)
 
 
-click.Context.formatter_class = _HelpFormatter
+click.Context.formatter_class = _HelpFormatter  # of all commands
 
 
 class _Commands(click.Group):
@@ -122,10 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if "_VCONFS_COMPLETE" in os.environ:
         importlib.import_module("vconfs.cli._completion")
     try:
-        surroundings: dict[str, Any] = {
-            "color": shows_colours(),
-            "terminal_width": _help_width(),
-        }
+        surroundings: dict[str, Any] = {"color": shows_colours(), "terminal_width": _help_width()}
         code = vconfs.main(words, prog_name="vconfs", standalone_mode=False, **surroundings)
         click.echo(nl=False)  # flushes the output, which may fail
         sys.exit(code or 0)

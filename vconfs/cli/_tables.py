@@ -40,7 +40,7 @@ class Column:
 
 @frozen
 class _Cell:
-    """A text that is cut in its middle where there is no room for it: names often end alike."""
+    """A text that is cut in its middle to fit, because names mostly differ at their ends."""
 
     text: str
 

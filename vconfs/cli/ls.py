@@ -65,12 +65,12 @@ def _read_some(paths: list[Path]) -> list[dict[str, object]]:
 
 def _read_port(path: Path) -> dict[str, object]:
     try:
-        texts: dict[str, str] = json.loads(os.getxattr(path, WHOLE_STATUS))
+        texts = dict(json.loads(os.getxattr(path, WHOLE_STATUS)))
+        return {"port": path.name, **{key: _value(key, text) for key, text in texts.items()}}
     except FileNotFoundError:
         return {}
-    except OSError:
+    except (OSError, TypeError, ValueError):
         return {"port": path.name}
-    return {"port": path.name, **{key: _value(key, text) for key, text in texts.items()}}
 
 
 def _value(key: str, text: str) -> object:
