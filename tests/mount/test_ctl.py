@@ -221,7 +221,7 @@ def test_a_peer_with_another_greeting_gets_no_request(
 
 def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
     words = ("host", "--listen", f"stream:unix:{tmp_path}/device", "--control")
-    assert "the control socket needs a path" in vconfs(*words, "", code=2)
+    assert "it is empty: name a file" in vconfs(*words, "", code=2)
     assert "has at most 107 bytes" in vconfs(*words, "/x" * 60, code=2)
     assert "the folder /no does not exist" in vconfs(*words, "/no/ctl", code=1)
     assert not (tmp_path / "device").exists()
