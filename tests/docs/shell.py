@@ -19,14 +19,15 @@ _LIMIT: Final = 20.0
 _DONE: Final = b"\x01done\n"
 
 #: A namespace of processes and one of mounts: whatever a page leaves running or mounted ends with
-#: the shell. /mnt and /run are empty there but for /mnt/vcon, vconfs is where mount(8) finds it,
-#: and we are in this repository.
+#: the shell, and root does not see other mounts of vconfs. /mnt and /run are empty there but for
+#: /mnt/vcon, vconfs is where mount(8) finds it, and we are in this repository.
 UNSHARE: Final = (
     "unshare",
     *(() if os.geteuid() == 0 else ("--user", "--map-root-user")),
     *("--mount", "--pid", "--fork", "--kill-child", "--mount-proc"),
 )
 PREPARE: Final = """\
+umount -a -l -t fuse.vconfs 2>/dev/null
 for place in /mnt /run /usr/local/sbin; do mount -t tmpfs none $place; done
 mkdir /mnt/vcon; ln -s "$(command -v vconfs)" /usr/local/sbin/
 """
