@@ -16,8 +16,10 @@ from vconfs.protocol.virtio_pci import F_VERSION_1
 from vconfs.protocol.virtqueue import F_EVENT_IDX, Layout
 from vconfs.system.aside import close_descriptors
 
-#: Seconds that a back-end has to answer; it may be serving another front-end meanwhile.
+#: Seconds that a back-end has to answer, and to read our first request. One that serves another
+#: front-end does not read it.
 _PATIENCE: Final = 10.0
+_FIRST_PATIENCE: Final = 2.0
 _PROTOCOL_FEATURES: Final = (
     vu.PF_MQ | vu.PF_REPLY_ACK | vu.PF_BACKEND_REQ | vu.PF_CONFIG | vu.PF_CONFIGURE_MEM_SLOTS
 )
@@ -49,7 +51,7 @@ class RemoteBackend:
         how many it has, and virtio1 for the others.
         """
         await self._tell(self._requests.set_owner())
-        offered = (await self._ask(self._requests.get_features())).value
+        offered = await self._offered_features()
         self._enables_rings = bool(offered & vu.F_PROTOCOL_FEATURES)
         if self._enables_rings:
             offered_too = (await self._ask(self._requests.get_protocol_features())).value
@@ -119,6 +121,14 @@ class RemoteBackend:
         """Stop a ring: the back-end does not use it any more."""
         await self._ask(self._requests.get_vring_base(index))
 
+    async def _offered_features(self) -> int:
+        """Return the answer to our first request. Raise VconfsError soon if it is not read."""
+        with trio.move_on_after(_FIRST_PATIENCE):
+            return (await self._ask(self._requests.get_features())).value
+        if self._socket.unread():
+            raise VconfsError("the back-end does not read our request: it serves another front-end")
+        return (await self._ask(self._requests.get_features())).value
+
     # --- one request, one reply -----------------------------------------------------------
 
     async def _ask(self, request: Outgoing) -> Reply:
@@ -138,10 +148,7 @@ class RemoteBackend:
                 while self._requests.waiting:  # replies to cancelled requests as well
                     reply = self._requests.receive(await self._next_message())
         except trio.TooSlowError:
-            raise VconfsError(
-                f"the back-end gave no answer in {_PATIENCE:.0f} seconds: "
-                "it may be serving another front-end"
-            ) from None
+            raise VconfsError(f"the back-end gave no answer in {_PATIENCE:.0f} seconds") from None
         except OSError as error:
             raise VconfsError(f"the connection broke: {error.strerror}") from None
         if reply is not None and reply.refused:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import array
+import fcntl
 import socket
+import struct
+import termios
 from collections.abc import Sequence
 from typing import Final
 
@@ -53,6 +56,11 @@ class MessageSocket:
         sent = await self._sock.sendmsg([data], rights)
         while sent < len(data):
             sent += await self._sock.send(data[sent:])
+
+    def unread(self) -> int:
+        """Return how many sent bytes the peer has not read, and their overhead."""
+        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        return int(struct.unpack("i", answer)[0])
 
     def release(self) -> None:
         """Close the descriptors of messages that were only received in part."""

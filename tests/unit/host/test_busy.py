@@ -59,6 +59,18 @@ async def test_the_second_guest_is_told_at_once(tmp_path: Path, kind: str) -> No
         assert first.ports[0].attached
 
 
+async def test_the_second_front_end_is_told_soon(tmp_path: Path) -> None:
+    """vhost-user has no words for it: the host end does not read what the second one asks."""
+    url = f"vhost-user:{tmp_path}/s"
+    async with listening(url) as host, connected(url) as first:
+        guest = host.guest
+        with trio.fail_after(5), pytest.raises(VconfsError, match="it serves another front-end"):
+            async with connected(url):
+                pass
+        assert host.guest is guest
+        assert first.ports[0].attached
+
+
 async def test_the_second_guest_is_served_when_the_first_has_just_left(tmp_path: Path) -> None:
     url = f"stream:unix:{tmp_path}/s"
     async with listening(url):
