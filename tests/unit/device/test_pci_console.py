@@ -324,6 +324,27 @@ async def test_what_comes_until_the_device_is_reset_is_received() -> None:
         assert fake.kicks_after_reset == []
 
 
+async def test_our_own_reset_is_no_loss_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status that was asked for before the reset is read after it."""
+    asked, was_reset = trio.Event(), trio.Event()
+    async with open_console([spec(b"con")]) as fake:
+        fake.before_reset = was_reset.set
+        read = fake.read
+
+        async def read_late(bar: int, offset: int, size: int) -> int:
+            if (bar, offset) == (4, Common.DEVICE_STATUS.offset) and not asked.is_set():
+                asked.set()
+                await was_reset.wait()
+            return await read(bar, offset, size)
+
+        async with driven(fake) as (driver, _):
+            monkeypatch.setattr(fake, "read", read_late)
+            fake.isr = 3
+            fake.interrupt()
+            await asked.wait()
+        assert driver.reason == ""
+
+
 # --- unplugging ---------------------------------------------------------------------------
 
 
