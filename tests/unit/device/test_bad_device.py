@@ -12,6 +12,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.unit.device.fake_console import FEATURES, FakeConsole, open_console
 from tests.unit.device.fake_function import CONFIG, ISR, FakeFunction
 from tests.unit.ends.test_ends import spec, taken
@@ -134,7 +135,7 @@ async def test_kicks_that_are_unwanted_or_wanted_at_the_wrong_place_lose_nothing
 Poke = tuple[int, bool, int, int]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.lists(
         st.tuples(
@@ -172,7 +173,7 @@ def test_any_byte_of_any_ring(pokes: list[Poke], features: int) -> None:
 # --- control messages ---------------------------------------------------------------------
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(
     st.lists(
         st.one_of(
@@ -235,8 +236,7 @@ class Liar(FakeFunction):
         return value
 
 
-@pytest.mark.expect_log("device lost")
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(ANSWERS)
 @ANY_WARNING
 def test_any_registers(answers: Mapping[Register, list[int]]) -> None:
@@ -245,7 +245,7 @@ def test_any_registers(answers: Mapping[Register, list[int]]) -> None:
     )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(st.lists(st.tuples(st.integers(4, 0xA4), st.integers(0, 255)), max_size=4))
 @ANY_WARNING
 def test_any_capabilities(changes: list[tuple[int, int]]) -> None:

@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.unit.device.fake_console import FakeConsole, open_console
 from tests.unit.ends.test_ends import spec, taken
 from vconfs.device.pci import open_pci
@@ -123,7 +124,7 @@ class Room:
             await self._changed.wait()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     st.sampled_from(RINGS),
     st.sampled_from([0, 1, 2]),
