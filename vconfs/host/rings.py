@@ -248,7 +248,7 @@ class DeviceLink(Link):
         return memoryview(b"".join(chain.readable))
 
     @override
-    def waiting(self, queue: int) -> int:
+    def arrived(self, queue: int) -> int:
         ring = self._queues.get(queue)
         return 0 if self._dead or ring is None else ring.available
 

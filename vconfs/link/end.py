@@ -284,7 +284,7 @@ class LinkEnd(LinkOwner, Generic[P, E]):
 
     def _take_all(self, queue: int) -> None:
         """Handle the buffers that have come by now; a peer may go on sending meanwhile."""
-        rest = self._link.waiting(queue)
+        rest = self._link.arrived(queue)
         while rest > 0 and self._take(queue, None, min(rest, TURN)):
             rest -= TURN
 

@@ -150,7 +150,7 @@ class Link(ABC):
         buffer = self.receive(queue)
         return () if buffer is None else (buffer,)
 
-    def waiting(self, queue: int) -> int:
+    def arrived(self, queue: int) -> int:
         """Return how many buffers have come on `queue` and were not received, or more than that."""
         return SIZE_MAX
 
