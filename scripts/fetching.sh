@@ -54,16 +54,24 @@ find_mirror() {
     [ -n "$mirror" ]
 }
 
-# Runs apt-get for one release, without regard to installed packages and this machine's preferences.
-apt_get_of() {
-    release=$1
-    shift
+# Runs an apt program for one release, without regard to installed packages and this machine's
+# preferences.
+apt_of() {
+    release=$1 program=$2
+    shift 2
     lists=$work/$release
     mkdir -p "$lists/partial"
     echo "deb [signed-by=$keys] $mirror $release main" >"$work/$release.list"
-    apt apt-get -o Dir::Etc::SourceList="$work/$release.list" -o Dir::Etc::SourceParts=/dev/null \
+    apt "$program" -o Dir::Etc::SourceList="$work/$release.list" \
+        -o Dir::Etc::SourceParts=/dev/null \
         -o Dir::Etc::Preferences=/dev/null -o Dir::Etc::PreferencesParts=/dev/null \
-        -o APT::Default-Release= -o Dir::State::Status=/dev/null "$@" >>"$log"
+        -o APT::Default-Release= -o Dir::State::Status=/dev/null "$@"
+}
+
+apt_get_of() {
+    release=$1
+    shift
+    apt_of "$release" apt-get "$@" >>"$log"
 }
 
 # Unpacks files of a package into a folder; they are chosen by tar's options and patterns.

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support.examples import examples
 from tests.support.watched import Suite
 
 pytest_plugins = ["tests.support.plugin"]
@@ -31,7 +32,7 @@ os.umask(0o022)
 subprocess._USE_VFORK = False  # type: ignore[misc]
 
 # How long an example takes depends on what else the machine does; the tests have their own limits.
-settings.register_profile("vconfs", deadline=None)
+settings.register_profile("vconfs", deadline=None, max_examples=examples(50))
 settings.load_profile("vconfs")
 
 _suite = Suite()

@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vconfs.fuse import _kernel_protocol as wire
 from vconfs.fuse._operations import ReaddirToken
 
@@ -194,7 +195,7 @@ class Deaf(Quiet):
         raise pyfuse3.FUSEError(1)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(
     st.lists(
         st.tuples(st.integers(0, 60) | SHORT, st.binary(max_size=120)), min_size=1, max_size=10

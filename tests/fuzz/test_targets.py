@@ -6,11 +6,11 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
+
 from .every import EVERY
 from .target import CORPUS, Target
 
-#: Changed inputs for each target: all targets together take about ten seconds.
-EXAMPLES = 40
 CORPUS_MAX = 300 << 10
 
 CHANGES = st.lists(
@@ -40,7 +40,7 @@ def test_recorded_inputs_and_mended_crashes(target: Target) -> None:
 def test_changed_inputs(target: Target) -> None:
     seeds = [b"", *(file.read_bytes() for file in target.corpus)]
 
-    @settings(max_examples=EXAMPLES, phases=(Phase.generate, Phase.shrink), database=None)
+    @settings(max_examples=examples(40), phases=(Phase.generate, Phase.shrink), database=None)
     @given(seed=st.sampled_from(seeds), changes=CHANGES)
     def run(seed: bytes, changes: list[tuple[int, int, bytes]]) -> None:
         target(changed(seed, changes))

@@ -22,11 +22,12 @@ _PLUGGED = 8
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Fetch the kernel before the first test: that may take longer than a test may."""
+    """Fetch the kernels before the first test: that may take longer than a test may."""
     folder = Path(__file__).parent
     wanted = any(item.path.is_relative_to(folder) for item in session.items)
     if wanted and not session.config.option.collectonly and not needs.missing(*machine.PROGRAMS):
-        machine.fetch()
+        for release in machine.BOOT:
+            machine.fetch(release)
         bare = any(item.path.name == "test_no_iommu.py" for item in session.items)
         if bare and not needs.missing(*machine.BUILDERS):
             machine.fetch_unsafe()

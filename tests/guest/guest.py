@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "guest"
 #: The kernel's module vfio with the no-IOMMU mode.
 UNSAFE_CACHE = ROOT / ".cache" / "noiommu"
+#: Where the kernels are, by the releases that scripts/guest-kernel knows: this machine's own, and
+#: Debian testing.
+BOOT = {"own": CACHE, "testing": ROOT / ".cache" / "guest-testing"}
 #: Seconds that it may take to boot, and to power off.
 BOOT_SECONDS = 60
 END_SECONDS = 20
@@ -72,14 +75,51 @@ LINE = Console("11", ",vectors=0")  # without MSI-X
 KERNELS = Console("12")  # which the kernel's driver keeps
 DEVICES = (VECTORS, LINE, KERNELS)
 
+
+@frozen
+class Hardware:
+    """A kind of machine: QEMU's arguments, and parameters of the kernel."""
+
+    arguments: Sequence[str]
+    parameters: str = ""
+    iommu: bool = False
+    #: Folders with modules that replace those of the kernel.
+    modules: Sequence[Path] = ()
+
+
+#: A machine with a PCI bus and an IOMMU.
+Q35 = Hardware(
+    (
+        *("-machine", "q35", "-device", "intel-iommu,intremap=on"),
+        *("-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+    ),
+    "intel_iommu=on",
+    iommu=True,
+)
+#: One without an IOMMU, whose kernel has VFIO's no-IOMMU mode instead.
+PLAIN = Hardware(
+    ("-machine", "q35", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
+    modules=(UNSAFE_CACHE,),
+)
+#: A machine without PCI: its virtio devices are on virtio-mmio. It has nothing by which a kernel
+#: could find out how fast its clock is, so it is told about that.
+MICROVM = Hardware(
+    (
+        *("-machine", "microvm", "-global", "virtio-mmio.force-legacy=false"),
+        *("-device", "virtio-9p-device,fsdev=root,mount_tag=root"),
+    ),
+    "tsc_early_khz=2000000",
+)
+
 #: Runs a command that ends with us, however we end.
 _RUN = ("setpriv", "--pdeathsig", "KILL")
 
 
 @cache
-def fetch() -> str:
-    """Fetch the kernel if it is not there. Return what goes wrong, or ""."""
-    return _fetch(CACHE / "vmlinux", "guest-kernel", CACHE)
+def fetch(release: str = "own") -> str:
+    """Fetch the kernel of a release if it is not there. Return what goes wrong, or ""."""
+    folder = BOOT[release]
+    return _fetch(folder / "kernel", "guest-kernel", release, folder)
 
 
 @cache
@@ -88,7 +128,7 @@ def fetch_unsafe() -> str:
     return fetch() or _fetch(UNSAFE_CACHE / "vfio.ko", "guest-noiommu", CACHE, UNSAFE_CACHE)
 
 
-def _fetch(wanted: Path, script: str, *arguments: Path) -> str:
+def _fetch(wanted: Path, script: str, *arguments: str | Path) -> str:
     if wanted.exists():
         return ""
     done = subprocess.run(
@@ -162,16 +202,15 @@ def open_guest(
     arguments: Sequence[str] | None = None,
     *,
     consoles: Sequence[Console] = DEVICES,
-    iommu: bool = True,
+    hardware: Hardware = Q35,
 ) -> Iterator[Guest]:
     """Boot a guest, which is not ready yet, with the QEMU of that command.
 
-    It has these consoles, or what `arguments` say. Without an IOMMU, its kernel has VFIO's
-    no-IOMMU mode.
+    It has these consoles, or what `arguments` say.
     """
     archive = folder / "initramfs.cpio"
-    others = [] if iommu else [UNSAFE_CACHE]
-    archive.write_bytes(initramfs.build(boot, Path(__file__).parent / "init", others))
+    init = Path(__file__).parent / "init"
+    archive.write_bytes(initramfs.build(boot, init, hardware.modules))
     with ExitStack() as stack:
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
@@ -182,14 +221,14 @@ def open_guest(
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = [*_RUN, qemu, *_machine(folder, boot, iommu=iommu)]
+        command = [*_RUN, qemu, *_machine(folder, boot, hardware)]
         command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
-        command += ["-serial", "chardev:worker"]
+        command += ["-device", "isa-serial,chardev=worker,index=1"]
         command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
         if arguments is None:
             for device in consoles:
                 command += [*chardev(device.data), *chardev(device.agent)]
-                command += _console(device, iommu=iommu)
+                command += _console(device, iommu=hardware.iommu)
         descriptors = [sock.fileno() for sock in inherited]
         process = subprocess.Popen(
             [*command, *(arguments or ())], stdin=subprocess.DEVNULL, pass_fds=descriptors
@@ -203,20 +242,19 @@ def open_guest(
             process.wait()
 
 
-def _machine(folder: Path, boot: Path, *, iommu: bool) -> list[str]:
-    share = "local,path=/,mount_tag=root,security_model=none,readonly=on,multidevs=remap"
+def _machine(folder: Path, boot: Path, hardware: Hardware) -> list[str]:
     # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
     append = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
-    append += " intel_iommu=on" if iommu else ""
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [
-        *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
+        *hardware.arguments,
+        *("-accel", "tcg,tb-size=512", "-cpu", "Nehalem"),
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
-        *("-kernel", str(boot / "vmlinux"), "-initrd", f"{folder}/initramfs.cpio"),
-        *("-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-virtfs", share),
-        *(("-device", "intel-iommu,intremap=on") if iommu else ()),
-        *("-append", append),
+        *("-kernel", str(boot / "kernel"), "-initrd", f"{folder}/initramfs.cpio"),
+        *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
+        *("-fsdev", "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap"),
+        *("-append", f"{append} {hardware.parameters}"),
         *("-serial", f"file:{folder}/console.log"),
     ]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 MODULES = (
-    *("virtio_pci", "9p", "9pnet_virtio", "overlay", "fuse"),
+    *("virtio_pci", "virtio_mmio", "9p", "9pnet_virtio", "overlay", "fuse"),
     *("vfio_pci", "vfio_iommu_type1", "virtio_console"),
 )
 FOLDERS = ("bin", "dev", "proc", "sys", "lower", "upper", "new", "modules")

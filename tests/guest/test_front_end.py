@@ -2,11 +2,14 @@
 
 Only the newest QEMU has that device. Its front-end does not survive that the back-end comes again,
 so after the host end was killed, the device is unplugged and plugged again.
+
+This is tried with each of MACHINES, as far as a machine can: on virtio-mmio nothing is plugged.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -15,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from attrs import define
+from attrs import define, frozen
 
 from tests.guest import guest as machine
 from tests.guest.guest import Guest, open_guest
@@ -37,23 +40,56 @@ SIZE = 4 << 20
 MODULE = "virtio_console"
 
 
-def device(number: int, queues: int) -> Mapping[str, str | int]:
-    """Return the options of a console device in slot `number`."""
-    return {
-        "driver": "vhost-user-test-device-pci",
-        "id": f"console{number}",
-        "bus": f"slot{number}",
-        "chardev": f"host{number}",
-        "virtio-id": 3,
-        "num_vqs": queues,
-        "config_size": 12,
-    }
+@frozen
+class Kind:
+    """How a guest has its console."""
+
+    #: The release that the guest's kernel is from: see `machine.BOOT`.
+    kernel: str = "own"
+    on_pci: bool = True
+    #: Options of the device.
+    options: Mapping[str, str | int] = {}
+
+    def device(self, number: int, queues: int) -> Mapping[str, str | int]:
+        """Return the options of a console device; on PCI it is in slot `number`."""
+        return {
+            "driver": "vhost-user-test-device" + ("-pci" if self.on_pci else ""),
+            "id": f"console{number}",
+            **({"bus": f"slot{number}"} if self.on_pci else {}),
+            "chardev": f"host{number}",
+            "virtio-id": 3,
+            "num_vqs": queues,
+            "config_size": 12,
+            **self.options,
+        }
+
+    @property
+    def arguments(self) -> list[str]:
+        """The machine's slots, and its memory, which a host end can map."""
+        words = ["-machine", "memory-backend=ram"]
+        words += ["-object", "memory-backend-memfd,id=ram,size=1G,share=on"]
+        for slot in range(2 * self.on_pci):
+            words += ["-device", f"pcie-root-port,id=slot{slot},chassis={slot},slot={slot}"]
+        return words
+
+
+MACHINES = {
+    "pci": Kind(),
+    "a current kernel": Kind("testing", options={"packed": True, "vq_size": 1024}),
+    "mmio": Kind(on_pci=False),
+}
+
+
+def only(*kinds: str) -> pytest.MarkDecorator:
+    """Run a test only on these machines."""
+    return pytest.mark.parametrize("running", kinds, indirect=True)
 
 
 @define
 class Machine:
     """A guest, and the host end of its console."""
 
+    kind: Kind
     guest: Guest
     folder: Path
     host: HostEnd
@@ -70,28 +106,34 @@ class Machine:
         (self.folder / name).mkdir(exist_ok=True)
         return self.stack.enter_context(open_host(self.folder / name, PORTS))
 
+    async def plug(self, monitor: Monitor, number: int, host: HostEnd, queues: int) -> None:
+        address = {"type": "unix", "data": {"path": str(host.device)}}
+        backend = {"type": "socket", "data": {"addr": address, "server": False}}
+        await monitor.command("chardev-add", id=f"host{number}", backend=backend)
+        await monitor.command("device_add", **self.kind.device(number, queues))
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+
+@pytest.fixture(scope="module", params=MACHINES)
+def running(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Machine]:
     """Boot a guest with a console device in slot 0, and nothing in slot 1."""
+    kind = MACHINES[request.param]
     needs.programs(*machine.PROGRAMS)
-    if problem := machine.fetch():
+    if problem := machine.fetch(kind.kernel):
         needs.cannot_run(problem)
     qemu = releases.require("newest")
     folder = tmp_path_factory.mktemp("guest")
     with ExitStack() as stack:
         (folder / "host0").mkdir()
         host = stack.enter_context(open_host(folder / "host0", PORTS))
-        console = ",".join(f"{name}={value}" for name, value in device(0, QUEUES).items())
-        arguments = ["-machine", "memory-backend=ram"]
-        arguments += ["-object", "memory-backend-memfd,id=ram,size=1G,share=on"]
-        for slot in range(2):
-            arguments += ["-device", f"pcie-root-port,id=slot{slot},chassis={slot},slot={slot}"]
-        arguments += ["-chardev", f"socket,id=host0,path={host.device}"]
-        arguments += ["-device", console.removeprefix("driver=")]
-        booted = stack.enter_context(open_guest(folder, machine.CACHE, qemu, arguments))
+        arguments = [*kind.arguments, "-chardev", f"socket,id=host0,path={host.device}"]
+        arguments += ["-device", json.dumps(kind.device(0, QUEUES))]
+        hardware = machine.Q35 if kind.on_pci else machine.MICROVM
+        boot = machine.BOOT[kind.kernel]
+        booted = stack.enter_context(open_guest(folder, boot, qemu, arguments, hardware=hardware))
         trio.run(booted.wait_booted)
-        yield Machine(booted, folder, host, stack)
+        yield Machine(kind, booted, folder, host, stack)
 
 
 async def echoes(remote: Remote, host: HostEnd, text: bytes) -> None:
@@ -167,6 +209,7 @@ async def test_much_data_while_the_guest_is_paused(running: Machine) -> None:
         await remote.close(file)
 
 
+@only("pci", "mmio")  # in the current kernel it is no module
 async def test_the_driver_is_unloaded_and_loaded(running: Machine) -> None:
     module = next(machine.CACHE.rglob(f"{MODULE}.ko"))
     async with running.opened() as (remote, _):
@@ -177,6 +220,7 @@ async def test_the_driver_is_unloaded_and_loaded(running: Machine) -> None:
             await echoes(remote, running.host, b"once more")
 
 
+@only("pci", "a current kernel")
 async def test_the_host_end_is_killed_and_another_one_takes_its_place(running: Machine) -> None:
     async with running.opened() as (remote, monitor):
         file = await remote.open(await remote.kernel_port(DATA))
@@ -189,7 +233,7 @@ async def test_the_host_end_is_killed_and_another_one_takes_its_place(running: M
         await remote.close(file)
         await monitor.command("chardev-remove", id="host0")
         running.host = running.start_host()
-        await plug(monitor, 0, running.host, QUEUES)
+        await running.plug(monitor, 0, running.host, QUEUES)
         await echoes(remote, running.host, b"the next host")
 
 
@@ -202,17 +246,11 @@ async def noticed(monitor: Monitor, chardev: str) -> None:
                 return
 
 
-async def plug(monitor: Monitor, number: int, host: HostEnd, queues: int) -> None:
-    address = {"type": "unix", "data": {"path": str(host.device)}}
-    backend = {"type": "socket", "data": {"addr": address, "server": False}}
-    await monitor.command("chardev-add", id=f"host{number}", backend=backend)
-    await monitor.command("device_add", **device(number, queues))
-
-
+@only("pci")
 async def test_a_device_with_too_few_queues_is_told_of(running: Machine) -> None:
     host = running.start_host("host1")
     async with running.opened() as (_, monitor):
-        await plug(monitor, 1, host, 6)
+        await running.plug(monitor, 1, host, 6)
         assert host.process.stderr is not None
         with trio.fail_after(30):
             said = await trio.to_thread.run_sync(host.process.stderr.readline)
@@ -222,6 +260,7 @@ async def test_a_device_with_too_few_queues_is_told_of(running: Machine) -> None
     )
 
 
+@only("pci")
 async def test_the_guest_is_reset(running: Machine) -> None:
     async with running.guest.open_monitor() as monitor:
         await monitor.command("set-action", reboot="reset")

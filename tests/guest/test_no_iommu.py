@@ -43,7 +43,9 @@ def ordinary(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
         needs.cannot_run(problem)
     folder = tmp_path_factory.mktemp("guest")
     qemu = releases.require("own")
-    with open_guest(folder, machine.CACHE, qemu, consoles=[VECTORS], iommu=False) as booted:
+    with open_guest(
+        folder, machine.CACHE, qemu, consoles=[VECTORS], hardware=machine.PLAIN
+    ) as booted:
         trio.run(booted.wait_booted)
         yield booted
 

@@ -10,6 +10,7 @@ import select
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -370,25 +371,67 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     vconfs("umount", "-f", str(mount))
 
 
-@pytest.mark.parametrize("surroundings", SURROUNDINGS)
+#: Runs each command that is a line of the input, in a process that has loaded all commands: to
+#: start an interpreter for each takes most of the time. Prints for each its exit code, and saves
+#: what it said in a file.
+EACH = """
+import importlib, os, pkgutil, sys
+import vconfs.cli
+from vconfs.__main__ import main
+for module in pkgutil.iter_modules(vconfs.cli.__path__):
+    importlib.import_module("vconfs.cli." + module.name)
+for number, line in enumerate(sys.stdin.buffer.read().splitlines()):
+    if not (child := os.fork()):
+        output = os.open(f"{sys.argv[1]}/{number}", os.O_WRONLY | os.O_CREAT)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        sys.argv[1:] = [os.fsdecode(word) for word in line.split()]
+        try:
+            main()
+        except SystemExit as end:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(end.code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module", params=SURROUNDINGS)
+def printed(
+    request: pytest.FixtureRequest,
+    strange: dict[str, str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[str, dict[str, tuple[int, str]]]:
+    """The surroundings, and for each command its exit code in them, and what it said."""
+    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    folder = tmp_path_factory.mktemp("printed")
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, str(folder)],
+        input="\n".join(PRINTING).format(**strange).encode(),
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=True,
+        env={**kept, **SURROUNDINGS[request.param]},
+    )
+    codes = map(int, done.stdout.split())
+    said = [
+        (folder / str(number)).read_bytes().decode("latin-1") for number in range(len(PRINTING))
+    ]
+    return request.param, dict(zip(PRINTING, zip(codes, said, strict=True), strict=True))
+
+
 @pytest.mark.parametrize("command", PRINTING)
 def test_every_command_prints_in_any_surroundings(
-    strange: dict[str, str], command: str, surroundings: str
+    printed: tuple[str, dict[str, tuple[int, str]]], command: str
 ) -> None:
-    kept = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
-    done = subprocess.run(
-        [*VCONFS, *command.format(**strange).split()],
-        capture_output=True,
-        timeout=30,
-        check=False,
-        env={**kept, **SURROUNDINGS[surroundings]},
-    )
-    said = (done.stdout + done.stderr).decode("latin-1")
+    surroundings, outcomes = printed
+    code, said = outcomes[command]
     assert "Traceback" not in said
     assert "UnicodeEncodeError" not in said
     assert "\033" not in said
     if PRINTING[command] is not None:
-        assert done.returncode == PRINTING[command], said
+        assert code == PRINTING[command], said
     if surroundings in ("C", "POSIX") and "ls -q" not in command:
         assert said.isascii()
 

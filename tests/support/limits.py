@@ -13,10 +13,12 @@ happen in turn:
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,41 +39,84 @@ FOLDERS = {"unit": 10, "fuse": 20, "mount": 30, "qemu": 40}
 DEFAULT, EXAMPLES, LONG_FORM = 60, 60, 1800
 #: Seconds that the setup and the teardown of fixtures may take at least: some boot a guest.
 FIXTURES = 150.0
-#: Seconds from one of these to the next, and after the limit when mounts are aborted and when the
-#: run ends.
-_NEXT, _ABORT, _EXIT = 5.0, 15.0, 90.0
+#: Seconds from one of these to the next, and after the limit when mounts are aborted, and when the
+#: run ends at the earliest and at the latest.
+_NEXT, _ABORT, _EXIT, _LAST_EXIT = 5.0, 15.0, 60.0, 500.0
+_OWN_THREAD = "limits of tests"
 
 _TESTS = Path(__file__).parents[1]
 #: Parts of the names of files whose frames say nothing of a test.
 _MACHINERY = ("/pluggy/", "/_pytest/", "/pytest/", "/pytest_trio/", "/trio/", "<frozen", __file__)
 
 
+class LastResort:
+    """What happens to a test that neither a cancellation nor an exception ends.
+
+    It has one thread for all tests: to start and end one for each takes longer than most tests.
+    """
+
+    def __init__(self, errors: IO[str]) -> None:
+        self._errors = errors
+        self._abort_at = math.inf
+        self._exit_at = 0.0
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=_OWN_THREAD, daemon=True)
+
+    def begin(self) -> None:
+        """Begin to watch the tests of a run."""
+        self._thread.start()
+
+    def end(self) -> None:
+        """Watch no more."""
+        self._over.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    @contextmanager
+    def hold(self, seconds: float) -> Iterator[None]:
+        """Abort mounts, and end the run, if what runs inside takes much longer than `seconds`."""
+        now = time.monotonic()
+        # This starts a thread in C, as the interpreter's lock can be what is waited for; but
+        # seldom, because the time need not be exact.
+        if not _EXIT <= self._exit_at - now - seconds <= _LAST_EXIT:
+            later = seconds + (_EXIT + _LAST_EXIT) / 2
+            faulthandler.dump_traceback_later(later, exit=True, file=self._errors)
+            self._exit_at = now + later
+        self._abort_at = now + seconds + _ABORT
+        try:
+            yield
+        finally:
+            self._abort_at = math.inf
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            if time.monotonic() > self._abort_at:
+                self._abort_at = math.inf
+                abort_mounts()
+
+
 class Limit:
     """The limit of what runs at present, in the main thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, last_resort: LastResort) -> None:
+        self._last_resort = last_resort
         self._seconds = 0.0
         self._alarms = 0
         self._scope: trio.CancelScope | None = None
         self._stacks = ""
 
     @contextmanager
-    def hold(self, seconds: float, errors: IO[str]) -> Iterator[None]:
+    def hold(self, seconds: float) -> Iterator[None]:
         """Fail what runs inside, in the main thread, if it takes longer."""
         self._seconds, self._alarms, self._stacks = seconds, 0, ""
         before = signal.signal(signal.SIGALRM, self._on_alarm)
-        abort = threading.Timer(seconds + _ABORT, abort_mounts)
-        abort.daemon = True
-        abort.start()
-        faulthandler.dump_traceback_later(seconds + _EXIT, exit=True, file=errors)
         signal.setitimer(signal.ITIMER_REAL, seconds, _NEXT)
         try:
-            yield
+            with self._last_resort.hold(seconds):
+                yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
-            faulthandler.cancel_dump_traceback_later()
-            abort.cancel()
 
     def run(
         self,
@@ -153,7 +198,7 @@ def stacks_of_threads() -> str:
     """Return where each thread of this process is."""
     lines = []
     for thread in threading.enumerate():
-        if isinstance(thread, threading.Timer):
+        if thread.name == _OWN_THREAD:
             continue
         if frame := sys._current_frames().get(thread.ident or 0):
             frames = _format(traceback.walk_stack(frame), reverse=True)
@@ -188,9 +233,15 @@ class LimitPlugin:
     """Put the limits on the tests of a run."""
 
     def __init__(self) -> None:
-        self._limit = Limit()
         # Taken before output is captured: what ends the run is to be seen.
-        self._errors = os.fdopen(os.dup(2), "w")
+        self._last_resort = LastResort(os.fdopen(os.dup(2), "w"))
+        self._limit = Limit(self._last_resort)
+
+    def pytest_sessionstart(self) -> None:
+        self._last_resort.begin()
+
+    def pytest_sessionfinish(self) -> None:
+        self._last_resort.end()
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -200,17 +251,17 @@ class LimitPlugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Iterator[None]:
-        with self._limit.hold(max(limit_of(item), FIXTURES), self._errors):
+        with self._limit.hold(max(limit_of(item), FIXTURES)):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        with self._limit.hold(limit_of(item), self._errors):
+        with self._limit.hold(limit_of(item)):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Iterator[None]:
-        with self._limit.hold(max(limit_of(item), FIXTURES), self._errors):
+        with self._limit.hold(max(limit_of(item), FIXTURES)):
             return (yield)
 
 

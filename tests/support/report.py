@@ -82,7 +82,7 @@ def peers() -> Iterator[str]:
         yield f"user-mode Linux ({kernel.parent.name}): {_version(str(kernel), '--version')}"
     if (prometheus := _ROOT / ".cache" / "prometheus" / "prometheus").exists():
         yield f"Prometheus: {_version(str(prometheus), '--version')}"
-    for folder in sorted((_ROOT / ".cache" / "guest").glob("lib/modules/*")):
+    for folder in sorted((_ROOT / ".cache").glob("guest*/lib/modules/*")):
         yield f"guest of QEMU: {folder.name}"
 
 

@@ -70,7 +70,11 @@ def no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize(
-    "script", ["guest-uml own", "guest-uml testing", "guest-kernel", "guest-noiommu nowhere"]
+    "script",
+    [
+        *("guest-uml own", "guest-uml testing", "guest-kernel own", "guest-kernel testing"),
+        "guest-noiommu nowhere",
+    ],
 )
 def test_a_fetch_that_fails_says_so_and_leaves_nothing(script: str, cache: Path) -> None:
     name, *suite = script.split()

@@ -13,7 +13,7 @@ import trio
 from vconfs.guest._emergency import CONSOLE, EmergencyLine
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
-from vconfs.link.end import LinkEnd
+from vconfs.link.end import TURN, LinkEnd
 from vconfs.link.link import Link, OpenDevice, leave_soon
 from vconfs.overrides import override
 from vconfs.protocol import events
@@ -107,13 +107,13 @@ class Driver(LinkEnd[Port, Guest]):
 
     # --- called by the link ---------------------------------------------------------------
 
-    def _take(self, queue: int, port: Port | None) -> bool:
+    def _take(self, queue: int, port: Port | None, most: int = TURN) -> bool:
         """Take several buffers per call from a port's own queue (virtio1), which has only its data.
 
         The loop ends with the ring, because no buffer goes back to the device before the flush.
         """
         if port is None:
-            return super()._take(queue, None)
+            return super()._take(queue, None, most)
         link = self._link
         while port.wants_data and (buffers := link.receive_many(queue, port.space)):
             if len(buffers) == 1:

@@ -8,12 +8,13 @@ ours are found in the same way.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import ClassVar, Final, Protocol, Self
 
@@ -153,7 +154,7 @@ class Chardev(ABC):
 
 def chardev_kinds() -> list[str]:
     """Return the kinds of chardevs, including those of other packages."""
-    return sorted({point.name for point in entry_points(group=_GROUP)})
+    return sorted({point.name for point in _points()})
 
 
 def parse_chardev(text: str) -> Chardev:
@@ -186,14 +187,29 @@ def options_of(kind: str) -> Sequence[str] | None:
         raise _broken(point, error) from error
 
 
+def _points() -> Sequence[EntryPoint]:
+    """Return the entry points of all kinds."""
+    return _points_in(tuple((folder, _changed(folder)) for folder in sys.path))
+
+
+@lru_cache(maxsize=1)
+def _points_in(folders: Sequence[tuple[str, int]]) -> Sequence[EntryPoint]:
+    """Look for entry points in the folders of `sys.path`, as they are since they last changed.
+
+    This reads a file of each installed package, which takes some milliseconds.
+    """
+    return tuple(entry_points(group=_GROUP))
+
+
+def _changed(folder: str) -> int:
+    try:
+        return os.stat(folder or ".").st_mtime_ns
+    except OSError:
+        return 0
+
+
 def _found(kind: str) -> EntryPoint:
-    return _found_on(tuple(sys.path), kind)
-
-
-@cache  # looking through all packages takes 10 ms
-def _found_on(path: Sequence[str], kind: str) -> EntryPoint:
-    """Return the entry point of a kind, among the packages that are on this path now."""
-    found = list(entry_points(group=_GROUP, name=kind))
+    found = [point for point in _points() if point.name == kind]
     if not found:
         hint = _OF_QEMU.get(kind) or f"it is one of {', '.join(chardev_kinds())}"
         raise ValueError(f"unknown chardev {kind!r}: {hint}")

@@ -248,6 +248,11 @@ class DeviceLink(Link):
         return memoryview(b"".join(chain.readable))
 
     @override
+    def arrived(self, queue: int) -> int:
+        ring = self._queues.get(queue)
+        return 0 if self._dead or ring is None else ring.available
+
+    @override
     def taking_last(self) -> AbstractContextManager[None]:
         return self._effort.extended()
 

@@ -25,9 +25,7 @@ log: Final = logging.getLogger(__name__)
 
 #: The most buffers handled in one turn, so that a peer that never pauses does not starve the
 #: others. This is more than our own rings hold: data sent before a hang-up is taken with it.
-_TURN: Final = 1024
-#: The most such turns for what came last on a queue: the largest ring. A peer may go on sending.
-_LAST_TURNS: Final = 32
+TURN: Final = 1024
 
 
 class PortCounters(Protocol):
@@ -154,14 +152,14 @@ class LinkEnd(LinkOwner, Generic[P, E]):
             self._hanging_up.discard(port.id)
             self._set_connected(port, False)
 
-    def _take(self, queue: int, port: P | None) -> bool:
-        """Handle buffers until there are none, `port` wants no more, or the turn is over.
+    def _take(self, queue: int, port: P | None, most: int = TURN) -> bool:
+        """Handle up to `most` buffers, until there are none or `port` wants no more.
 
-        Return True if the turn is over.
+        Return True if there may be more.
         """
         link, receive, handle = self._link, self._end.receive, self._handle
         more = False
-        for _ in range(_TURN):
+        for _ in range(most):
             if (buffer := link.receive(queue)) is None:
                 break
             event = receive(queue, buffer)
@@ -285,9 +283,10 @@ class LinkEnd(LinkOwner, Generic[P, E]):
                 self._take_all(queue)
 
     def _take_all(self, queue: int) -> None:
-        for _ in range(_LAST_TURNS):
-            if not self._take(queue, None):
-                return
+        """Handle the buffers that have come by now; a peer may go on sending meanwhile."""
+        rest = self._link.arrived(queue)
+        while rest > 0 and self._take(queue, None, min(rest, TURN)):
+            rest -= TURN
 
     def _has_more(self, port: P) -> bool:
         """True if the port's own queue may hold more than was fetched."""

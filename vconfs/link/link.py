@@ -17,6 +17,7 @@ import trio
 
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
+from vconfs.protocol.virtqueue import SIZE_MAX
 
 #: Seconds that a peer has to take what was sent when we leave at once.
 LEAVING_TIME: Final = 0.5
@@ -148,6 +149,10 @@ class Link(ABC):
         """Return the next buffers that came on `queue`, with about `size` bytes or fewer."""
         buffer = self.receive(queue)
         return () if buffer is None else (buffer,)
+
+    def arrived(self, queue: int) -> int:
+        """Return how many buffers have come on `queue` and were not received, or more than that."""
+        return SIZE_MAX
 
     def taking_last(self) -> AbstractContextManager[None]:
         """Let `receive` return all that has come, although it may be much for one turn.

@@ -113,6 +113,11 @@ class DeviceQueue:
         """The number of buffers that were taken and not pushed."""
         return self._taken
 
+    @property
+    def available(self) -> int:
+        """The number of buffers that the driver has offered and that were not taken."""
+        return (self._avail[1] - self._next) & INDEX_MASK
+
     def has_available(self) -> bool:
         """True if the driver has offered a buffer that was not taken."""
         return self._next != self._avail[1]

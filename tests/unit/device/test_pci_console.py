@@ -14,6 +14,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.unit.device.fake_console import FakeConsole, open_console
 from tests.unit.ends.test_ends import spec, taken
 from vconfs.device.pci import open_pci
@@ -123,7 +124,7 @@ class Room:
             await self._changed.wait()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(20))
 @given(
     st.sampled_from(RINGS),
     st.sampled_from([0, 1, 2]),
@@ -322,6 +323,27 @@ async def test_what_comes_until_the_device_is_reset_is_received() -> None:
             fake.before_reset = send_the_last
         assert taken(await port.read(100)) == b"the last"
         assert fake.kicks_after_reset == []
+
+
+async def test_our_own_reset_is_no_loss_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The status that was asked for before the reset is read after it."""
+    asked, was_reset = trio.Event(), trio.Event()
+    async with open_console([spec(b"con")]) as fake:
+        fake.before_reset = was_reset.set
+        read = fake.read
+
+        async def read_late(bar: int, offset: int, size: int) -> int:
+            if (bar, offset) == (4, Common.DEVICE_STATUS.offset) and not asked.is_set():
+                asked.set()
+                await was_reset.wait()
+            return await read(bar, offset, size)
+
+        async with driven(fake) as (driver, _):
+            monkeypatch.setattr(fake, "read", read_late)
+            fake.isr = 3
+            fake.interrupt()
+            await asked.wait()
+        assert driver.reason == ""
 
 
 # --- unplugging ---------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.unit.ends.test_ends import spec
 from tests.unit.ends.test_throttle import Pair, late_ends, take_step
 from vconfs.guest.port import Opener, PortOptions
@@ -181,7 +182,7 @@ class Run:
 
 @pytest.mark.parametrize("cache", [True, False], ids=["cache", "no cache"])
 @pytest.mark.parametrize("dialect", ["v8", "virtio1"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40))
 @given(steps=STEPS)
 @example(
     steps=[("send", 1), *((it, 0) for it in ("hang_up", "disconnect", "open", "read", "poll"))]
@@ -331,7 +332,7 @@ def test_the_reference_has_these_rules() -> None:
     assert all(f"| {rule}" in text for rule in RULES.values())
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=examples(50))
 @given(steps=LATE_STEPS, ending=st.sampled_from(ENDINGS))
 @pytest.mark.expect_log("device lost", "guest lost")
 async def test_an_ending_in_the_middle_loses_no_byte_but_by_rule(

@@ -13,6 +13,7 @@ import trio.testing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.unit.ends.test_ends import spec
 from vconfs.device._slots import QueueSpec
 from vconfs.device.embedded import Doorbell, open_embedded
@@ -276,7 +277,7 @@ STEPS = st.lists(
 )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(30))
 @given(steps=STEPS)
 async def test_no_order_of_seeing_throttle_loses_a_byte_or_stops_both_ends(
     steps: list[tuple[str, int, int]],
@@ -288,7 +289,7 @@ async def test_no_order_of_seeing_throttle_loses_a_byte_or_stops_both_ends(
         await pair.drain(lambda: look(pair))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(30))
 @given(steps=STEPS)
 async def test_an_end_in_the_middle_accounts_for_every_byte(
     steps: list[tuple[str, int, int]],
@@ -385,7 +386,7 @@ async def test_two_ends_of_a_stream_that_ask_each_other_to_stop_go_on(window: in
         await pair.drain(lambda: read_on(host_wire, guest_wire))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8))
 @given(window=st.sampled_from([1024, 4096]), steps=STEPS)
 @example(
     window=4096, steps=[("send", 0, 1363), ("write", 0, 1344), ("send", 0, 306), ("send", 0, 2245)]

@@ -247,7 +247,9 @@ async def test_the_last_data_of_a_guest_arrives_and_the_next_one_is_served(
 
 @dialects
 @pytest.mark.expect_log("device lost", "trying again")
-async def test_the_guest_end_connects_again(tmp_path: Path, dialect: str) -> None:
+async def test_the_guest_end_connects_again(
+    tmp_path: Path, dialect: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     device = parse_device(f"vhost-user:{tmp_path}/s")
     manager = PortManager()
     async with open_background() as nursery:
@@ -256,6 +258,8 @@ async def test_the_guest_end_connects_again(tmp_path: Path, dialect: str) -> Non
             await nursery.start(Connection(device, manager).run)
             one, two = manager.ports.values()
         await until(lambda: not one.attached)
+        # For this long it is waited for the port that is missing.
+        monkeypatch.setattr("vconfs.guest.connection._ANNOUNCING_MAX", 0.3)
         async with open_back_end(tmp_path / "s", specs[:1], dialect=dialect):
             await until(lambda: one.host_connected and two.removed)
             assert manager.ports == {0: one}

@@ -74,7 +74,7 @@ async def test_the_second_front_end_is_told_soon(tmp_path: Path) -> None:
 async def test_the_second_guest_is_served_when_the_first_has_just_left(tmp_path: Path) -> None:
     url = f"stream:unix:{tmp_path}/s"
     async with listening(url):
-        for _ in range(10):
+        for _ in range(4):
             async with connected(url) as manager:
                 assert manager.ports[0].attached
 

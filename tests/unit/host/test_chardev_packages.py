@@ -67,6 +67,13 @@ def test_what_is_wrong_with_it_names_its_package(folder: Path, code: str, error:
     assert "\n" not in str(caught.value)
 
 
+def test_a_package_that_is_installed_later_is_found(folder: Path) -> None:
+    with pytest.raises(ValueError, match="unknown chardev 'bus'"):
+        parse_chardev("bus:x")
+    make_package(folder, BUS)
+    assert parse_chardev("bus:x")
+
+
 def test_two_packages_with_the_same_kind(folder: Path) -> None:
     make_package(folder, BUS)
     make_package(folder, BUS, name="other-bus")

@@ -230,7 +230,7 @@ async def test_a_hang_up_is_over_as_soon_as_the_client_is_gone(
 async def test_the_line_of_a_hang_up_counts_all_that_a_stubborn_program_has_not_read(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(programs, "_PATIENCE", 0.6)
+    monkeypatch.setattr(programs, "_PATIENCE", 0.3)
     command = programs.Exec.parse("trap '' TERM; while :; do sleep 0.05; done")
     manager = PortManager()
     async with (

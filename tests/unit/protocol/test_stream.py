@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from vconfs.protocol import stream
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.stream import (
@@ -664,7 +665,7 @@ class Line:
     st.sampled_from([1024, 1025, 2048, 4001]),
     st.sampled_from([1024, 2047]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(100))
 def test_no_schedule_overruns_a_window_or_blocks_both_ends(
     steps: list[tuple[str, bool, int]], to_guest: int, to_host: int
 ) -> None:
@@ -693,7 +694,7 @@ def test_no_schedule_overruns_a_window_or_blocks_both_ends(
 
 
 @given(st.binary(max_size=200), st.booleans(), st.integers(1, 50))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100))
 def test_no_bytes_raise_anything_but_a_protocol_error(data: bytes, met: bool, size: int) -> None:
     def made(role: Role) -> Connection:
         return connected(role, window=WINDOW) if met else Connection(role, noise_max=20)
@@ -711,7 +712,6 @@ def test_no_bytes_raise_anything_but_a_protocol_error(data: bytes, met: bool, si
         max_size=6,
     )
 )
-@settings(deadline=None)
 def test_no_frames_raise_anything_but_a_protocol_error(frames: list[tuple[int, bytes]]) -> None:
     data = b"".join(frame(queue, payload) for queue, payload in frames)
     for role in Role:

@@ -11,6 +11,7 @@ from attrs import define, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.full_frontend import FullFrontend
 from vconfs.protocol import vhost_user as vu
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
@@ -1174,7 +1175,7 @@ class Ledger:
     ),
     st.booleans(),
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(100))
 def test_no_messages_lose_a_descriptor_or_raise_anything_but_a_protocol_error(
     messages: list[tuple[int, bytes, int, int]], started: bool
 ) -> None:
@@ -1208,7 +1209,7 @@ def test_no_messages_lose_a_descriptor_or_raise_anything_but_a_protocol_error(
     st.lists(st.tuples(st.binary(max_size=30), st.integers(0, 3)), max_size=20),
     st.booleans(),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(60))
 def test_no_bytes_lose_a_descriptor_or_raise_anything_but_a_protocol_error(
     pieces: list[tuple[bytes, int]], valid: bool
 ) -> None:
@@ -1235,7 +1236,6 @@ def test_no_bytes_lose_a_descriptor_or_raise_anything_but_a_protocol_error(
     st.integers(0, 15),
     st.sampled_from(range(len(CONVERSATION))),
 )
-@settings(deadline=None)
 def test_no_reply_raises_anything_but_a_protocol_error(
     request: int, payload: bytes, flags: int, number: int
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.support.chaining_driver import ChainingDriver
+from tests.support.examples import examples
 from vconfs.protocol.errors import LocalProtocolError, RemoteProtocolError
 from vconfs.protocol.virtqueue import (
     DESC_INDIRECT,
@@ -466,7 +467,7 @@ def test_a_view_does_not_reach_over_two_regions() -> None:
         memory.view(8, 16)
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(100))
 @given(st.binary(min_size=400, max_size=400), st.booleans())
 def test_random_rings_raise_nothing_but_protocol_errors(noise: bytes, event_idx: bool) -> None:
     for side in ("driver", "device"):
@@ -623,5 +624,5 @@ class RingMachine(RuleBasedStateMachine):
         assert self.pair.driver.free + len(flying) <= SIZE
 
 
-RingMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+RingMachine.TestCase.settings = settings(max_examples=examples(60), stateful_step_count=60)
 TestRing = RingMachine.TestCase

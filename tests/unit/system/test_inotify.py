@@ -29,7 +29,7 @@ def files(folder: Path, count: int) -> list[Path]:
 
 
 async def test_one_instance_serves_all_and_wakes_those_whose_file_was_opened(
-    tmp_path: Path,
+    tmp_path: Path, closed_soon: None
 ) -> None:
     paths = files(tmp_path, COUNT)
     before, seen = instances(), []
@@ -54,6 +54,12 @@ async def test_one_instance_serves_all_and_wakes_those_whose_file_was_opened(
                 path.read_bytes()
         assert sorted(seen) == list(range(COUNT))
     await until_there_are(before)
+
+
+@pytest.fixture
+def closed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep an unused instance for a moment only."""
+    monkeypatch.setattr(inotify, "_KEEP", 0.05)
 
 
 async def until_there_are(count: int) -> None:
@@ -107,7 +113,9 @@ async def test_an_open_before_the_wait_is_not_missed(tmp_path: Path) -> None:
         assert scope.cancelled_caught
 
 
-async def test_a_file_that_cannot_be_watched_leaves_no_instance(tmp_path: Path) -> None:
+async def test_a_file_that_cannot_be_watched_leaves_no_instance(
+    tmp_path: Path, closed_soon: None
+) -> None:
     before = instances()
     with pytest.raises(FileNotFoundError), watching(str(tmp_path / "none"), Change.OPENED):
         pass

@@ -430,7 +430,10 @@ async def test_exec_hangs_up_when_the_program_ends_and_loses_no_output() -> None
         assert taken(await it.port.read(10)) == b""
 
 
-async def test_exec_outlives_a_program_that_does_not_read_and_ignores_signals() -> None:
+async def test_exec_outlives_a_program_that_does_not_read_and_ignores_signals(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vconfs.system.shell_programs._PATIENCE", 0.2)
     async with joined("exec:trap '' TERM; echo $$; exec sleep 1000") as it:
         pid = int((await it.read(2)) + taken(await it.port.read(20)))
         it.port.write_nowait(bytes(200_000))

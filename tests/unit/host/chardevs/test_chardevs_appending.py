@@ -54,6 +54,12 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 @pytest.fixture
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Try again sooner: how long pauses are is tested in test_backoff.py."""
+    monkeypatch.setattr("vconfs.system.backoff.Pauses.next", lambda self: 0.02)
+
+
+@pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[], list[str]]:
     """Return the lines that the log has."""
     caplog.set_level(logging.INFO)
@@ -117,6 +123,7 @@ async def test_a_full_disk_holds_the_guest_back_and_loses_nothing(
 @pytest.mark.parametrize(
     "number", [errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENOMEM, errno.EROFS, errno.ESTALE]
 )
+@pytest.mark.usefixtures("short_pauses")
 async def test_errors_that_pass(
     number: int, disk: Disk, tmp_path: Path, said: Callable[[], list[str]]
 ) -> None:
@@ -136,6 +143,7 @@ async def test_errors_that_pass(
     assert ends == f"port 3: {tmp_path}/log can be written again"
 
 
+@pytest.mark.usefixtures("short_pauses")
 async def test_a_disk_that_is_freed_bit_by_bit_is_one_trouble(
     disk: Disk, tmp_path: Path, said: Callable[[], list[str]]
 ) -> None:

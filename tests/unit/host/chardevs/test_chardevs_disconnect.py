@@ -86,7 +86,7 @@ async def test_programs_at_a_removed_pty_keep_a_dead_one(tmp_path: Path) -> None
 async def test_a_program_is_ended_and_runs_again_at_the_next_open(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(programs, "_PATIENCE", 0.2)
+    monkeypatch.setattr(programs, "_PATIENCE", 0.1)
     async with serving("exec:echo $$; trap '' TERM; sleep 100 & wait; cat") as port:
         for _ in range(2):
             port.open()

@@ -20,11 +20,13 @@ import vconfs.system.descriptors
 from tests.support.waiting import until
 from tests.unit.host.chardevs.chardev_port import FakePort, descriptors, serving
 from vconfs.host.chardevs import programs
+from vconfs.system import shell_programs
 
 
 @pytest.fixture(autouse=True)
 def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_PATIENCE", 0.2)
+    monkeypatch.setattr(programs, "_PATIENCE", 0.1)
+    monkeypatch.setattr(shell_programs, "_PATIENCE", 0.1)
 
 
 async def a_line(port: FakePort) -> str:
@@ -118,6 +120,7 @@ async def test_a_program_is_ended_after_the_close(command: str, written: int) ->
         port.open()
         with watched(int(await a_line(port))) as ended:
             if written:
+                port.patience = 0.2
                 port.write(bytes(written))
             await trio.testing.wait_all_tasks_blocked(0.05)
             port.close()
@@ -130,6 +133,7 @@ async def test_the_next_open_waits_for_a_stubborn_program_and_gets_its_own() -> 
     async with serving("exec:echo $$; exec sleep 1000") as port:
         port.open()
         first = await a_line(port)
+        port.patience = 0.2
         port.write(bytes(500_000))
         port.close()
         port.open()
