@@ -20,6 +20,7 @@ from tests.guest import initramfs
 from tests.qemu import releases
 from tests.qemu.listener import listener
 from tests.qemu.machine import Monitor, open_monitor
+from tests.support import fetching
 from tests.support.remote.client import Remote, open_remote
 
 ROOT = Path(__file__).parents[2]
@@ -129,16 +130,7 @@ def fetch_unsafe() -> str:
 
 
 def _fetch(wanted: Path, script: str, *arguments: str | Path) -> str:
-    if wanted.exists():
-        return ""
-    done = subprocess.run(
-        [ROOT / "scripts" / script, *arguments],
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-    )
-    return done.stderr.strip() if done.returncode else ""
+    return "" if wanted.exists() else fetching.fetch(script, *arguments)
 
 
 class Guest:

@@ -16,10 +16,10 @@ import trio
 
 from tests.faults.programs import open_both
 from tests.support import needs
+from tests.support.fetching import ROOT, fetch
 from tests.support.threads import in_thread
 from tests.unit.host.test_metrics import free_port
 
-ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "prometheus"
 CONFIG = """
 scrape_configs:
@@ -32,27 +32,16 @@ scrape_configs:
 
 
 @cache
-def fetch() -> str:
+def problem() -> str:
     """Fetch Prometheus if it is not there. Return what goes wrong."""
-    if (CACHE / "prometheus").exists():
-        return ""
-    if needs.missing("apt-get"):
-        return "Prometheus cannot be fetched: apt-get is missing"
-    done = subprocess.run(
-        [ROOT / "scripts/prometheus", CACHE],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return done.stderr.strip() if done.returncode else ""
+    return "" if (CACHE / "prometheus").exists() else fetch("prometheus", CACHE)
 
 
 @asynccontextmanager
 async def prometheus(folder: Path, service: int) -> AsyncIterator[str]:
     """Run a Prometheus that scrapes this TCP port; yield its address."""
-    if problem := await in_thread(fetch):
-        needs.cannot_run(problem)
+    if why := await in_thread(problem):
+        needs.cannot_run(why)
     config, own = folder / "prometheus.yml", free_port()
     config.write_text(CONFIG.format(service=service))
     process = await trio.lowlevel.open_process(

@@ -9,12 +9,10 @@ import os
 import shutil
 import subprocess
 from functools import cache
-from pathlib import Path
 
-from tests.support import needs
+from tests.support import fetching, needs
 
-ROOT = Path(__file__).parents[2]
-CACHE = ROOT / ".cache" / "qemu"
+CACHE = fetching.ROOT / ".cache" / "qemu"
 NAME = "qemu-system-x86_64"
 #: Each release's command.
 PROGRAMS = {"own": NAME, "newest": str(CACHE / NAME)}
@@ -33,20 +31,11 @@ def require(release: str) -> str:
 @cache
 def fetch() -> str:
     """Fetch the newest QEMU if it is not there, or cannot be started. Return what goes wrong."""
-    if needs.missing("apt-get"):
-        return "the newest QEMU cannot be fetched: apt-get is missing"
     if version("newest"):
         return ""
     shutil.rmtree(CACHE, ignore_errors=True)
-    done = subprocess.run(
-        [ROOT / "scripts/guest-qemu", CACHE],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        return done.stderr.strip()
+    if problem := fetching.fetch("guest-qemu", CACHE):
+        return problem
     return "" if version("newest") else "the newest QEMU cannot be started here"
 
 
