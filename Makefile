@@ -5,8 +5,9 @@ PYTHON := .venv/bin/python
 DEMO   := .venv/.demo
 VENV   := .venv/.made
 READY  := .venv/.ready
+RESULTS ?= build/benchmarks.json
 
-.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-guest lint docs site clean
+.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-report bench-guest lint docs site clean
 
 demo: $(DEMO)
 	$(PYTHON) -m vconfs demo
@@ -35,8 +36,14 @@ fuzz: $(READY)
 soak: $(READY)
 	$(PYTHON) -m tests.soak --time $(or $(TIME),20m) $(if $(SEED),--seed $(SEED))
 
+# make bench NAME="costs memory": without NAME all.
 bench: $(READY)
-	$(PYTHON) -m benchmarks
+	$(PYTHON) -m benchmarks --results $(RESULTS) $(NAME)
+
+# Writes docs/benchmarks.md and its plots from the results of make bench, or of another file.
+bench-report: $(READY)
+	$(PYTHON) -m pip install -q -c tests/constraints.txt -e ".[bench]"
+	$(PYTHON) -m benchmarks.report $(RESULTS) docs
 
 bench-guest: $(READY)
 	$(PYTHON) -m benchmarks.guest

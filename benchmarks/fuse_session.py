@@ -43,13 +43,13 @@ def server(peer: str, place: Path) -> list[str]:
 
 
 def measure(peer: str, place: Path, samples: Samples) -> None:
-    client, file, mountpoint = str(place / "client"), str(place / "mnt/null"), place / "mnt"
+    client, mountpoint = str(place / "client"), place / "mnt"
+    file, echo = str(mountpoint / "null"), str(mountpoint / "echo")
     with serving(server(peer, place), mountpoint):
         for name, size in BLOCKS.items():
             for direction in ("read", "write"):
                 (rate,) = ask(client, direction, file, str(size), SECONDS)
                 samples[f"{direction} {name}", peer].append(rate / 1e6)
-    with serving([*server(peer, place), "echo"], mountpoint):
-        middle, late = ask(client, "pingpong", file, ROUNDS)
+        middle, late = ask(client, "pingpong", echo, ROUNDS)
         samples["ping-pong", peer].append(middle)
         samples["ping-pong p99", peer].append(late)

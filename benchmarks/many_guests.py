@@ -20,6 +20,7 @@ from statistics import median, quantiles
 from typing import Final
 
 from benchmarks import _guests
+from benchmarks._processes import own_memory
 from benchmarks.ports import VCONFS
 from benchmarks.two_processes import running
 from vconfs.cli._control_client import ask
@@ -113,12 +114,6 @@ def playing(kind: str, place: Path, first: int, count: int) -> Iterator[Player]:
             yield player
         finally:
             process.kill()
-
-
-def own_memory(pid: int) -> int:
-    """Return the memory in KiB that a process shares with no other: not the guests' rings."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("RssAnon:")[2].split()[0])
 
 
 def descriptors(pid: int) -> int:

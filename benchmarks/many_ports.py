@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from benchmarks._processes import resident
 from benchmarks.ports import VCONFS
 from benchmarks.two_processes import DEVICES, running
 
@@ -66,8 +67,3 @@ def timed(command: Sequence[str]) -> float:
     begun = time.monotonic()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return time.monotonic() - begun
-
-
-def resident(pid: int) -> int:
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0])

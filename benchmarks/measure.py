@@ -30,8 +30,15 @@ def build(source: str, into: Path, *packages: str) -> Path:
 @contextmanager
 def one_cpu() -> Iterator[None]:
     """Keep this process and its children on one CPU: less noise, and no hidden parallel work."""
+    with cpus(1):
+        yield
+
+
+@contextmanager
+def cpus(count: int) -> Iterator[None]:
+    """Keep this process and its children on this many CPUs."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {max(before)})
+    os.sched_setaffinity(0, sorted(before)[-count:])
     try:
         yield
     finally:
@@ -39,14 +46,14 @@ def one_cpu() -> Iterator[None]:
 
 
 @contextmanager
-def serving(command: Sequence[str], mountpoint: Path) -> Iterator[None]:
+def serving(command: Sequence[str], mountpoint: Path) -> Iterator[subprocess.Popen[str]]:
     """Run a server that prints "ready" when it has mounted; unmount at the end."""
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             assert server.stdout is not None
             if server.stdout.readline().strip() != "ready":
                 raise RuntimeError(f"{shlex.join(command)} did not start")
-            yield
+            yield server
         finally:
             subprocess.run(["umount", "-l", str(mountpoint)], check=False)
             try:

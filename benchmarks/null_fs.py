@@ -1,7 +1,7 @@
-"""The null device of `null_libfuse.c` in Python: `python -m benchmarks.null_fs SERVER DIR [echo]`.
+"""The null device of `null_libfuse.c` in Python: `python -m benchmarks.null_fs SERVER DIR`.
 
-SERVER is `session` (ours) or `pyfuse3` (pyfuse3.main). It prints "ready" when mounted, and ends
-when unmounted.
+Its files are "null" and "echo". SERVER is `session` (ours) or `pyfuse3` (pyfuse3.main).
+It prints "ready" when mounted, and ends when unmounted.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileInfo, FUSEError, InodeT, R
 
 from vconfs import fuse
 
-FILE = InodeT(2)
+NULL, ECHO = InodeT(2), InodeT(3)
+FILES = {b"null": NULL, b"echo": ECHO}
 ZEROS = memoryview(bytes(1 << 20))
 
 
 class NullFS(pyfuse3.Operations):
-    def __init__(self, echo: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._echo = echo
         self._kept = b""
 
     async def lookup(
         self, parent_inode: InodeT, name: bytes, ctx: RequestContext
     ) -> EntryAttributes:
-        if name != b"null":
+        if name not in FILES:
             raise FUSEError(errno.ENOENT)
-        return await self.getattr(FILE, ctx)
+        return await self.getattr(FILES[name], ctx)
 
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
         attr = EntryAttributes()
         attr.st_ino = inode
-        attr.st_mode = stat.S_IFREG | 0o600 if inode == FILE else stat.S_IFDIR | 0o755
+        attr.st_mode = stat.S_IFREG | 0o600 if inode in FILES.values() else stat.S_IFDIR | 0o755
         return attr
 
     async def open(self, inode: InodeT, flags: int, ctx: RequestContext) -> FileInfo:
-        return FileInfo(fh=FileHandleT(1), direct_io=True, nonseekable=True)
+        return FileInfo(fh=FileHandleT(inode), direct_io=True, nonseekable=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._kept[:size] if self._echo else bytes(ZEROS[:size])
+        return self._kept[:size] if fh == ECHO else bytes(ZEROS[:size])
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        if self._echo:
+        if fh == ECHO:
             self._kept = bytes(buf)
         return len(buf)
 
@@ -58,27 +58,27 @@ class NullPort(NullFS):
     prompt = frozenset({"lookup", "getattr", "open"})
 
     def read_nowait(self, fh: int, size: int, flags: int) -> bytes | memoryview:
-        return self._kept[:size] if self._echo else ZEROS[:size]
+        return self._kept[:size] if fh == ECHO else ZEROS[:size]
 
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
-        if self._echo:
+        if fh == ECHO:
             self._kept = bytes(data)
         return len(data)
 
 
-async def serve(mountpoint: Path, echo: bool) -> None:
+async def serve(mountpoint: Path) -> None:
     mount = fuse.mount(mountpoint)
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(fuse.Session(NullPort(echo), mount.device).run)
+            await nursery.start(fuse.Session(NullPort(), mount.device).run)
             print("ready", flush=True)
     finally:
         mount.close()
 
 
-async def serve_by_pyfuse3(mountpoint: Path, echo: bool) -> None:
+async def serve_by_pyfuse3(mountpoint: Path) -> None:
     options = {*pyfuse3.default_options, "default_permissions"}
-    pyfuse3.init(NullFS(echo), str(mountpoint), options)
+    pyfuse3.init(NullFS(), str(mountpoint), options)
     try:
         print("ready", flush=True)
         await pyfuse3.main()
@@ -89,4 +89,4 @@ async def serve_by_pyfuse3(mountpoint: Path, echo: bool) -> None:
 SERVERS = {"session": serve, "pyfuse3": serve_by_pyfuse3}
 
 if __name__ == "__main__":
-    trio.run(SERVERS[sys.argv[1]], Path(sys.argv[2]), "echo" in sys.argv[3:])
+    trio.run(SERVERS[sys.argv[1]], Path(sys.argv[2]))

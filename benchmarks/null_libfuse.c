@@ -1,9 +1,10 @@
 /* The peer to compare with: a null device on libfuse's low-level API, single-threaded.
  *
- * null_libfuse MOUNTPOINT [echo]
+ * null_libfuse MOUNTPOINT
  *
- * Its one file "null" reads as zeros and discards what is written; with "echo" a read gives what
- * the last write brought. It says "ready" when mounted and ends when unmounted.
+ * A file whose name begins with "null" reads as zeros and discards what is written; a read of the
+ * file "echo" returns what the last write to it brought. It says "ready" when mounted and ends when
+ * unmounted.
  */
 #define FUSE_USE_VERSION 35
 #include <errno.h>
@@ -14,12 +15,10 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { FILE_INODE = 2, LARGEST = 1 << 20 };
+enum { NULL_INODE = 2, ECHO_INODE = 3, LARGEST = 1 << 20 };
 
-static const char file_name[] = "null";
 static char zeros[LARGEST], kept[LARGEST];
 static size_t kept_size;
-static bool echo;
 
 static struct stat attributes(fuse_ino_t inode)
 {
@@ -42,14 +41,15 @@ static void null_getattr(fuse_req_t request, fuse_ino_t inode, struct fuse_file_
 
 static void null_lookup(fuse_req_t request, fuse_ino_t parent, const char *name)
 {
+	fuse_ino_t inode = strcmp(name, "echo") == 0 ? ECHO_INODE : NULL_INODE;
 	struct fuse_entry_param entry = {
-		.ino = FILE_INODE,
-		.attr = attributes(FILE_INODE),
+		.ino = inode,
+		.attr = attributes(inode),
 		.attr_timeout = 60,
 		.entry_timeout = 60,
 	};
 
-	if (parent == FUSE_ROOT_ID && strcmp(name, file_name) == 0)
+	if (parent == FUSE_ROOT_ID && (inode == ECHO_INODE || strncmp(name, "null", 4) == 0))
 		fuse_reply_entry(request, &entry);
 	else
 		fuse_reply_err(request, ENOENT);
@@ -66,17 +66,18 @@ static void null_open(fuse_req_t request, fuse_ino_t inode, struct fuse_file_inf
 static void null_read(fuse_req_t request, fuse_ino_t inode, size_t size, off_t offset,
 		      struct fuse_file_info *info)
 {
+	bool echo = inode == ECHO_INODE;
 	size_t have = echo ? kept_size : LARGEST;
 
-	(void)inode, (void)offset, (void)info;
+	(void)offset, (void)info;
 	fuse_reply_buf(request, echo ? kept : zeros, size < have ? size : have);
 }
 
 static void null_write(fuse_req_t request, fuse_ino_t inode, const char *data, size_t size,
 		       off_t offset, struct fuse_file_info *info)
 {
-	(void)inode, (void)offset, (void)info;
-	if (echo && size <= LARGEST) {
+	(void)offset, (void)info;
+	if (inode == ECHO_INODE && size <= LARGEST) {
 		memcpy(kept, data, size);
 		kept_size = size;
 	}
@@ -100,7 +101,6 @@ int main(int argc, char **argv)
 
 	if (argc < 2)
 		return 2;
-	echo = argc > 2 && strcmp(argv[2], "echo") == 0;
 	session = fuse_session_new(&args, &operations, sizeof operations, NULL);
 	if (!session || fuse_session_mount(session, argv[1]))
 		return 1;

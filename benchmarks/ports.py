@@ -38,8 +38,7 @@ def main() -> None:
             null_fs = [sys.executable, "-m", "benchmarks.null_fs", "pyfuse3", str(mountpoint)]
             with serving(null_fs, mountpoint):
                 move(client, "pyfuse3", mountpoint / "null", mountpoint / "null", samples)
-            with serving([*null_fs, "echo"], mountpoint):
-                ping_pong(client, "pyfuse3", mountpoint / "null", samples)
+                ping_pong(client, "pyfuse3", mountpoint / "echo", samples)
     report(samples, PEERS, ("vconfs", "pyfuse3"))
 
 

@@ -79,16 +79,25 @@ def running(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
 
 def socat_rate(client: Path, place: Path, size: int) -> float:
     """Measure socat's throughput between two unix sockets, in blocks of this size."""
+    with through_socat(client, place, size) as (_, writer):
+        (rate,) = map(float, writer.communicate()[0].split())
+    return rate
+
+
+@contextmanager
+def through_socat(
+    client: Path, place: Path, size: int
+) -> Iterator[tuple[subprocess.Popen[str], subprocess.Popen[str]]]:
+    """Yield a socat, and a client that writes through it to another."""
     source, sink = place / "source", place / "sink"
     addresses = [f"UNIX-LISTEN:{path},unlink-early" for path in (source, sink)]
-    with running(["socat", "-u", "-b", str(size), *addresses]):
+    with running(["socat", "-u", "-b", str(size), *addresses]) as socat:
         wait_for(source)
         command = [str(client), "write", str(source), str(size), SECONDS]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
             wait_for(sink)
             with running([str(client), "read", str(sink), str(size), "60"]):
-                (rate,) = map(float, writer.communicate()[0].split())
-    return rate
+                yield socat, writer
 
 
 def wait_for(path: Path) -> None:
@@ -107,7 +116,7 @@ def least_pong(client: Path, place: Path) -> tuple[float, float]:
         assert listener.stdout is not None
         listener.stdout.readline()  # that it listens
         bare = ask(*echo, ROUNDS)
-    null_fs = [sys.executable, "-m", "benchmarks.null_fs", "session", str(mountpoint), "echo"]
+    null_fs = [sys.executable, "-m", "benchmarks.null_fs", "session", str(mountpoint)]
     with serving(null_fs, mountpoint):
-        file = ask(str(client), "pingpong", str(mountpoint / "null"), ROUNDS)
+        file = ask(str(client), "pingpong", str(mountpoint / "echo"), ROUNDS)
     return bare[0] + file[0], bare[1] + file[1]

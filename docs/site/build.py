@@ -64,6 +64,10 @@ def with_diagrams(text: str) -> str:
 
 def write_source(folder: Path) -> None:
     """Write what Sphinx reads."""
+    for image in _DOCS.rglob("*.svg"):
+        copy = folder / image.relative_to(_DOCS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, copy)
     for page in _DOCS.rglob("*.md"):
         name = page.relative_to(_DOCS)
         text = without_links_out(page.read_text(encoding="utf-8"), str(name.parent))
