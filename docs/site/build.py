@@ -1,9 +1,9 @@
 """Builds the site of docs/: `python docs/site/build.py FOLDER`, or `make site`.
 
 The pages are those of docs/, in the order of the tables of docs/README.md, which is the first page.
-That page also gets a picture of a terminal, with the commands that it shows. Diagrams are drawn.
-Links to files outside of docs/, which the site has not, become text. A link that leads nowhere is
-an error, and so is a page that docs/README.md does not name.
+That page also gets a picture of a terminal, with the commands that it shows. Diagrams are drawn,
+other pictures are copied. Links to files outside of docs/, which the site has not, become text. A
+link that leads nowhere is an error, and so is a page that docs/README.md does not name.
 """
 
 from __future__ import annotations
