@@ -22,8 +22,8 @@ from benchmarks.measure import HERE, Samples, ask, one_cpu
 from benchmarks.mounting import IMPORTS, PYTHON
 from benchmarks.mounting import measure as measure_steps
 
-#: How much worse than stored a ratio may be: noise is less, and a lost fast path is more.
-BOUND: Final = 2.0
+#: How much worse than stored a ratio may be. CPU times of a busy machine differ by almost twice.
+BOUND: Final = 2.5
 _OURS: Final = (EMBEDDED, "vhost-user")
 _BLOCKS: Final = {"4 KiB": 4096, "128 KiB": 128 << 10}
 _FILE: Final = HERE / "ratios.json"

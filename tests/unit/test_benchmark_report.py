@@ -43,7 +43,7 @@ def test_a_file_keeps_all_results(tmp_path: Path) -> None:
 
 def test_the_page_says_machine_date_and_figures() -> None:
     page = report.page(results())
-    assert "2026-01-02: a machine" in page
+    assert "on 2026-01-02, on this machine:\na machine." in page
     assert "| 64 | 2 | 4 | 0 | 0.50 |  |" in page
     assert "(benchmarks/memory.svg)" in page
 
