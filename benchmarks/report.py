@@ -22,8 +22,9 @@ _INTRODUCTION: Final = """\
 # Benchmarks
 
 What vconfs costs, and how that grows with its work, beside others that do something like it. All
-figures are medians of repetitions in turns. A figure of one machine says little about another:
-the quotients of two peers, in the last columns, say more.
+figures are medians of repetitions in turns, but for those of memory, which are measured once. A
+figure of one machine says little about another: the quotients of two peers, in the last columns,
+say more.
 
 These are the results of one run, on {date}, on this machine:
 {machine}.
