@@ -21,7 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from attrs import define
+from attrs import define, field
 
 
 class ThrottleLine(Protocol):
@@ -45,6 +45,8 @@ class Throttle:
     was_seen: bool = False
     _late: int = 0  # bytes that came after the peer had seen the request
     _requests: int = 0  # a serial number, to ignore answers to earlier requests
+    #: Called when the peer has seen the latest request to stop.
+    on_seen: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
 
     def ask(self, line: ThrottleLine, port_id: int, on: bool) -> None:
         """Ask the peer to stop sending, or to resume."""
@@ -70,3 +72,5 @@ class Throttle:
     def _note_seen(self, request: int) -> None:
         if request == self._requests:
             self.was_seen = self.on
+            if self.was_seen:
+                self.on_seen()
