@@ -33,8 +33,8 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below, manual_pages
-from vconfs.files import tap_file
-from vconfs.files.events_file import EVENTS
+from vconfs.files import _tap_file
+from vconfs.files._events_file import EVENTS
 from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
 from vconfs.host.listeners import LISTENERS
@@ -311,7 +311,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "virtio-pci": theory("virtio_pci"),
     "control": theory("control"),
     "tap": theory("tap"),
-    "tap file": lambda: doc(tap_file).partition("\n\n")[2] + "\n",
+    "tap file": lambda: doc(_tap_file).partition("\n\n")[2] + "\n",
     "control requests": requests,
 }
 

@@ -16,7 +16,7 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.port import HostPort
 from vconfs.host.port_files import GuestFiles
-from vconfs.mirror.host_side import HostSide
+from vconfs.mirror._host_side import HostSide
 from vconfs.overrides import override
 
 #: Returns the options of a guest's port, by the guest's name, the port's id and its name.
