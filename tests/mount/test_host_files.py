@@ -21,6 +21,7 @@ from inotify_simple import INotify, flags
 
 from tests.support.threads import error_of, in_thread
 from tests.support.waiting import block_until, until
+from vconfs.files._events_file import GuestsEventsFile
 from vconfs.files.rules import parse_rules
 from vconfs.guest.devices import join_embedded
 from vconfs.guest.opener import Opener
@@ -30,9 +31,10 @@ from vconfs.host.spec import parse_port
 from vconfs.mounting import HostMount, Plan
 
 from .conftest import program
-from .test_commands import folder, vconfs
+from .test_commands import VCONFS, folder, vconfs
 from .test_fleet import host, mounted
 from .test_namespace import next_notice
+from .test_watching import seen
 
 __all__ = ["folder"]
 
@@ -224,6 +226,50 @@ async def test_events_of_all_guests_and_of_one(tmp_path: Path) -> None:
         assert own == ["present", "ready", "connect", "disconnect"]
 
 
+async def test_watch_tells_of_every_guest(tmp_path: Path) -> None:
+    async with host_files(tmp_path) as it:
+        await it.add("web1", "chat=mount")
+        manager = it.mount.guests.by_name["web1"].manager
+        events = next(one for one in manager.observers if isinstance(one, GuestsEventsFile))
+        async with program(*VCONFS, "watch", str(it.path)) as watch:
+            await until(lambda: any(not reader.lines for reader in events._readers.values()))
+            await it.add("web2")
+            it.fleet.find("web1").rename(0, b"talk")
+            await seen(
+                watch, b"guest-add         web2\n", b"name              web1      vcon0   talk\n"
+            )
+        guest = PortManager()
+        goal = ("--until", "connect=web1/talk", "--timeout", "10")
+        async with program(*VCONFS, "watch", *goal, str(it.path)) as watch:
+            async with join_embedded(it.fleet.find("web1"), guest):
+                await until(lambda: guest.ports)
+                guest.ports[0].open(Opener(1))
+                assert await watch.wait() == 0
+
+
+async def test_tap_shows_the_ports_of_one_guest(tmp_path: Path) -> None:
+    async with host_files(tmp_path) as it:
+        web1, guest = await it.add("web1", "chat=mount"), PortManager()
+        taps = it.mount.guests.by_name["web1"].manager.taps
+        async with join_embedded(it.fleet.find("web1"), guest):
+            await until(lambda: guest.ports)
+            guest.ports[0].open(Opener(1))
+            for what in (web1, web1 / "chat"):
+                async with program(*VCONFS, "tap", "--limit", "2", str(what)) as tap:
+                    await until(lambda: taps._tappers)
+                    guest.ports[0].write_nowait(b"from the guest")
+                    host_side = it.mount.guests.by_name["web1"].manager.ports[0]
+                    await until(lambda: host_side.queued)  # noqa: B023
+                    host_side.write_nowait(b"from the host")
+                    shown = await seen(tap, b"in   from the guest", b"out  from the host")
+                    assert shown.count(b"chat") >= 2
+                    assert await tap.wait() == 0
+                await until(lambda: not taps._tappers)
+        async with program(*VCONFS, "tap", str(it.path)) as tap:
+            assert b"tap the ports of one guest" in await seen(tap, b"\n")
+            assert await tap.wait() == 1
+
+
 # --- as programs ---------------------------------------------------------------------------
 
 
@@ -252,6 +298,55 @@ def test_a_shell_talks_to_a_guest(guests: Path, folder: Path) -> None:
             ours.write(b"\n")
             assert agent.wait(10) == 0
         assert ours.read(100) == b""
+
+
+def test_ls_and_top_name_the_guest(guests: Path, folder: Path) -> None:
+    with open(folder / "web1" / "vcon0", "wb", buffering=0) as port:
+        port.write(b"12345")
+        vconfs("ctl", f"{folder}/ctl", "guest", "add", "web2")
+        block_until(lambda: os.getxattr(guests / "web1" / "vcon0", "user.queued") == b"5")
+        lines = [line.split() for line in vconfs("ls", str(guests)).splitlines()]
+        heads = ["GUEST", "PORT", "NAME", "PEER", "STATE", "OPEN", "BY", "QUEUED", "IN", "OUT"]
+        assert lines == [
+            heads,
+            ["web1", "vcon0", "chat", "connected", "-", "-", "5", "5", "0"],
+            ["web2", "vcon0", "chat", "-", "-", "-", "0", "0", "0"],
+        ]
+        (one,) = map(json.loads, vconfs("ls", "--json", str(guests / "web1")).splitlines())
+        assert (one["guest_name"], one["guest"], one["queued"]) == ("web1", True, 5)
+        assert "host" not in one
+        paths = vconfs("ls", "-q", str(guests)).splitlines()
+        assert paths == [f"{guests}/web1/vcon0", f"{guests}/web2/vcon0"]
+        top = vconfs("top", "--count", "1", str(guests)).splitlines()
+        assert [line.split()[:3] for line in top] == [
+            ["GUEST", "PORT", "NAME"],
+            ["web1", "vcon0", "chat"],
+            ["web2", "vcon0", "chat"],
+        ]
+
+
+def test_cat_and_connect_find_the_port_of_a_guest(guests: Path, folder: Path) -> None:
+    port = folder / "web1" / "vcon0"
+    for name in ("web1/chat", f"{guests}/web1/chat", f"{guests}/web1/vcon0"):
+        with subprocess.Popen(
+            [*VCONFS, "cat", name], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as cat:
+            block_until(lambda: os.getxattr(port, "user.host") == b"1")
+            port.write_bytes(b"to the host")
+            assert cat.communicate(timeout=10) == (b"to the host", b"")
+    said = vconfs("cat", "chat", code=1)  # the guest's mount is on this machine, too
+    assert "several mounts have a port chat" in said
+    with subprocess.Popen(
+        [*VCONFS, "connect", "web1/chat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as connect:
+        block_until(lambda: os.getxattr(port, "user.host") == b"1")
+        with open(port, "r+b", buffering=0) as its:
+            assert connect.stdin is not None
+            connect.stdin.write(b"question")
+            connect.stdin.flush()
+            assert its.read(100) == b"question"
+            its.write(b"answer")
+        assert connect.communicate(timeout=10)[0] == b"answer"
 
 
 def test_unmounting_ends_the_host_end_in_order(folder: Path) -> None:

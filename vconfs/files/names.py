@@ -18,6 +18,8 @@ BY_NAME_DIR: Final = b"by-name"
 PID_ATTRIBUTE: Final = b"user.pid"
 #: An attribute of the root of a mount with a folder for each guest: how many guests there are.
 GUESTS_ATTRIBUTE: Final = b"user.guests"
+#: An attribute of the folder of a guest: 1 while the guest is connected.
+CONNECTED_ATTRIBUTE: Final = b"user.connected"
 
 
 class Place(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vconfs.files.names import GUESTS_ATTRIBUTE, PID_ATTRIBUTE
+from vconfs.files.names import CONNECTED_ATTRIBUTE, GUESTS_ATTRIBUTE, PID_ATTRIBUTE
 
 if TYPE_CHECKING:  # commands that only look at a mount start faster without trio
     from vconfs.guest.port import Port
@@ -123,14 +123,14 @@ GUESTS_STATUS: dict[bytes, Callable[[Guests], bytes]] = {
 
 GUEST_STATUS: dict[bytes, Callable[[Guest], bytes | None]] = {
     PID_ATTRIBUTE: lambda guest: _number(os.getpid()),
-    b"user.connected": lambda guest: _flag(guest.connected),
+    CONNECTED_ATTRIBUTE: lambda guest: _flag(guest.connected),
     b"user.since": lambda guest: b"%.3f" % guest.since,
     b"user.address": lambda guest: guest.address.encode(errors="surrogateescape") or None,
 }
 
 GUEST_MEANINGS: Mapping[bytes, str] = {
     PID_ATTRIBUTE: "the process that serves the mount",
-    b"user.connected": "1 while the guest is connected",
+    CONNECTED_ATTRIBUTE: "1 while the guest is connected",
     b"user.since": "when it connected or was lost, in seconds since 1970",
     b"user.address": "where it is connected, or was last; none before its first connection",
 }
