@@ -374,6 +374,41 @@ def test_an_ending_shows_readers_an_end_of_file(folder: Path) -> None:
         assert process.wait(20) == 0
 
 
+def test_an_ending_delivers_what_a_slow_reader_still_takes(folder: Path) -> None:
+    at, device, data = folder / "guests", f"stream:unix:{folder}/any", os.urandom(500_000)
+    at.mkdir()
+    with (
+        host("--listen", f"{device},guest=*", "--mount", str(at), "--port", "a=mount") as process,
+        mounted(device, "web1", folder / "web1"),
+    ):
+        file = at / "web1" / "vcon0"
+        with open(file, "rb", buffering=0) as reader:
+            (folder / "web1" / "vcon0").write_bytes(data)
+            block_until(lambda: int(os.getxattr(file, "user.queued")) == len(data))
+            got = reader.read(1000)
+            process.terminate()
+            while more := reader.read(20_000):
+                got += more
+        assert got == data
+        assert process.wait(20) == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        ('id = 0\nlimit = "1M"', "NAME=mount,host-limit=SIZE"),
+        ("id = 0\ntty = true", "the chardev pty"),
+        ("guest = 7", "guest is a text"),
+        ('mode = "0600"', "a table needs a name, an id or a guest"),
+    ],
+)
+def test_rules_that_a_host_end_cannot_have(folder: Path, rule: str, message: str) -> None:
+    rules = folder / "rules"
+    rules.write_text(f"[[port]]\n{rule}\n")
+    words = ("--listen", f"stream:unix:{folder}/s", "--mount", "/nowhere", "--rules", str(rules))
+    assert message in vconfs("host", *words, code=2)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

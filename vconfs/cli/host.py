@@ -202,9 +202,12 @@ def _host_mount(
     for name, other in _OF_GUESTS.items():
         if getattr(options, name) != getattr(default, name):
             raise click.BadParameter(f"this is for the mount of a guest: {other}", param_hint="-o")
-    if options.port.limit is not None:
+    if any(rule.tty for rule in rules):
+        raise click.BadParameter(f"tty: {_OF_GUESTS['ttys']}", param_hint="--rules")
+    if options.port.limit is not None or any("limit" in rule.port for rule in rules):
         why = "the limit of a port is its host-limit here: NAME=mount,host-limit=SIZE"
-        raise click.BadParameter(why, param_hint="-o")
+        where = "-o" if options.port.limit is not None else "--rules"
+        raise click.BadParameter(why, param_hint=where)
     return HostMount(
         MountPlan(
             mountpoint,

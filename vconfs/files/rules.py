@@ -118,7 +118,7 @@ def _parse_table(table: Mapping[str, object], index: int, text: str, file: str) 
             values[key] = _parse_value(key, value)
         key = ""
         if not table.keys() & {"name", "id", "guest"}:
-            raise ValueError("a table needs a name or an id")
+            raise ValueError("a table needs a name, an id or a guest")
     except ValueError as error:
         where = place_in_array(key, "port", index, text, file)
         raise RulesError(f"{where}: {key + ': ' if key else ''}{error}") from None

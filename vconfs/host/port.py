@@ -88,6 +88,8 @@ class HostPort(PortSide):
     on_change: Callable[[], None] = field(init=False, default=lambda: None)
     on_room: Callable[[], None] = field(init=False, default=lambda: None)
     as_file: ServeAsFile | None = field(init=False, default=None)
+    #: Returns how many bytes the `sink` has taken and keeps for the far side, if it keeps any.
+    kept: Callable[[], int] = field(init=False, default=lambda: 0)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
     tap: PortTap | None = field(init=False, default=None)  # if the port is watched
@@ -141,13 +143,13 @@ class HostPort(PortSide):
 
     @property
     def queued(self) -> int:
-        """Bytes that the chardev has not taken yet."""
-        return self._inbox.size
+        """Bytes that the far side has not taken yet."""
+        return self._inbox.size + self.kept()
 
     @property
     def delivered_bytes(self) -> int:
         """The number of bytes from the guest that the far side has."""
-        return self._inbox.delivered_bytes
+        return self._inbox.delivered_bytes - self.kept()
 
     @property
     def wants_data(self) -> bool:

@@ -113,8 +113,9 @@ class HostSide:
     _remove: Callable[[], None]
     _line: _GuestLine | None = field(init=False, default=None)
     _guest_connected: bool = field(init=False, default=False)
-    #: How many dropped bytes both count.
+    #: How many dropped bytes, and resets, both count.
     _dropped: int = field(init=False, default=0)
+    _resets: int = field(init=False, default=0)
 
     def take(self, data: memoryview) -> int:
         """Take all of what the guest has sent."""
@@ -155,5 +156,7 @@ class HostSide:
         mine, its = self.port.counters, self.host_port.counters
         if more := mine.dropped - self._dropped:
             self._dropped = mine.dropped
-            its.dropped += more  # which comes back here
+            self.host_port.lost(more)  # which comes back here
         self._dropped = mine.dropped = its.dropped
+        its.resets += mine.resets - self._resets
+        self._resets = mine.resets

@@ -101,6 +101,7 @@ class Guest(GuestFiles):
             host_port, port, lambda name: manager.rename(port, name), remove
         )
         host_port.sink, host_port.unread = side.take, port.owed
+        host_port.kept = lambda: port.queued
         host_port.on_change, host_port.on_room = side.follow, port.room_came
         host_port.counters.on_drop = dropped
         side.follow()
@@ -112,7 +113,7 @@ class Guest(GuestFiles):
             if not port.openers:
                 port.give_up()
             side.share_losses()
-            host_port.counters.on_drop = on_drop
+            host_port.kept, host_port.counters.on_drop = lambda: 0, on_drop
             self._forget(port)
 
     def _give_options(self, port: Port, host_port: HostPort, name: bytes) -> None:

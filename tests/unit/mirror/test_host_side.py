@@ -238,12 +238,16 @@ async def test_losses_are_counted_by_both(dialect: str) -> None:
         opened(it.guest_side)
         mine = opened(it.host_side)
         await until(lambda: it.guest_side.host_connected)
-        await write_all(it.guest_side, b"unread")
-        await until(lambda: it.host_side.queued)
-        it.host_side.answer_poll(mine)
+        host_port = it.host.ports[0]
+        await write_all(it.guest_side, b"read unread")
+        await until(lambda: it.host_side.queued == 11)
+        assert (host_port.queued, host_port.delivered_bytes) == (11, 0)
+        assert await read(it.host_side, 5) == b"read "
+        assert (host_port.queued, host_port.delivered_bytes) == (6, 5)
         it.host_side.close(mine)
         assert it.host_side.counters.dropped == 6
-        assert it.host.ports[0].counters.dropped == 6
+        assert host_port.counters.dropped == 6
+        assert (host_port.queued, host_port.delivered_bytes) == (0, 5)
 
 
 async def test_a_removed_port_gives_its_readers_the_rest(dialect: str) -> None:
@@ -335,7 +339,7 @@ async def test_a_guest_that_ignores_the_request_to_stop_is_cut_off() -> None:
         assert in_flight is not None
         for _ in range(in_flight.in_flight // 1024 + 2):
             it.host.ports[0].feed(memoryview(bytes(1024)), None)
-        assert port.counters.resets == 1
+        assert port.counters.resets == it.host.ports[0].counters.resets == 1
         assert port.queued == 0
         assert it.host.ports[0].counters.dropped == port.counters.dropped > 0
 
