@@ -53,10 +53,12 @@ class GuestFolders:
     def following(self, files: PortObserver) -> Iterator[None]:
         """Follow the changes of guests and ports while the block runs; so do the open `files`."""
         self._files = files
-        with self._guests.observing(self):
-            yield
-        for following in self._following.values():
-            following.close()
+        try:
+            with self._guests.observing(self):
+                yield
+        finally:
+            for following in self._following.values():
+                following.close()
 
     # --- called by the guests -------------------------------------------------------------
 

@@ -210,7 +210,7 @@ class Inbox:
             throttle.came(size)
         if line is not None and throttles and self._queue.cost >= self.limit:
             if throttle.on:
-                return throttle.is_ignored(line)
+                return throttle.is_ignored(line, self._queue.cost - self.limit)
             throttle.ask(line, at.id, True)
         return False
 

@@ -281,7 +281,7 @@ class HostInbox:
         if not self._full:
             self._full = True
             self.tell_throttle()
-        elif self._throttle.is_ignored(line):
+        elif self._throttle.is_ignored(line, self.cost - self._limit):
             reset = "port %d: the guest ignores THROTTLE, its data is dropped"
             _trouble.warning((self.port_id, id(self)), reset, self.port_id)
             self._counters.resets += 1

@@ -11,6 +11,10 @@ sent until the peer has seen it, the buffers in which its data comes are not giv
 (`LinkEnd.throttle`). So at most one full queue of data can come, and a peer that never reads its
 control messages blocks only itself.
 
+What an end has queued stays when a connection is lost, and the peer of the next connection may send
+as much again before it sees THROTTLE. To bound the memory, a peer that has brought far more than
+one connection can bring counts as ignoring THROTTLE, too.
+
 The link knows when the peer has seen the message (`Link.send`). Data that was under way at that
 moment can still arrive, at most `in_flight` bytes. A peer that sends more ignores THROTTLE.
 """
@@ -19,9 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import define, field
+
+#: The most bytes beyond its limit that a port keeps: several times what one connection can bring.
+_EXCESS_MAX: Final = 64 << 20
 
 
 class ThrottleLine(Protocol):
@@ -60,9 +67,12 @@ class Throttle:
         self._late = 0
         self._requests += 1
 
-    def is_ignored(self, line: ThrottleLine) -> bool:
-        """True if the peer has sent more than can have been under way."""
-        return self._late > line.in_flight
+    def is_ignored(self, line: ThrottleLine, excess: int) -> bool:
+        """True if the peer has sent more than can have been under way.
+
+        `excess` is by how much its unread data, of all its connections, exceeds the port's limit.
+        """
+        return self._late > line.in_flight or excess > max(_EXCESS_MAX, 4 * line.in_flight)
 
     def came(self, size: int) -> None:
         """Count `size` bytes of data from the peer."""

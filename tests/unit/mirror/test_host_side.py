@@ -6,6 +6,7 @@ import errno
 import select
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -342,6 +343,25 @@ async def test_a_guest_that_ignores_the_request_to_stop_is_cut_off() -> None:
         assert port.counters.resets == it.host.ports[0].counters.resets == 1
         assert port.queued == 0
         assert it.host.ports[0].counters.dropped == port.counters.dropped > 0
+
+
+@pytest.mark.expect_log("ignores THROTTLE")
+@pytest.mark.parametrize("spec", ["port=mount", "port=unix:{}/sock,cache"])
+async def test_a_guest_that_comes_again_and_again_does_not_fill_the_memory(
+    spec: str, tmp_path: Path
+) -> None:
+    """What it sends before it sees that it is to stop is good, but not without an end."""
+    async with ends("v8", spec.format(tmp_path), joined=False) as it:
+        port = it.host.ports[0]
+        most = 0
+        for _ in range(30):
+            async with join_embedded(it.host, PortManager()):
+                await until(lambda: port.attached)
+                for _ in range(64):
+                    port.feed(memoryview(bytes(1 << 16)), None)
+            most = max(most, port.queued)
+        assert 60 << 20 < most < 80 << 20
+        assert port.counters.dropped > 40 << 20
 
 
 async def test_a_port_can_be_a_file_only_with_a_mount() -> None:
