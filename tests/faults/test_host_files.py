@@ -25,16 +25,16 @@ HONEST = 3
 
 @asynccontextmanager
 async def open_host_of_files(folder: Path) -> AsyncIterator[Program]:
-    (folder / "guests").mkdir()
-    words = ["--mount", f"{folder}/guests", "-o", "wait"]
     async with open_both(folder, f"stream:unix:{folder}/any,guest=*") as both:
+        both.mountpoint.mkdir()
+        words = ["--mount", str(both.mountpoint), "-o", "wait"]
         yield await both.host("port=mount", words=words)
 
 
 @asynccontextmanager
 async def echoed(folder: Path, name: str) -> AsyncIterator[Port]:
     """A guest, and beside the host end a program that sends back what comes in its file."""
-    file = folder / "guests" / name / "vcon0"
+    file = folder / "mnt" / name / "vcon0"
     async with trio.open_nursery() as nursery:
 
         async def send_back() -> None:
@@ -64,7 +64,7 @@ async def test_guests_that_flood_and_die_do_not_disturb_the_files_of_others(
             for name in checked:
                 nursery.start_soon(converse, name)
             await until(lambda: all(checked.values()))
-            victim = tmp_path / "guests" / "victim"
+            victim = tmp_path / "mnt" / "victim"
             for _ in range(KILLS):
                 before = dict(checked)
                 async with flooding(tmp_path, "victim") as process:

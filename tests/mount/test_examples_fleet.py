@@ -14,7 +14,7 @@ from tests.support.waiting import block_until
 
 from .examples import EXAMPLES, put_in_path
 from .test_commands import folder, vconfs
-from .test_fleet import host
+from .test_host_files import mounting_host
 
 __all__ = ["folder"]
 
@@ -58,14 +58,12 @@ def ask(question: str, guests: Path, shell: list[str]) -> list[str]:
 
 def test_all_guests_are_asked_at_once(folder: Path, shell: list[str]) -> None:
     guests = folder / "guests"
-    guests.mkdir()
     words = (
-        *("--listen", f"stream:unix:{folder}/any,guest=*"),
         *("--listen", f"vhost-user:{folder}/db1.sock"),
         *("--listen", f"stream:unix:{folder}/idle.sock"),
-        *("--mount", str(guests), "--port", "org.example.fleet=mount"),
+        *("--port", "org.example.fleet=mount"),
     )
-    with host(*words, listeners=3), ExitStack() as stack:
+    with mounting_host(folder, *words, listeners=3), ExitStack() as stack:
         for name, device in (
             ("web1", f"stream:unix:{folder}/any"),
             ("web2", f"stream:unix:{folder}/any"),

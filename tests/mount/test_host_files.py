@@ -11,7 +11,7 @@ import os
 import subprocess
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -273,17 +273,30 @@ async def test_tap_shows_the_ports_of_one_guest(tmp_path: Path) -> None:
 # --- as programs ---------------------------------------------------------------------------
 
 
+@contextmanager
+def mounting_host(
+    folder: Path, *words: str, listeners: int = 1
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A host end for any guest, with a mount at guests/."""
+    at = folder / "guests"
+    at.mkdir()
+    listen = ("--listen", f"stream:unix:{folder}/any,guest=*")
+    try:
+        with host(*listen, "--mount", str(at), *words, listeners=listeners) as process:
+            yield process
+    finally:
+        subprocess.run(["umount", "-l", at], stderr=subprocess.DEVNULL, check=False, timeout=10)
+
+
 @pytest.fixture
 def guests(folder: Path) -> Iterator[Path]:
     """The mount of a host end with an echo and a port of the host's side, and a guest web1."""
-    at, device = folder / "guests", f"stream:unix:{folder}/any"
-    at.mkdir()
-    words = ("--listen", f"{device},guest=*", "--mount", str(at), "--port", "chat=mount")
+    words = ("--port", "chat=mount", "--port", "echo=echo", "--control", f"{folder}/ctl")
     with (
-        host(*words, "--port", "echo=echo", "--control", f"{folder}/ctl"),
-        mounted(device, "web1", folder / "web1"),
+        mounting_host(folder, *words),
+        mounted(f"stream:unix:{folder}/any", "web1", folder / "web1"),
     ):
-        yield at
+        yield folder / "guests"
 
 
 def test_a_shell_talks_to_a_guest(guests: Path, folder: Path) -> None:
@@ -350,18 +363,15 @@ def test_cat_and_connect_find_the_port_of_a_guest(guests: Path, folder: Path) ->
 
 
 def test_unmounting_ends_the_host_end_in_order(folder: Path) -> None:
-    at, device = folder / "guests", f"stream:unix:{folder}/any"
-    at.mkdir()
-    with host("--listen", f"{device},guest=*", "--mount", str(at), "--port", "a=mount") as process:
-        vconfs("umount", str(at))
+    with mounting_host(folder, "--port", "a=mount") as process:
+        vconfs("umount", str(folder / "guests"))
         assert process.wait(20) == 0
 
 
 def test_an_ending_shows_readers_an_end_of_file(folder: Path) -> None:
     at, device = folder / "guests", f"stream:unix:{folder}/any"
-    at.mkdir()
     with (
-        host("--listen", f"{device},guest=*", "--mount", str(at), "--port", "a=mount") as process,
+        mounting_host(folder, "--port", "a=mount") as process,
         mounted(device, "web1", folder / "web1"),
         open(folder / "web1" / "vcon0", "wb", buffering=0) as port,
     ):
@@ -376,9 +386,8 @@ def test_an_ending_shows_readers_an_end_of_file(folder: Path) -> None:
 
 def test_an_ending_delivers_what_a_slow_reader_still_takes(folder: Path) -> None:
     at, device, data = folder / "guests", f"stream:unix:{folder}/any", os.urandom(500_000)
-    at.mkdir()
     with (
-        host("--listen", f"{device},guest=*", "--mount", str(at), "--port", "a=mount") as process,
+        mounting_host(folder, "--port", "a=mount") as process,
         mounted(device, "web1", folder / "web1"),
     ):
         file = at / "web1" / "vcon0"
