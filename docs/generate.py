@@ -33,9 +33,15 @@ import vconfs.cli.mount
 import vconfs.host
 from vconfs.cli._config import config_keys
 from vconfs.cli.manual import commands_below, manual_pages
-from vconfs.files import tap_file
-from vconfs.files.events_file import EVENTS
-from vconfs.files.status import MEANINGS, ROOT_MEANINGS, ROOT_STATUS
+from vconfs.files import _tap_file
+from vconfs.files._events_file import EVENTS
+from vconfs.files.status import (
+    GUEST_MEANINGS,
+    GUEST_STATUS,
+    MEANINGS,
+    ROOT_MEANINGS,
+    ROOT_STATUS,
+)
 from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
 from vconfs.host.listeners import LISTENERS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
@@ -120,6 +126,12 @@ def attributes() -> str:
     rows = [(code(name.decode()), meaning) for name, meaning in MEANINGS.items()]
     root = [(code(name.decode()), ROOT_MEANINGS[name]) for name in ROOT_STATUS]
     return table(("attribute", "meaning"), [*rows, *root])
+
+
+def guest_attributes() -> str:
+    """Return a table of the extended attributes of a guest's folder."""
+    rows = [(code(name.decode()), GUEST_MEANINGS[name]) for name in GUEST_STATUS]
+    return table(("attribute of a guest's folder", "meaning"), rows)
 
 
 def options() -> str:
@@ -287,6 +299,7 @@ def _public_module(name: str) -> str:
 
 PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "attributes": attributes,
+    "guest attributes": guest_attributes,
     "options": options,
     "events": events,
     "port calls": port_states.calls,
@@ -311,7 +324,7 @@ PARTS: Final[Mapping[str, Callable[[], str]]] = {
     "virtio-pci": theory("virtio_pci"),
     "control": theory("control"),
     "tap": theory("tap"),
-    "tap file": lambda: doc(tap_file).partition("\n\n")[2] + "\n",
+    "tap file": lambda: doc(_tap_file).partition("\n\n")[2] + "\n",
     "control requests": requests,
 }
 

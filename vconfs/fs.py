@@ -1,8 +1,8 @@
-"""PortFS: the ports of a port manager as files.
+"""PortFS: ports as files.
 
 A file's calls are those of its `Port`. This module adds what belongs to the file system: open
-files, polling, and the order of calls. The names are in `files.tree`. Only `read` and `write` wait,
-and only in the port.
+files, polling, and the order of calls. What the mount contains, a `files.folder` of ports or the
+`files.guest_folders`, is asked by inode. Only `read` and `write` wait, and only in the port.
 """
 
 from __future__ import annotations
@@ -10,28 +10,29 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TypeAlias
 
 import pyfuse3
 from pyfuse3 import FUSEError
 
 from vconfs import fuse
 from vconfs.files.announcer import Announcer
-from vconfs.files.events_file import EventsFile
+from vconfs.files.folder import Folder
+from vconfs.files.guest_folders import GuestFolders
 from vconfs.files.lines_reader import LinesReader
-from vconfs.files.name_changes import NameChanges
 from vconfs.files.open_files import OpenFile, OpenFiles
-from vconfs.files.status import ROOT_STATUS, status_names, status_value
-from vconfs.files.tap_file import TapFile
-from vconfs.files.tree import BY_NAME, EVENTS, ROOT, TAP, Access, Entry, Tree
+from vconfs.files.tree import Entry
 from vconfs.guest.idle_opens import IdleOpens
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
-from vconfs.guest.ports import PortManager
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.processes import process_of
+
+#: What a mount shows.
+Contents: TypeAlias = Folder | GuestFolders
 
 
 class PortFS(pyfuse3.Operations, fuse.PortOperations):
@@ -40,35 +41,19 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     #: Only reading and writing can wait.
     prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
-    def __init__(
-        self,
-        manager: PortManager,
-        access_for: Callable[[int], Access] = lambda port_id: Access(),
-        announcer: Announcer | None = None,
-        access: Access | None = None,
-    ) -> None:
+    def __init__(self, contents: Contents, announcer: Announcer) -> None:
         super().__init__()
-        self._manager = manager
-        self._tree = Tree(manager, access_for, access or Access())
-        self._announcer = announcer or Announcer()
+        self._contents = contents
+        self._announcer = announcer
         self._files = OpenFiles()
-        self._events = EventsFile(manager)
-        self._tap = TapFile(manager.taps)
         #: Its task reports ports that are open and unused to the host.
         self.idle_opens: IdleOpens = IdleOpens()
         self._listings: dict[int, list[Entry]] = {}
-        self._name_changes = NameChanges(manager, self._announcer)
 
     @contextmanager
     def following(self) -> Iterator[None]:
         """Follow the changes of the ports while the block runs."""
-        observing = self._manager.observing
-        with (
-            observing(self._tree.cut_links),
-            observing(self._files),
-            observing(self._events),
-            observing(self._name_changes),
-        ):
+        with self._contents.following(self._files):
             yield
 
     # --- reading, writing, polling --------------------------------------------------------
@@ -133,11 +118,10 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         return pyfuse3.FileInfo(fh=pyfuse3.FileHandleT(fh), direct_io=True, nonseekable=True)
 
     def _open(self, inode: int, flags: int, opener: Opener) -> Port | LinesReader:
-        if inode == EVENTS:
-            return self._events.open(opener, flags, self._files.port_changed)
-        if inode == TAP:
-            return self._tap.open(opener, flags, self._files.port_changed)
-        port = self._tree.port_of(inode)
+        lines = self._contents.open_lines(inode, opener, flags, self._files.port_changed)
+        if lines is not None:
+            return lines
+        port = self._contents.port_of(inode)
         if port is None:
             raise FUSEError(errno.ENXIO)
         port.open(opener, quiet=True)
@@ -167,19 +151,19 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Look up a name; show the announcer the faked entry of a name that it announces."""
-        entry = self._tree.find(parent_inode, name)
-        pretended = self._announcer.pretends(parent_inode == BY_NAME, name, ctx.pid)
+        entry = self._contents.find(parent_inode, name)
+        pretended = self._announcer.pretends(parent_inode, name, ctx.pid)
         if pretended is not None:
             entry = Entry(name, pretended) if pretended else None
         if entry is None:
             raise FUSEError(errno.ENOENT)
-        return self._tree.attributes(entry.inode)
+        return self._contents.attributes(entry.inode)
 
     async def getattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """Return an inode's attributes, even if its port was removed and is still open."""
-        return self._tree.attributes(inode)
+        return self._contents.attributes(inode)
 
     async def setattr(
         self,
@@ -190,7 +174,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         ctx: pyfuse3.RequestContext,
     ) -> pyfuse3.EntryAttributes:
         """Accept a truncation, a time, or the present owner and mode, and change nothing."""
-        now = self._tree.attributes(inode)
+        now = self._contents.attributes(inode)
         changes = (
             (fields.update_mode and stat.S_IMODE(attr.st_mode) != stat.S_IMODE(now.st_mode))
             or (fields.update_uid and attr.st_uid != now.st_uid)
@@ -204,7 +188,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileNameT:
         """Return a symlink's target."""
-        target = self._tree.target(inode)
+        target = self._contents.target(inode)
         if target is None:
             raise FUSEError(errno.ENOENT)
         return pyfuse3.FileNameT(target)
@@ -213,7 +197,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         """Return the number of ports as the number of files."""
         data = pyfuse3.StatvfsData()
         data.f_bsize = data.f_frsize = 4096
-        data.f_files = len(self._manager.ports)
+        data.f_files = self._contents.port_count
         data.f_namemax = 255
         return data
 
@@ -231,11 +215,8 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     async def getxattr(
         self, inode: pyfuse3.InodeT, name: pyfuse3.XAttrNameT, ctx: pyfuse3.RequestContext
     ) -> bytes:
-        """Return a part of the status of a port or, at the root, of the mount."""
-        port = self._tree.port_of(inode)
-        value = None if port is None else status_value(port, name)
-        if inode == ROOT and name in ROOT_STATUS:
-            value = ROOT_STATUS[name](self._manager)
+        """Return a part of the status of a port, of a guest or, at the root, of the mount."""
+        value = self._contents.status(inode, name)
         if value is None:
             raise FUSEError(pyfuse3.ENOATTR)
         return value
@@ -243,9 +224,8 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     async def listxattr(
         self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext
     ) -> Sequence[pyfuse3.XAttrNameT]:
-        """List the attributes that the port has now."""
-        port = self._tree.port_of(inode)
-        return [] if port is None else [pyfuse3.XAttrNameT(n) for n in status_names(port)]
+        """List the attributes that the file or folder has now."""
+        return [pyfuse3.XAttrNameT(name) for name in self._contents.status_names(inode)]
 
     async def setxattr(
         self,
@@ -270,7 +250,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     ) -> pyfuse3.FileHandleT:
         """Take a listing; it does not change under the reader."""
         fh = self._files.new_handle()
-        self._listings[fh] = self._tree.names(inode)
+        self._listings[fh] = self._contents.names(inode)
         return pyfuse3.FileHandleT(fh)
 
     async def readdir(
@@ -280,7 +260,7 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         listing = self._listings[fh]
         for next_id in range(start_id + 1, len(listing) + 1):
             entry = listing[next_id - 1]
-            attributes = self._tree.attributes(entry.inode)
+            attributes = self._contents.attributes(entry.inode)
             if not fuse.readdir_reply(token, entry.name, attributes, next_id):
                 return
 
@@ -314,6 +294,16 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         """Let our announcer "create" a new link; refuse others with EPERM."""
         return self._announced(parent_inode, name, ctx)
 
+    async def mkdir(
+        self,
+        parent_inode: pyfuse3.InodeT,
+        name: pyfuse3.FileNameT,
+        mode: pyfuse3.ModeT,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """Let our announcer "create" the folder of a new guest; refuse others with EPERM."""
+        return self._announced(parent_inode, name, ctx)
+
     async def unlink(
         self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
     ) -> None:
@@ -321,20 +311,24 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         if not self._announcer.is_me(ctx.pid):
             raise FUSEError(errno.EPERM)
 
+    async def rmdir(
+        self, parent_inode: pyfuse3.InodeT, name: pyfuse3.FileNameT, ctx: pyfuse3.RequestContext
+    ) -> None:
+        """Let our announcer "remove" the folder of a guest that has gone, as in `unlink`."""
+        await self.unlink(parent_inode, name, ctx)
+
     def _announced(
         self, parent: int, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         if not self._announcer.is_me(ctx.pid):
             raise FUSEError(errno.EPERM)
-        entry = self._tree.find(parent, name)
+        entry = self._contents.find(parent, name)
         if entry is None:
             raise FUSEError(errno.ENOENT)  # it was removed again meanwhile
-        return self._tree.attributes(entry.inode)
+        return self._contents.attributes(entry.inode)
 
     # --- the end --------------------------------------------------------------------------
 
     async def shut(self) -> None:
         """Hang up everything for good, because the mount ends."""
-        await self._manager.shut()
-        self._events.shut()
-        self._tap.shut()
+        await self._contents.shut()

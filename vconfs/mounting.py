@@ -15,7 +15,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Final
@@ -27,15 +27,20 @@ from vconfs import fuse
 from vconfs.errors import VconfsError
 from vconfs.files.announcer import Announcer
 from vconfs.files.consoles import Consoles
+from vconfs.files.folder import Folder
+from vconfs.files.guest_folders import GuestFolders
 from vconfs.files.rules import Rule, Settings, settings_for
 from vconfs.files.tree import Access
-from vconfs.fs import PortFS
+from vconfs.fs import Contents, PortFS
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
 from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.host.port_files import PortFiles
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.mirror.guests import Guest, Guests
+from vconfs.overrides import override
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
 from vconfs.system.log_counts import tell_of_repeats
@@ -45,6 +50,7 @@ from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import in_portions, open_background
 
 __all__ = [
+    "HostMount",
     "Plan",
     "PortManager",
     "PortOptions",
@@ -77,10 +83,10 @@ class Plan:
     #: Seconds without progress after which the end of the mount gives up a port's data.
     drain: float = DRAIN_TIME
 
-    def settings(self, port_id: int, name: bytes) -> Settings:
-        """Return the settings of the port with this id and name."""
+    def settings(self, port_id: int, name: bytes, guest: str = "") -> Settings:
+        """Return the settings of the port with this id and name; of a guest, at the host's side."""
         default = Settings(self.port_options, self.access)
-        return settings_for(self.rules, port_id, name, default)
+        return settings_for(self.rules, port_id, name, default, guest)
 
     def wants_pty(self, port: Port) -> bool:
         """True if a port should have a pty."""
@@ -238,9 +244,8 @@ async def open_mount(plan: Plan, manager: PortManager) -> AsyncIterator[trio.Eve
     waiting calls have returned, and nothing is left mounted. Raise fuse.MountError if it fails.
     """
     announcer = Announcer()
-    async with _serve(plan, manager, announcer) as ended, open_background() as nursery:
-        # Not relative: for a process inside the folder, "." is the directory below the mount.
-        nursery.start_soon(announcer.run, plan.mountpoint.absolute())
+    folder = Folder.of(manager, _access_for(plan, manager), plan.access, announcer)
+    async with _serve(plan, folder, announcer) as ended, open_background() as nursery:
         consoles = Consoles(
             nursery,
             announcer,
@@ -259,11 +264,36 @@ def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
     return access
 
 
+class HostMount(PortFiles):
+    """A mount of the host's side of ports, with a folder for each guest: for `open_fleet`."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.guests: Guests = Guests(
+            lambda guest, port_id, name: plan.settings(port_id, name, guest).port
+        )
+
+    @override
+    def of_guest(self, name: str) -> AbstractContextManager[Guest]:
+        return self.guests.of_guest(name)
+
+    @override
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[trio.Event]:
+        """Raise fuse.MountError if the folder cannot be mounted on."""
+        plan, announcer = self.plan, Announcer()
+
+        def access(guest: str, port_id: int, name: bytes) -> Access:
+            return plan.settings(port_id, name, guest).access
+
+        folders = GuestFolders(self.guests, access, plan.access, announcer)
+        async with _serve(plan, folders, announcer) as ended:
+            yield ended
+
+
 @asynccontextmanager
-async def _serve(
-    plan: Plan, manager: PortManager, announcer: Announcer
-) -> AsyncIterator[trio.Event]:
-    filesystem = PortFS(manager, _access_for(plan, manager), announcer, plan.access)
+async def _serve(plan: Plan, contents: Contents, announcer: Announcer) -> AsyncIterator[trio.Event]:
+    filesystem = PortFS(contents, announcer)
     mount = fuse.mount(
         plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
     )
@@ -275,7 +305,10 @@ async def _serve(
             nursery.start_soon(filesystem.idle_opens.run)
             await nursery.start(_run_session, session, ended)
             try:
-                yield ended
+                async with open_background() as announcing:
+                    # Not relative: for a process inside the folder, "." is what is below the mount.
+                    announcing.start_soon(announcer.run, plan.mountpoint.absolute())
+                    yield ended
             finally:
                 with trio.CancelScope(shield=True):
                     await filesystem.shut()

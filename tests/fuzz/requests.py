@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from vconfs.files.announcer import Announcer
+from vconfs.files.folder import Folder
 from vconfs.files.tree import Access
 from vconfs.fs import PortFS
 from vconfs.fuse import Session
@@ -90,7 +91,9 @@ async def _serve(source: Source) -> None:
     for port_id in range(3):
         manager.rename(manager.add(port_id), b"port%d" % port_id)
     access = Access()
-    filesystem = PortFS(manager, lambda port_id: access, Announcer(), access)
+    announcer = Announcer()
+    folder = Folder.of(manager, lambda port_id: access, access, announcer)
+    filesystem = PortFS(folder, announcer)
     kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     answered: dict[int, int] = {}
     asked: set[int] = set()

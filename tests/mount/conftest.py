@@ -19,8 +19,9 @@ import trio
 from attrs import frozen
 
 from tests.support.devices import DEVICES, OpenDevice
+from tests.support.mirrored import GUEST, open_mirrored
 from tests.support.waiting import until
-from vconfs.files.events_file import EventsFile
+from vconfs.files._events_file import EventsFile
 from vconfs.files.rules import parse_rules
 from vconfs.files.tree import Access
 from vconfs.guest.port import Port, PortOptions
@@ -107,6 +108,10 @@ class OpenMount(Protocol):
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
+#: Of these, the tests of what a file does, which hold for the host's side of a port, too.
+FOR_BOTH_SIDES = ("test_files", "test_many_openers")
+HOST_SIDE = "host-side"
+
 #: The tests of what ports do, which hold for each device. What is made of ports without the device
 #: (names, rules, programs on files) is tested with one.
 FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files", "test_tap")
@@ -118,16 +123,19 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # An end that has a link to the other says when that leaves.
         leaves = pytest.mark.expect_log("guest lost: the guest end leaves")
         devices = [pytest.param(it, marks=() if it == "embedded" else leaves) for it in DEVICES]
+        if metafunc.module.__name__.endswith(FOR_BOTH_SIDES):
+            devices.append(pytest.param(HOST_SIDE))
         metafunc.parametrize("device", devices, indirect=True)
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest) -> OpenDevice:
-    return DEVICES[getattr(request, "param", "embedded")]
+def device(request: pytest.FixtureRequest) -> OpenDevice | None:
+    """The way to the guest's end, or None for a mount of the host's side."""
+    return DEVICES.get(getattr(request, "param", "embedded"))
 
 
 @pytest.fixture
-def mounted(tmp_path: Path, device: OpenDevice) -> OpenMount:
+def mounted(tmp_path: Path, device: OpenDevice | None) -> OpenMount:
     """Mount ports like "name=echo", with PortOptions, below a temporary folder."""
 
     @asynccontextmanager
@@ -142,16 +150,22 @@ def mounted(tmp_path: Path, device: OpenDevice) -> OpenMount:
         path = tmp_path / "mnt"
         path.mkdir(exist_ok=True)
         port_options = PortOptions(**options)  # type: ignore[arg-type]
-        ports: Sequence[str] = specs or ["port=echo"]
+        ports = [parse_port(port) for port in specs or ["port=echo"]]
         manager = PortManager(lambda port_id: port_options)
         plan = Plan(
             path,
+            port_options=port_options,
             access=access or Access(),
             ttys=ttys,
             rules=parse_rules(rules, "rules"),
         )
+        if device is None:
+            async with open_mirrored(plan, ports) as (far, manager):
+                with trio.fail_after(limit_seconds):
+                    yield Mounted(path / GUEST, far, manager)
+            return
         async with (
-            open_host([parse_port(port) for port in ports]) as host,
+            open_host(ports) as host,
             device(host, manager, tmp_path),
             open_mount(plan, manager),
         ):

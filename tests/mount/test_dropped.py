@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.threads import in_thread
-from vconfs.files.events_file import EventsFile
+from vconfs.files._events_file import EventsFile
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 

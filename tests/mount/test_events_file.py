@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.support.threads import error_of, in_thread
-from vconfs.files.events_file import EventsFile
+from vconfs.files._events_file import EventsFile
 from vconfs.guest.port import Opener, Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.spec import parse_port

@@ -18,8 +18,8 @@ from inotify_simple import INotify, flags
 from tests.support.threads import error_of, in_thread
 from vconfs import fuse
 from vconfs.device.embedded import open_embedded
+from vconfs.files._name_changes import NameChanges
 from vconfs.files.announcer import Announcer
-from vconfs.files.name_changes import NameChanges
 from vconfs.files.tree import Access
 from vconfs.guest.driver import drive
 from vconfs.guest.ports import PortManager

@@ -185,6 +185,17 @@ async def test_connect_goes_both_ways_and_prints_the_answer_after_its_input_ende
                 assert await connect.wait() == 0
 
 
+async def test_connect_notices_a_host_that_says_nothing(mounted: OpenMount, tmp_path: Path) -> None:
+    async with mounted(f"chat=unix:{tmp_path}/sock") as it:
+        async with vconfs("connect", it.path / "chat", stdin=subprocess.PIPE) as connect:
+            await it.until(lambda: it.port().openers)
+            assert connect.stdin is not None
+            await connect.stdin.send_all(b"question")
+            async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
+                assert await host.receive_some() == b"question"
+            assert await connect.wait() == 0
+
+
 async def test_connect_answers_a_host_that_has_sent_everything(
     mounted: OpenMount, tmp_path: Path
 ) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._find_port import mounts
+from vconfs.cli._find_port import mounts, places
 from vconfs.files.names import id_of_file
 
 
@@ -91,14 +91,14 @@ class PortName(click.ParamType[str]):
     ) -> list[CompletionItem[Any]]:
         """Propose names that only one mount has, and after a mountpoint all its ports."""
         if "/" not in incomplete:
-            names = Counter(name for mount in mounts() for name in port_names(mount))
+            names = Counter(name for mount in places() for name in port_names(mount))
             found = proposals(sorted(name for name in names if names[name] == 1), incomplete)
         else:
-            found = proposals(_paths(mounts()), incomplete)
+            found = proposals(_paths(places()), incomplete)
         return found or [CompletionItem(incomplete, type="file")]
 
 
-def _paths(places: Iterable[Path]) -> Iterator[str]:
-    for mount in places:
+def _paths(folders: Iterable[Path]) -> Iterator[str]:
+    for mount in folders:
         yield from (f"{mount}/{name}" for name in port_names(mount) if "/" not in name)
         yield from (f"{mount}/{file}" for file in _port_files(mount))

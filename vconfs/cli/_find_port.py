@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from vconfs.cli._mount_table import all_mounts, answering, in_time, why
+from vconfs.cli._mount_table import all_mounts, answering, in_time, port_folders, why
 from vconfs.errors import VconfsError
 from vconfs.files.names import link_name
 
@@ -14,7 +15,8 @@ from vconfs.files.names import link_name
 def find_port(argument: str) -> Path:
     """Return a port's file, by its path, MOUNTPOINT/NAME, or its NAME in any mount.
 
-    Raise VconfsError if there is no such port, or more than one.
+    The folder of a guest, in a mount beside a host end, counts as a mount; GUEST/NAME is a name in
+    that of any mount. Raise VconfsError if there is no such port, or more than one.
     """
     path = Path(argument)
     if argument and _exists(path):
@@ -22,7 +24,12 @@ def find_port(argument: str) -> Path:
     link = link_name(os.fsencode(path.name))
     if link is None or not path.name:
         raise VconfsError(f"{argument!r} is not the name of a port")
-    folders = mounts() if path.name == argument else [path.parent]
+    if path.name == argument:
+        folders = places()
+    elif path.is_absolute() or _exists(path.parent):
+        folders = [path.parent]
+    else:
+        folders = [mount / path.parent for mount in mounts()]
     found = [port for folder in folders if _exists(port := folder / "by-name" / os.fsdecode(link))]
     if not found:
         raise VconfsError(f"there is no port {argument}: vconfs ls MOUNTPOINT lists the ports")
@@ -34,6 +41,15 @@ def find_port(argument: str) -> Path:
 def mounts() -> list[Path]:
     """Return the mountpoints of vconfs, except those whose daemon died or does not answer."""
     return answering(all_mounts())
+
+
+def places() -> list[Path]:
+    """Return the folders with ports of all mounts that answer."""
+    found: list[Path] = []
+    for mount in mounts():
+        with suppress(OSError, VconfsError):  # it has ended just now
+            found += in_time(mount, lambda mount=mount: port_folders(mount))  # type: ignore[misc]
+    return found
 
 
 def _exists(path: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from vconfs.cli._mount_table import in_time
+from vconfs.cli._mount_table import in_time, is_guest_folder
 from vconfs.errors import VconfsError
 from vconfs.syntax.printable import printable
 from vconfs.system.standard_streams import closed_streams
@@ -47,20 +47,22 @@ def opened(port: Path, flags: int) -> Iterator[int]:
 
 
 def wait_for_host(path: Path, port: int) -> None:
-    """Wait until the host has its side of the port open, or there is something to read.
+    """Wait until the other end has its side of the port open, or there is something to read.
 
     If standard error is a terminal, print that we wait.
     """
     now = select.poll()
     now.register(port, select.POLLIN)
     with select.epoll() as changes:
-        changes.register(port, select.EPOLLIN | select.EPOLLET)
+        # With EPOLLIN alone, a host that opens its side and sends nothing is not noticed.
+        changes.register(port, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
         said = not os.isatty(_STDERR)
         while any(mask & select.POLLHUP for _, mask in now.poll(0)):
             if int(os.getxattr(path, "user.queued")):
                 return
             if not said:
-                click.echo(f"waiting for the host of {printable(path.name)}…", err=True)
+                peer = "guest" if is_guest_folder(path.resolve().parent) else "host"
+                click.echo(f"waiting for the {peer} of {printable(path.name)}…", err=True)
                 said = True
             changes.poll()
 

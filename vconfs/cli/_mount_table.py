@@ -12,7 +12,7 @@ from threading import Thread
 from typing import Final, TypeVar
 
 from vconfs.errors import VconfsError
-from vconfs.files.names import PID_ATTRIBUTE
+from vconfs.files.names import CONNECTED_ATTRIBUTE, GUESTS_ATTRIBUTE, PID_ATTRIBUTE
 from vconfs.system.mountinfo import read_mounts
 
 T = TypeVar("T")
@@ -63,6 +63,29 @@ def in_time(what: str | Path, call: Callable[[], T]) -> T:
     if not outcome:
         raise VconfsError(f"{what} does not answer: the daemon of the mount is stopped, or busy")
     return outcome[0]()
+
+
+def port_folders(mountpoint: Path) -> list[Path]:
+    """Return the folders of a mount that have ports: itself or, beside a host end, each guest's.
+
+    Raise OSError if it is not a mount, and not the folder of a guest.
+    """
+    os.getxattr(mountpoint, PID_ATTRIBUTE)
+    try:
+        os.getxattr(mountpoint, GUESTS_ATTRIBUTE)
+    except OSError:
+        return [mountpoint]
+    names = sorted(name for name in os.listdir(mountpoint) if not name.startswith("."))
+    return [mountpoint / name for name in names]
+
+
+def is_guest_folder(folder: Path) -> bool:
+    """True if this is the folder of a guest in a mount beside a host end."""
+    try:
+        os.getxattr(folder, CONNECTED_ATTRIBUTE)
+    except OSError:
+        return False
+    return True
 
 
 def answering(folders: Sequence[Path]) -> list[Path]:

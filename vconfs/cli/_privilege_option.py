@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable
+from pathlib import Path
 
 import click
 
+from vconfs.fuse import inherited_device
 from vconfs.host.port import HostPortSpec
 from vconfs.streams.url import parse_stream_address
-from vconfs.system.privileges import drop_privileges
+from vconfs.system.privileges import Capability, drop_privileges
 
 #: The option of the daemons that turns `drop_unneeded` off.
 keep_privileges_option = click.option(
@@ -32,6 +35,12 @@ def drop_unneeded(
         {*needed, *(capability for chardev in chardevs for capability in chardev.capabilities)},
         may_gain=may_gain or any(chardev.starts_programs for chardev in chardevs),
     )
+
+
+def needs_of_mount(mountpoint: Path) -> tuple[set[int], bool]:
+    """Return the capabilities that mounting and unmounting need, and if a helper gains them."""
+    mounts = inherited_device(mountpoint) is None
+    return {Capability.SYS_ADMIN} if mounts else set(), mounts and os.geteuid() != 0
 
 
 def starts_program(url: str) -> bool:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -20,7 +21,7 @@ from vconfs.syntax.printable import printable
 
 _LIMIT = 20
 
-#: The mount of the tour; $D is the temporary folder, $M the mountpoint in it and $N another one.
+#: The mount of the tour; $D is the temporary folder, $M the mountpoint in it, $N and $G others.
 _MOUNT = (
     "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
     "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
@@ -93,6 +94,14 @@ _STEPS = (
         "vconfs umount $N; kill $!; wait",
     ),
     _Step(
+        "Beside a host end, its side of the ports can be files, too, in a folder for each guest.",
+        "vconfs host --listen stream:unix:$D/any,guest=* --mount $G --port chat=mount & "
+        "until [ -e $D/any ]; do sleep 0.1; done; "
+        "vconfs mount -o wait --device stream:unix:$D/any --name web1 $N; "
+        "echo 'hello, web1' > $G/web1/by-name/chat; read -r line < $N/vcon0; echo $line; "
+        "vconfs ls $G; vconfs umount $N; kill $!; wait",
+    ),
+    _Step(
         "The mount ends in order, even while a program waits to read.",
         "cat $M/vcon0 & vconfs umount $M; wait",
     ),
@@ -115,11 +124,11 @@ def command(shell: bool) -> None:
         signal.signal(number, _leave)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vconfs-demo-")))
-        mountpoint, other = scratch / "mnt", scratch / "other"
-        for folder in (mountpoint, other):
+        mountpoint, other, guests = scratch / "mnt", scratch / "other", scratch / "guests"
+        for folder in (mountpoint, other, guests):
             folder.mkdir()
             stack.callback(_unmount, folder)
-        environment = _environment(scratch, mountpoint, other)
+        environment = _environment({"D": scratch, "M": mountpoint, "N": other, "G": guests})
         _show(_Step("A mount with five ports, both ends in one process.", _MOUNT), environment)
         if shell:
             click.echo(f"The ports are in {printable(str(mountpoint))}; leave the shell to end.")
@@ -130,10 +139,9 @@ def command(shell: bool) -> None:
     click.echo("\nThat was all; nothing is left mounted.")
 
 
-def _environment(scratch: Path, mountpoint: Path, other: Path) -> dict[str, str]:
+def _environment(places: Mapping[str, Path]) -> dict[str, str]:
     here = str(Path(sys.executable).parent)
     path = here + os.pathsep + os.environ.get("PATH", "/usr/bin:/bin")
-    places = {"D": scratch, "M": mountpoint, "N": other}
     return {**os.environ, "PATH": path, **{name: str(place) for name, place in places.items()}}
 
 

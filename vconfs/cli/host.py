@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Final
 
 import click
 import trio
 
+from vconfs.cli._arguments import Folder
 from vconfs.cli._config import config_option_with, tables_of
 from vconfs.cli._guests import guests_of, read_tables
 from vconfs.cli._logs import log_format_option, log_option, open_log
+from vconfs.cli._mount_options import options_option, rules_option
+from vconfs.cli._options import MountOptions
 from vconfs.cli._port_spec import PortText, control_option
-from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option
+from vconfs.cli._privilege_option import drop_unneeded, keep_privileges_option, needs_of_mount
 from vconfs.cli._urls import LISTEN_URL
+from vconfs.files.rules import Rule
 from vconfs.host.serving import Plan, serve_host
 from vconfs.link.draining import DRAIN_TIME
+from vconfs.mounting import HostMount
+from vconfs.mounting import Plan as MountPlan
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.addresses import tcp_address
 from vconfs.syntax.times import seconds
@@ -26,6 +33,13 @@ log: Final = logging.getLogger(__name__)
 
 #: How many addresses are logged one by one.
 _SHOWN: Final = 10
+#: The -o options that a mount of the host's side does not have → what is used there.
+_OF_GUESTS: Final = {
+    "drain": "use --drain",
+    "log": "use --log",
+    "ttys": "here a port that needs a pty has the chardev pty",
+    "wait_for_host": "a host end waits for its guests",
+}
 
 
 def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
@@ -57,6 +71,15 @@ def _metrics_address(
     metavar="HOST:PORT",
     help="Address where Prometheus can scrape metrics.",
 )
+@click.option(
+    "--mount",
+    "mountpoint",
+    type=Folder(),
+    metavar="DIR",
+    help="Folder to mount with the ports of the chardev mount.",
+)
+@options_option
+@rules_option
 @log_option
 @click.option(
     "--drain",
@@ -75,6 +98,9 @@ def command(
     ports: tuple[str, ...],
     control: str | None,
     metrics: tuple[str, int] | None,
+    mountpoint: Path | None,
+    options: MountOptions,
+    rules: list[Rule],
     log_path: str | None,
     drain: float,
     keep_privileges: bool,
@@ -87,6 +113,12 @@ def command(
     It stays in the foreground. On SIGINT or SIGTERM it delivers all data that it has accepted, and
     ends; on a second signal it ends at once. On SIGHUP it reopens its log and the files of ports.
     The ports stay when a guest leaves. Their syntax is that of `vconfs mount`.
+
+    With --mount, the host's side of each port with the chardev mount is a file: DIR/GUEST/vconN,
+    and by its name DIR/GUEST/by-name/NAME. It behaves as the files of a guest's mount do: opening
+    it connects the port, and the last close disconnects it. Unmounting DIR ends the host end, too.
+    -o takes the options of `vconfs mount` except drain, limit, log, tty and wait-for-host. A table
+    [[port]] of --rules can have guest = "PATTERN", too.
 
     \b
     URL is one of:
@@ -115,6 +147,7 @@ def command(
       vconfs ctl /run/vcon.ctl add chat=unix:/run/chat.sock           (one more port, at run time)
       vconfs host --listen stream:unix:/run/vcon.sock --port log=null --metrics localhost:9325
       vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --port chat=unix:/run/%g/chat.sock
+      vconfs host --listen 'stream:unix:/run/any.sock,guest=*' --mount /srv/guests --port chat=mount
     """
     tables = tables_of(ctx)
     if not urls and tables is None:
@@ -135,6 +168,7 @@ def command(
         control,
         metrics,
         drain,
+        _host_mount(mountpoint, options, rules, drain),
     )
 
     def ready() -> None:
@@ -144,12 +178,45 @@ def command(
         if more := plan.urls[_SHOWN:]:
             log.info("listening on %d more addresses, the last is %s", len(more), more[-1])
 
-    open_log(log_path)
+    open_log(log_path, mountpoint)
     survive_hang_ups()
     if not keep_privileges:
         listeners = [*found.listeners, *(it for guest in found.samples for it in guest.listeners)]
+        needed, by_helper = (set(), False) if mountpoint is None else needs_of_mount(mountpoint)
         drop_unneeded(
             [port for guest in found.samples for port in guest.ports],
-            may_gain=any(listener.starts_program for listener in listeners),
+            needed,
+            may_gain=by_helper or any(listener.starts_program for listener in listeners),
         )
     trio.run(serve_host, plan, ready)
+
+
+def _host_mount(
+    mountpoint: Path | None, options: MountOptions, rules: list[Rule], drain: float
+) -> HostMount | None:
+    if mountpoint is None:
+        if options != MountOptions() or rules:
+            raise click.UsageError("-o and --rules are for the files of --mount")
+        return None
+    default = MountOptions()
+    for name, other in _OF_GUESTS.items():
+        if getattr(options, name) != getattr(default, name):
+            raise click.BadParameter(f"this is for the mount of a guest: {other}", param_hint="-o")
+    if any(rule.tty for rule in rules):
+        raise click.BadParameter(f"tty: {_OF_GUESTS['ttys']}", param_hint="--rules")
+    if options.port.limit is not None or any("limit" in rule.port for rule in rules):
+        why = "the limit of a port is its host-limit here: NAME=mount,host-limit=SIZE"
+        where = "-o" if options.port.limit is not None else "--rules"
+        raise click.BadParameter(why, param_hint=where)
+    return HostMount(
+        MountPlan(
+            mountpoint,
+            source=options.source or "vconfs-host",
+            port_options=options.port,
+            access=options.access,
+            allow_other=options.allow_other,
+            flags=options.flags,
+            rules=rules,
+            drain=drain,
+        )
+    )

@@ -2,38 +2,30 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
 import trio
-from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import File, Folder, proposals
+from vconfs.cli._arguments import Folder
 from vconfs.cli._background import run_in_background
-from vconfs.cli._config import config_option, read_text
+from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
-from vconfs.cli._options import (
-    MountOptions,
-    option_beginnings,
-    parse_options,
-    patience_with_host,
-    with_config,
-)
+from vconfs.cli._mount_options import options_option, rules_option
+from vconfs.cli._options import MountOptions, patience_with_host, with_config
 from vconfs.cli._port_spec import PortSpec, control_option
 from vconfs.cli._privilege_option import (
     drop_unneeded,
     keep_privileges_option,
+    needs_of_mount,
     starts_program,
 )
 from vconfs.cli._urls import DEVICE_URL
 from vconfs.device.vfio import VfioAddress, needed_capabilities
 from vconfs.errors import PeerAbsentError, VconfsError
-from vconfs.files.rules import Rule, parse_rules
-from vconfs.fuse import inherited_device
+from vconfs.files.rules import Rule
 from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.host.port import HostPortSpec
@@ -42,36 +34,10 @@ from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.guest_names import guest_name
 from vconfs.system.allocator import collect_only_new_objects
-from vconfs.system.privileges import Capability
 from vconfs.system.signals import survive_hang_ups
 
 #: The ports of the embedded device by default.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
-
-
-def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> MountOptions:
-    words = [word for value in values for word in value.split(",")]
-    try:
-        return parse_options(words)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
-def _propose_options(
-    ctx: click.Context, param: click.Parameter, incomplete: str
-) -> list[CompletionItem[Any]]:
-    before = incomplete[: incomplete.rfind(",") + 1]
-    options = option_beginnings(incomplete.removeprefix(before))
-    return proposals((before + option for option in options), incomplete)
-
-
-def _rules(ctx: click.Context, param: click.Parameter, path: str | None) -> list[Rule]:
-    if path is None:
-        return []
-    try:
-        return parse_rules(read_text(path), path)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
 
 
 def _patience(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
@@ -121,21 +87,8 @@ class _MountCommand(click.Command):
     "--port", "ports", type=PortSpec(), multiple=True, help="Port of the embedded device."
 )
 @control_option
-@click.option(
-    "-o",
-    "--options",
-    multiple=True,
-    callback=_options,
-    shell_complete=_propose_options,
-    help="Mount options, separated by commas.",
-)
-@click.option(
-    "--rules",
-    type=File(),
-    callback=_rules,
-    help="TOML file with options for single ports.",
-    metavar="FILE",
-)
+@options_option
+@rules_option
 @log_option
 @keep_privileges_option
 @click.option("--source", hidden=True, help="What /proc/mounts shows as the source.")
@@ -256,9 +209,7 @@ def command(
 
 def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path) -> None:
     """Drop the privileges that the mount does not need, neither now nor to unmount at its end."""
-    mounts = inherited_device(mountpoint) is None
-    by_helper = mounts and os.geteuid() != 0
-    needed = {Capability.SYS_ADMIN} if mounts else set[Capability]()
+    needed, by_helper = needs_of_mount(mountpoint)
     if device.startswith("pci:"):
         needed |= needed_capabilities(VfioAddress.parse(device.removeprefix("pci:")))
     drop_unneeded(ports, needed, may_gain=by_helper or starts_program(device))

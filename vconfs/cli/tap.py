@@ -18,7 +18,7 @@ from vconfs.cli._following import opened_file, read_chunks
 from vconfs.cli._mount_table import in_time
 from vconfs.cli._tapping import Style, read_records, show, style_options
 from vconfs.errors import VconfsError
-from vconfs.files.names import PID_ATTRIBUTE, TAP_FILE
+from vconfs.files.names import GUESTS_ATTRIBUTE, PID_ATTRIBUTE, TAP_FILE
 from vconfs.protocol.tap import Record, encode_selection
 
 
@@ -49,7 +49,8 @@ def command(ports: tuple[str, ...], **style: Any) -> None:
 
     PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount; a MOUNTPOINT stands for
     all its ports, also those that are added later. Only root and the user who runs the mount may
-    tap it. The command ends when the mount is unmounted.
+    tap it. The command ends when the mount is unmounted. Of a mount beside a host end, MOUNTPOINT
+    is the folder of one guest, and host and guest are swapped in what follows.
 
     \b
     The events are:
@@ -84,6 +85,7 @@ def _selected(arguments: Sequence[str]) -> _Selection:
     places: dict[Path, None] = {}
     for argument in arguments:
         if argument and _is_mount(Path(argument)):
+            _check_one_guest(Path(argument))
             everything = True
             places[Path(os.path.realpath(argument))] = None
         else:
@@ -93,6 +95,13 @@ def _selected(arguments: Sequence[str]) -> _Selection:
     if len(places) > 1:
         raise VconfsError(f"these ports are in {len(places)} mounts: tap one mount at a time")
     return _Selection(next(iter(places)), None if everything else frozenset(ids))
+
+
+def _check_one_guest(mount: Path) -> None:
+    """Raise VconfsError if this is a mount with a folder for each guest."""
+    with suppress(OSError):
+        in_time(mount, lambda: os.getxattr(mount, GUESTS_ATTRIBUTE))
+        raise VconfsError(f"{mount} has a folder for each guest: tap the ports of one guest")
 
 
 def _is_mount(path: Path) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from vconfs.cli._arguments import Mount
 from vconfs.cli._keys import Keys, reading_keys
 from vconfs.cli._streams import is_dumb
 from vconfs.cli._tables import Column, Table, open_console, print_table
-from vconfs.cli.ls import dropped, read_ports, state
+from vconfs.cli.ls import dropped, has_peer, of_guest, read_ports, state
 
 #: Rates of a port that its history shows.
 _HISTORY: Final = 8
@@ -32,6 +32,8 @@ _BARS: Final = "▁▂▃▄▅▆▇█"
 _PLAIN_BARS: Final = "_.-=+*%#"
 
 _Port = dict[str, Any]
+#: The name of the guest, if it is the host's side of its port, and the id.
+_Key = tuple[str, int]
 
 
 @click.command("top", short_help="Show rates and queues of ports, live.")
@@ -98,35 +100,39 @@ def _read(mountpoint: Path) -> list[_Port]:
     return [port for port in read_ports(mountpoint) if "id" in port]
 
 
+def _key(port: _Port) -> _Key:
+    return of_guest(port), port["id"]
+
+
 @define
 class _Rates:
     """The rates of the ports now and before, in bytes per second."""
 
-    _before: dict[int, _Port] = field(factory=dict)
+    _before: dict[_Key, _Port] = field(factory=dict)
     _then: float = 0.0
-    _now: dict[int, tuple[float, float]] = field(factory=dict)
-    _history: dict[int, deque[float]] = field(factory=dict)
+    _now: dict[_Key, tuple[float, float]] = field(factory=dict)
+    _history: dict[_Key, deque[float]] = field(factory=dict)
 
     def measure(self, ports: list[_Port]) -> list[_Port]:
         """Take note of the counters of the ports; return the ports."""
         now = time.monotonic()
         seconds = now - self._then
         self._now = {
-            port["id"]: (
+            _key(port): (
                 max(0, port["bytes_in"] - old["bytes_in"]) / seconds,
                 max(0, port["bytes_out"] - old["bytes_out"]) / seconds,
             )
             for port in ports
-            if (old := self._before.get(port["id"])) is not None
+            if (old := self._before.get(_key(port))) is not None
         }
-        for port_id, (came, went) in self._now.items():
-            self._history.setdefault(port_id, deque(maxlen=_HISTORY)).append(came + went)
-        self._before, self._then = {port["id"]: port for port in ports}, now
+        for key, (came, went) in self._now.items():
+            self._history.setdefault(key, deque(maxlen=_HISTORY)).append(came + went)
+        self._before, self._then = {_key(port): port for port in ports}, now
         return ports
 
     def of(self, port: _Port) -> tuple[float, float] | None:
         """Return the rates in and out, or None if the port was not there before."""
-        return self._now.get(port["id"])
+        return self._now.get(_key(port))
 
     def total(self, port: _Port) -> float:
         """Return the rate of both directions."""
@@ -134,7 +140,7 @@ class _Rates:
 
     def history(self, port: _Port, bars: str) -> str:
         """Return the last rates as bars, of which the highest is the port's own maximum."""
-        past = self._history.get(port["id"], ())
+        past = self._history.get(_key(port), ())
         most = max(past, default=0.0)
         if not most:
             return ""
@@ -150,10 +156,10 @@ class _View:
 
     def picture(self, ports: Sequence[_Port], rates: _Rates, room: int) -> Group:
         """Return `room` rows of the table, and a line that says what is not shown."""
-        orders = {
-            "rate": lambda port: (-rates.total(port), port["id"]),
-            "queue": lambda port: (-port["queued"], port["id"]),
-            "port": lambda port: port["id"],
+        orders: dict[str, Callable[[_Port], Any]] = {
+            "rate": lambda port: (-rates.total(port), _key(port)),
+            "queue": lambda port: (-port["queued"], _key(port)),
+            "port": _key,
         }
         by = list(orders)[self._order]
         self._offset = max(0, min(self._offset, len(ports) - room))
@@ -182,13 +188,14 @@ class _View:
 
 
 def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Table:
-    shows_dropped = any(map(dropped, ports))
+    shows_dropped, shows_guest = any(map(dropped, ports)), any(map(of_guest, ports))
     bars = _bars() if shows_history else ""
     table = Table(
         [
+            *[Column("GUEST")] * shows_guest,
             Column("PORT"),
             Column("NAME"),
-            Column("HOST", rank=5),
+            Column("PEER" if shows_guest else "HOST", rank=5),
             Column("IN/S", is_number=True),
             Column("OUT/S", is_number=True),
             *[Column("HISTORY", rank=4)] * shows_history,
@@ -199,7 +206,8 @@ def _table(ports: Sequence[_Port], rates: _Rates, *, shows_history: bool) -> Tab
         ]
     )
     for port in ports:
-        table.add_row(_cells(port, rates, bars, shows_dropped))
+        guest = [of_guest(port) or "-"] * shows_guest
+        table.add_row([*guest, *_cells(port, rates, bars, shows_dropped)])
     return table
 
 
@@ -208,7 +216,7 @@ def _cells(port: _Port, rates: _Rates, bars: str, shows_dropped: bool) -> Iterat
     rate = rates.of(port)
     yield port["port"]
     yield port.get("name", "-")
-    yield "connected" if port["host"] else "-"
+    yield "connected" if has_peer(port) else "-"
     yield from map(readable_size, rate) if rate else ("-", "-")
     if bars:
         yield rates.history(port, bars)

@@ -16,9 +16,10 @@ from attrs import frozen
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._arguments import Mount, port_names, proposals
-from vconfs.cli._find_port import mounts
+from vconfs.cli._find_port import places
 from vconfs.cli._following import opened_file, read_chunks
 from vconfs.cli._mount_table import why
+from vconfs.cli.ls import has_peer, of_guest
 from vconfs.errors import VconfsError
 from vconfs.files.names import EVENTS_FILE
 from vconfs.syntax.printable import printable
@@ -27,8 +28,8 @@ from vconfs.syntax.printable import printable
 _REACHED: dict[str, Callable[[dict[str, Any] | None], bool]] = {
     "add": lambda port: port is not None,
     "remove": lambda port: port is None,
-    "connect": lambda port: port is not None and port["host"],
-    "disconnect": lambda port: port is None or not port["host"],
+    "connect": lambda port: port is not None and has_peer(port),
+    "disconnect": lambda port: port is None or not has_peer(port),
     "open": lambda port: port is not None and port["open"],
     "close": lambda port: port is None or not port["open"],
     "throttle": lambda port: port is not None and port["throttled"],
@@ -43,10 +44,16 @@ class Goal:
     event: str
     name: str
 
-    def reached(self, ports: dict[int, dict[str, Any]]) -> bool:
+    def reached(self, ports: dict[tuple[str, int], dict[str, Any]]) -> bool:
         """True if the port is in that state, given the last line of every port."""
-        found = (port for port in ports.values() if self.name in (port["name"], port["port"]))
+        found = (port for port in ports.values() if self.name in _names(port))
         return _REACHED[self.event](next(found, None))
+
+
+def _names(port: dict[str, Any]) -> list[str]:
+    guest = of_guest(port)
+    names = [port["name"], port["port"]]
+    return [*names, *(f"{guest}/{name}" for name in names)] if guest else names
 
 
 def _goal(ctx: click.Context, param: click.Parameter, value: str | None) -> Goal | None:
@@ -63,7 +70,7 @@ def _goal(ctx: click.Context, param: click.Parameter, value: str | None) -> Goal
 def _propose_goals(
     ctx: click.Context, param: click.Parameter, incomplete: str
 ) -> list[CompletionItem[Any]]:
-    names = sorted({name for mount in mounts() for name in port_names(mount)})
+    names = sorted({name for place in places() for name in port_names(place)})
     goals = (f"{event}={name}" for event in _REACHED for name in names)
     return proposals(goals if "=" in incomplete else (f"{e}=" for e in _REACHED), incomplete)
 
@@ -95,8 +102,13 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
       dropped                           bytes were lost by rule, at the guest or the host end
       lost                              the reader was too slow, and missed some events
 
-    NAME of --until is a port's name or file name. It can wait for add, remove, connect,
-    disconnect, open, close, throttle and unthrottle.
+    Of a mount beside a host end, MOUNTPOINT can also be the folder of one guest. There host and
+    guest are swapped in these events, and more are:
+      guest-add  guest-remove           the host end has a new guest, or has one no more
+      guest-connect  guest-disconnect   the guest has connected, or was lost
+
+    NAME of --until is a port's name or file name, or GUEST/NAME. It can wait for add, remove,
+    connect, disconnect, open, close, throttle and unthrottle.
 
     \b
     Examples:
@@ -108,17 +120,17 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
     if timeout is not None and goal is not None:
         late += f" waiting for {goal.event}={goal.name}"
     deadline = None if timeout is None else time.monotonic() + timeout
-    ports: dict[int, dict[str, Any]] = {}
+    ports: dict[tuple[str, int], dict[str, Any]] = {}
     ready = False
     for line in _lines(mountpoint, deadline, late):
         event = json.loads(line)
         kind = event["event"]
         ready = ready or kind == "ready"
         if kind == "remove":
-            ports.pop(event["id"], None)
+            ports.pop((of_guest(event), event["id"]), None)
         elif "id" in event:
-            ports[event["id"]] = event
-        if kind not in ("present", "ready"):
+            ports[of_guest(event), event["id"]] = event
+        if kind not in ("guest-present", "present", "ready"):
             click.echo(json.dumps(event) if as_json else _describe(event))
             sys.stdout.flush()
         if ready and goal is not None and goal.reached(ports):
@@ -146,7 +158,10 @@ def _describe(event: dict[str, Any]) -> str:
     clock = datetime.fromtimestamp(event["time"]).strftime("%H:%M:%S.%f")[:-3]
     if event["event"] == "lost":
         return f"{clock}  {event['event']:<18}{event['count']} events"
-    line = f"{clock}  {event['event']:<18}{event['port']:<8}{event['name']}".rstrip()
+    guest = f"{of_guest(event):<9} " if of_guest(event) else ""
+    if "id" not in event:
+        return printable(f"{clock}  {event['event']:<18}{guest}".rstrip())
+    line = f"{clock}  {event['event']:<18}{guest}{event['port']:<8}{event['name']}".rstrip()
     if event["event"] == "dropped":
         line += f"  {event['count']} bytes by the {event['by']}"
     return printable(line)

@@ -96,7 +96,7 @@ async def open_embedded(
         rings, features=spoken.features, call=calls.ring, header_size=host_end.header_size
     )
     kicks.answer, calls.answer = device_link.kicked, driver_link.interrupt
-    attached = host.attach(device_link, host_end, driver_link.config_interrupt)
+    attached = host.attach(device_link, host_end, driver_link.config_interrupt, "embedded")
     async with open_background() as nursery:
         nursery.start_soon(kicks.run)
         nursery.start_soon(calls.run)

@@ -15,11 +15,13 @@ import stat
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from typing import Final
 
 import trio
 
+from vconfs.files.names import Place
 from vconfs.system.descriptors import owned
 from vconfs.system.log_once import LogOnce
 
@@ -34,46 +36,55 @@ _NOT_THERE: Final = 0
 _Call = Callable[[bytes, int], None]
 
 
+class Kind(Enum):
+    """What a name belongs to."""
+
+    FILE = "a port's file"
+    LINK = "a symlink"
+    FOLDER = "a folder"
+
+
 class Announcer:
     """Announces, in order, the names passed to `created`, `removed` and `changed`.
 
-    `by_name` is True for a name in by-name/ and False for one in the mount's root. If a host
-    changes its ports for long faster than they can be announced, some changes are left out.
+    If a host changes its ports for long faster than they can be announced, some changes are left
+    out.
     """
 
     #: The number of the mounted file system, like "0:42".
     file_system = ""
 
     def __init__(self) -> None:
-        self._jobs: list[tuple[_Call, bool, bytes, Pretence | None]] = []
+        self._jobs: list[tuple[_Call, Place, bytes, Pretence | None]] = []
         self._more = trio.lowlevel.ParkingLot()
         self._running = False
         self._trouble = LogOnce(log)
         self._thread = 0
-        self._pretence: tuple[bool, bytes, Pretence] | None = None
+        self._pretence: tuple[int, bytes, Pretence] | None = None
 
     def is_me(self, thread: int) -> bool:
         """True if a request comes from the announcer's own thread."""
         return thread != 0 and thread == self._thread
 
-    def pretends(self, by_name: bool, name: bytes, thread: int) -> Pretence | None:
+    def pretends(self, folder: int, name: bytes, thread: int) -> Pretence | None:
         """Return the inode to fake for this thread, `_NOT_THERE`, or None for the real entry."""
         if self._pretence is None or not self.is_me(thread):
             return None
         where, what, pretence = self._pretence
-        return pretence if (where, what) == (by_name, name) else None
+        return pretence if (where, what) == (folder, name) else None
 
-    def created(self, by_name: bool, name: bytes, *, link: bool = False) -> None:
-        """Announce a new name. It is a link if it is in by-name/ or `link` is set, else a file."""
-        self._add(_make_link if by_name or link else _make_file, by_name, name, _NOT_THERE)
+    def created(self, place: Place, name: bytes, kind: Kind = Kind.FILE) -> None:
+        """Announce a new name."""
+        make = {Kind.FILE: _make_file, Kind.LINK: _make_link, Kind.FOLDER: _make_folder}
+        self._add(make[kind], place, name, _NOT_THERE)
 
-    def removed(self, by_name: bool, name: bytes, was: int) -> None:
+    def removed(self, place: Place, name: bytes, was: int, kind: Kind = Kind.FILE) -> None:
         """Announce that a name is gone; `was` is the inode that it had."""
-        self._add(_remove, by_name, name, was)
+        self._add(_remove_folder if kind is Kind.FOLDER else _remove, place, name, was)
 
-    def changed(self, name: bytes) -> None:
-        """Announce that an attribute of a port's file has changed."""
-        self._add(_touch, False, name, None)
+    def changed(self, place: Place, name: bytes) -> None:
+        """Announce that an attribute of a file or a folder has changed."""
+        self._add(_touch, place, name, None)
 
     async def run(self, mountpoint: Path) -> None:
         """Announce the changes from now on, below `mountpoint`."""
@@ -82,9 +93,9 @@ class Announcer:
             if not self._jobs:
                 await self._more.park()
             jobs, self._jobs = self._jobs, []
-            for call, by_name, name, pretence in jobs:
-                folder = mountpoint / "by-name" if by_name else mountpoint
-                self._pretence = None if pretence is None else (by_name, name, pretence)
+            for call, place, name, pretence in jobs:
+                folder = mountpoint / os.fsdecode(place.path)
+                self._pretence = None if pretence is None else (place.inode, name, pretence)
                 await trio.to_thread.run_sync(
                     self._call, call, folder, name, abandon_on_cancel=True
                 )
@@ -99,11 +110,11 @@ class Announcer:
                 call(name, descriptor)
         self._thread = 0
 
-    def _add(self, call: _Call, by_name: bool, name: bytes, pretence: Pretence | None) -> None:
+    def _add(self, call: _Call, place: Place, name: bytes, pretence: Pretence | None) -> None:
         if not self._running:
             return
         if len(self._jobs) < _JOBS_MAX:
-            self._jobs.append((call, by_name, name, pretence))
+            self._jobs.append((call, place, name, pretence))
             self._more.unpark()
         else:
             lost = "the ports change too fast: inotify does not report every change"
@@ -123,8 +134,16 @@ def _make_link(name: bytes, folder: int) -> None:
     os.symlink(b"announced", name, dir_fd=folder)
 
 
+def _make_folder(name: bytes, folder: int) -> None:
+    os.mkdir(name, dir_fd=folder)
+
+
 def _remove(name: bytes, folder: int) -> None:
     os.unlink(name, dir_fd=folder)
+
+
+def _remove_folder(name: bytes, folder: int) -> None:
+    os.rmdir(name, dir_fd=folder)
 
 
 def _touch(name: bytes, folder: int) -> None:

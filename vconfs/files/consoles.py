@@ -35,8 +35,8 @@ import trio
 from attrs import define, field, frozen
 from trio.lowlevel import ParkingLot
 
-from vconfs.files.announcer import Announcer
-from vconfs.files.tree import Access, pty_link
+from vconfs.files.announcer import Announcer, Kind
+from vconfs.files.tree import ROOT_PLACE, Access, pty_link
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 from vconfs.overrides import override
@@ -237,11 +237,11 @@ class Consoles:
         number, port.hvc, port.pty = port.hvc, None, ""
         if number is not None:
             link = pty_link(number, port.id)
-            self._announcer.removed(False, link.name, link.inode)
+            self._announcer.removed(ROOT_PLACE, link.name, link.inode)
 
     def _number(self, port: Port) -> None:
         """Assign the lowest free number to a port that is a console, or has become one."""
         if port.console and port.hvc is None:
             taken = {other.hvc for other in self._consoles}
             port.hvc = next(number for number in count() if number not in taken)
-            self._announcer.created(False, b"hvc%d" % port.hvc, link=True)
+            self._announcer.created(ROOT_PLACE, b"hvc%d" % port.hvc, Kind.LINK)

@@ -5,15 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 #: The file of events, in the mount's root.
 EVENTS_FILE: Final = b".events"
 #: The file of what passes through the ports, in the mount's root.
 TAP_FILE: Final = b".tap"
+#: The folder of links by name.
+BY_NAME_DIR: Final = b"by-name"
 #: An attribute of the mount's root: the process that serves it.
 PID_ATTRIBUTE: Final = b"user.pid"
+#: An attribute of the root of a mount with a folder for each guest: how many guests there are.
+GUESTS_ATTRIBUTE: Final = b"user.guests"
+#: An attribute of the folder of a guest: 1 while the guest is connected.
+CONNECTED_ATTRIBUTE: Final = b"user.connected"
+
+
+class Place(NamedTuple):
+    """A folder of the mount: its inode, and its path from the mount's root."""
+
+    inode: int
+    path: bytes
+
 
 _PORT_FILE = re.compile(rb"vcon(0|[1-9][0-9]{0,9})")
 _PTY_LINK = re.compile(rb"hvc(0|[1-9][0-9]{0,9})")

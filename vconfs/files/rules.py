@@ -10,6 +10,10 @@
     id = 0
     tty = false
 
+    [[port]]
+    guest = "web*"              # only where a mount has a folder for each guest
+    mode = "0660"
+
 Every table that matches a port is applied, in the order of the file, over the options of the
 mount: a later table wins. A port that has no name yet is matched as soon as it gets one.
 """
@@ -33,7 +37,7 @@ from vconfs.syntax.values import ACCESS_OPTIONS, PORT_OPTIONS
 _FLAGS: Final = ("exclusive", "cache", "wait", "tty")
 #: Options that may be a number.
 _NUMBERS: Final = ("limit", "uid", "gid")
-_KEYS: Final = ("name", "id", "tty", *PORT_OPTIONS, *ACCESS_OPTIONS)
+_KEYS: Final = ("name", "id", "guest", "tty", *PORT_OPTIONS, *ACCESS_OPTIONS)
 _ID_MAX: Final = (1 << 32) - 1
 
 
@@ -59,10 +63,13 @@ class Rule:
     port: Mapping[str, Any]
     access: Mapping[str, Any]
     tty: bool | None
+    guest: str | None = None
 
-    def matches(self, port_id: int, name: bytes) -> bool:
-        """True if the rule is for this port."""
+    def matches(self, port_id: int, name: bytes, guest: str = "") -> bool:
+        """True if the rule is for this port, at the host's side for that of a guest."""
         if self.id is not None and self.id != port_id:
+            return False
+        if self.guest is not None and not fnmatchcase(guest, self.guest):
             return False
         return self.name is None or fnmatchcase(os.fsdecode(name), self.name)
 
@@ -75,11 +82,13 @@ class Rule:
         )
 
 
-def settings_for(rules: Sequence[Rule], port_id: int, name: bytes, default: Settings) -> Settings:
-    """Return the settings for a port."""
+def settings_for(
+    rules: Sequence[Rule], port_id: int, name: bytes, default: Settings, guest: str = ""
+) -> Settings:
+    """Return the settings for a port; at the host's side, for that of a guest."""
     settings = default
     for rule in rules:
-        if rule.matches(port_id, name):
+        if rule.matches(port_id, name, guest):
             settings = rule.apply(settings)
     return settings
 
@@ -108,8 +117,8 @@ def _parse_table(table: Mapping[str, object], index: int, text: str, file: str) 
         for key, value in table.items():
             values[key] = _parse_value(key, value)
         key = ""
-        if "name" not in table and "id" not in table:
-            raise ValueError("a table needs a name or an id")
+        if not table.keys() & {"name", "id", "guest"}:
+            raise ValueError("a table needs a name, an id or a guest")
     except ValueError as error:
         where = place_in_array(key, "port", index, text, file)
         raise RulesError(f"{where}: {key + ': ' if key else ''}{error}") from None
@@ -119,6 +128,7 @@ def _parse_table(table: Mapping[str, object], index: int, text: str, file: str) 
         {key: value for key, value in values.items() if key in PORT_OPTIONS},
         {key: value for key, value in values.items() if key in ACCESS_OPTIONS},
         values.get("tty"),
+        values.get("guest"),
     )
 
 
@@ -137,7 +147,7 @@ def _parse_value(key: str, value: object) -> object:
         value = str(value)
     if not isinstance(value, str):
         raise ValueError(f"{key} is a text in quotes, not {value!r}")
-    if key == "name":
+    if key in ("name", "guest"):
         return value
     parse = PORT_OPTIONS.get(key) or ACCESS_OPTIONS[key]
     return parse(key, value)

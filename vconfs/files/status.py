@@ -1,6 +1,7 @@
 """The status of ports and of the mount as text, for extended attributes and `vconfs ls`.
 
-The names without "user." in front are the keys of `vconfs ls --json`.
+The names without "user." in front are the keys of `vconfs ls --json`. Of the host's side of a port
+(a mount beside a host end), guest and host are swapped in the names.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from vconfs.files.names import PID_ATTRIBUTE
+from vconfs.files.names import CONNECTED_ATTRIBUTE, GUESTS_ATTRIBUTE, PID_ATTRIBUTE
 
 if TYPE_CHECKING:  # commands that only look at a mount start faster without trio
     from vconfs.guest.port import Port
     from vconfs.guest.ports import PortManager
+    from vconfs.mirror.guests import Guest, Guests
 
 #: The most openers that are listed.
 _OPENERS_MAX: Final = 16
@@ -63,6 +65,18 @@ STATUS: dict[bytes, Callable[[Port], bytes | None]] = {
     b"user.pty": lambda port: port.pty.encode() or None,
 }
 
+#: The names at a guest's side → those at the host's side, where they are others.
+_AT_HOST: Final = {
+    b"user.host": b"user.guest",
+    b"user.guest_throttled": b"user.host_throttled",
+}
+#: The same as STATUS for the host's side of a port.
+HOST_STATUS: Final = {
+    _AT_HOST.get(name, name): value
+    for name, value in STATUS.items()
+    if name not in (b"user.host_dropped", b"user.pty")
+}
+
 #: All attributes of a port at once, as JSON. It is not listed: it would be in `getfattr -d` twice.
 WHOLE_STATUS: Final = b"user.status"
 
@@ -101,17 +115,43 @@ ROOT_MEANINGS: Mapping[bytes, str] = {
 }
 
 
+#: The same for the root of a mount with a folder for each guest, and for the folder of a guest.
+GUESTS_STATUS: dict[bytes, Callable[[Guests], bytes]] = {
+    PID_ATTRIBUTE: lambda guests: _number(os.getpid()),
+    GUESTS_ATTRIBUTE: lambda guests: _number(len(guests.by_name)),
+}
+
+GUEST_STATUS: dict[bytes, Callable[[Guest], bytes | None]] = {
+    PID_ATTRIBUTE: lambda guest: _number(os.getpid()),
+    CONNECTED_ATTRIBUTE: lambda guest: _flag(guest.connected),
+    b"user.since": lambda guest: b"%.3f" % guest.since,
+    b"user.address": lambda guest: guest.address.encode(errors="surrogateescape") or None,
+}
+
+GUEST_MEANINGS: Mapping[bytes, str] = {
+    PID_ATTRIBUTE: "the process that serves the mount",
+    CONNECTED_ATTRIBUTE: "1 while the guest is connected",
+    b"user.since": "when it connected or was lost, in seconds since 1970",
+    b"user.address": "where it is connected, or was last; none before its first connection",
+}
+
+
+def _status(port: Port) -> Mapping[bytes, Callable[[Port], bytes | None]]:
+    return HOST_STATUS if port.guest else STATUS
+
+
 def status_value(port: Port, name: bytes) -> bytes | None:
     """Return an attribute of a port, or None if the port does not have it."""
     if name == WHOLE_STATUS:
         return _whole_status(port)
-    return STATUS[name](port) if name in STATUS else None
+    status = _status(port)
+    return status[name](port) if name in status else None
 
 
 def _whole_status(port: Port) -> bytes:
     texts = {
         name.decode().removeprefix("user."): value.decode(errors="backslashreplace")
-        for name, read in STATUS.items()
+        for name, read in _status(port).items()
         if (value := read(port)) is not None
     }
     return json.dumps(texts).encode()
@@ -119,4 +159,4 @@ def _whole_status(port: Port) -> bytes:
 
 def status_names(port: Port) -> list[bytes]:
     """Return the names of the attributes that the port has now."""
-    return [name for name, value in STATUS.items() if value(port) is not None]
+    return [name for name, value in _status(port).items() if value(port) is not None]

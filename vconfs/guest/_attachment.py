@@ -84,6 +84,8 @@ class Attachment:
     id: int
     options: PortOptions
     mount_end: MountEnd = field(factory=MountEnd)
+    #: The name of the guest, if this is the host's side of its port; else empty.
+    guest: str = ""
     counters: Counters = field(init=False, factory=Counters)
     state: State = field(init=False, default=FIRST)
     #: The line to the host, if the port's device is there and has the port.

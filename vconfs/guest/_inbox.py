@@ -210,14 +210,16 @@ class Inbox:
             throttle.came(size)
         if line is not None and throttles and self._queue.cost >= self.limit:
             if throttle.on:
-                return throttle.is_ignored(line)
+                return throttle.is_ignored(line, self._queue.cost - self.limit)
             throttle.ask(line, at.id, True)
         return False
 
     def reset(self) -> None:
         """Drop everything, because the host overruns us, and also what comes until it opens."""
         at = self._at
-        _trouble.warning(at.id, "vcon%d: the host ignores THROTTLE, the port is reset", at.id)
+        whose, peer = (f"guest {at.guest}: ", "guest") if at.guest else ("", "host")
+        reset = "%svcon%d: the %s ignores THROTTLE, the port is reset"
+        _trouble.warning((at.guest, at.id), reset, whose, at.id, peer)
         at.counters.resets += 1
         self.drop()
         self._was_reset = True

@@ -42,6 +42,11 @@ class PortStatus:
     dropped_by_host: Callable[[], int | None] = field(init=False, default=lambda: None)
 
     @property
+    def guest(self) -> str:
+        """The name of the guest, if this is the host's side of its port; else empty."""
+        return self._at.guest
+
+    @property
     def options(self) -> PortOptions:
         """How the port behaves; see `set_options`."""
         return self._at.options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Final, TypeAlias, assert_never
@@ -55,8 +55,6 @@ class Driver(LinkEnd[Port, Guest]):
         #: Whether the config space has changed meanwhile, and the queues on which data has come.
         self._config_changed = False
         self._kept_back: set[int] = set()
-        #: Ports that had no room to send when polled: when they have some, their pollers are told.
-        self._without_room: set[int] = set()
         #: Ports with new data, in order, whose readers are not woken yet.
         self._fed: dict[Port, None] = {}
         self._manager = manager
@@ -126,24 +124,6 @@ class Driver(LinkEnd[Port, Guest]):
         self._taken()
         return False
 
-    def room(self, queue: int) -> None:
-        """Send what waited for room on `queue`, and notify pollers."""
-        self._sender.room(queue)
-        self._tell_room()
-
-    def _tell_room(self) -> None:
-        if not self._without_room:
-            return
-        found = []
-        for port_id in self._without_room:
-            self.want_room(port_id)
-            if self.has_room(port_id):
-                found.append(port_id)
-        for port_id in found:
-            self._without_room.discard(port_id)
-            if port_id in self._ports:
-                self._ports[port_id].room_came()
-
     @property
     def tells_all_ports(self) -> bool:
         """True if all ports are known by now."""
@@ -185,48 +165,17 @@ class Driver(LinkEnd[Port, Guest]):
 
     # --- called by the ports --------------------------------------------------------------
 
-    def has_room(self, port_id: int) -> bool:
-        """True if a write of this port would take something, as far as is known."""
-        return self._sender.has_room(port_id) or (
-            self.throttles and self._sender.can_deposit(port_id)
-        )
-
-    def want_room(self, port_id: int) -> None:
-        """Look for room for this port. If there is none, notify its pollers when there is."""
-        self._sender.find_room(port_id)
-        if not self.has_room(port_id):
-            self._without_room.add(port_id)
-            self._link.want_room(self._end.data_queue(port_id))
-
     @override
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """If not everything was sent, the port is told when there is room again."""
         try:
-            sent = self._sender.send_nowait(port_id, data)
+            sent = super().send_nowait(port_id, data)
         except trio.WouldBlock:
             self.want_room(port_id)
             raise
         if sent < len(data):
             self.want_room(port_id)
-        self._tell_room()
         return sent
-
-    def send_later(self, port_id: int, data: Buffer) -> int:
-        """Take some of `data`, to send it at the port's next turn, and return how much.
-
-        Raise WouldBlock if the port has its own queue (virtio1), where there are no turns.
-        """
-        if not self.throttles:
-            raise trio.WouldBlock
-        return self._sender.deposit(port_id, data)
-
-    @override
-    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """Afterwards the ports that found the queue taken are told that it is free."""
-        try:
-            return await super().send(port_id, data, wanted)
-        finally:
-            self._tell_room()
 
     # --- events ---------------------------------------------------------------------------
 

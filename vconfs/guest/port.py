@@ -50,8 +50,9 @@ class Port(PortStatus):
         options: PortOptions | None = None,
         on_change: Callable[[Port], None] = lambda port: None,
         mount_end: MountEnd | None = None,
+        guest: str = "",
     ) -> None:
-        at = Attachment(port_id, options or PortOptions(), mount_end or MountEnd())
+        at = Attachment(port_id, options or PortOptions(), mount_end or MountEnd(), guest)
         self.__attrs_init__(port_id, at, on_change)
 
     # --- open and close -------------------------------------------------------------------

@@ -48,6 +48,8 @@ class PortManager:
 
     #: Returns the options for a port; called when it is added.
     options_for: Callable[[int], PortOptions] = field(default=lambda port_id: PortOptions())
+    #: The name of the guest, if these are the host's side of its ports; else empty.
+    guest: str = field(init=False, default="")
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
     mount_end: MountEnd = field(init=False, factory=MountEnd)
@@ -79,7 +81,8 @@ class PortManager:
         """Return the port with this id; add it if it is not there."""
         port = self.ports.get(port_id)
         if port is None:
-            port = Port(port_id, self.options_for(port_id), self._changed, self.mount_end)
+            options = self.options_for(port_id)
+            port = Port(port_id, options, self._changed, self.mount_end, self.guest)
             self.ports[port_id] = port
             port.dropped_by_host = partial(self._dropped_by_host, port_id)
             self.taps.added(port)

@@ -89,10 +89,6 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
 
     # --- what the link reports ------------------------------------------------------------
 
-    def room(self, queue: int) -> None:
-        """Send what waited for room on `queue`."""
-        self._sender.room(queue)
-
     def config_changed(self) -> None:
         """Do nothing: this is never called, because the config space is ours."""
 
@@ -109,6 +105,7 @@ class AttachedGuest(LinkEnd[HostPort, HostDialect]):
         """Take what the guest has sent to a port that is about to be removed."""
         if port_id in self._introduced:
             self._take_last(port_id)
+            self._ports[port_id].counters.dropped += self._sender.forget(port_id)
 
     def port_removed(self, port_id: int, config_changed: bool) -> None:
         """Announce that a port is gone; in a dialect that cannot say so, hang it up."""

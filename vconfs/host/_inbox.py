@@ -2,7 +2,7 @@
 
 Data that the chardev has not taken waits here, up to the port's host limit; then the guest is told
 to stop, and at half of the limit to go on: see link/throttle.py. It is also told to stop while the
-port is throttled by hand or is ending, however much is in the queue.
+port is throttled by hand, is ending, or has a chardev that says so, however much is in the queue.
 """
 
 from __future__ import annotations
@@ -33,8 +33,17 @@ class HostPortLine(Protocol):
     def in_flight(self) -> int:
         """The most bytes that may be under way when the guest has seen the request to stop."""
 
+    def has_room(self, port_id: int) -> bool:
+        """True if a write would take something, as far as is known: see `want_room`."""
+
+    def want_room(self, port_id: int) -> None:
+        """Look for room to send. If there is none, call the port's `room_came` when there is."""
+
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
+
+    def send_later(self, port_id: int, data: Buffer) -> int:
+        """Store some of `data` until the port's turn comes; return its size or raise WouldBlock."""
 
     async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
         """Like `send_nowait`, but wait for a turn and for room; return 0 once not `wanted`."""
@@ -95,6 +104,8 @@ class HostInbox:
     held_by_hand: bool = field(init=False, default=False)
     #: True if the guest is to stop because the port is ending.
     held_by_ending: bool = field(init=False, default=False)
+    #: True if the guest is to stop because the chardev has no space.
+    held_by_chardev: bool = field(init=False, default=False)
     #: The number of bytes from the guest that the far side has.
     delivered_bytes: int = field(init=False, default=0)
     #: Bytes that the chardev has received and that are neither delivered nor back in the queue.
@@ -127,7 +138,11 @@ class HostInbox:
     @property
     def wants_data(self) -> bool:
         """True if there is space for more from the guest (for links that throttle by rings)."""
-        return not (self.held_by_hand or self.held_by_ending) and self.cost < self._limit
+        return not self._is_held and self.cost < self._limit
+
+    @property
+    def _is_held(self) -> bool:
+        return self.held_by_hand or self.held_by_ending or self.held_by_chardev
 
     # --- what the chardev does ------------------------------------------------------------
 
@@ -205,7 +220,7 @@ class HostInbox:
     def attach(self, line: HostPortLine) -> None:
         """Use the line to a guest that may send."""
         self.line = line
-        self._full = False
+        self._full = self.held_by_chardev = False
         self._throttle.forget()
         self._time_throttling()
 
@@ -225,6 +240,14 @@ class HostInbox:
             self.held_by_ending = by_ending
         self.tell_throttle()
 
+    def hold_by_chardev(self, on: bool, seen: Callable[[], None]) -> None:
+        """Change whether the chardev has no space; `seen` is called once the guest has stopped."""
+        self.held_by_chardev = on
+        self._throttle.on_seen = seen
+        if on and self._throttle.was_seen:
+            seen()
+        self.tell_throttle()
+
     def took(self) -> None:
         """Tell the guest to go on if enough was taken, and fetch what fits now (virtio1)."""
         if self._full and self.cost <= self._limit // 2:
@@ -240,7 +263,7 @@ class HostInbox:
 
     def tell_throttle(self) -> None:
         """Tell the guest to stop or to go on, if that is not what it was told last."""
-        wanted, line = self.held_by_hand or self.held_by_ending or self._full, self.line
+        wanted, line = self._is_held or self._full, self.line
         if line is not None and line.throttles and wanted != self._throttle.on:
             self._throttle.ask(line, self.port_id, wanted)
         self._time_throttling()
@@ -258,7 +281,7 @@ class HostInbox:
         if not self._full:
             self._full = True
             self.tell_throttle()
-        elif self._throttle.is_ignored(line):
+        elif self._throttle.is_ignored(line, self.cost - self._limit):
             reset = "port %d: the guest ignores THROTTLE, its data is dropped"
             _trouble.warning((self.port_id, id(self)), reset, self.port_id)
             self._counters.resets += 1

@@ -64,7 +64,7 @@ async def serve_stream(
                 passed()
                 tries.succeeded()
 
-            await _serve_peer(host, address, wire, attached)
+            await _serve_peer(host, f"stream:{rest}", address, wire, attached)
 
         async def failed(error: Exception) -> None:
             if isinstance(error, _Refused):
@@ -78,7 +78,11 @@ async def serve_stream(
 
 
 async def _serve_peer(
-    host: Host | Welcome, address: StreamAddress, wire: Wire, attached: Callable[[], None]
+    host: Host | Welcome,
+    url: str,
+    address: StreamAddress,
+    wire: Wire,
+    attached: Callable[[], None],
 ) -> None:
     """Serve a peer until it leaves; call `attached` when it has become a guest."""
     said = _config(host) if isinstance(host, Host) else _NOT_KNOWN_YET
@@ -101,16 +105,16 @@ async def _serve_peer(
     features = v8.FEATURES | NAMES
     async with open_link(wire, address, Role.HOST, features, said, turn=turn) as link:
         assert served is not None
-        await _serve_guest(served, link, said=b"" if named else said)
+        await _serve_guest(served, link, b"" if named else said, url)
 
 
-async def _serve_guest(host: Host, link: StreamLink, said: bytes) -> None:
+async def _serve_guest(host: Host, link: StreamLink, said: bytes, url: str) -> None:
     """Serve a guest that knows the config space `said` until it leaves."""
 
     def announce_config() -> None:
         link.send_config(_config(host))
 
-    guest = host.attach(link, v8.HostEnd(link.features), announce_config)
+    guest = host.attach(link, v8.HostEnd(link.features), announce_config, url)
     try:
         if _config(host) != said:  # it has changed since the hello, or the guest waits for it
             announce_config()

@@ -12,11 +12,11 @@ import os
 import re
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import ClassVar, Final, Protocol, Self
+from typing import ClassVar, Final, Protocol, Self, TypeAlias
 
 import trio
 
@@ -29,6 +29,10 @@ _GROUP: Final = "vconfs.chardevs"
 _OF_QEMU: Final = {
     "socket": "write unix:PATH or tcp:HOST:PORT to listen, or connect:PATH to connect",
 }
+
+
+#: Serves a port as a file of the host end's mount, until cancelled.
+ServeAsFile: TypeAlias = Callable[[trio.TaskStatus[None]], Awaitable[None]]
 
 
 class Counters(Protocol):
@@ -63,6 +67,8 @@ class PortSide(Protocol):
     unread: Callable[[], int] | None
     #: How many seconds to wait for a far side that takes nothing.
     patience: float
+    #: Serves the port as a file. None if the host end has no mount.
+    as_file: ServeAsFile | None
 
     @property
     def guest_connected(self) -> bool:
@@ -131,6 +137,8 @@ class Chardev(ABC):
     keeps_boundaries = False
     #: True if it sees where the guest closed the port (`PortSide.receive` returns no bytes there).
     keeps_sessions = False
+    #: True if it also takes what the guest sends while it is not connected.
+    keeps_all = False
     #: True if it starts programs that may need to gain privileges, for example by sudo.
     starts_programs = False
     #: The capabilities that it needs if the daemon is root, by their numbers in

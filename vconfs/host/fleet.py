@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Final
 
 import trio
@@ -26,6 +26,7 @@ from vconfs.host._stream_guests import Welcome
 from vconfs.host.host import Host, open_host
 from vconfs.host.listeners import ANY, Listener, parse_listener
 from vconfs.host.port import HostPortSpec
+from vconfs.host.port_files import PortFiles
 from vconfs.host.spec import parse_port
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.guest_names import fill_in, folders_of, guest_name
@@ -108,6 +109,7 @@ class Fleet:
         patience: float = DRAIN_TIME,
         limits: Limits = NO_LIMITS,
         labelled: bool = True,
+        files: PortFiles | None = None,
     ) -> None:
         self.template = template
         #: Set when no guest can connect any more, because the streams they came on have ended.
@@ -117,6 +119,7 @@ class Fleet:
         self._limits = limits
         self._ceiling = Ceiling(limits.memory, "all guests")
         self._labelled = labelled
+        self._files = files
         self._members: dict[str, _Member] = {}
         #: Names that are taken by guests that are starting, and by those that are ending.
         self._starting: set[str] = set()
@@ -242,16 +245,7 @@ class Fleet:
         try:
             for folder in spec.folders:
                 self._make_folder(folder)
-            async with (
-                open_host(
-                    spec.ports,
-                    patience=self._patience,
-                    name=spec.name,
-                    labelled=self._labelled,
-                    ceiling=Ceiling(self._limits.guest_memory, f"guest {spec.name}", self._ceiling),
-                ) as host,
-                open_background() as nursery,
-            ):
+            async with self._open(spec) as host, open_background() as nursery:
                 member = _Member(spec, passing, host)
                 for listener in spec.listeners:
                     await nursery.start(self._listen, listener, host)
@@ -266,6 +260,19 @@ class Fleet:
                     member.host.say_what_was_lost()
                 self._ending.discard(spec.name)
                 member.left.set()
+
+    @asynccontextmanager
+    async def _open(self, spec: GuestSpec) -> AsyncIterator[Host]:
+        with self._files.of_guest(spec.name) if self._files else nullcontext() as files:
+            async with open_host(
+                spec.ports,
+                patience=self._patience,
+                name=spec.name,
+                labelled=self._labelled,
+                ceiling=Ceiling(self._limits.guest_memory, f"guest {spec.name}", self._ceiling),
+                files=files,
+            ) as host:
+                yield host
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder, and those above it, where they are missing."""
@@ -333,12 +340,13 @@ async def open_fleet(
     patience: float = DRAIN_TIME,
     limits: Limits = NO_LIMITS,
     labelled: bool = True,
+    files: PortFiles | None = None,
 ) -> AsyncIterator[Fleet]:
     """Open a host end for several guests, which run as long as the block does.
 
     With a `template`, guests that are not known yet can come by themselves, and one that is not
     connected makes room for them when there are as many as the `limits` allow. The names of guests
-    are in the log if it is `labelled`.
+    are in the log if it is `labelled`. Ports with the chardev mount are shown by `files`.
     """
     async with open_background() as nursery:
         yield Fleet(
@@ -347,4 +355,5 @@ async def open_fleet(
             patience=patience,
             limits=limits,
             labelled=labelled,
+            files=files,
         )

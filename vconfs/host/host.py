@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -16,6 +17,7 @@ from vconfs.host._ceiling import Ceiling
 from vconfs.host._turn import Turn
 from vconfs.host.chardev import describe_failure
 from vconfs.host.port import HostPort, HostPortSpec
+from vconfs.host.port_files import GuestFiles
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
 from vconfs.link.link import Link
 from vconfs.link.taps import Taps
@@ -45,6 +47,7 @@ class Host:
         *,
         labelled: bool = False,
         ceiling: Ceiling | None = None,
+        files: GuestFiles | None = None,
     ) -> None:
         self.name = name
         self._label = f"guest {name}" if labelled else ""
@@ -53,6 +56,7 @@ class Host:
         #: Which task may serve the guest's connection.
         self.turn: Turn = Turn(name if labelled else "")
         self._ceiling = ceiling or Ceiling()
+        self._files = files
         self.ports: dict[int, HostPort] = {}
         #: How often the guest has connected.
         self.connects: int = 0
@@ -83,6 +87,8 @@ class Host:
         port = HostPort(port_id, spec, patience=self._patience)
         port.counters.on_drop = lambda: self.on_drop(port_id)
         port.on_resize = lambda: self._port_resized(port)
+        if self._files is not None:
+            port.as_file = partial(self._files.serve, port)
         self._ceiling.take(spec.host_limit)
         self._starting[port_id] = port
         try:
@@ -167,6 +173,7 @@ class Host:
         port = self._find(port_id)
         _check_name(name)
         port.name = name
+        port.on_change()
         if self._guest is not None:
             self._guest.port_renamed(port)
 
@@ -181,6 +188,7 @@ class Host:
             port.cache = cache
         if limit is not None:
             port.limit = limit
+        port.on_change()
         if self._guest is not None:
             self._guest.port_configured(port)
 
@@ -254,6 +262,8 @@ class Host:
         """
         for port in self.ports.values():
             self._dropped_before.setdefault(port, port.counters.dropped)
+        if self._files is not None:
+            await self._files.begin_ending()
         await in_portions(lambda port: port.begin_ending(hold=hold), self.ports.values())
 
     def owed(self) -> dict[int, int]:
@@ -318,11 +328,16 @@ class Host:
         return self._guest
 
     def attach(
-        self, link: Link, end: HostDialect, announce_config: Callable[[], None]
+        self, link: Link, end: HostDialect, announce_config: Callable[[], None], address: str = ""
     ) -> AttachedGuest:
-        """Attach a guest whose driver has set up `link`, in place of the one before it."""
+        """Attach a guest whose driver has set up `link`, in place of the one before it.
+
+        `address` says to people where it has connected.
+        """
         self.detach()
         self.connects += 1
+        if self._files is not None:
+            self._files.guest_connected(address)
         taps = self.taps.by_port
         self._guest = AttachedGuest(self.ports, link, end, announce_config, taps)
         if self._label:
@@ -334,6 +349,8 @@ class Host:
         if self._guest is not None:
             self._guest.stop(reason)
             self._guest = None
+            if self._files is not None:
+                self._files.guest_lost()
 
     def close(self) -> None:
         """Detach the guest, and take no other."""
@@ -417,6 +434,7 @@ async def open_host(
     name: str = "",
     labelled: bool = False,
     ceiling: Ceiling | None = None,
+    files: GuestFiles | None = None,
 ) -> AsyncIterator[Host]:
     """Open a host end with these ports; their chardevs run as long as the block does.
 
@@ -426,7 +444,7 @@ async def open_host(
     ports: list[HostPort] = []
     try:
         async with open_background() as nursery:
-            host = Host(nursery, patience, name, labelled=labelled, ceiling=ceiling)
+            host = Host(nursery, patience, name, labelled=labelled, ceiling=ceiling, files=files)
             try:
                 for spec in specs:
                     await host.add(spec)

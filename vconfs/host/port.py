@@ -19,11 +19,13 @@ from trio.lowlevel import ParkingLot
 
 from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
 from vconfs.host._messages import MessageQueue
-from vconfs.host.chardev import Chardev, PortSide
+from vconfs.host.chardev import Chardev, PortSide, ServeAsFile
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.taps import PortTap
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+
+__all__ = ["DEFAULT_HOST_LIMIT", "HostPort", "HostPortLine", "HostPortSpec"]
 
 DEFAULT_HOST_LIMIT = 1 << 20
 #: How many sessions (an open and a close of the guest) wait for a busy chardev at most.
@@ -82,6 +84,12 @@ class HostPort(PortSide):
     reopen: Callable[[], None] | None = field(init=False, default=None)
     unread: Callable[[], int] | None = field(init=False, default=None)
     on_resize: Callable[[], None] = field(init=False, default=lambda: None)
+    #: Called when the guest or the user has changed the port, and when there is room to send again.
+    on_change: Callable[[], None] = field(init=False, default=lambda: None)
+    on_room: Callable[[], None] = field(init=False, default=lambda: None)
+    as_file: ServeAsFile | None = field(init=False, default=None)
+    #: Returns how many bytes the `sink` has taken and keeps for the far side, if it keeps any.
+    kept: Callable[[], int] = field(init=False, default=lambda: 0)
     ended: trio.Event = field(init=False, factory=trio.Event)  # set when the chardev has ended
     removed: bool = field(init=False, default=False)
     tap: PortTap | None = field(init=False, default=None)  # if the port is watched
@@ -111,7 +119,7 @@ class HostPort(PortSide):
     @property
     def attached(self) -> bool:
         """True if there is a guest that has the port."""
-        return self._line is not None
+        return self.line is not None
 
     @property
     @override
@@ -135,13 +143,13 @@ class HostPort(PortSide):
 
     @property
     def queued(self) -> int:
-        """Bytes that the chardev has not taken yet."""
-        return self._inbox.size
+        """Bytes that the far side has not taken yet."""
+        return self._inbox.size + self.kept()
 
     @property
     def delivered_bytes(self) -> int:
         """The number of bytes from the guest that the far side has."""
-        return self._inbox.delivered_bytes
+        return self._inbox.delivered_bytes - self.kept()
 
     @property
     def wants_data(self) -> bool:
@@ -149,7 +157,8 @@ class HostPort(PortSide):
         return self._inbox.wants_data
 
     @property
-    def _line(self) -> HostPortLine | None:
+    def line(self) -> HostPortLine | None:
+        """The way to the guest that has the port, if there is one."""
         return self._inbox.line
 
     # --- what the chardev does ------------------------------------------------------------
@@ -160,8 +169,8 @@ class HostPort(PortSide):
             self.connected = True
             self.counters.connects += 1
             self._tell_tap("connect")
-            if self._line is not None:
-                self._line.open_port(self.id, True)
+            if self.line is not None:
+                self.line.open_port(self.id, True)
             self.pump()
 
     @override
@@ -169,19 +178,19 @@ class HostPort(PortSide):
         if self.connected:
             self.connected = False
             self._tell_tap("disconnect")
-            if self._line is not None:
-                self._line.open_port(self.id, False)
+            if self.line is not None:
+                self.line.open_port(self.id, False)
             self._inbox.drop_in_hand()
             if not self.cache:
                 self._inbox.drop()
 
     @override
     def hang_up(self) -> None:
-        if self.connected and self._line is not None:
+        if self.connected and self.line is not None:
             self._tell_tap("disconnect")
             self._tell_tap("connect")
-            self._line.open_port(self.id, False)
-            self._line.open_port(self.id, True)
+            self.line.open_port(self.id, False)
+            self.line.open_port(self.id, True)
 
     @override
     def resize(self, cols: int, rows: int) -> None:
@@ -232,7 +241,7 @@ class HostPort(PortSide):
             while self._stopped_listening:  # the chardev should not have read this any more
                 await self._changed.park()
             while rest:
-                if (line := self._line) is None or self.guest_throttled:
+                if (line := self.line) is None or self.guest_throttled:
                     await self._changed.park()
                     continue
                 sent = await line.send(self.id, rest, self._may_send)
@@ -245,10 +254,10 @@ class HostPort(PortSide):
 
     @override
     def send_nowait(self, data: Buffer) -> int:
-        if not self._may_send() or self._line is None or not len(data):
+        if not self._may_send() or self.line is None or not len(data):
             return 0
         try:
-            sent = self._line.send_nowait(self.id, data)
+            sent = self.line.send_nowait(self.id, data)
         except trio.WouldBlock:
             return 0
         self.counters.bytes_out += sent
@@ -289,7 +298,7 @@ class HostPort(PortSide):
         if self._ending and not to_far_side and not self._stopped_listening:
             self._stop_listening()
             to_far_side += self._inbox.queue.marks
-        return to_far_side + (self._unsent if self._line is not None else 0)
+        return to_far_side + (self._unsent if self.line is not None else 0)
 
     def _stop_listening(self) -> None:
         self._stopped_listening = True
@@ -334,6 +343,7 @@ class HostPort(PortSide):
             line.open_port(self.id, True)
         self._inbox.tell_throttle()
         self._inbox.throttle_when_full()
+        self.on_change()
         self._wake()
         self.pump()
 
@@ -342,6 +352,7 @@ class HostPort(PortSide):
         self.guest_throttled = False
         self._inbox.detach()
         self.set_guest_connected(False)
+        self.on_change()
 
     def set_guest_connected(self, connected: bool) -> None:
         """Note that the guest opened the port, or closed it."""
@@ -355,6 +366,7 @@ class HostPort(PortSide):
                 self._sessions += 1
             else:
                 self._end_session()
+        self.on_change()
         self._wake()
 
     def _end_session(self) -> None:
@@ -365,6 +377,7 @@ class HostPort(PortSide):
     def set_guest_throttled(self, throttled: bool) -> None:
         """Note that the guest wants no more data, or wants it again."""
         self.guest_throttled = throttled
+        self.on_change()
         self._wake()
         self.pump()
 
@@ -374,7 +387,7 @@ class HostPort(PortSide):
         inbox.came(len(data))
         if self.tap is not None:
             self.tap.came(data)
-        if not self.connected and not self.cache:
+        if not (self.connected or self.cache or self.spec.chardev.keeps_all):
             self.counters.dropped += len(data)
             return
         taken = 0
@@ -389,8 +402,8 @@ class HostPort(PortSide):
 
     def pump(self) -> None:
         """Send what the `source` supplies, at each of the port's turns until the guest is full."""
-        if self.source is not None and self._line is not None:
-            self._line.offer(self.id, self._ask_source)
+        if self.source is not None and self.line is not None:
+            self.line.offer(self.id, self._ask_source)
 
     def _ask_source(self, room: int) -> Buffer:
         may_send = self.connected and self._may_send() and not self._ending
@@ -400,7 +413,22 @@ class HostPort(PortSide):
         self.counters.bytes_out += len(data)
         return data
 
+    def room_came(self) -> None:
+        """Note that there is room to send again."""
+        self.on_room()
+
     # --- throttling the guest -------------------------------------------------------------
+
+    def hold_guest(self, on: bool, seen: Callable[[], None] = lambda: None) -> None:
+        """Tell the guest to stop, because the chardev has no space, or to go on.
+
+        `seen` is called when the guest has seen that it is to stop. A new guest may send.
+        """
+        self._inbox.hold_by_chardev(on, seen)
+
+    def refill(self) -> None:
+        """Fetch what is in the port's own ring (virtio1)."""
+        self._inbox.refill()
 
     def throttle_by_hand(self, on: bool) -> None:
         """Tell the guest to stop sending, whatever is queued, or to go on; also the next guest."""
@@ -412,9 +440,9 @@ class HostPort(PortSide):
             self.tap.happened(event)
 
     def _may_send(self) -> bool:
-        return self._line is not None and not self.guest_throttled
+        return self.line is not None and not self.guest_throttled
 
     def _wake(self) -> None:
         self._changed.unpark_all()
-        if self._line is not None:
-            self._line.nudge(self.id)
+        if self.line is not None:
+            self.line.nudge(self.id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import trio
 from attrs import frozen
@@ -11,6 +12,7 @@ from vconfs.errors import VconfsError
 from vconfs.host.control_socket import serve_control
 from vconfs.host.fleet import NO_LIMITS, Fleet, GuestSpec, Limits, Template, open_fleet
 from vconfs.host.listeners import Listener
+from vconfs.host.port_files import PortFiles
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
@@ -39,6 +41,8 @@ class Plan:
     metrics: tuple[str, int] | None = None
     #: Seconds without progress after which an ending drops a port's data.
     drain: float = DRAIN_TIME
+    #: What mounts the ports with the chardev mount; None for no mount.
+    files: PortFiles | None = None
 
     @property
     def urls(self) -> list[str]:
@@ -50,9 +54,9 @@ class Plan:
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
     """Open the ports of all guests, listen, call `ready`, and serve the guests.
 
-    Return after a signal, or when no more guests can connect, once data is delivered (see
-    draining.py). A second signal ends it at once. Raise VconfsError if the host end cannot start;
-    nothing is left behind then.
+    Return after a signal, when no more guests can connect, or when the mount of the ports' files is
+    unmounted, once data is delivered (see draining.py). A second signal ends it at once. Raise
+    VconfsError if the host end cannot start; nothing is left behind then.
     """
     keep_freed_memory()
     allow_all_descriptors()
@@ -70,9 +74,11 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                         patience=plan.drain,
                         limits=plan.limits,
                         labelled=plan.several,
+                        files=plan.files,
                     ) as fleet,
                     answering_signals(fleet.reopen_files),
                     open_background() as listening,
+                    _mounted(plan.files, stop),
                 ):
                     with trio.CancelScope() as serving:
                         nursery.start_soon(_drain_when_asked, fleet, stop, serving)
@@ -86,6 +92,25 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
     finally:
         if fleet is not None:
             fleet.say_what_was_lost()
+
+
+@asynccontextmanager
+async def _mounted(files: PortFiles | None, stop: trio.Event) -> AsyncIterator[None]:
+    """Mount the files of ports, if there is a mount; set `stop` when it is unmounted.
+
+    The mount ends before the ports do, so that their readers see an end of file.
+    """
+    if files is None:
+        yield
+        return
+    async with files.opened() as unmounted, open_background() as nursery:
+        nursery.start_soon(_stop_when, unmounted, stop)
+        yield
+
+
+async def _stop_when(event: trio.Event, stop: trio.Event) -> None:
+    await event.wait()
+    stop.set()
 
 
 async def _start(plan: Plan, fleet: Fleet, nursery: trio.Nursery) -> None:

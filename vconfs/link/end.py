@@ -49,6 +49,9 @@ class EndPort(Protocol):
     def wants_data(self) -> bool:
         """True if there is space for more data (used where full rings throttle the peer)."""
 
+    def room_came(self) -> None:
+        """Called when there is room to send, after `LinkEnd.want_room` found none."""
+
 
 P = TypeVar("P", bound=EndPort)
 E = TypeVar("E", bound=End)
@@ -77,6 +80,8 @@ class LinkEnd(LinkOwner, Generic[P, E]):
         self._unseen = 0
         #: Ports whose hang-up came before data for which they have no space yet (virtio1).
         self._hanging_up: set[int] = set()
+        #: Ports that had no room to send when they looked: when they have some, they are told.
+        self._without_room: set[int] = set()
         self._sender = Sender(link, end, taps)
         link.owner = self
 
@@ -181,9 +186,23 @@ class LinkEnd(LinkOwner, Generic[P, E]):
         """Called when all buffers that came together have been handled."""
 
     @override
-    @abstractmethod
     def room(self, queue: int) -> None:
-        """Use the room that has come on `queue`."""
+        """Send what waited for room on `queue`, and tell the ports that wait for some."""
+        self._sender.room(queue)
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if not self._without_room:
+            return
+        found = []
+        for port_id in self._without_room:
+            self.want_room(port_id)
+            if self.has_room(port_id):
+                found.append(port_id)
+        for port_id in found:
+            self._without_room.discard(port_id)
+            if port_id in self._ports:
+                self._ports[port_id].room_came()
 
     @override
     @abstractmethod
@@ -198,13 +217,43 @@ class LinkEnd(LinkOwner, Generic[P, E]):
 
     # --- calls by the ports ---------------------------------------------------------------
 
+    def has_room(self, port_id: int) -> bool:
+        """True if a write of this port would take something, as far as is known."""
+        return self._sender.has_room(port_id) or (
+            self.throttles and self._sender.can_deposit(port_id)
+        )
+
+    def want_room(self, port_id: int) -> None:
+        """Look for room for this port. If there is none, call its `room_came` when there is."""
+        self._sender.find_room(port_id)
+        if not self.has_room(port_id):
+            self._without_room.add(port_id)
+            self._link.want_room(self._end.data_queue(port_id))
+
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
-        return self._sender.send_nowait(port_id, data)
+        sent = self._sender.send_nowait(port_id, data)
+        self._tell_room()
+        return sent
+
+    def send_later(self, port_id: int, data: Buffer) -> int:
+        """Take some of `data`, to send it at the port's next turn, and return how much.
+
+        Raise WouldBlock if the port has its own queue (virtio1), where there are no turns.
+        """
+        if not self.throttles:
+            raise trio.WouldBlock
+        return self._sender.deposit(port_id, data)
 
     async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """Like `send_nowait`, but wait for a turn and for room first, as long as `wanted`."""
-        return await self._sender.send(port_id, data, wanted)
+        """Like `send_nowait`, but wait for a turn and for room first, as long as `wanted`.
+
+        Afterwards the ports that found the queue taken are told that it is free.
+        """
+        try:
+            return await self._sender.send(port_id, data, wanted)
+        finally:
+            self._tell_room()
 
     def nudge(self, port_id: int) -> None:
         """Make the tasks that wait to send for this port check whether that is still wanted."""

@@ -11,6 +11,10 @@ sent until the peer has seen it, the buffers in which its data comes are not giv
 (`LinkEnd.throttle`). So at most one full queue of data can come, and a peer that never reads its
 control messages blocks only itself.
 
+What an end has queued stays when a connection is lost, and the peer of the next connection may send
+as much again before it sees THROTTLE. To bound the memory, a peer that has brought far more than
+one connection can bring counts as ignoring THROTTLE, too.
+
 The link knows when the peer has seen the message (`Link.send`). Data that was under way at that
 moment can still arrive, at most `in_flight` bytes. A peer that sends more ignores THROTTLE.
 """
@@ -19,9 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Protocol
+from typing import Final, Protocol
 
-from attrs import define
+from attrs import define, field
+
+#: The most bytes beyond its limit that a port keeps: several times what one connection can bring.
+_EXCESS_MAX: Final = 64 << 20
 
 
 class ThrottleLine(Protocol):
@@ -45,6 +52,8 @@ class Throttle:
     was_seen: bool = False
     _late: int = 0  # bytes that came after the peer had seen the request
     _requests: int = 0  # a serial number, to ignore answers to earlier requests
+    #: Called when the peer has seen the latest request to stop.
+    on_seen: Callable[[], None] = field(default=lambda: None, eq=False, repr=False)
 
     def ask(self, line: ThrottleLine, port_id: int, on: bool) -> None:
         """Ask the peer to stop sending, or to resume."""
@@ -58,9 +67,12 @@ class Throttle:
         self._late = 0
         self._requests += 1
 
-    def is_ignored(self, line: ThrottleLine) -> bool:
-        """True if the peer has sent more than can have been under way."""
-        return self._late > line.in_flight
+    def is_ignored(self, line: ThrottleLine, excess: int) -> bool:
+        """True if the peer has sent more than can have been under way.
+
+        `excess` is by how much its unread data, of all its connections, exceeds the port's limit.
+        """
+        return self._late > line.in_flight or excess > max(_EXCESS_MAX, 4 * line.in_flight)
 
     def came(self, size: int) -> None:
         """Count `size` bytes of data from the peer."""
@@ -70,3 +82,5 @@ class Throttle:
     def _note_seen(self, request: int) -> None:
         if request == self._requests:
             self.was_seen = self.on
+            if self.was_seen:
+                self.on_seen()

@@ -24,8 +24,8 @@ MOUNTS = {"/mnt/a": ["org.a", "both", "two words"], "/mnt/b": ["org.b", "both", 
 def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two consoles and two mounts."""
     monkeypatch.setattr(binding, "candidates", lambda: CONSOLES)
-    for module in ("_arguments", "watch", "tap"):
-        monkeypatch.setattr(f"vconfs.cli.{module}.mounts", lambda: list(map(Path, MOUNTS)))
+    for name in ("_arguments.mounts", "_arguments.places", "watch.places", "tap.mounts"):
+        monkeypatch.setattr(f"vconfs.cli.{name}", lambda: list(map(Path, MOUNTS)))
     for module in ("_arguments", "watch"):
         monkeypatch.setattr(f"vconfs.cli.{module}.port_names", lambda mount: MOUNTS[str(mount)])
     monkeypatch.setattr(arguments, "_port_files", lambda mount: ["vcon0"])

@@ -11,6 +11,7 @@ import trio.testing
 
 from vconfs.files import announcer
 from vconfs.files.announcer import Announcer
+from vconfs.files.tree import ROOT_PLACE
 
 
 async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory(
@@ -30,9 +31,9 @@ async def test_a_host_that_changes_ports_without_an_end_does_not_fill_the_memory
         nursery.start_soon(it.run, tmp_path)
         await trio.testing.wait_all_tasks_blocked()
         for number in range(8):
-            it.created(False, b"vcon%d" % number)
+            it.created(ROOT_PLACE, b"vcon%d" % number)
         assert [await makes.receive() for _ in range(4)] == ["vcon0", "vcon1", "vcon2", "vcon3"]
-        it.created(False, b"later")
+        it.created(ROOT_PLACE, b"later")
         assert await makes.receive() == "later"
         nursery.cancel_scope.cancel()
     assert caplog.messages == ["the ports change too fast: inotify does not report every change"]

@@ -83,7 +83,7 @@ def test_an_empty_file_sets_nothing() -> None:
         ("ports = 1", "r.toml:1: ports: unknown key: there are only [[port]] tables"),
         ("[port]\nid = 1", "r.toml:1: port: write it [[port]], with two brackets"),
         ("\nport = [1]", "r.toml:2: port: write it [[port]]"),
-        ("\n[[port]]\nwait = true", "r.toml:2: a table needs a name or an id"),
+        ("\n[[port]]\nwait = true", "r.toml:2: a table needs a name, an id or a guest"),
         ("[[port]]\nid = 1\nwiat = true", "r.toml:3: wiat: unknown key: the keys are name, id"),
         ("[[port]]\nid = 1\nwait = 1", "r.toml:3: wait: wait is true or false, not 1"),
         ("[[port]]\nid = true", "r.toml:2: id: id is a number, not True"),

@@ -17,12 +17,14 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vconfs.files import _cut_links, events_file
+from vconfs.files import _cut_links, _events_file
 from vconfs.files._cut_links import CutLinks
-from vconfs.files.events_file import EventsFile
+from vconfs.files._events_file import EventsFile
+from vconfs.files.announcer import Announcer
+from vconfs.files.folder import Folder
 from vconfs.files.names import link_name, named_by
-from vconfs.files.tree import BY_NAME, Tree
-from vconfs.fs import PortFS
+from vconfs.files.open_files import OpenFiles
+from vconfs.files.tree import Access
 from vconfs.guest.driver import Driver
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
@@ -284,11 +286,15 @@ async def test_a_port_that_comes_back_while_others_are_removed_stays() -> None:
     await driver.detached.wait()
 
 
+def folder_of(manager: PortManager) -> Folder:
+    return Folder.of(manager, lambda port_id: Access(), Access(), Announcer())
+
+
 @pytest.mark.expect_log("have the same name")
 def test_names_are_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
     begun = time.process_time()
-    with PortFS(manager).following():
+    with folder_of(manager).following(OpenFiles()):
         for port_id in range(COUNT):
             manager.rename(manager.add(port_id), b"name" if port_id % 2 else b"name%d" % port_id)
         for port_id in range(COUNT):
@@ -299,13 +305,13 @@ def test_names_are_found_at_once_however_many_there_are() -> None:
 def test_the_events_of_many_ports_begin_with_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines that an opener would lose are counted, not made: that took 0.8 s for 32768 ports."""
     made: list[str] = []
-    make_line = events_file._port_line
+    make_line = _events_file._port_line
 
     def counted(event: str, port: Port, *more: Any) -> bytes:
         made.append(event)
         return make_line(event, port, *more)
 
-    monkeypatch.setattr(events_file, "_port_line", counted)
+    monkeypatch.setattr(_events_file, "_port_line", counted)
     manager = PortManager()
     for port_id in range(COUNT):
         manager.add(port_id)
@@ -322,17 +328,18 @@ def test_the_events_of_many_ports_begin_with_what_fits(monkeypatch: pytest.Monke
 
 def test_a_link_that_is_cut_is_found_at_once_however_many_there_are() -> None:
     manager = PortManager()
-    filesystem = PortFS(manager)
-    with filesystem.following():
+    folder = folder_of(manager)
+    tree = folder.tree
+    with folder.following(OpenFiles()):
         for port_id in range(COUNT):
             manager.rename(manager.add(port_id), b"%d" % port_id + b"x" * 300)
         link = link_name(manager.ports[COUNT - 1].name) or b""
         begun = time.process_time()
         for _ in range(200):
-            entry = filesystem._tree.find(BY_NAME, link)
+            entry = tree.find(tree.by_name.inode, link)
             assert entry is not None
-            assert filesystem._tree.target(entry.inode) == b"../vcon%d" % (COUNT - 1)
-            assert filesystem._tree.find(BY_NAME, link[:-1] + b"?") is None
+            assert tree.target(entry.inode) == b"../vcon%d" % (COUNT - 1)
+            assert tree.find(tree.by_name.inode, link[:-1] + b"?") is None
         assert time.process_time() - begun < 1  # going through all names took 6 s
 
 
@@ -359,10 +366,10 @@ def test_names_with_one_cut_link_are_told_apart(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.expect_log("have the same name")
 def test_names_are_those_of_the_ports(seed: int) -> None:
     numbers, manager = random.Random(seed), PortManager()
-    filesystem = PortFS(manager)
-    tree: Tree = filesystem._tree
+    folder = folder_of(manager)
+    tree = folder.tree
     names = [b"", b"a", b"b/", b"%", b"..", b"x" * 300]
-    with filesystem.following():
+    with folder.following(OpenFiles()):
         for _ in range(60):
             port = manager.add(numbers.randrange(8))
             manager.rename(port, numbers.choice(names))
@@ -374,11 +381,11 @@ def test_names_are_those_of_the_ports(seed: int) -> None:
                 assert (found.id if found else None) == min(ids, default=None)
                 link = link_name(name)
                 if link is not None:
-                    entry = tree.find(BY_NAME, link)
+                    entry = tree.find(tree.by_name.inode, link)
                     assert (tree.target(entry.inode) if entry else None) == (
                         b"../vcon%d" % min(ids) if ids else None
                     )
-            listed = [entry.name for entry in tree.names(BY_NAME)]
+            listed = [entry.name for entry in tree.names(tree.by_name.inode)]
             links = {link_name(port.name) for port in manager.ports.values()} - {None}
             assert listed == sorted(links)  # type: ignore[type-var]
 

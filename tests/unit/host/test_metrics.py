@@ -98,6 +98,13 @@ class Line:
     async def send(self, port_id: int, data: object, wanted: object) -> int:
         return 0
 
+    def has_room(self, port_id: int) -> bool:
+        return False
+
+    def want_room(self, port_id: int) -> None: ...
+    def send_later(self, port_id: int, data: object) -> int:
+        return 0
+
     def throttle(self, port_id: int, on: bool, seen: object) -> None: ...
 
 

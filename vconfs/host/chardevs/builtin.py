@@ -13,7 +13,9 @@ from vconfs.protocol.events import Buffer
 _ZEROS: Final = memoryview(bytes(1 << 20))
 
 
-class _Builtin(Chardev):
+class Builtin(Chardev):
+    """A chardev without an argument."""
+
     options: ClassVar[Sequence[str] | None] = ()
 
     @classmethod
@@ -24,7 +26,7 @@ class _Builtin(Chardev):
         return cls()
 
 
-class Echo(_Builtin):
+class Echo(Builtin):
     """Sends what the guest sends back to it."""
 
     async def run(
@@ -47,7 +49,7 @@ class Echo(_Builtin):
             sending = False
 
 
-class Null(_Builtin):
+class Null(Builtin):
     """Discards what the guest sends, and sends nothing."""
 
     async def run(
@@ -60,7 +62,7 @@ class Null(_Builtin):
         await trio.sleep_forever()
 
 
-class Zero(_Builtin):
+class Zero(Builtin):
     """Sends zeros without end, and discards what the guest sends."""
 
     async def run(

@@ -39,6 +39,8 @@ class VhostUserDevice:
     host: Host
     dialect: str
     offer: VhostUserAddress
+    #: Where front-ends connect, for people.
+    url: str = "vhost-user"
 
     def check_ports(self) -> None:
         """Raise VconfsError if the id of a port is too large for the dialect."""
@@ -91,4 +93,4 @@ class VhostUserDevice:
         self, link: Link, features: int, announce_config: Callable[[], None]
     ) -> AttachedGuest:
         """Attach a guest to the ports."""
-        return self.host.attach(link, self.end(features), announce_config)
+        return self.host.attach(link, self.end(features), announce_config, self.url)

@@ -43,7 +43,7 @@ async def serve_vhost_user(
     id of a port is too large for the dialect.
     """
     address = VhostUserAddress.parse(rest)
-    device = VhostUserDevice(host, dialect or DEFAULT_DIALECT, address)
+    device = VhostUserDevice(host, dialect or DEFAULT_DIALECT, address, f"vhost-user:{rest}")
     device.check_ports()
     async with address.unix.listening() as listeners:
         with Door(listeners) as door:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from vconfs.files.announcer import Announcer
+from vconfs.files.announcer import Announcer, Kind
 from vconfs.files.names import link_name, port_file
-from vconfs.files.tree import by_name_link, port_inode
+from vconfs.files.tree import Tree
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 
@@ -12,23 +12,25 @@ from vconfs.guest.ports import PortManager
 class NameChanges:
     """Passes the names that have changed to the announcer; an observer of the manager."""
 
-    def __init__(self, manager: PortManager, announcer: Announcer) -> None:
+    def __init__(self, manager: PortManager, announcer: Announcer, tree: Tree) -> None:
         self._manager = manager
+        self._tree = tree
         self._announcer = announcer
 
     def port_added(self, port: Port) -> None:
         """Announce the new file."""
-        self._announcer.created(False, port_file(port.id))
+        self._announcer.created(self._tree.root, port_file(port.id))
         self._announce_link(port.name, created=True)
 
     def port_removed(self, port: Port) -> None:
         """Announce that the file is gone."""
-        self._announcer.removed(False, port_file(port.id), port_inode(port.id))
+        inode = self._tree.port_inode(port.id)
+        self._announcer.removed(self._tree.root, port_file(port.id), inode)
         self._announce_link(port.name, created=False)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
         """Announce the changed attribute and links."""
-        self._announcer.changed(port_file(port.id))
+        self._announcer.changed(self._tree.root, port_file(port.id))
         self._announce_link(old, created=False)
         self._announce_link(port.name, created=True)
 
@@ -41,6 +43,6 @@ class NameChanges:
             return
         there = self._manager.by_name(name)
         if created and there is not None:
-            self._announcer.created(True, link)
+            self._announcer.created(self._tree.by_name, link, Kind.LINK)
         elif not created and there is None:
-            self._announcer.removed(True, link, by_name_link(link).inode)
+            self._announcer.removed(self._tree.by_name, link, self._tree.by_name_link(link).inode)

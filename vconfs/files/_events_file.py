@@ -6,7 +6,9 @@ on a line for each event. A line is one JSON object:
     {"time": 1760000000.5, "event": "connect", "port": "vcon1", "id": 1, "name": "org.example",
      "host": true, "open": false, "throttled": false, "guest_throttled": false, "console": false}
 
-The flags are the port's state after the event; "time" is in seconds since 1970. The events:
+The flags are the port's state after the event; "time" is in seconds since 1970. In the events of
+the host's side of ports, guest and host are swapped in the flags and below, and "guest_name" says
+whose port it is. The events:
 
     add remove               the port was added or removed
     name                     its name has changed, to "name"
@@ -34,8 +36,8 @@ import json
 import math
 import os
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from attrs import define, evolve, frozen
@@ -45,6 +47,8 @@ from vconfs.files.names import port_file
 from vconfs.guest.opener import Opener
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.mirror.guests import Guest, Guests
+from vconfs.overrides import override
 from vconfs.protocol.lines import LineBacklog
 
 #: The most bytes of lines that wait for one opener; events beyond that are counted as lost.
@@ -59,29 +63,45 @@ _READERS_MAX: Final = 256
 class _State:
     """The flags of a port in the events: each change of one is an event."""
 
-    host: bool
+    peer: bool
     open: bool
     throttled: bool
-    guest_throttled: bool
+    throttles: bool
     console: bool
 
 
-#: Flag -> the events when it becomes true and when it becomes false.
-EVENTS: Final = {
-    "host": ("connect", "disconnect"),
-    "open": ("open", "close"),
-    "throttled": ("throttle", "unthrottle"),
-    "guest_throttled": ("guest-throttle", "guest-unthrottle"),
-    "console": ("console", "console"),
-}
+@frozen
+class Words:
+    """What the flags are called at one side of a port, and which end is at that side."""
+
+    end: str
+    #: Flag -> its name, and the events when it becomes true and when it becomes false.
+    flags: Mapping[str, tuple[str, str, str]]
+
+
+def _words(end: str, peer: str) -> Words:
+    flags = {
+        "peer": (peer, "connect", "disconnect"),
+        "open": ("open", "open", "close"),
+        "throttled": ("throttled", "throttle", "unthrottle"),
+        "throttles": (f"{end}_throttled", f"{end}-throttle", f"{end}-unthrottle"),
+        "console": ("console", "console", "console"),
+    }
+    return Words(end, flags)
+
+
+GUEST_WORDS: Final = _words("guest", "host")
+HOST_WORDS: Final = _words("host", "guest")
+#: Flag of a guest's port -> the events when it becomes true and when it becomes false.
+EVENTS: Final = {flag: events for flag, *events in GUEST_WORDS.flags.values()}
 
 
 @define
 class _Losses:
-    """The dropped bytes of a port, by end, that were reported, and when (monotonic clock)."""
+    """The dropped bytes of a port that were reported, and when (monotonic clock)."""
 
-    guest: int
-    host: int
+    here: int
+    at_peer: int
     time: float = -math.inf
 
 
@@ -91,10 +111,10 @@ def _losses(port: Port) -> _Losses:
 
 def _state(port: Port) -> _State:
     return _State(
-        host=port.host_connected,
+        peer=port.host_connected,
         open=bool(port.openers),
         throttled=port.host_throttled,
-        guest_throttled=port.guest_throttled,
+        throttles=port.guest_throttled,
         console=port.console,
     )
 
@@ -106,8 +126,14 @@ def _line(event: str, **more: object) -> bytes:
 
 def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
     name = port.name.decode(errors="backslashreplace")
-    flags = {flag: getattr(state, flag) for flag in EVENTS}
-    return _line(event, port=port_file(port.id).decode(), id=port.id, name=name, **flags, **more)
+    flags = {flag: getattr(state, key) for key, (flag, *_) in _words_of(port).flags.items()}
+    guest = {"guest_name": port.guest} if port.guest else {}
+    file = port_file(port.id).decode()
+    return _line(event, **guest, port=file, id=port.id, name=name, **flags, **more)
+
+
+def _words_of(port: Port) -> Words:
+    return HOST_WORDS if port.guest else GUEST_WORDS
 
 
 class EventsBacklog(LineBacklog):
@@ -137,10 +163,9 @@ class EventsFile:
         if len(self._readers) >= _READERS_MAX:
             raise OSError(errno.ENFILE, os.strerror(errno.ENFILE))
         lines = EventsBacklog(_BACKLOG)
-        rest = deque(sorted(self._manager.ports.items()))
-        while rest:
-            _, port = rest.popleft()
-            if not lines.put(_port_line("present", port, _state(port))):
+        rest = self._present()
+        for make_line in rest:
+            if not lines.put(make_line()):
                 break
         for _ in rest:
             lines.lose(0)
@@ -152,6 +177,10 @@ class EventsFile:
         """End the file for all openers, because the mount ends."""
         for reader in list(self._readers.values()):
             reader.end()
+
+    def _present(self) -> Iterator[Callable[[], bytes]]:
+        """Yield for each line about what is there what makes it."""
+        yield from present_ports(self._manager)
 
     def _closed(self, opener: Opener) -> None:
         del self._readers[opener]
@@ -168,7 +197,7 @@ class EventsFile:
         """Report that the port is gone; this implies that it hung up and was closed."""
         state = self._states.pop(port, None)
         if state is not None:
-            self._tell("remove", port, evolve(state, host=False))
+            self._tell("remove", port, evolve(state, peer=False))
         if not port.openers:
             self._losses.pop(port, None)
 
@@ -184,9 +213,9 @@ class EventsFile:
         if old is None or old == new or port.removed:
             return
         self._states[port] = new
-        for flag, (begins, ends) in EVENTS.items():
-            if getattr(new, flag) != getattr(old, flag):
-                self._tell(begins if getattr(new, flag) else ends, port, new)
+        for key, (_, begins, ends) in _words_of(port).flags.items():
+            if getattr(new, key) != getattr(old, key):
+                self._tell(begins if getattr(new, key) else ends, port, new)
 
     def _tell_losses(self, port: Port, *, at_once: bool) -> None:
         """Report the bytes dropped since the last report: now if `at_once`, else after a pause.
@@ -197,13 +226,13 @@ class EventsFile:
         if told is None:
             return
         new = _losses(port)
-        if (new.guest, new.host) != (told.guest, told.host):
+        if (new.here, new.at_peer) != (told.here, told.at_peer):
             new.time = time.monotonic()
             if at_once or new.time - told.time >= _LOSSES_PAUSE:
                 self._losses[port] = new
                 for by, count in (
-                    ("guest", new.guest - told.guest),
-                    ("host", new.host - told.host),
+                    (_words_of(port).end, new.here - told.here),
+                    ("host", new.at_peer - told.at_peer),
                 ):
                     if count > 0:
                         self._tell("dropped", port, _state(port), count=count, by=by)
@@ -212,7 +241,54 @@ class EventsFile:
 
     def _tell(self, event: str, port: Port, state: _State, **more: object) -> None:
         if self._readers:
-            line = _port_line(event, port, state, **more)
-            for reader in list(self._readers.values()):
-                if reader.lines.put(line):
-                    reader.wake()
+            self._put(_port_line(event, port, state, **more))
+
+    def _put(self, line: bytes) -> None:
+        for reader in list(self._readers.values()):
+            if reader.lines.put(line):
+                reader.wake()
+
+
+def present_ports(manager: PortManager) -> Iterator[Callable[[], bytes]]:
+    """Yield for each port that is there what makes its line."""
+    for _, port in sorted(manager.ports.items()):
+        yield partial(_present_line, port)
+
+
+def _present_line(port: Port) -> bytes:
+    return _port_line("present", port, _state(port))
+
+
+class GuestsEventsFile(EventsFile):
+    """The file of the events of all guests, in the root of their mount.
+
+    It has the events of their ports, and "guest-add", "guest-remove", "guest-connect" and
+    "guest-disconnect", with "guest_name", "connected" and "address". Each guest that is there when
+    the file is opened comes as "guest-present".
+    """
+
+    def __init__(self, guests: Guests) -> None:
+        super().__init__(PortManager())
+        self._guests = guests
+
+    @override
+    def _present(self) -> Iterator[Callable[[], bytes]]:
+        for guest in list(self._guests.by_name.values()):
+            yield partial(_guest_line, "guest-present", guest)
+            yield from present_ports(guest.manager)
+
+    def guest_added(self, guest: Guest) -> None:
+        """Report a new guest."""
+        self._put(_guest_line("guest-add", guest))
+
+    def guest_removed(self, guest: Guest) -> None:
+        """Report that the guest is gone."""
+        self._put(_guest_line("guest-remove", guest))
+
+    def guest_changed(self, guest: Guest) -> None:
+        """Report that the guest has connected, or was lost."""
+        self._put(_guest_line("guest-connect" if guest.connected else "guest-disconnect", guest))
+
+
+def _guest_line(event: str, guest: Guest) -> bytes:
+    return _line(event, guest_name=guest.name, connected=guest.connected, address=guest.address)
