@@ -7,7 +7,7 @@ VENV   := .venv/.made
 READY  := .venv/.ready
 RESULTS ?= build/benchmarks.json
 
-.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-report bench-guest lint docs site clean
+.PHONY: demo test test-unit test-long coverage fuzz soak bench bench-report bench-guest lint docs site deb clean
 
 demo: $(DEMO)
 	$(PYTHON) -m vconfs demo
@@ -62,6 +62,10 @@ docs: $(READY)
 # Builds build/site from docs/; a dead link is an error.
 site: $(READY)
 	$(PYTHON) docs/site/build.py build/site
+
+# Builds the Debian package in dist/, with what lintian says of it.
+deb:
+	scripts/build-deb dist
 
 $(READY): scripts/bootstrap scripts/venv pyproject.toml tests/constraints.txt
 	scripts/bootstrap test
