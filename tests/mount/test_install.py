@@ -82,6 +82,20 @@ def test_fstab_names_a_file_of_options(installed: Path, tmp_path: Path) -> None:
     assert with_vconfs(installed, script, tmp_path).split() == ["org.a", "org.b", "644"]
 
 
+def test_a_mount_helper_of_its_own_takes_the_flags_of_mount(
+    installed: Path, tmp_path: Path
+) -> None:
+    """What a Debian package has in /usr/sbin; here mount(8) does not look, so it is called."""
+    (tmp_path / "mount.fuse.vconfs").symlink_to(installed / "bin/vconfs")
+    script = """
+        ./mount.fuse.vconfs none "$M" -f -o rw; ls "$M"
+        ./mount.fuse.vconfs none "$M" -s -n -v -o rw,mode=0640 -t fuse.vconfs
+        findmnt -n -o FSTYPE,SOURCE "$M"; stat -c %a "$M/vcon1"
+        umount "$M"; ls "$M"
+    """
+    assert with_vconfs(installed, script, tmp_path).split() == ["fuse.vconfs", "none", "640"]
+
+
 def test_a_wrong_option_is_also_an_error_of_mount(installed: Path, tmp_path: Path) -> None:
     script = 'mount -t fuse.vconfs none "$M" -o nonsense 2>&1 || echo failed; ls "$M"'
     output = with_vconfs(installed, script, tmp_path)

@@ -43,10 +43,14 @@ def test_the_tests_install_more(bare: dict[str, str]) -> None:
     assert {"fish", "man-db", "qemu-system-x86", "zsh"} < more
 
 
+def test_the_debian_package_needs_tools_of_debian(bare: dict[str, str]) -> None:
+    assert {"debhelper", "dh-python", "dpkg-dev", "lintian"} < wanted(bare, "deb")
+
+
 @pytest.mark.parametrize("words", [(), ("everything",)])
 def test_the_purpose_has_to_be_named(bare: dict[str, str], words: tuple[str, ...]) -> None:
     done = run_bootstrap(bare, *words)
-    assert (done.returncode, done.stderr) == (2, "usage: bootstrap demo|test\n")
+    assert (done.returncode, done.stderr) == (2, "usage: bootstrap demo|test|deb\n")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,12 @@ from typing import Any, Final, NoReturn
 import click
 
 from vconfs.cli._logs import set_log_format
-from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
+from vconfs.cli._mount_helper import (
+    helper_words,
+    is_mount_helper,
+    is_mount_helper_call,
+    mount_words,
+)
 from vconfs.cli._streams import escape_what_cannot_be_shown, shows_colours
 from vconfs.errors import VconfsError
 
@@ -114,7 +119,10 @@ def _help_width() -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. `vconfs DEVICE DIR -o OPTIONS`, as mount(8) calls it, is `vconfs mount`."""
-    words = _as_click_has_them(list(sys.argv[1:] if arguments is None else arguments))
+    if arguments is None and is_mount_helper(sys.argv[0]):
+        words = _as_helper(sys.argv[1:])
+    else:
+        words = _as_click_has_them(list(sys.argv[1:] if arguments is None else arguments))
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # __main__ has set it
         signal.signal(signal.SIGINT, signal.default_int_handler)
     escape_what_cannot_be_shown()
@@ -146,6 +154,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # A shell ends its script, or its loop, only if the command was killed by the signal.
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.raise_signal(signal.SIGINT)
+
+
+def _as_helper(words: Sequence[str]) -> list[str]:
+    """Return the command line of mount.fuse.vconfs as one of ours; end if there is nothing to do."""
+    ours = helper_words(words)
+    if ours is None:
+        sys.exit(0)
+    return mount_words(ours) if len(ours) > 1 else ["mount", *ours]
 
 
 def _as_click_has_them(words: list[str]) -> list[str]:

@@ -32,6 +32,8 @@ State = Literal["ok", "optional", "missing"]
 
 #: The first kernel on which one descriptor can be read and written at once (FOPEN_STREAM).
 _KERNEL_MIN: Final = (5, 1)
+#: Where mount(8) looks for helpers.
+_HELPERS: Final = ("sbin", "usr/sbin")
 #: Where mount(8) and systemd look for programs.
 _SYSTEM_PATH: Final = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
 #: The package that pip builds here, and what its build needs of Debian.
@@ -172,9 +174,13 @@ def _load_error() -> str | None:
 
 
 def _mount_command(machine: Machine) -> Finding:
-    """Check for what mount(8) calls: mount.fuse, which calls the program in the type's name."""
+    """Check for what mount(8) calls: our own helper, which the Debian package has, or mount.fuse.
+
+    The latter calls the program in the type's name.
+    """
     name = "mount-command"
-    for program, advice in (
+    helper = any((machine.root / folder / "mount.fuse.vconfs").exists() for folder in _HELPERS)
+    for program, advice in () if helper else (
         ("mount.fuse", "apt-get install fuse3"),
         ("vconfs", f"as root: ln -s {machine.program} /usr/local/bin/vconfs"),
     ):

@@ -1,7 +1,12 @@
-"""The command line of mount(8) for the type fuse.vconfs: `vconfs SOURCE DIR -o OPTIONS`."""
+"""The command line of mount(8) for the type fuse.vconfs: `vconfs SOURCE DIR -o OPTIONS`.
+
+mount(8) starts mount.fuse.vconfs, if it is installed, with flags of its own. Otherwise it starts
+mount.fuse of the package fuse3, which starts vconfs without such flags.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Final
 
@@ -9,6 +14,31 @@ from typing import Final
 _NO_DEVICE: Final = ("none", "vconfs")
 #: Devices without a colon. They are not imported, because every command loads this module.
 _DEVICES: Final = ("embedded", "kernel")
+#: The name of a mount helper of its own, which mount(8) prefers to mount.fuse.
+_HELPER: Final = "mount.fuse.vconfs"
+#: Flags of mount(8) that do nothing here: accept unknown options, no mtab, be verbose.
+_NO_MEANING: Final = ("-s", "-n", "-v")
+_FAKE: Final = "-f"
+
+
+def is_mount_helper(program: str) -> bool:
+    """True if the program was started as a mount helper of its own."""
+    return os.path.basename(program) == _HELPER
+
+
+def helper_words(words: Sequence[str]) -> list[str] | None:
+    """Return the command line of a mount helper as SOURCE, DIR and `-o OPTIONS`.
+
+    Return None if nothing is to be mounted (`mount -f`). Flags of mount(8) differ from those of
+    `vconfs mount` in their meaning.
+    """
+    if _FAKE in words:
+        return None
+    kept = list(words)
+    if "-t" in words:  # and the type
+        at = words.index("-t")
+        del kept[at : at + 2]
+    return [word for word in kept if word not in _NO_MEANING]
 
 
 def is_mount_helper_call(words: Sequence[str]) -> bool:

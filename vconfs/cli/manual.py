@@ -50,8 +50,9 @@ _TYPE_USAGE = (
 )
 _TYPE_DESCRIPTION = (
     "SOURCE is a DEVICE as for `vconfs mount`, or none for the embedded one or that of the file of "
-    "options. mount.fuse, of the package fuse3, starts the program in the name of the type, which "
-    "has to be in the path of mount(8): `vconfs doctor` says if it is not.",
+    "options. mount(8) starts mount.fuse.vconfs, which the Debian package of vconfs has in "
+    "/usr/sbin. Without it, mount.fuse of the package fuse3 starts vconfs, which has to be in the "
+    "path of mount(8): `vconfs doctor` says if it is not.",
     "Options that are for mount(8) and systemd (user, nofail, _netdev, x-systemd...), or that are "
     "the default (rw, nosuid, nodev, relatime), do nothing here.",
 )

@@ -51,6 +51,13 @@ def found(machine: Machine, check: str) -> list[Finding]:
     return [finding for finding in examine(machine) if finding.check == check]
 
 
+def test_a_mount_helper_of_its_own_needs_no_other(machine: Machine) -> None:
+    (machine.root / "sbin/mount.fuse").rename(machine.root / "sbin/mount.fuse.vconfs")
+    (machine.root / "usr/bin/vconfs").unlink()
+    states = {finding.check: finding.state for finding in examine(machine)}
+    assert states["mount-command"] == "ok"
+
+
 def test_a_machine_that_has_everything(machine: Machine) -> None:
     assert {finding.state for finding in examine(machine)} == {"ok"}
     assert len({finding.check for finding in examine(machine)}) == 13

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vconfs.cli._mount_helper import is_mount_helper_call, mount_words
+from vconfs.cli._mount_helper import helper_words, is_mount_helper_call, mount_words
 from vconfs.cli._options import with_config
 from vconfs.guest.devices import DEVICES
 
@@ -57,3 +57,22 @@ def test_a_device_without_a_colon_is_known(device: str) -> None:
 )
 def test_a_misspelt_command_is_not_a_device(words: str, by_mount: bool) -> None:
     assert is_mount_helper_call(words.split()) == by_mount
+
+
+@pytest.mark.parametrize(
+    ("words", "meaning"),
+    [
+        ("none /mnt -o rw", "none /mnt -o rw"),
+        ("none /mnt", "none /mnt"),
+        ("ports /mnt -s -n -v -o rw,wait", "ports /mnt -o rw,wait"),
+        ("none /mnt -o rw -t fuse.vconfs", "none /mnt -o rw"),
+        ("mount /mnt -n", "mount /mnt"),
+        ("--help", "--help"),
+    ],
+)
+def test_the_flags_of_a_mount_helper_are_not_ours(words: str, meaning: str) -> None:
+    assert helper_words(words.split()) == meaning.split()
+
+
+def test_a_fake_mount_mounts_nothing() -> None:
+    assert helper_words("none /mnt -f -o rw".split()) is None
