@@ -114,11 +114,15 @@ class PciFunction:
         """
         self.check_console()
         self.check_group()
+        if not (self._sysfs / "bus/pci/drivers" / VFIO_DRIVER).exists():
+            raise VconfsError(
+                f"the driver {VFIO_DRIVER} is not loaded: as root, modprobe {VFIO_DRIVER}"
+            )
         try:
             self._override(VFIO_DRIVER)
             if self.driver != VFIO_DRIVER:
                 raise VconfsError(
-                    f"{VFIO_DRIVER} does not take {self.address}: is its module loaded?"
+                    f"{VFIO_DRIVER} does not take {self.address}: the kernel's log says why"
                 )
         except VconfsError:
             with suppress(VconfsError):

@@ -21,6 +21,7 @@ def make_sysfs(folder: Path) -> Path:
         (path / "iommu_group").symlink_to(group)
         (group / "devices" / address).symlink_to(path)
     (folder / "bus/pci/drivers_probe").write_text("")
+    (folder / "bus/pci/drivers/vfio-pci").mkdir(parents=True)
     return folder
 
 

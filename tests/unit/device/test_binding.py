@@ -135,6 +135,15 @@ def test_a_driver_that_does_not_take_it(sysfs: Path) -> None:
     assert (sysfs / "bus/pci/drivers_probe").read_text() == CONSOLE
 
 
+def test_without_the_module_of_vfio_a_function_stays_with_its_driver(sysfs: Path) -> None:
+    give(sysfs, CONSOLE, "virtio-pci")
+    (sysfs / "bus/pci/drivers/vfio-pci").rmdir()
+    with pytest.raises(VconfsError, match="driver vfio-pci is not loaded: as root, modprobe"):
+        PciFunction(CONSOLE, sysfs).bind()
+    assert (sysfs / "bus/pci/devices" / CONSOLE / "driver_override").read_text() == ""
+    assert (sysfs / "bus/pci/drivers/virtio-pci/unbind").read_text() == ""
+
+
 def test_a_function_that_is_bound_already_stays(sysfs: Path) -> None:
     give(sysfs, CONSOLE, "vfio-pci")
     function = PciFunction(CONSOLE, sysfs)
