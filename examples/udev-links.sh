@@ -68,14 +68,16 @@ mkfifo "$events"
 inotifywait -m -e create,delete,attrib,unmount --format '%e %f' "$mount" >"$events" 2>&1 &
 watcher=$!
 trap 'kill "$watcher" 2>/dev/null || :; rm -f "$events"' EXIT
-trap 'exit 1' HUP INT TERM
+trap 'exit 1' HUP INT
+ended=
+trap 'ended=1' TERM # a service manager's, which may come before the end of the mount is seen
 
 # inotifywait reports when it watches. The first update comes after that, so nothing is missed.
-while read -r event file; do
+while [ -z "$ended" ] && read -r event file; do
     case "$event $file" in
     "Watches established.") update ;;
     *UNMOUNT* | *IGNORED*) break ;;
     *" vcon"*) update ;;
     esac
 done <"$events"
-update # the mount is gone, and so are its ports
+update # if the mount is gone, so are its ports

@@ -114,6 +114,21 @@ async def test_the_links_go_with_the_mount(mounted: OpenMount, tmp_path: Path) -
         assert links(folder) == {}
 
 
+@needs_inotifywait
+async def test_a_service_manager_ends_the_links_in_order(
+    mounted: OpenMount, tmp_path: Path, shell: list[str]
+) -> None:
+    """Its SIGTERM comes before or after the end of the mount."""
+    folder = tmp_path / "links"
+    async with mounted("a=echo") as it, linking(it, shell, folder) as running:
+        await changes_to(folder, {"a": "vcon0"}, it)
+        running.terminate()
+        with trio.fail_after(10):
+            assert await running.wait() == 0
+        assert links(folder) == {"a": "vcon0"}
+        assert list(folder.glob(".events*")) == []
+
+
 def unit_command(mountpoint: str, folder: str) -> list[str]:
     """What the unit starts, with other paths."""
     paths = {

@@ -32,9 +32,9 @@ class Remote:
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, tuple[Any, int]] = {}
 
-    async def ready(self) -> None:
+    async def ready(self, patience: float = PATIENCE) -> None:
         """Wait for a worker that has just been started."""
-        await self._answer(0)
+        await self._answer(0, patience)
 
     async def open(self, path: str, flags: int = os.O_RDWR | os.O_NONBLOCK) -> int:
         return int(await self._ask("open", path, flags))
@@ -90,9 +90,14 @@ class Remote:
 
     async def run(self, command: str, status: int = 0) -> str:
         """Run a shell command, and give all that it says."""
-        ended, said = await self._ask("run", command)
+        ended, said = await self.try_to_run(command)
         assert ended == status, f"{command}: {ended}\n{said}"
-        return str(said)
+        return said
+
+    async def try_to_run(self, command: str) -> tuple[int, str]:
+        """Run a shell command; return its status, and all that it says."""
+        ended, said = await self._ask("run", command)
+        return int(ended), str(said)
 
     async def leave(self, status: int) -> None:
         """End the worker, without an answer."""
@@ -107,9 +112,9 @@ class Remote:
         async with self._sending:
             await self._stream.send_all(json.dumps([call_id, call, arguments]).encode() + b"\n")
 
-    async def _answer(self, call_id: int) -> Any:
+    async def _answer(self, call_id: int, patience: float = PATIENCE) -> Any:
         waiting = self._waiting[call_id] = trio.Event()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(patience):
             if call_id not in self._answers:
                 await waiting.wait()
         del self._waiting[call_id]

@@ -1,0 +1,181 @@
+"""A booted Debian guest, whose console is a virtio console with ports.
+
+The ports' chardevs are sockets of the ports' names. The worker in the guest does what tests ask
+for.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+
+import trio
+
+from tests.debian import image
+from tests.guest.guest import BOOT_SECONDS
+from tests.qemu import releases
+from tests.qemu.listener import listener
+from tests.support.remote.client import Remote, open_remote
+
+#: Where the console is.
+ADDRESS = "0000:00:10.0"
+CONSOLE = "org.example.console"
+AGENT = "org.example.agent"
+CLIPBOARD = "org.example.clipboard"
+WHO = "org.example.who"
+PORTS = (AGENT, CLIPBOARD, WHO)
+#: The socket of the serial line /dev/ttyS2.
+LINE = "line"
+#: In the guest: where to mount, and the examples of the package.
+MOUNTPOINT = "/mnt/vcon"
+EXAMPLES = "/usr/share/doc/vconfs/examples"
+#: Seconds that it may take to boot Debian, on a machine that does other things as well.
+_BOOT_SECONDS = 4 * BOOT_SECONDS
+_END_SECONDS = 60
+#: Runs a command that ends with us, however we end.
+_RUN = ("setpriv", "--pdeathsig", "KILL")
+
+
+class Guest:
+    """A booted guest."""
+
+    def __init__(
+        self, folder: Path, process: subprocess.Popen[bytes], worker: socket.socket
+    ) -> None:
+        self.folder = folder
+        self._process = process
+        self._worker = worker
+
+    @property
+    def console(self) -> str:
+        """All that the guest has said on its serial line."""
+        return (self.folder / "console.log").read_text(errors="replace")
+
+    @asynccontextmanager
+    async def open_remote(self) -> AsyncIterator[Remote]:
+        """Do things in the guest."""
+        async with open_remote(self._worker) as remote:
+            yield remote
+
+    async def connect(self, name: str) -> trio.SocketStream:
+        """Connect as the host of the port with that name, or to the other end of the line."""
+        return await trio.open_unix_socket(self.folder / name)
+
+    async def wait_booted(self) -> None:
+        """Wait for the worker, and for the mount."""
+        with trio.move_on_after(_BOOT_SECONDS):
+            async with self.open_remote() as remote:
+                await remote.ready(_BOOT_SECONDS)
+                await until(remote, "systemctl is-active mnt-vcon.mount", _BOOT_SECONDS)
+            return
+        raise AssertionError(f"the guest has not booted:\n{self.console}")
+
+    async def power_off(self) -> None:
+        """Have systemd end the guest."""
+        async with self.open_remote() as remote:
+            await remote.run("systemctl --no-block poweroff")
+        with trio.move_on_after(_END_SECONDS):
+            await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
+            return
+        raise AssertionError(f"the guest does not end:\n{self.console}")
+
+    def journal(self, *words: str) -> str:
+        """Return the journal of the guest, which has ended, as journalctl prints it."""
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            debugfs(self.folder / "disk.img", f"rdump /var/log/journal {folder}")
+            command = "journalctl", "-q", "--no-pager", "-D", f"{folder}/journal", *words
+            return subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+
+
+async def until(remote: Remote, command: str, seconds: float = 60) -> None:
+    """Run a shell command in the guest again and again until it succeeds."""
+    said = ""
+    with trio.move_on_after(seconds):
+        while True:
+            status, said = await remote.try_to_run(command)
+            if status == 0:
+                return
+            await trio.sleep(0.5)  # the guest's processor has other work as well
+    raise AssertionError(f"{command} never succeeded; at last it said:\n{said}")
+
+
+def debugfs(disk: Path, *commands: str) -> None:
+    """Change or read the files of a disk that is not in use."""
+    text = "".join(f"{command}\n" for command in commands)
+    command = "debugfs", "-w", "-f", "-", str(disk)
+    subprocess.run(command, input=text, capture_output=True, text=True, check=True)
+
+
+@contextmanager
+def open_guest(
+    folder: Path, files: Mapping[str, str], enabled: Mapping[str, str]
+) -> Iterator[Guest]:
+    """Boot a guest that also has these files (path, text), and these units (unit, its wanter)."""
+    disk = folder / "disk.img"
+    subprocess.run(["cp", "--sparse=always", image.DISK, disk], check=True)
+    _add(disk, files, enabled)
+    with ExitStack() as stack:
+        ours, theirs = socket.socketpair()
+        stack.enter_context(ours)
+        inherited = [stack.enter_context(theirs)]
+
+        def chardev(name: str) -> list[str]:
+            inherited.append(stack.enter_context(listener(folder / name)))
+            number = inherited[-1].fileno()
+            return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
+
+        command = [*_RUN, releases.NAME, *_machine(folder, disk)]
+        command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
+        command += ["-serial", "chardev:worker", *chardev(LINE), "-serial", f"chardev:{LINE}"]
+        command += [*chardev(CONSOLE), "-device"]
+        command += [f"virtconsole,bus=vs.0,nr=0,chardev={CONSOLE},name={CONSOLE}"]
+        for nr, name in enumerate(PORTS, 1):
+            device = f"virtserialport,bus=vs.0,nr={nr},chardev={name},name={name}"
+            command += [*chardev(name), "-device", device]
+        descriptors = [sock.fileno() for sock in inherited]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        for sock in inherited:
+            sock.close()
+        try:
+            yield Guest(folder, process, ours)
+        finally:
+            process.kill()
+            process.wait()
+            disk.unlink()
+
+
+def _add(disk: Path, files: Mapping[str, str], enabled: Mapping[str, str]) -> None:
+    commands = []
+    with tempfile.TemporaryDirectory() as name:
+        for number, (path, text) in enumerate(files.items()):
+            source = Path(name) / str(number)
+            source.write_text(text)
+            source.chmod(0o755 if text.startswith("#!") else 0o644)
+            parents = [*map(str, Path(path).parents)][-2::-1]
+            folders = [f"mkdir {parent}" for parent in parents]
+            commands += [*folders, f"rm {path}", f"write {source} {path}"]
+        for unit, wanter in enabled.items():
+            folder = f"/etc/systemd/system/{wanter}.wants"
+            template = f"{unit.partition('@')[0]}@.service" if "@" in unit else unit
+            added = f"/etc/systemd/system/{unit}" in files
+            home = "/etc/systemd/system" if added else "/lib/systemd/system"
+            commands += [f"mkdir {folder}", f"symlink {folder}/{unit} {home}/{template}"]
+        debugfs(disk, *commands)
+
+
+def _machine(folder: Path, disk: Path) -> list[str]:
+    # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
+    append = "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on"
+    console = "virtio-serial-pci,id=vs,disable-legacy=on,iommu_platform=on,addr=10"
+    return [
+        *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
+        *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
+        *("-kernel", str(image.BASE / "vmlinux"), "-initrd", str(image.BASE / "initrd.img")),
+        *("-append", f"{append} no_timer_check", "-device", "intel-iommu,intremap=on"),
+        *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
+        *("-serial", f"file:{folder}/console.log", "-device", console),
+    ]
