@@ -123,7 +123,7 @@ def _make_disk() -> None:
 def _install(tree: Path) -> None:
     """Install our package as an administrator would, with the packages that it depends on."""
     deb = shutil.copy(package(), tree / "tmp")
-    words = "apt-get", "install", "-y", "-q", "--no-download", f"/tmp/{Path(deb).name}"
+    words = "apt-get", "install", "-y", "-q", f"/tmp/{Path(deb).name}"
     _run("chroot", tree, "env", "DEBIAN_FRONTEND=noninteractive", *words)
     os.unlink(deb)
 

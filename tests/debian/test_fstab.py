@@ -23,7 +23,10 @@ SETUP = uses.Setup(
         ),
         **uses.LINKS_FILES,
     },
-    enabled={"udev-links.service": "mnt-vcon.mount"},
+    enabled={
+        "udev-links.service": "mnt-vcon.mount",
+        "serial-getty@hvc0.service": "getty.target",  # the kernel's console
+    },
 )
 
 

@@ -75,4 +75,4 @@ def test_the_flags_of_a_mount_helper_are_not_ours(words: str, meaning: str) -> N
 
 
 def test_a_fake_mount_mounts_nothing() -> None:
-    assert helper_words("none /mnt -f -o rw".split()) is None
+    assert helper_words(["none", "/mnt", "-f", "-o", "rw"]) is None
