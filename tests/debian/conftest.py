@@ -32,8 +32,17 @@ def guest(
         needs.cannot_run(problem)
     setup = request.module.SETUP
     with open_guest(tmp_path_factory.mktemp("debian"), setup.files, setup.enabled) as booted:
-        trio.run(booted.wait_booted)
-        yield booted
+        failed_before = request.session.testsfailed
+        try:
+            trio.run(booted.wait_booted)
+            yield booted
+        finally:
+            if request.session.testsfailed > failed_before:
+                print(
+                    "the guest's journal:",
+                    booted.journal("-b", "--facility=daemon,user,auth,authpriv"),
+                    sep="\n",
+                )
 
 
 @pytest.fixture

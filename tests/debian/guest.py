@@ -84,7 +84,7 @@ class Guest:
         raise AssertionError(f"the guest does not end:\n{self.console}")
 
     def journal(self, *words: str) -> str:
-        """Return the journal of the guest, which has ended, as journalctl prints it."""
+        """Return the journal on the guest's disk as journalctl prints it."""
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             debugfs(self.folder / "disk.img", f"rdump /var/log/journal {folder}")
             command = "journalctl", "-q", "--no-pager", "-D", f"{folder}/journal", *words

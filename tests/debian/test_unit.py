@@ -49,8 +49,8 @@ async def test_the_unit_mounts_the_ports(remote: Remote) -> None:
 
 async def test_a_host_end_may_come_later(guest: Guest, remote: Remote) -> None:
     """It is at the other end of a serial line. The unit waits, and fails not once."""
-    shown = await remote.run("systemctl show -P ActiveState -P NRestarts vconfs@late")
-    assert set(shown.splitlines()) == {"activating", "0"}
+    shown = await remote.run("systemctl show -p ActiveState,NRestarts vconfs@late")
+    assert set(shown.splitlines()) == {"ActiveState=activating", "NRestarts=0"}
     async with await guest.connect(LINE) as line:
         descriptor = line.socket.fileno()
         host = await trio.lowlevel.open_process(

@@ -148,7 +148,7 @@ async def the_clipboard_is_shared(guest: Guest, remote: Remote, folder: Path) ->
             file.write_text("from the host\n")
             await until(remote, f"grep -x 'from the host' {there}")
     finally:
-        await remote.run("systemctl stop clipboard")
+        await remote.try_to_run("systemctl stop clipboard")  # it may have ended with its host
 
 
 async def links_lead_to_the_ports(remote: Remote) -> None:
@@ -172,7 +172,8 @@ _MARK = "the test asks for the end"
 
 
 async def the_journal_has_no_warning(remote: Remote) -> None:
-    assert await remote.run(f"journalctl {' '.join(_WARNINGS)}") == ""
+    warnings = await remote.run(f"journalctl {' '.join(_WARNINGS)}")
+    assert warnings == ""
 
 
 async def the_end_is_quick(guest: Guest) -> None:
