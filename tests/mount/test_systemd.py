@@ -65,6 +65,7 @@ def test_readiness_and_watchdog_are_asked_for(unit: str) -> None:
     service = UNITS[unit]["Service"]
     assert (service["Type"], service["Restart"]) == ("notify", "on-failure")
     assert int(service["WatchdogSec"]) > 0
+    assert service["RestartPreventExitStatus"] == "2"  # a usage error
 
 
 @pytest.mark.parametrize("unit", UNITS)
