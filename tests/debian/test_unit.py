@@ -13,6 +13,7 @@ import trio
 
 from tests.debian import uses
 from tests.debian.guest import ADDRESS, LINE, MOUNTPOINT, Guest, until
+from tests.debian.uses import program
 from tests.support.remote.client import Remote
 
 pytestmark = [pytest.mark.long, pytest.mark.limit(200)]
@@ -49,26 +50,24 @@ async def test_the_unit_mounts_the_ports(remote: Remote) -> None:
     assert driver.endswith("/vfio-pci")
 
 
-async def test_a_host_end_may_come_later(guest: Guest, remote: Remote) -> None:
+async def test_a_host_end_may_come_later(guest: Guest, remote: Remote, tmp_path: Path) -> None:
     """It is at the other end of a serial line. The unit waits, and fails not once."""
     shown = await remote.run("systemctl show -p ActiveState,NRestarts vconfs@late")
     assert set(shown.splitlines()) == {"ActiveState=activating", "NRestarts=0"}
-    async with await guest.connect(LINE) as line:
-        descriptor = line.socket.fileno()
-        host = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "vconfs", "host", "--listen", "stream:stdio", "--port=a=echo"],
-            stdin=descriptor,
-            stdout=descriptor,
-        )
-        try:
-            await until(remote, "systemctl is-active vconfs@late", 90)
+    terminal = tmp_path / "terminal"
+    line = ["socat", f"PTY,link={terminal},raw,echo=0", f"UNIX-CONNECT:{guest.folder / LINE}"]
+    listen = f"stream:tty:{terminal}"
+    host = [sys.executable, "-m", "vconfs", "host", "--listen", listen, "--port", "a=echo"]
+    async with program(*line):
+        with trio.fail_after(20):
+            while not terminal.exists():
+                await trio.sleep(0.05)
+        async with program(*host):
+            await until(remote, "systemctl is-active vconfs@late", 150)
             said = await remote.run("exec 3<>/mnt/late/by-name/a; echo hi >&3; sed 1q <&3")
             assert said == "hi\n"
             assert await remote.run("systemctl show -P NRestarts vconfs@late") == "0\n"
             await remote.run("systemctl stop vconfs@late")
-        finally:
-            host.kill()
-            await host.wait()
 
 
 async def test_links_lead_to_the_ports(remote: Remote) -> None:

@@ -59,6 +59,7 @@ def test_the_purpose_has_to_be_named(bare: dict[str, str], words: tuple[str, ...
         ("demo", "scripts/bootstrap demo"),
         ("coverage", "scripts/bootstrap test"),
         ("test-unit", "scripts/venv test"),
+        ("deb", "scripts/build-deb dist"),
     ],
 )
 def test_make_bootstraps_for_what_it_does(target: str, script: str, tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _as_helper(words: Sequence[str]) -> list[str]:
-    """Return the command line of mount.fuse.vconfs as one of ours; end if there is nothing to do."""
+    """Return the command line of mount.fuse.vconfs as one of ours; end if nothing is to do."""
     ours = helper_words(words)
     if ours is None:
         sys.exit(0)

@@ -179,8 +179,9 @@ def _mount_command(machine: Machine) -> Finding:
     The latter calls the program in the type's name.
     """
     name = "mount-command"
-    helper = any((machine.root / folder / "mount.fuse.vconfs").exists() for folder in _HELPERS)
-    for program, advice in () if helper else (
+    if any((machine.root / folder / "mount.fuse.vconfs").exists() for folder in _HELPERS):
+        return Finding(name, "ok", "mount -t fuse.vconfs and fstab find mount.fuse.vconfs")
+    for program, advice in (
         ("mount.fuse", "apt-get install fuse3"),
         ("vconfs", f"as root: ln -s {machine.program} /usr/local/bin/vconfs"),
     ):
