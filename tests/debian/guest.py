@@ -9,17 +9,17 @@ from __future__ import annotations
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import trio
 
 from tests.debian import image
-from tests.guest.guest import BOOT_SECONDS
+from tests.guest import guest
 from tests.qemu import releases
 from tests.qemu.listener import listener
-from tests.support.remote.client import Remote, open_remote
+from tests.support.remote.client import Remote
 
 #: Where the console is.
 ADDRESS = "0000:00:10.0"
@@ -34,36 +34,12 @@ LINE = "line"
 MOUNTPOINT = "/mnt/vcon"
 EXAMPLES = "/usr/share/doc/vconfs/examples"
 #: Seconds that it may take to boot Debian, on a machine that does other things as well.
-_BOOT_SECONDS = 4 * BOOT_SECONDS
+_BOOT_SECONDS = 4 * guest.BOOT_SECONDS
 _END_SECONDS = 60
-#: Runs a command that ends with us, however we end.
-_RUN = ("setpriv", "--pdeathsig", "KILL")
 
 
-class Guest:
-    """A booted guest."""
-
-    def __init__(
-        self, folder: Path, process: subprocess.Popen[bytes], worker: socket.socket
-    ) -> None:
-        self.folder = folder
-        self._process = process
-        self._worker = worker
-
-    @property
-    def console(self) -> str:
-        """All that the guest has said on its serial line."""
-        return (self.folder / "console.log").read_text(errors="replace")
-
-    @asynccontextmanager
-    async def open_remote(self) -> AsyncIterator[Remote]:
-        """Do things in the guest."""
-        async with open_remote(self._worker) as remote:
-            yield remote
-
-    async def connect(self, name: str) -> trio.SocketStream:
-        """Connect as the host of the port with that name, or to the other end of the line."""
-        return await trio.open_unix_socket(self.folder / name)
+class Guest(guest.Guest):
+    """A booted guest with Debian's own first program, and a disk that is its own."""
 
     async def wait_booted(self) -> None:
         """Wait for the worker, and for the mount."""
@@ -128,7 +104,7 @@ def open_guest(
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = [*_RUN, releases.NAME, *_machine(folder, disk)]
+        command = [*guest.RUN, releases.NAME, *_machine(folder, disk)]
         command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         command += ["-serial", "chardev:worker", *chardev(LINE), "-serial", f"chardev:{LINE}"]
         command += [*chardev(CONSOLE), "-device"]

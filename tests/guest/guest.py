@@ -113,7 +113,7 @@ MICROVM = Hardware(
 )
 
 #: Runs a command that ends with us, however we end.
-_RUN = ("setpriv", "--pdeathsig", "KILL")
+RUN = ("setpriv", "--pdeathsig", "KILL")
 
 
 @cache
@@ -213,7 +213,7 @@ def open_guest(
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = [*_RUN, qemu, *_machine(folder, boot, hardware)]
+        command = [*RUN, qemu, *_machine(folder, boot, hardware)]
         command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         command += ["-device", "isa-serial,chardev=worker,index=1"]
         command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
