@@ -123,7 +123,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         # An end that has a link to the other says when that leaves.
         leaves = pytest.mark.expect_log("guest lost: the guest end leaves")
         devices = [pytest.param(it, marks=() if it == "embedded" else leaves) for it in DEVICES]
-        if metafunc.module.__name__.endswith(FOR_BOTH_SIDES):
+        of_guest = metafunc.definition.get_closest_marker("guest_side") is not None
+        if metafunc.module.__name__.endswith(FOR_BOTH_SIDES) and not of_guest:
             devices.append(pytest.param(HOST_SIDE))
         metafunc.parametrize("device", devices, indirect=True)
 
