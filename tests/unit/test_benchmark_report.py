@@ -6,8 +6,6 @@ import re
 import subprocess
 from pathlib import Path
 
-import pytest
-
 from benchmarks import report
 from benchmarks._processes import spent
 from benchmarks._results import Results, read
@@ -49,7 +47,6 @@ def test_the_page_says_machine_date_and_figures() -> None:
 
 
 def test_plots_are_pictures_with_each_peer(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     report.write(results(), tmp_path)
     picture = (tmp_path / "benchmarks/memory.svg").read_text()
     assert {"ours", "theirs"} <= set(re.findall(r">(\w+)</text>", picture))
