@@ -18,6 +18,7 @@ from attrs import define, field, frozen
 
 from vconfs.protocol import tap
 from vconfs.protocol.events import Buffer
+from vconfs.system.tasks import soon_in_portions
 
 
 class TappedPort(Protocol):
@@ -121,15 +122,20 @@ class Taps(Generic[P]):
     def begin(self, tapper: Tapper) -> None:
         """Let a tapper watch, and show it the ports that are there.
 
-        This is also called again when the ports that it wants have changed.
+        This is also called again when the ports that it wants have changed. If there are many
+        ports, it begins with some of them in later turns of the event loop.
         """
         if tapper not in self._tappers:
             self._tappers.append(tapper)
-        self._renew()
-        for port_id in sorted(self.by_port):
-            if tapper.wants(port_id):
-                connected = self._connected(self._ports[port_id])
-                self.by_port[port_id].show_present(tapper, connected=connected)
+        in_order = [self._ports[port_id] for port_id in sorted(self._ports)]
+        soon_in_portions(lambda port: self._begin_with(port, tapper), in_order)
+
+    def _begin_with(self, port: P, tapper: Tapper) -> None:
+        if tapper not in self._tappers or self._ports.get(port.id) is not port:
+            return  # one of them has gone meanwhile
+        self._join(port)
+        if port.tap is not None and tapper.wants(port.id):
+            port.tap.show_present(tapper, connected=self._connected(port))
 
     def end(self, tapper: Tapper) -> None:
         """Let a tapper watch no more."""
@@ -169,3 +175,5 @@ class Taps(Generic[P]):
         port.tap = PortTap(port, tappers) if tappers else None
         if port.tap is not None:
             self.by_port[port.id] = port.tap
+        else:
+            self.by_port.pop(port.id, None)

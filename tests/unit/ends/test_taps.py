@@ -7,15 +7,18 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from attrs import frozen
 
 from tests.support.waiting import until
 from vconfs.guest.port import Opener
+from vconfs.guest.ports import PortManager
 from vconfs.host.spec import parse_port
 from vconfs.link.taps import Tapper, Taps
 from vconfs.protocol import tap
 from vconfs.protocol.lines import LineReader
 from vconfs.protocol.tap import Record
+from vconfs.system.tasks import PORTION
 from vconfs.testing import Ends, open_ends
 
 
@@ -130,3 +133,32 @@ async def test_a_port_that_comes_and_goes_is_seen(ends: Ends) -> None:
     assert 2 not in ends.manager.taps.by_port
     assert [event for event, _ in host.seen()] == ["add", "remove"]
     assert 2 not in ends.host.taps.by_port
+
+
+# --- many ports ---------------------------------------------------------------------------
+
+
+def shown(manager: PortManager, tapper: Tapper) -> list[int | None]:
+    """Return the ids of the ports that were shown to be there."""
+    records = Watched(manager.taps, tapper).records()
+    return [record.id for record in records if record.event == "present"]
+
+
+async def test_the_tap_of_many_ports_begins_in_portions() -> None:
+    manager, tapper, gone = PortManager(), Tapper(lambda: None), Tapper(lambda: None)
+    for port_id in range(1000):
+        manager.add(port_id)
+    manager.taps.begin(gone)
+    manager.taps.end(gone)
+    manager.taps.begin(tapper)
+    first = shown(manager, tapper)
+    assert first == list(range(PORTION))
+    manager.remove(999)
+    await trio.testing.wait_all_tasks_blocked()
+    assert first + shown(manager, tapper) == list(range(999))
+    assert shown(manager, gone) == list(range(PORTION))
+    tapper.wanted = frozenset({3})
+    manager.taps.begin(tapper)
+    await trio.testing.wait_all_tasks_blocked()
+    assert shown(manager, tapper) == [3]
+    assert list(manager.taps.by_port) == [3]
