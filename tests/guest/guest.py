@@ -31,7 +31,7 @@ UNSAFE_CACHE = ROOT / ".cache" / "noiommu"
 #: Debian testing.
 BOOT = {"own": CACHE, "testing": ROOT / ".cache" / "guest-testing"}
 #: Seconds that it may take to boot, and to power off.
-BOOT_SECONDS = 60
+BOOT_SECONDS = 100
 END_SECONDS = 20
 #: What the guest is run with.
 PROGRAMS = (releases.NAME, "apt-get", "busybox", "qemu-ga", "setpriv")

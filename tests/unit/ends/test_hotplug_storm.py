@@ -107,7 +107,7 @@ class Storm:
 
 @pytest.mark.parametrize("link", LINKS)
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.expect_log("guest lost", "have the same name")
+@pytest.mark.expect_log("guest lost", "have the same name", "ended with exit code 141")
 async def test_the_guest_ends_with_the_ports_of_the_host(
     link: str, seed: int, tmp_path: Path
 ) -> None:

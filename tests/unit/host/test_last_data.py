@@ -62,7 +62,8 @@ async def test_all_of_it_is_taken_and_other_tasks_have_turns() -> None:
         await guest.take_rest()
         nursery.cancel_scope.cancel()
     assert taken(host) == ALL
-    assert max(after - before for before, after in pairwise(seen)) <= 40 << 20
+    # The order of tasks changes: two turns of taking can be between two turns of the others.
+    assert max(after - before for before, after in pairwise(seen)) <= 2 * (24 << 20)
 
 
 @pytest.mark.expect_log("guest lost")
