@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import array
-import fcntl
 import socket
-import struct
-import termios
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,6 +12,7 @@ import trio
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.vhost_user import FDS_MAX, Message, Parser
 from vconfs.system.aside import ASIDE, close_descriptors
+from vconfs.system.queue_sizes import bytes_to_send
 from vconfs.system.unix_sockets import descriptors_in
 
 _INT: Final = array.array("i").itemsize
@@ -59,8 +57,7 @@ class MessageSocket:
 
     def unread(self) -> int:
         """Return how many sent bytes the peer has not read, and their overhead."""
-        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        return int(struct.unpack("i", answer)[0])
+        return bytes_to_send(self._sock.fileno())
 
     def release(self) -> None:
         """Close the descriptors of messages that were only received in part."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import socket
@@ -17,6 +16,7 @@ import trio
 
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+from vconfs.system.queue_sizes import bytes_to_read, bytes_to_send
 from vconfs.system.shell_programs import Program
 
 #: Bytes to request in one read; a socket's buffer holds about as many.
@@ -48,7 +48,7 @@ class Wire:
         #: When bytes came last; None if none have come yet.
         self.heard_at: float | None = None
         mode = os.fstat(writer).st_mode
-        self._ask_unread = termios.FIONREAD if stat.S_ISFIFO(mode) else termios.TIOCOUTQ
+        self._bytes_unread = bytes_to_read if stat.S_ISFIFO(mode) else bytes_to_send
         self._can_ask_unread = not stat.S_ISREG(mode)
 
     async def receive(self) -> bytes:
@@ -100,11 +100,10 @@ class Wire:
         if not self._can_ask_unread:
             return 0
         try:
-            answer = fcntl.ioctl(self._writer, self._ask_unread, bytes(4))
+            return self._bytes_unread(self._writer)
         except OSError:  # a descriptor of another kind, or a line that is gone
             self._can_ask_unread = False
             return 0
-        return int(struct.unpack("i", answer)[0])
 
     @property
     def is_busy(self) -> bool:

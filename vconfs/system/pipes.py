@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import struct
-import termios
 from typing import Final
 
 import trio
 
 from vconfs.protocol.events import Buffer
+from vconfs.system.queue_sizes import bytes_to_read
 
 #: Bytes to request in one read.
 _CHUNK: Final = 1 << 16
@@ -57,9 +55,3 @@ class Pipe:
     def unread(self) -> int:
         """Return how many bytes in a pipe or fifo have not been read."""
         return bytes_to_read(self.descriptor)
-
-
-def bytes_to_read(descriptor: int) -> int:
-    """Return how many bytes can be read now from a pipe (either end), terminal or socket."""
-    answer = fcntl.ioctl(descriptor, termios.FIONREAD, bytes(4))
-    return int(struct.unpack("i", answer)[0])

@@ -15,7 +15,7 @@ from attrs import frozen
 
 from vconfs.system.descriptors import owned
 from vconfs.system.inotify import Change, Changes, watching
-from vconfs.system.pipes import bytes_to_read
+from vconfs.system.queue_sizes import bytes_to_read
 
 #: Milliseconds in which the kernel moves data that waits for space to the terminal's read buffer.
 _FLIP = 5

@@ -12,7 +12,8 @@ from typing import Final
 import trio
 
 from vconfs.system.descriptors import with_usual_limit
-from vconfs.system.pipes import Pipe, bytes_to_read
+from vconfs.system.pipes import Pipe
+from vconfs.system.queue_sizes import bytes_to_read
 
 #: Seconds that a program may keep running after SIGTERM.
 _PATIENCE: Final = 1.0

@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import socket
-import termios
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
@@ -20,6 +18,7 @@ from typing import Final, TypeVar
 import trio
 
 from vconfs.system.aside import close_descriptors
+from vconfs.system.queue_sizes import bytes_to_read
 
 S = TypeVar("S", socket.socket, trio.socket.SocketType)
 
@@ -132,10 +131,9 @@ def close_unread(sock: socket.socket | trio.socket.SocketType) -> None:
 
 def _has_unread(sock: socket.socket | trio.socket.SocketType) -> bool:
     try:
-        waiting = fcntl.ioctl(sock.fileno(), termios.FIONREAD, bytes(_INT))
+        return bytes_to_read(sock.fileno()) > 0
     except OSError:
         return True  # a listening socket: a client not accepted yet may have sent something
-    return bool(any(waiting))
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from vconfs.host.chardevs._client import Client, wait_hang_up
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
-from vconfs.system.pipes import bytes_to_read
+from vconfs.system.queue_sizes import bytes_to_read
 from vconfs.system.unix_sockets import receive_packet
 
 log: Final = logging.getLogger(__name__)

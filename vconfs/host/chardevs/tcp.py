@@ -12,10 +12,8 @@ guest must be told, and the next client must have its turn. So after the FIN:
 
 from __future__ import annotations
 
-import fcntl
 import socket
 import struct
-import termios
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -32,6 +30,7 @@ from vconfs.syntax.addresses import tcp_address
 from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Pauses
 from vconfs.system.listening import Door, listening_on
+from vconfs.system.queue_sizes import bytes_to_send
 
 #: Seconds between two checks of the peer's end.
 _LOOK_FIRST, _LOOK_MAX = 0.02, 0.5
@@ -83,8 +82,7 @@ class _TcpClient(SocketClient):
     @override
     def unread(self) -> int:
         """Return how many bytes the peer's kernel has not acknowledged."""
-        answer = fcntl.ioctl(self._sock.fileno(), termios.TIOCOUTQ, bytes(4))
-        return int(struct.unpack("i", answer)[0])
+        return bytes_to_send(self._sock.fileno())
 
     @override
     def leave(self) -> int:
