@@ -15,6 +15,7 @@ from attrs import define, field
 
 from vconfs.host._messages import UNDER_WAY, MessageQueue
 from vconfs.link.byte_queue import MARK_COST, ByteQueue
+from vconfs.link.port_line import Line
 from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
@@ -23,45 +24,11 @@ from vconfs.system.stopwatch import Stopwatch
 _trouble = LogOnce(logging.getLogger(__name__))
 
 
-class HostPortLine(Protocol):
+class HostPortLine(Line, Protocol):
     """A port's way to the guest: the part of an attached guest that host ports use."""
-
-    #: True if back-pressure is a THROTTLE message (v8); else it is the port's own ring (virtio1).
-    throttles: bool
-
-    @property
-    def in_flight(self) -> int:
-        """The most bytes that may be under way when the guest has seen the request to stop."""
-
-    def has_room(self, port_id: int) -> bool:
-        """True if a write would take something, as far as is known: see `want_room`."""
-
-    def want_room(self, port_id: int) -> None:
-        """Look for room to send. If there is none, call the port's `room_came` when there is."""
-
-    def send_nowait(self, port_id: int, data: Buffer) -> int:
-        """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
-
-    def send_later(self, port_id: int, data: Buffer) -> int:
-        """Store some of `data` until the port's turn comes; return its size or raise WouldBlock."""
-
-    async def send(self, port_id: int, data: Buffer, wanted: Callable[[], bool]) -> int:
-        """Like `send_nowait`, but wait for a turn and for room; return 0 once not `wanted`."""
-
-    def nudge(self, port_id: int) -> None:
-        """Make the tasks that wait in `send` check whether that is still wanted."""
 
     def offer(self, port_id: int, give: Callable[[int], Buffer]) -> None:
         """At each turn of this port send what `give` returns, until it returns nothing."""
-
-    def open_port(self, port_id: int, opened: bool) -> None:
-        """Tell the guest that the far side was connected or is gone."""
-
-    def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
-        """Ask the guest to stop sending, or to go on. `seen` is called once it has seen that."""
-
-    def refill(self, port_id: int) -> None:
-        """Take what the guest has put into the port's own ring, if there is one."""
 
 
 @define
