@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from click.shell_completion import CompletionItem
 
 from vconfs.cli._find_port import mounts, places
 from vconfs.files.names import id_of_file
+
+T = TypeVar("T")
 
 
 def proposals(words: Iterable[str], incomplete: str) -> list[CompletionItem[Any]]:
@@ -35,6 +37,21 @@ def _port_files(mount: Path) -> list[str]:
     except OSError:
         return []
     return sorted(file for file in files if id_of_file(os.fsencode(file)) is not None)
+
+
+def parsed_by(parse: Callable[[Any], T]) -> Callable[..., T | None]:
+    """Return a callback for an option or argument whose value `parse` reads.
+
+    A ValueError of `parse` is shown as a usage error. An option that is not given stays None.
+    """
+
+    def callback(ctx: click.Context, param: click.Parameter, value: Any) -> T | None:
+        try:
+            return None if value is None else parse(value)
+        except ValueError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return callback
 
 
 class File(click.Path):

@@ -7,18 +7,14 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import File, proposals
+from vconfs.cli._arguments import File, parsed_by, proposals
 from vconfs.cli._config import read_text
 from vconfs.cli._options import MountOptions, option_beginnings, parse_options
 from vconfs.files.rules import Rule, parse_rules
 
 
-def _options(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> MountOptions:
-    words = [word for value in values for word in value.split(",")]
-    try:
-        return parse_options(words)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
+def _options(values: tuple[str, ...]) -> MountOptions:
+    return parse_options([word for value in values for word in value.split(",")])
 
 
 def _propose_options(
@@ -42,7 +38,7 @@ options_option: Final = click.option(
     "-o",
     "--options",
     multiple=True,
-    callback=_options,
+    callback=parsed_by(_options),
     shell_complete=_propose_options,
     help="Mount options, separated by commas.",
 )

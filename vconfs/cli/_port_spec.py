@@ -9,25 +9,17 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import File, proposals
+from vconfs.cli._arguments import File, parsed_by, proposals
 from vconfs.cli._values import as_typed, last_word, options, paths
 from vconfs.host.chardev import chardev_kinds, options_of, parse_chardev, split_kind
 from vconfs.host.control_socket import control_path
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import PORT_FORMS, parse_port
 
-
-def _control_path(ctx: click.Context, param: click.Parameter, path: str | None) -> str | None:
-    try:
-        return None if path is None else control_path(path)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
 control_option = click.option(
     "--control",
     type=File(),
-    callback=_control_path,
+    callback=parsed_by(control_path),
     metavar="PATH",
     help="Path of a socket for `vconfs ctl`.",
 )

@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-from vconfs.cli._arguments import File, proposals
+from vconfs.cli._arguments import File, parsed_by, proposals
 from vconfs.cli._control_client import ask, ask_to_tap
 from vconfs.cli._port_spec import PortSpec
 from vconfs.cli._tapping import Style, read_records, show, style_options
@@ -201,18 +201,15 @@ def throttle(as_json: bool, guest: str | None, port: int | str, switch: str) -> 
     _carry_out(Throttle(port, switch == "on", guest=guest), as_json)
 
 
-def _mebibytes(ctx: click.Context, param: click.Parameter, size: str) -> int:
-    try:
-        return parse_mebibytes("limit", size, LIMIT_MAX)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
+def _mebibytes(size: str) -> int:
+    return parse_mebibytes("limit", size, LIMIT_MAX)
 
 
 @command.command("limit", short_help="Set how much unread data the guest may keep.")
 @_as_json
 @_guest
 @_port
-@click.argument("mib", callback=_mebibytes, metavar="SIZE")
+@click.argument("mib", callback=parsed_by(_mebibytes), metavar="SIZE")
 def limit(as_json: bool, guest: str | None, port: int | str, mib: int) -> None:
     """Set how much unread data the guest may keep for a port (dialect v8), like 4M.
 

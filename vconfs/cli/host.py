@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import click
 import trio
 
-from vconfs.cli._arguments import Folder
+from vconfs.cli._arguments import Folder, parsed_by
 from vconfs.cli._config import config_option_with, tables_of
 from vconfs.cli._guests import guests_of, read_tables
 from vconfs.cli._logs import log_format_option, log_option, open_log
@@ -42,20 +43,11 @@ _OF_GUESTS: Final = {
 }
 
 
-def _drain(ctx: click.Context, param: click.Parameter, time: str) -> float:
+def _metrics_address(text: str) -> tuple[str, int]:
     try:
-        return seconds("--drain", time)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
-def _metrics_address(
-    ctx: click.Context, param: click.Parameter, text: str | None
-) -> tuple[str, int] | None:
-    try:
-        return None if text is None else tcp_address(text)
+        return tcp_address(text)
     except ValueError:
-        raise click.BadParameter(f"an address is HOST:PORT, not {text!r}", ctx, param) from None
+        raise ValueError(f"an address is HOST:PORT, not {text!r}") from None
 
 
 @click.command("host", short_help="Serve ports to guests in other processes.")
@@ -67,7 +59,7 @@ def _metrics_address(
 @control_option
 @click.option(
     "--metrics",
-    callback=_metrics_address,
+    callback=parsed_by(_metrics_address),
     metavar="HOST:PORT",
     help="Address where Prometheus can scrape metrics.",
 )
@@ -83,7 +75,7 @@ def _metrics_address(
 @log_option
 @click.option(
     "--drain",
-    callback=_drain,
+    callback=parsed_by(partial(seconds, "--drain")),
     default=f"{DRAIN_TIME:g}s",
     show_default=True,
     metavar="TIME",

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import trio
 
-from vconfs.cli._arguments import Folder
+from vconfs.cli._arguments import Folder, parsed_by
 from vconfs.cli._background import run_in_background
 from vconfs.cli._config import config_option
 from vconfs.cli._logs import log_format_option, log_option, open_log
@@ -40,15 +40,6 @@ from vconfs.system.signals import survive_hang_ups
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
 
 
-def _patience(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        return patience_with_host(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), ctx, param) from None
-
-
 class _MountCommand(click.Command):
     """A command whose option --wait-for-host may stand alone, and whose -o may have config=FILE."""
 
@@ -73,7 +64,7 @@ class _MountCommand(click.Command):
 @click.option("--once", is_flag=True, help="End when the device is lost; do not try it again.")
 @click.option(
     "--wait-for-host",
-    callback=_patience,
+    callback=parsed_by(patience_with_host),
     metavar="[=TIME]",
     help="Wait for a host end that is not there yet; without TIME, for ever.",
 )
