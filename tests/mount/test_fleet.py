@@ -25,7 +25,7 @@ SCHEMA = json.loads(files("vconfs.protocol").joinpath("control.schema.json").rea
 
 @contextmanager
 def host(*words: str, listeners: int = 1) -> Iterator[subprocess.Popen[bytes]]:
-    """A host end, which listens at so many addresses; it ends in order."""
+    """Run a host end that listens at this many addresses, and end it in order."""
     command = ["env", "--default-signal", *VCONFS, "host", *words]
     with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
         try:

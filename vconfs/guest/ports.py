@@ -53,7 +53,7 @@ class PortManager:
     ports: dict[int, Port] = field(init=False, factory=dict)
     observers: list[PortObserver] = field(init=False, factory=list)
     mount_end: MountEnd = field(init=False, factory=MountEnd)
-    #: Those who watch what passes through the ports.
+    #: The programs that watch what passes through the ports.
     taps: Taps[Port] = field(
         init=False,
         default=Factory(lambda it: Taps(it.ports, lambda port: port.host_connected), True),

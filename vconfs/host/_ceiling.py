@@ -15,7 +15,7 @@ class Ceiling:
     """The most bytes that some ports may keep; 0: any number. It may be below another one."""
 
     limit: int = 0
-    #: What the error calls those who have it.
+    #: Whose ceiling it is, for the error.
     whose: str = "the ports"
     above: Ceiling | None = None
     taken: int = field(init=False, default=0)

@@ -60,7 +60,7 @@ class Host:
         self.ports: dict[int, HostPort] = {}
         #: How often the guest has connected.
         self.connects: int = 0
-        #: Those who watch what passes through the ports.
+        #: The programs that watch what passes through the ports.
         self.taps: Taps[HostPort] = Taps(self.ports, lambda port: port.connected)
         #: Called with the id of a port whose bytes were dropped.
         self.on_drop: Callable[[int], None] = lambda port_id: None

@@ -1,4 +1,4 @@
-"""Taps: showing what passes through ports to those who watch, at either end.
+"""Taps: records of what passes through ports, for programs that watch them, at either end.
 
 Theory of operation
 -------------------
@@ -41,7 +41,7 @@ P = TypeVar("P", bound=TappedPort)
 
 @define(eq=False)
 class Tapper:
-    """One who watches: all ports, or those with the ids in `wanted`."""
+    """A program that watches all ports, or those with the ids in `wanted`."""
 
     #: Called when there is something to take from the backlog, and when there is no more to come.
     on_record: Callable[[], None]

@@ -139,7 +139,7 @@ def _fill(descriptor: int, page_size: int, most: int) -> int:
 def _map(descriptor: int, size: int, page_size: int, stack: ExitStack) -> memoryview:
     """Map a file of huge pages until the stack is closed.
 
-    From then on, those who still have the view see empty memory, and the pages can be freed.
+    From then on, code that still has the view sees empty memory, and the pages can be freed.
     """
     space = mmap.mmap(-1, size + page_size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     view = memoryview(space)

@@ -25,7 +25,8 @@ Run = Callable[..., tuple[object, str]]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
-    monkeypatch.setattr(_logs, "_LINE_LIMIT", LineLimit())  # one process logs only so many errors
+    # Alike lines of all tests of this process would have one limit.
+    monkeypatch.setattr(_logs, "_LINE_LIMIT", LineLimit())
 
     def run(*words: str) -> tuple[object, str]:
         """Run a command; give its exit code and what it printed."""
