@@ -6,11 +6,10 @@ for.
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import trio
@@ -18,7 +17,6 @@ import trio
 from tests.debian import image
 from tests.guest import guest
 from tests.qemu import releases
-from tests.qemu.listener import listener
 from tests.support.remote.client import Remote
 
 #: Where the console is.
@@ -94,34 +92,22 @@ def open_guest(
     disk = folder / "disk.img"
     subprocess.run(["cp", "--sparse=always", image.DISK, disk], check=True)
     _add(disk, files, enabled)
-    with ExitStack() as stack:
-        ours, theirs = socket.socketpair()
-        stack.enter_context(ours)
-        inherited = [stack.enter_context(theirs)]
 
-        def chardev(name: str) -> list[str]:
-            inherited.append(stack.enter_context(listener(folder / name)))
-            number = inherited[-1].fileno()
-            return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
-
-        command = [*guest.RUN, releases.NAME, *_machine(folder, disk)]
-        command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
+    def words(chardev: guest.Chardev) -> list[str]:
+        command = [releases.NAME, *_machine(folder, disk)]
         command += ["-serial", "chardev:worker", *chardev(LINE), "-serial", f"chardev:{LINE}"]
         command += [*chardev(CONSOLE), "-device"]
         command += [f"virtconsole,bus=vs.0,nr=0,chardev={CONSOLE},name={CONSOLE}"]
         for nr, name in enumerate(PORTS, 1):
             device = f"virtserialport,bus=vs.0,nr={nr},chardev={name},name={name}"
             command += [*chardev(name), "-device", device]
-        descriptors = [sock.fileno() for sock in inherited]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
-        for sock in inherited:
-            sock.close()
-        try:
-            yield Guest(folder, process, ours)
-        finally:
-            process.kill()
-            process.wait()
-            disk.unlink()
+        return command
+
+    try:
+        with guest.running(folder, words) as (process, worker):
+            yield Guest(folder, process, worker)
+    finally:
+        disk.unlink()
 
 
 def _add(disk: Path, files: Mapping[str, str], enabled: Mapping[str, str]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
@@ -109,11 +109,12 @@ MICROVM = Hardware(
         *("-machine", "microvm", "-global", "virtio-mmio.force-legacy=false"),
         *("-device", "virtio-9p-device,fsdev=root,mount_tag=root"),
     ),
-    "tsc_early_khz=2000000",
+    # There is no other clock to compare with: on a busy machine a kernel did so, and stood still.
+    "tsc_early_khz=2000000 tsc=reliable",
 )
 
 #: Runs a command that ends with us, however we end.
-RUN = ("setpriv", "--pdeathsig", "KILL")
+_RUN = ("setpriv", "--pdeathsig", "KILL")
 
 
 @cache
@@ -203,6 +204,34 @@ def open_guest(
     archive = folder / "initramfs.cpio"
     init = Path(__file__).parent / "init"
     archive.write_bytes(initramfs.build(boot, init, hardware.modules))
+
+    def words(chardev: Chardev) -> list[str]:
+        command = [qemu, *_machine(folder, boot, hardware)]
+        command += ["-device", "isa-serial,chardev=worker,index=1"]
+        command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
+        if arguments is not None:
+            return [*command, *arguments]
+        for device in consoles:
+            command += [*chardev(device.data), *chardev(device.agent)]
+            command += _console(device, iommu=hardware.iommu)
+        return command
+
+    with running(folder, words) as (process, worker):
+        yield Guest(folder, process, worker)
+
+
+#: Returns the arguments for a chardev with this name, a socket in the folder of the guest.
+Chardev = Callable[[str], list[str]]
+
+
+@contextmanager
+def running(
+    folder: Path, words: Callable[[Chardev], Sequence[str]]
+) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
+    """Run the QEMU of these words while the block runs.
+
+    Yield it, and our side of its chardev `worker`.
+    """
     with ExitStack() as stack:
         ours, theirs = socket.socketpair()
         stack.enter_context(ours)
@@ -213,22 +242,13 @@ def open_guest(
             number = inherited[-1].fileno()
             return ["-chardev", f"socket,id={name},fd={number},server=on,wait=off"]
 
-        command = [*RUN, qemu, *_machine(folder, boot, hardware)]
-        command += ["-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
-        command += ["-device", "isa-serial,chardev=worker,index=1"]
-        command += [*chardev("qmp"), "-mon", "chardev=qmp,mode=control"]
-        if arguments is None:
-            for device in consoles:
-                command += [*chardev(device.data), *chardev(device.agent)]
-                command += _console(device, iommu=hardware.iommu)
+        command = [*_RUN, *words(chardev), "-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         descriptors = [sock.fileno() for sock in inherited]
-        process = subprocess.Popen(
-            [*command, *(arguments or ())], stdin=subprocess.DEVNULL, pass_fds=descriptors
-        )
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
         for sock in inherited:
             sock.close()
         try:
-            yield Guest(folder, process, ours)
+            yield process, ours
         finally:
             process.kill()
             process.wait()
