@@ -6,15 +6,20 @@ without a pause, as much as the window allows, whatever it is asked to do by THR
 
 from __future__ import annotations
 
+import random
 import select
 import socket
+import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Final
 
 import trio
 
+from tests.support.limits import LONG
+from tests.support.waiting import until
 from vconfs.guest.connection import Connection
 from vconfs.guest.devices import parse_device
 from vconfs.guest.port import Opener, Port
@@ -24,6 +29,8 @@ from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.tasks import open_background
 
 _PIECE: Final = 64 << 10
+#: How often a guest is killed.
+KILLS: Final = 100 if LONG else 12
 
 
 @asynccontextmanager
@@ -49,6 +56,58 @@ async def echo(port: Port, data: bytes) -> None:
             for piece in await port.read(len(data) - len(came)):
                 came += piece
     assert came == data
+
+
+@asynccontextmanager
+async def flooding(folder: Path, name: str) -> AsyncIterator[trio.Process]:
+    command = [sys.executable, "-m", "tests.faults.fleets", "flood", f"{folder}/any", name]
+    async with trio.open_nursery() as nursery:
+        process: trio.Process = await nursery.start(
+            lambda task_status: trio.run_process(
+                command, stdout=subprocess.PIPE, check=False, task_status=task_status
+            )
+        )
+        assert process.stdout is not None
+        assert (await process.stdout.receive_some()).startswith(b"flooding")
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@asynccontextmanager
+async def disturbed(
+    folder: Path,
+    names: Sequence[str],
+    echoing: Callable[[str], AbstractAsyncContextManager[Port]],
+    numbers: random.Random,
+    settled: Callable[[], bool] = lambda: True,
+) -> AsyncIterator[None]:
+    """Let guests with these names talk to an echo, and kill a flooding one, `victim`, KILLS times.
+
+    After each time, all of them go on, and `settled` comes true. They still do in the block.
+    """
+    checked = dict.fromkeys(names, 0)
+
+    async def converse(name: str) -> None:
+        async with echoing(name) as port:
+            while True:
+                await echo(port, numbers.randbytes(numbers.randrange(1, 30_000)))
+                checked[name] += 1
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            nursery.start_soon(converse, name)
+        await until(lambda: all(checked.values()))
+        for _ in range(KILLS):
+            before = dict(checked)
+            async with flooding(folder, "victim") as victim:
+                await trio.sleep(numbers.uniform(0, 0.1))
+                victim.kill()
+            await until(lambda: all(checked[name] > before[name] for name in checked))  # noqa: B023
+            await until(settled)
+        yield
+        nursery.cancel_scope.cancel()
 
 
 def _flood(path: str, name: str) -> None:

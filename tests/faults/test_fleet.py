@@ -6,24 +6,19 @@ import os
 import random
 import socket
 import statistics
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from tests.support.limits import LONG
 from tests.support.waiting import until
 from vconfs.cli._control_client import ask
 from vconfs.protocol.control import GuestList
 
-from .fleets import echo, open_guest
+from .fleets import disturbed, echo, flooding, open_guest
 from .programs import Program, open_both
-
-#: How often a guest is killed.
-KILLS = 100 if LONG else 12
 
 
 @asynccontextmanager
@@ -37,23 +32,6 @@ async def bytes_in(folder: Path, name: str) -> int:
     """How much the host end has received from a guest."""
     guests = await trio.to_thread.run_sync(ask, folder / "ctl", GuestList())
     return next(int(guest["bytes_in"]) for guest in guests if guest["name"] == name)
-
-
-@asynccontextmanager
-async def flooding(folder: Path, name: str) -> AsyncIterator[trio.Process]:
-    command = [sys.executable, "-m", "tests.faults.fleets", "flood", f"{folder}/any", name]
-    async with trio.open_nursery() as nursery:
-        process: trio.Process = await nursery.start(
-            lambda task_status: trio.run_process(
-                command, stdout=subprocess.PIPE, check=False, task_status=task_status
-            )
-        )
-        assert process.stdout is not None
-        assert (await process.stdout.receive_some()).startswith(b"flooding")
-        try:
-            yield process
-        finally:
-            process.kill()
 
 
 async def test_an_echo_beside_a_flood_takes_less_than_200_ms(tmp_path: Path) -> None:
@@ -82,29 +60,9 @@ async def test_a_guest_is_killed_again_and_again_beside_nine_others(
     tmp_path: Path, numbers: random.Random
 ) -> None:
     async with open_fleet_host(tmp_path, "echo=echo") as host:
-        checked = dict.fromkeys((f"g{number}" for number in range(9)), 0)
-        connected = trio.Event()
-
-        async def converse(name: str) -> None:
-            async with open_guest(f"{tmp_path}/any", name) as port:
-                while True:
-                    data = random.randbytes(numbers.randrange(1, 30_000))
-                    await echo(port, data)
-                    checked[name] += 1
-                    if all(checked.values()):
-                        connected.set()
-
-        async with trio.open_nursery() as nursery:
-            for name in checked:
-                nursery.start_soon(converse, name)
-            await connected.wait()
-            for _ in range(KILLS):
-                before = dict(checked)
-                async with flooding(tmp_path, "victim") as victim:
-                    await trio.sleep(numbers.uniform(0, 0.1))
-                    victim.kill()
-                await until(lambda: all(checked[name] > before[name] for name in checked))  # noqa: B023
-            nursery.cancel_scope.cancel()
+        names = [f"g{number}" for number in range(9)]
+        async with disturbed(tmp_path, names, partial(open_guest, f"{tmp_path}/any"), numbers):
+            pass
         assert not [line for line in host.lines if "Traceback" in line]
         await until(lambda: host.descriptors() < 60)
 

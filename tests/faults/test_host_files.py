@@ -7,6 +7,7 @@ import random
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -15,9 +16,8 @@ from tests.support.threads import in_thread
 from tests.support.waiting import until
 from vconfs.guest.port import Port
 
-from .fleets import echo, open_guest
+from .fleets import disturbed, open_guest
 from .programs import Program, open_both
-from .test_fleet import KILLS, flooding
 
 #: How many honest guests there are.
 HONEST = 3
@@ -52,28 +52,15 @@ async def test_guests_that_flood_and_die_do_not_disturb_the_files_of_others(
     tmp_path: Path, numbers: random.Random
 ) -> None:
     async with open_host_of_files(tmp_path) as host:
-        checked = dict.fromkeys((f"g{number}" for number in range(HONEST)), 0)
-
-        async def converse(name: str) -> None:
-            async with echoed(tmp_path, name) as port:
-                while True:
-                    await echo(port, numbers.randbytes(numbers.randrange(1, 30_000)))
-                    checked[name] += 1
-
-        async with trio.open_nursery() as nursery:
-            for name in checked:
-                nursery.start_soon(converse, name)
-            await until(lambda: all(checked.values()))
-            victim = tmp_path / "mnt" / "victim"
-            for _ in range(KILLS):
-                before = dict(checked)
-                async with flooding(tmp_path, "victim") as process:
-                    await trio.sleep(numbers.uniform(0, 0.1))
-                    process.kill()
-                await until(lambda: all(checked[name] > before[name] for name in checked))  # noqa: B023
-                await until(lambda: os.getxattr(victim, "user.connected") == b"0")
+        victim = tmp_path / "mnt" / "victim"
+        async with disturbed(
+            tmp_path,
+            [f"g{number}" for number in range(HONEST)],
+            partial(echoed, tmp_path),
+            numbers,
+            lambda: os.getxattr(victim, "user.connected") == b"0",
+        ):
             queued = await in_thread(lambda: int(os.getxattr(victim / "vcon0", "user.queued")))
             assert queued <= 80 << 20  # what was on its way on each connection, up to a bound
-            nursery.cancel_scope.cancel()
         assert host.resident() < 200 << 10
         assert not [line for line in host.lines if "Traceback" in line]

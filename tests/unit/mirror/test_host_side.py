@@ -75,6 +75,16 @@ def opened(port: Port) -> Opener:
     return opener
 
 
+async def opened_with(it: Ends, data: bytes) -> Opener:
+    """Open both sides, and let the guest send; return the opener of the host's side."""
+    opened(it.guest_side)
+    mine = opened(it.host_side)
+    await until(lambda: it.guest_side.host_connected)
+    await write_all(it.guest_side, data)
+    await until(lambda: it.host_side.queued == len(data))
+    return mine
+
+
 async def read(port: Port, size: int = 1 << 20) -> bytes:
     return b"".join(await port.read(size))
 
@@ -236,12 +246,8 @@ async def test_a_guest_that_is_lost_hangs_up_and_the_next_one_finds_the_host(dia
 
 async def test_losses_are_counted_by_both(dialect: str) -> None:
     async with ends(dialect) as it:
-        opened(it.guest_side)
-        mine = opened(it.host_side)
-        await until(lambda: it.guest_side.host_connected)
         host_port = it.host.ports[0]
-        await write_all(it.guest_side, b"read unread")
-        await until(lambda: it.host_side.queued == 11)
+        mine = await opened_with(it, b"read unread")
         assert (host_port.queued, host_port.delivered_bytes) == (11, 0)
         assert await read(it.host_side, 5) == b"read "
         assert (host_port.queued, host_port.delivered_bytes) == (6, 5)
@@ -254,11 +260,7 @@ async def test_losses_are_counted_by_both(dialect: str) -> None:
 async def test_a_removed_port_gives_its_readers_the_rest(dialect: str) -> None:
     async with ends(dialect) as it:
         port = it.host_side
-        opened(it.guest_side)
-        opened(port)
-        await until(lambda: it.guest_side.host_connected)
-        await write_all(it.guest_side, b"rest")
-        await until(lambda: port.queued)
+        await opened_with(it, b"rest")
         it.host.remove(0)
         assert port.removed
         assert 0 not in it.shown.manager.ports
@@ -273,11 +275,7 @@ async def test_a_removal_waits_for_readers_and_says_what_was_lost(
 ) -> None:
     async with ends(dialect) as it:
         port = it.host_side
-        opened(it.guest_side)
-        mine = opened(port)
-        await until(lambda: it.guest_side.host_connected)
-        await write_all(it.guest_side, b"to be read")
-        await until(lambda: port.queued)
+        mine = await opened_with(it, b"to be read")
         async with trio.open_nursery() as nursery:
             host_port = it.host.ports[0]
             nursery.start_soon(it.host.remove_when_drained, 0)
@@ -291,11 +289,7 @@ async def test_a_removal_waits_for_readers_and_says_what_was_lost(
 async def test_an_ending_refuses_writes_and_delivers_what_readers_take(dialect: str) -> None:
     async with ends(dialect) as it:
         port = it.host_side
-        opened(it.guest_side)
-        opened(port)
-        await until(lambda: it.guest_side.host_connected)
-        await write_all(it.guest_side, b"to be read")
-        await until(lambda: port.queued)
+        await opened_with(it, b"to be read")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(it.host.drain)
             await until(lambda: port.ending)
@@ -307,11 +301,7 @@ async def test_an_ending_refuses_writes_and_delivers_what_readers_take(dialect: 
 @pytest.mark.expect_log("removed a port: 6 bytes were dropped, not delivered: 6 of port 'port'")
 async def test_an_ending_drops_what_has_no_reader_and_counts_it(dialect: str) -> None:
     async with ends(dialect, "port=mount,cache") as it:
-        opened(it.guest_side)
-        mine = opened(it.host_side)
-        await until(lambda: it.guest_side.host_connected)
-        await write_all(it.guest_side, b"unread")
-        await until(lambda: it.host_side.queued)
+        mine = await opened_with(it, b"unread")
         it.host_side.close(mine)
         host_port = it.host.ports[0]
         await it.host.remove_when_drained(0)
