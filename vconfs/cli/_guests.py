@@ -17,10 +17,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from attrs import evolve, field, frozen
+from attrs import evolve, frozen
 
 from vconfs.host.fleet import NO_LIMITS, GuestSpec, Limits, Template
 from vconfs.host.listeners import ANY, Listener, parse_listener
+from vconfs.host.serving import Guests
 from vconfs.host.spec import parse_port
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.guest_names import fill_in, guest_name
@@ -45,22 +46,6 @@ class Tables:
     guests: Sequence[GuestSpec] = ()
     template: Template | None = None
     limits: Limits = NO_LIMITS
-
-
-@frozen
-class Guests:
-    """All guests of a host end."""
-
-    guests: Sequence[GuestSpec] = ()
-    #: Listeners for any guest.
-    listeners: Sequence[Listener] = ()
-    #: For guests that come by themselves; None if all guests are known.
-    template: Template | None = None
-    limits: Limits = NO_LIMITS
-    #: True if there can be several, whose names belong into the log.
-    several: bool = True
-    #: All guests that are known, and a sample of those that may come.
-    samples: Sequence[GuestSpec] = field(factory=list)
 
 
 def read_tables(config: Mapping[str, Any], text: str, file: str) -> Tables | None:

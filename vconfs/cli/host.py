@@ -148,35 +148,25 @@ def command(
         why = "the ports of guests are in their tables, [[guest]] and [template]"
         raise click.BadParameter(why, param_hint="--port")
     try:
-        found = guests_of(urls, dialect, ports, tables)
+        guests = guests_of(urls, dialect, ports, tables)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--listen") from None
-    plan = Plan(
-        found.guests,
-        found.listeners,
-        found.template,
-        found.limits,
-        found.several,
-        control,
-        metrics,
-        drain,
-        _host_mount(mountpoint, options, rules, drain),
-    )
+    plan = Plan(guests, control, metrics, drain, _host_mount(mountpoint, options, rules, drain))
 
     def ready() -> None:
         collect_only_new_objects()
-        for url in plan.urls[:_SHOWN]:
+        for url in guests.urls[:_SHOWN]:
             log.info("listening on %s", url)
-        if more := plan.urls[_SHOWN:]:
+        if more := guests.urls[_SHOWN:]:
             log.info("listening on %d more addresses, the last is %s", len(more), more[-1])
 
     open_log(log_path, mountpoint)
     survive_hang_ups()
     if not keep_privileges:
-        listeners = [*found.listeners, *(it for guest in found.samples for it in guest.listeners)]
+        listeners = [*guests.listeners, *(it for one in guests.samples for it in one.listeners)]
         needed, by_helper = (set(), False) if mountpoint is None else needs_of_mount(mountpoint)
         drop_unneeded(
-            [port for guest in found.samples for port in guest.ports],
+            [port for guest in guests.samples for port in guest.ports],
             needed,
             may_gain=by_helper or any(listener.starts_program for listener in listeners),
         )

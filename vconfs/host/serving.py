@@ -24,10 +24,10 @@ from vconfs.system.tasks import open_background
 
 
 @frozen
-class Plan:
+class Guests:
     """Which guests there are, and where they connect."""
 
-    guests: Sequence[GuestSpec] = ()
+    known: Sequence[GuestSpec] = ()
     #: Listeners for any guest.
     listeners: Sequence[Listener] = ()
     #: What guests have that come by themselves; None if all guests are known.
@@ -35,6 +35,21 @@ class Plan:
     limits: Limits = NO_LIMITS
     #: True if there can be several guests, whose names belong into the log.
     several: bool = True
+    #: All guests that are known, and a sample of those that may come.
+    samples: Sequence[GuestSpec] = ()
+
+    @property
+    def urls(self) -> list[str]:
+        """All addresses where guests connect."""
+        listeners = [*self.listeners, *(it for guest in self.known for it in guest.listeners)]
+        return [listener.url for listener in listeners]
+
+
+@frozen
+class Plan:
+    """What a host end serves, and how."""
+
+    guests: Guests
     #: The path of the control socket; None for no control socket.
     control: str | None = None
     #: The host and the port where Prometheus scrapes; None for no metrics.
@@ -43,12 +58,6 @@ class Plan:
     drain: float = DRAIN_TIME
     #: What mounts the ports with the chardev mount; None for no mount.
     files: PortFiles | None = None
-
-    @property
-    def urls(self) -> list[str]:
-        """All addresses where guests connect."""
-        listeners = [*self.listeners, *(it for guest in self.guests for it in guest.listeners)]
-        return [listener.url for listener in listeners]
 
 
 async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> None:
@@ -70,10 +79,10 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                 nursery.start_soon(_heed_signals, signals, stop, nursery.cancel_scope)
                 async with (
                     open_fleet(
-                        plan.template,
+                        plan.guests.template,
                         patience=plan.drain,
-                        limits=plan.limits,
-                        labelled=plan.several,
+                        limits=plan.guests.limits,
+                        labelled=plan.guests.several,
                         files=plan.files,
                     ) as fleet,
                     answering_signals(fleet.reopen_files),
@@ -85,7 +94,7 @@ async def serve_host(plan: Plan, ready: Callable[[], None] = lambda: None) -> No
                         await _start(plan, fleet, listening)
                         nursery.start_soon(watch_loop_if_asked)
                         ready()
-                        tell_ready(f"listening on {_summary(plan.urls)}")
+                        tell_ready(f"listening on {_summary(plan.guests.urls)}")
                         await fleet.deserted.wait()
                     if not serving.cancel_called:
                         await fleet.end()
@@ -114,13 +123,13 @@ async def _stop_when(event: trio.Event, stop: trio.Event) -> None:
 
 
 async def _start(plan: Plan, fleet: Fleet, nursery: trio.Nursery) -> None:
-    for guest in plan.guests:
+    for guest in plan.guests.known:
         await fleet.add(guest)
     if plan.control is not None:
         await nursery.start(serve_control, fleet, plan.control)
     if plan.metrics is not None:
         await nursery.start(_server_of_metrics(), fleet, *plan.metrics)
-    for listener in plan.listeners:
+    for listener in plan.guests.listeners:
         await nursery.start(fleet.listen, listener)
 
 
