@@ -118,7 +118,7 @@ def allocate(path: Path, most: int, stack: ExitStack) -> HugePages:
         for at in range(0, size, page_size):
             view[at] = 0  # has the page mapped
         _pin(starts, stack)
-        return HugePages(view, page_size, [_find_physical(at) for at in starts])
+        return HugePages(view, page_size, _find_physical(starts))
     except OSError as error:
         raise VconfsError(f"cannot allocate huge pages in {path}: {error.strerror}") from None
 
@@ -170,11 +170,14 @@ def _pin(starts: Sequence[int], stack: ExitStack) -> None:
         raise OSError(code, f"vmsplice: {os.strerror(code)}")
 
 
-def _find_physical(address: int) -> int:
-    """Return the physical address of the page that we have at `address`."""
+def _find_physical(addresses: Sequence[int]) -> list[int]:
+    """Return the physical addresses of the pages that we have at these addresses."""
+    found = []
     with _PAGEMAP.open("rb", buffering=0) as file:
-        file.seek(address // mmap.PAGESIZE * _ENTRY.size)
-        return parse_entry(file.read(_ENTRY.size))
+        for address in addresses:
+            file.seek(address // mmap.PAGESIZE * _ENTRY.size)
+            found.append(parse_entry(file.read(_ENTRY.size)))
+    return found
 
 
 def parse_entry(entry: bytes) -> int:

@@ -373,7 +373,9 @@ def bare(machine: Path, kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> Path
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr(vfio_group, "_DMA_SIZE", 4 * mmap.PAGESIZE)
     numbers = iter((9, 8, 4, 5))
-    monkeypatch.setattr(huge_pages, "_find_physical", lambda at: next(numbers) * mmap.PAGESIZE)
+    monkeypatch.setattr(
+        huge_pages, "_find_physical", lambda starts: [next(numbers) * mmap.PAGESIZE for _ in starts]
+    )
     kernel.kind = 8
     return folder
 
