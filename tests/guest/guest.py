@@ -102,14 +102,17 @@ PLAIN = Hardware(
     ("-machine", "q35", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
     modules=(UNSAFE_CACHE,),
 )
-#: A machine without PCI: its virtio devices are on virtio-mmio. It has nothing by which a kernel
-#: could find out how fast its clock is, so it is told about that.
+#: A machine without PCI: its virtio devices are on virtio-mmio. By its ACPI tables it has no PIC
+#: and no PIT, so its kernel sets up neither. If QEMU has them nevertheless, a tick of the PIT can
+#: come as interrupt 0, which means a division by zero: the kernel panics before it has a console.
+#: Without the PIT a kernel cannot find out how fast its clock is, so it is told about that.
 MICROVM = Hardware(
     (
-        *("-machine", "microvm", "-global", "virtio-mmio.force-legacy=false"),
+        *("-machine", "microvm,pic=off,pit=off", "-global", "virtio-mmio.force-legacy=false"),
         *("-device", "virtio-9p-device,fsdev=root,mount_tag=root"),
     ),
-    # There is no other clock to compare with: on a busy machine a kernel did so, and stood still.
+    # That is not exact. Without `reliable` a kernel compares the clock with its own ticks, finds it
+    # wrong, and takes the ticks as its clock.
     "tsc_early_khz=2000000 tsc=reliable",
 )
 
