@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.support.booted import Booted
 from tests.support.examples import examples
 from tests.support.watched import Suite
 
@@ -76,9 +77,12 @@ def unused_tcp_port() -> int:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
-    """Show what the guest said when a test fails that has a `guest`."""
+    """Show what the guest of a test said when the test fails."""
     report = yield
-    booted = getattr(item, "funcargs", {}).get("guest")
-    if report.failed and booted is not None:
-        report.sections.append(("the guest's console", booted.console))
+    if report.failed:
+        fixtures = getattr(item, "funcargs", {}).values()
+        owners = [getattr(fixture, "guest", fixture) for fixture in fixtures]
+        for booted in {id(owner): owner for owner in owners}.values():
+            if isinstance(booted, Booted):
+                report.sections += booted.ends.items()
     return report

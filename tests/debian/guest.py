@@ -39,14 +39,11 @@ _END_SECONDS = 60
 class Guest(guest.Guest):
     """A booted guest with Debian's own first program, and a disk that is its own."""
 
-    async def wait_booted(self) -> None:
+    async def wait_booted(self, seconds: float = _BOOT_SECONDS) -> None:
         """Wait for the worker, and for the mount."""
-        with trio.move_on_after(_BOOT_SECONDS):
-            async with self.open_remote() as remote:
-                await remote.ready(_BOOT_SECONDS)
-                await until(remote, "systemctl is-active mnt-vcon.mount", _BOOT_SECONDS)
-            return
-        raise AssertionError(f"the guest has not booted:\n{self.console}")
+        await super().wait_booted(seconds)
+        async with self.open_remote() as remote:
+            await until(remote, "systemctl is-active mnt-vcon.mount", seconds)
 
     async def power_off(self) -> None:
         """Have systemd end the guest."""
@@ -55,7 +52,7 @@ class Guest(guest.Guest):
         with trio.move_on_after(_END_SECONDS):
             await trio.to_thread.run_sync(self._process.wait, abandon_on_cancel=True)
             return
-        raise AssertionError(f"the guest does not end:\n{self.console}")
+        raise AssertionError(f"the guest does not end; {self.said}")
 
     def journal(self, *words: str) -> str:
         """Return the journal on the guest's disk as journalctl prints it."""
@@ -131,13 +128,14 @@ def _add(disk: Path, files: Mapping[str, str], enabled: Mapping[str, str]) -> No
 
 def _machine(folder: Path, disk: Path) -> list[str]:
     # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
-    append = "root=/dev/vda rw console=ttyS0 quiet panic=-1 mitigations=off intel_iommu=on"
+    append = "root=/dev/vda rw earlyprintk=ttyS0 console=ttyS0 quiet panic=-1 mitigations=off"
+    append += " intel_iommu=on no_timer_check"
     console = "virtio-serial-pci,id=vs,disable-legacy=on,iommu_platform=on,addr=10"
     return [
         *("-accel", "tcg,tb-size=512", "-machine", "q35", "-cpu", "Nehalem"),
         *("-smp", "1", "-m", "1024", "-nodefaults", "-no-reboot", "-nographic", "-nic", "none"),
         *("-kernel", str(image.BASE / "vmlinux"), "-initrd", str(image.BASE / "initrd.img")),
-        *("-append", f"{append} no_timer_check", "-device", "intel-iommu,intremap=on"),
+        *("-append", append, "-device", "intel-iommu,intremap=on"),
         *("-drive", f"file={disk},format=raw,if=virtio,cache=unsafe"),
         *("-serial", f"file:{folder}/console.log", "-device", console),
     ]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import ClassVar
 
 import trio
 from attrs import frozen
@@ -21,7 +22,8 @@ from tests.qemu import releases
 from tests.qemu.listener import listener
 from tests.qemu.machine import Monitor, open_monitor
 from tests.support import fetching
-from tests.support.remote.client import Remote, open_remote
+from tests.support.booted import Booted
+from tests.support.remote.client import Remote, WorkerEnded, open_remote
 
 ROOT = Path(__file__).parents[2]
 CACHE = ROOT / ".cache" / "guest"
@@ -116,6 +118,9 @@ MICROVM = Hardware(
     "tsc_early_khz=2000000 tsc=reliable",
 )
 
+#: The file with what QEMU writes to its standard error.
+_MESSAGES = "qemu.log"
+
 #: Runs a command that ends with us, however we end.
 _RUN = ("setpriv", "--pdeathsig", "KILL")
 
@@ -137,20 +142,17 @@ def _fetch(wanted: Path, script: str, *arguments: str | Path) -> str:
     return "" if wanted.exists() else fetching.fetch(script, *arguments)
 
 
-class Guest:
+class Guest(Booted):
     """A booted guest."""
+
+    LOGS: ClassVar = {**Booted.LOGS, "QEMU's messages": _MESSAGES}
 
     def __init__(
         self, folder: Path, process: subprocess.Popen[bytes], worker: socket.socket
     ) -> None:
-        self.folder = folder
+        super().__init__(folder)
         self._process = process
         self._worker = worker
-
-    @property
-    def console(self) -> str:
-        """All that the guest has said."""
-        return (self.folder / "console.log").read_text(errors="replace")
 
     @asynccontextmanager
     async def open_remote(self) -> AsyncIterator[Remote]:
@@ -168,12 +170,17 @@ class Guest:
         """Connect as the host of the port with that name."""
         return await trio.open_unix_socket(self.folder / name)
 
-    async def wait_booted(self) -> None:
-        with trio.move_on_after(BOOT_SECONDS):
+    async def wait_booted(self, seconds: float = BOOT_SECONDS) -> None:
+        """Wait for the worker."""
+        try:
             async with self.open_remote() as remote:
-                await remote.ready()
+                await remote.ready(seconds)
             return
-        raise AssertionError(f"the guest has not booted:\n{self.console}")
+        except trio.TooSlowError:
+            problem = f"has not booted in {seconds} s"
+        except WorkerEnded:
+            problem = "has ended before it had booted"
+        raise AssertionError(f"the guest {problem}; {self.said}")
 
     async def end(self, status: int) -> None:
         """Have the worker end with this status; the guest ends with it."""
@@ -187,7 +194,7 @@ class Guest:
             code = None
         # See `init`: the status is in there, so that 0 and 1 are failures of the machinery.
         wanted = 2 * (16 + status) + 1
-        assert code == wanted, f"QEMU ended with {code}; the guest said:\n{self.console}"
+        assert code == wanted, f"QEMU ended with {code}; {self.said}"
 
 
 @contextmanager
@@ -233,7 +240,8 @@ def running(
 ) -> Iterator[tuple[subprocess.Popen[bytes], socket.socket]]:
     """Run the QEMU of these words while the block runs.
 
-    Yield it, and our side of its chardev `worker`.
+    Yield it, and our side of its chardev `worker`. Its standard error is a file: when a host end is
+    killed, QEMU writes hundreds of lines.
     """
     with ExitStack() as stack:
         ours, theirs = socket.socketpair()
@@ -247,7 +255,10 @@ def running(
 
         command = [*_RUN, *words(chardev), "-chardev", f"socket,id=worker,fd={theirs.fileno()}"]
         descriptors = [sock.fileno() for sock in inherited]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=descriptors)
+        messages = stack.enter_context((folder / _MESSAGES).open("wb"))
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=messages, pass_fds=descriptors
+        )
         for sock in inherited:
             sock.close()
         try:
@@ -259,7 +270,7 @@ def running(
 
 def _machine(folder: Path, boot: Path, hardware: Hardware) -> list[str]:
     # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
-    append = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+    append = "earlyprintk=ttyS0 console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
     append += f" guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [

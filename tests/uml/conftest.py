@@ -73,10 +73,10 @@ def boot(folder: Path, kernel: Kernel, host: HostEnd) -> Iterator[Guest]:
     with ExitStack() as stack:
         guest = stack.enter_context(open_guest(folder, kernel, [host.device]))
         if not trio.run(guest.boots):
-            log.warning("the guest does not boot; once more. It said:\n%s", guest.console)
+            log.warning("the guest does not boot; once more; %s", guest.said)
             stack.close()
             guest = stack.enter_context(open_guest(folder, kernel, [host.device]))
-            assert trio.run(guest.boots), f"the guest does not boot; it said:\n{guest.console}"
+            assert trio.run(guest.boots), f"the guest does not boot; {guest.said}"
         for module in kernel.modules:
             trio.run(guest.run, f"busybox insmod {module}")
         yield guest

@@ -7,7 +7,6 @@ virtio consoles are of vhost-user back-ends, which have to be there when it boot
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -17,9 +16,9 @@ from pathlib import Path
 
 import trio
 
-from tests.support.remote.client import Remote, open_remote
+from tests.support.booted import Booted
+from tests.support.remote.client import Remote, WorkerEnded, open_remote
 from tests.uml.kernels import Kernel
-from vconfs.system.tasks import open_background
 
 ROOT = Path(__file__).parents[2]
 #: Seconds that it may take to boot, and to power off; on an idle machine it is one.
@@ -28,7 +27,7 @@ END_SECONDS = 20
 _VIRTIO_CONSOLE = 3
 
 
-class Guest:
+class Guest(Booted):
     """A booted guest; `line` is the other end of its first serial line."""
 
     def __init__(
@@ -39,16 +38,11 @@ class Guest:
         line: socket.socket,
         worker: socket.socket,
     ) -> None:
+        super().__init__(folder)
         self.kernel = kernel
         self.line = line
-        self._folder = folder
         self._process = process
         self._worker = worker
-
-    @property
-    def console(self) -> str:
-        """All that the guest has said."""
-        return (self._folder / "console.log").read_text(errors="replace")
 
     @asynccontextmanager
     async def open_remote(self) -> AsyncIterator[Remote]:
@@ -63,21 +57,12 @@ class Guest:
 
     async def boots(self) -> bool:
         """Wait until the guest is up, or has ended."""
-        with trio.move_on_after(BOOT_SECONDS):
-            async with open_background() as nursery:
-                nursery.start_soon(self._cancel_at_end, nursery.cancel_scope)
-                async with self.open_remote() as remote:
-                    await remote.ready()
-                return True
-        return False
-
-    async def _cancel_at_end(self, scope: trio.CancelScope) -> None:
-        process = os.pidfd_open(self._process.pid)
         try:
-            await trio.lowlevel.wait_readable(process)
-        finally:
-            os.close(process)
-        scope.cancel()
+            async with self.open_remote() as remote:
+                await remote.ready(BOOT_SECONDS)
+        except (trio.TooSlowError, WorkerEnded):
+            return False
+        return True
 
     async def end(self, status: int) -> None:
         """Have the worker end with this status; the guest ends with it."""
@@ -87,10 +72,10 @@ class Guest:
     def check_ended(self, status: int) -> None:
         try:
             self._process.wait(END_SECONDS)
-            ended = (self._folder / "status").read_text().strip()
+            ended = (self.folder / "status").read_text().strip()
         except (subprocess.TimeoutExpired, FileNotFoundError) as error:
             ended = repr(error)
-        assert ended == str(status), f"the guest ended with {ended}; it said:\n{self.console}"
+        assert ended == str(status), f"the guest ended with {ended}; {self.said}"
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from textwrap import dedent
 import pytest
 import trio
 
+from tests.support.booted import LINES, Booted
+from tests.support.remote.client import WorkerEnded, open_local
 from tests.support.waiting import block_until, until
 
 ROOT = Path(__file__).parents[2]
@@ -127,3 +129,21 @@ async def test_a_condition_that_never_holds_is_an_error() -> None:
         await until(lambda: False, 0.01)
     with pytest.raises(trio.TooSlowError):
         block_until(lambda: False, 0.01)
+
+
+async def test_a_worker_that_ends_is_an_error_at_once() -> None:
+    async with open_local() as remote:
+        with trio.fail_after(30):
+            await remote.leave(0)
+            for _ in range(2):  # one may be sent before the worker ends, and one is sent after it
+                with pytest.raises(WorkerEnded):
+                    await remote.listdir("/")
+
+
+def test_a_guest_shows_the_end_of_what_was_said(tmp_path: Path) -> None:
+    guest = Booted(tmp_path)
+    assert guest.said == "nothing was said"
+    (tmp_path / "console.log").write_text("".join(f"{number}\n" for number in range(2 * LINES)))
+    last = "\n".join(str(number) for number in range(LINES, 2 * LINES))
+    assert guest.ends == {"the guest's console": last}
+    assert guest.said == f"the end of the guest's console:\n{last}"

@@ -23,6 +23,10 @@ PATIENCE = 60.0
 _ids = itertools.count(1)
 
 
+class WorkerEnded(AssertionError):
+    """The worker has ended, maybe with its machine, before it answered."""
+
+
 class Remote:
     """Asks a worker for one thing or several at a time. Its errors are OSError, as in os."""
 
@@ -31,6 +35,7 @@ class Remote:
         self._sending = trio.StrictFIFOLock()
         self._waiting: dict[int, trio.Event] = {}
         self._answers: dict[int, tuple[Any, int]] = {}
+        self._ended = False
 
     async def ready(self, patience: float = PATIENCE) -> None:
         """Wait for a worker that has just been started."""
@@ -110,14 +115,19 @@ class Remote:
 
     async def _send(self, call_id: int, call: str, *arguments: object) -> None:
         async with self._sending:
-            await self._stream.send_all(json.dumps([call_id, call, arguments]).encode() + b"\n")
+            try:
+                await self._stream.send_all(json.dumps([call_id, call, arguments]).encode() + b"\n")
+            except trio.BrokenResourceError as error:
+                raise WorkerEnded("the worker has ended") from error
 
     async def _answer(self, call_id: int, patience: float = PATIENCE) -> Any:
         waiting = self._waiting[call_id] = trio.Event()
         with trio.fail_after(patience):
-            if call_id not in self._answers:
+            if call_id not in self._answers and not self._ended:
                 await waiting.wait()
         del self._waiting[call_id]
+        if call_id not in self._answers:
+            raise WorkerEnded("the worker has ended before it answered")
         result, error = self._answers.pop(call_id)
         assert error >= 0, result
         if error:
@@ -125,15 +135,25 @@ class Remote:
         return result
 
     async def receive(self) -> None:
-        """Take answers, for ever."""
+        """Take answers until the worker ends."""
         rest = b""
-        while data := await self._stream.receive_some():
+        while data := await self._receive_some():
             *lines, rest = (rest + data).split(b"\n")
             for line in lines:
                 call_id, result, error = json.loads(line)
                 self._answers[call_id] = (result, error)
                 if call_id in self._waiting:
                     self._waiting[call_id].set()
+        self._ended = True
+        for waiting in self._waiting.values():
+            waiting.set()
+
+    async def _receive_some(self) -> bytes:
+        """Return what the worker has sent, or b"" if it has ended."""
+        try:
+            return await self._stream.receive_some()
+        except trio.BrokenResourceError:  # it has left a request unread
+            return b""
 
 
 @asynccontextmanager
@@ -150,10 +170,11 @@ async def open_remote(sock: socket.socket) -> AsyncIterator[Remote]:
 async def open_local() -> AsyncIterator[Remote]:
     """Run a worker on this machine: a program of its own, as files may need one that waits."""
     ours, theirs = socket.socketpair()
-    with ours, theirs:
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-m", "tests.support.remote.worker"], stdin=theirs.fileno()
-        )
+    with ours:
+        with theirs:
+            process = await trio.lowlevel.open_process(
+                [sys.executable, "-m", "tests.support.remote.worker"], stdin=theirs.fileno()
+            )
         try:
             async with open_remote(ours) as remote:
                 await remote.ready()
