@@ -39,7 +39,8 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.port_files import PortFiles
 from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
-from vconfs.mirror.guests import Guest, Guests
+from vconfs.mirror.guests import Guests
+from vconfs.mirror.host_guests import HostGuest, open_host_guest
 from vconfs.overrides import override
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
@@ -274,8 +275,8 @@ class HostMount(PortFiles):
         )
 
     @override
-    def of_guest(self, name: str) -> AbstractContextManager[Guest]:
-        return self.guests.of_guest(name)
+    def of_guest(self, name: str) -> AbstractContextManager[HostGuest]:
+        return open_host_guest(self.guests, name)
 
     @override
     @asynccontextmanager

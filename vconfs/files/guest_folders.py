@@ -4,12 +4,14 @@
                  GUEST/          a folder for each guest, with the names of a guest's mount:
                                  vconN …  by-name/  .events  .tap  (see `tree`)
 
-The folder of a guest is there as long as the host end knows the guest, connected or not. Consoles
-have no ptys here: a port that needs one has the chardev pty.
+The folder of a guest is there as long as the host end knows the guest, connected or not, or while
+there are sockets that a hypervisor made for it. Consoles have no ptys here: a port of a host end
+that needs one has the chardev pty.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -67,7 +69,7 @@ class GuestFolders:
         assert self._files is not None
         folder = self._folder_of(guest)
         self._folders[guest.number] = folder
-        self._announcer.created(ROOT_PLACE, guest.name.encode(), Kind.FOLDER)
+        self._announcer.created(ROOT_PLACE, guest.file_name, Kind.FOLDER)
         self._events.guest_added(guest)
         following = self._following[guest.number] = ExitStack()
         following.enter_context(folder.following(self._files))
@@ -80,11 +82,11 @@ class GuestFolders:
         folder.shut_lines()
         self._events.guest_removed(guest)
         inode = folder.tree.root.inode
-        self._announcer.removed(ROOT_PLACE, guest.name.encode(), inode, Kind.FOLDER)
+        self._announcer.removed(ROOT_PLACE, guest.file_name, inode, Kind.FOLDER)
 
     def guest_changed(self, guest: Guest) -> None:
         """Announce that a guest has connected, or was lost."""
-        self._announcer.changed(ROOT_PLACE, guest.name.encode())
+        self._announcer.changed(ROOT_PLACE, guest.file_name)
         self._events.guest_changed(guest)
 
     def _folder_of(self, guest: Guest) -> Folder:
@@ -128,14 +130,14 @@ class GuestFolders:
         if directory == ROOT_PLACE.inode:
             if name == EVENTS_FILE:
                 return Entry(EVENTS_FILE, EVENTS)
-            return self._entry(name.decode(errors="replace"))
+            return self._entry(os.fsdecode(name))
         folder = self._folders.get(number_of(directory))
         return None if folder is None else folder.find(directory, name)
 
     def _entry(self, name: str) -> Entry | None:
         guest = self._guests.by_name.get(name)
         folder = None if guest is None else self._folders.get(guest.number)
-        return None if folder is None else Entry(name.encode(), folder.tree.root.inode)
+        return None if folder is None else Entry(os.fsencode(name), folder.tree.root.inode)
 
     def target(self, inode: int) -> bytes | None:
         """Return the target of a symlink, or None if there is no such link."""

@@ -96,7 +96,7 @@ class Tree:
         access: Access,
         number: int = 0,
     ) -> None:
-        folder = manager.guest.encode()
+        folder = os.fsencode(manager.guest)
         self._base = number * _INODES
         #: The folder of the ports, and that of the links by name.
         self.root: Place = Place(ROOT + self._base, folder)

@@ -1,23 +1,22 @@
-"""The guests of a host end, and the host's side of their ports."""
+"""The guests of a mount with a folder for each: the host's side of their ports.
+
+`Guests` knows nothing of where guests come from. Those of a host end are in `host_guests`, those of
+hypervisors that have made sockets for them in `sockets`.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Protocol
 
-import trio
-from attrs import define, evolve, field
+from attrs import define, field
 
 from vconfs.guest.options import PortOptions
-from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
-from vconfs.host.port import HostPort
-from vconfs.host.port_files import GuestFiles
-from vconfs.mirror._host_side import HostSide
-from vconfs.overrides import override
 
 #: Returns the options of a guest's port, by the guest's name, the port's id and its name.
 OptionsFor = Callable[[str, int, bytes], PortOptions]
@@ -37,7 +36,7 @@ class GuestObserver(Protocol):
 
 
 @define(eq=False)
-class Guest(GuestFiles):
+class Guest:
     """One guest: the host's side of its ports, and whether it is connected."""
 
     name: str
@@ -52,97 +51,23 @@ class Guest(GuestFiles):
     address: str = field(init=False, default="")
     #: When it connected or was lost, in seconds since 1970; at first, when it was added.
     since: float = field(init=False, factory=time.time)
-    _sides: dict[Port, HostSide] = field(init=False, factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self.manager.guest = self.name
-        self.manager.observers.append(self)
 
-    @override
-    def guest_connected(self, address: str) -> None:
-        self._change(True, address)
+    @property
+    def file_name(self) -> bytes:
+        """The name of its folder."""
+        return os.fsencode(self.name)
 
-    @override
-    def guest_lost(self) -> None:
-        self._change(False, self.address)
+    def options_for(self, port_id: int, name: bytes) -> PortOptions:
+        """Return the options of its port with this id and name."""
+        return self._options_for(self.name, port_id, name)
 
-    def _change(self, connected: bool, address: str) -> None:
+    def change(self, connected: bool, address: str) -> None:
+        """Note that the guest has connected there, or was lost."""
         self.connected, self.address, self.since = connected, address, time.time()
         self._on_change(self)
-
-    @override
-    async def begin_ending(self) -> None:
-        await self.manager.begin_ending(hold=False)  # the host end tells the guest to stop
-
-    @override
-    async def serve(self, host_port: HostPort, task_status: trio.TaskStatus[None]) -> None:
-        with self._joined(host_port):
-            task_status.started()
-            await trio.sleep_forever()
-
-    @contextmanager
-    def _joined(self, host_port: HostPort) -> Iterator[None]:
-        manager, on_drop = self.manager, host_port.counters.on_drop
-        port = manager.add(host_port.id)
-        self._give_options(port, host_port, host_port.name)
-        if host_port.console:
-            port.become_console()
-
-        def remove() -> None:
-            if manager.ports.get(port.id) is port:
-                manager.remove(port.id)
-
-        def dropped() -> None:
-            on_drop()
-            side.share_losses()
-            manager.host_dropped(port.id)
-
-        side = self._sides[port] = HostSide(
-            host_port, port, lambda name: manager.rename(port, name), remove
-        )
-        host_port.sink, host_port.unread = side.take, port.owed
-        host_port.kept = lambda: port.queued
-        host_port.on_change, host_port.on_room = side.follow, port.room_came
-        host_port.counters.on_drop = dropped
-        side.follow()
-        try:
-            yield
-        finally:
-            host_port.on_change = host_port.on_room = lambda: None
-            remove()
-            if not port.openers:
-                port.give_up()
-            side.share_losses()
-            host_port.kept, host_port.counters.on_drop = lambda: 0, on_drop
-            self._forget(port)
-
-    def _give_options(self, port: Port, host_port: HostPort, name: bytes) -> None:
-        """Set the options of a port; its limit is always that of the host end."""
-        options = self._options_for(self.name, port.id, name)
-        port.set_options(evolve(options, limit=host_port.spec.host_limit))
-
-    def _forget(self, port: Port) -> None:
-        if port.removed and not port.openers:
-            self._sides.pop(port, None)
-
-    # --- called by the manager ------------------------------------------------------------
-
-    def port_added(self, port: Port) -> None:
-        """Do nothing: we have added it."""
-
-    def port_removed(self, port: Port) -> None:
-        """Do nothing: we have removed it."""
-
-    def port_renamed(self, port: Port, old: bytes) -> None:
-        """Set the options by the new name."""
-        if side := self._sides.get(port):
-            self._give_options(port, side.host_port, port.name)
-
-    def port_changed(self, port: Port) -> None:
-        """Pass on what has changed."""
-        if side := self._sides.get(port):
-            side.port_changed()
-            self._forget(port)
 
 
 @define(eq=False)
@@ -154,19 +79,28 @@ class Guests:
     observers: list[GuestObserver] = field(init=False, factory=list)
     _numbers: Iterator[int] = field(init=False, factory=lambda: count(1))
 
-    @contextmanager
-    def of_guest(self, name: str) -> Iterator[Guest]:
-        """Add a guest while the block runs."""
+    def add(self, name: str) -> Guest:
+        """Add a guest with a name that no other one has now."""
         guest = Guest(name, next(self._numbers), self._options_for, self._changed)
         self.by_name[name] = guest
         for observer in self.observers:
             observer.guest_added(guest)
+        return guest
+
+    def remove(self, guest: Guest) -> None:
+        """Remove a guest; its ports have been removed before."""
+        del self.by_name[guest.name]
+        for observer in self.observers:
+            observer.guest_removed(guest)
+
+    @contextmanager
+    def of_guest(self, name: str) -> Iterator[Guest]:
+        """Add a guest while the block runs."""
+        guest = self.add(name)
         try:
             yield guest
         finally:
-            del self.by_name[name]
-            for observer in self.observers:
-                observer.guest_removed(guest)
+            self.remove(guest)
 
     @contextmanager
     def observing(self, observer: GuestObserver) -> Iterator[None]:

@@ -21,7 +21,8 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host, open_host
 from vconfs.host.spec import parse_port
-from vconfs.mirror.guests import Guest, Guests
+from vconfs.mirror.guests import Guests
+from vconfs.mirror.host_guests import HostGuest, open_host_guest
 
 
 @define
@@ -29,7 +30,7 @@ class Ends:
     """Both sides of the ports of one guest."""
 
     host: Host
-    shown: Guest
+    shown: HostGuest
     dialect: str
     guest: PortManager = field(factory=PortManager)
 
@@ -59,7 +60,8 @@ async def ends(
     dialect: str, spec: str = "port=mount", *, joined: bool = True, **options: object
 ) -> AsyncIterator[Ends]:
     port_options = PortOptions(**options)  # type: ignore[arg-type]
-    with Guests(lambda guest, port_id, name: port_options).of_guest("web1") as shown:
+    guests = Guests(lambda guest, port_id, name: port_options)
+    with open_host_guest(guests, "web1") as shown:
         async with AsyncExitStack() as stack:
             host = await stack.enter_async_context(open_host([parse_port(spec)], files=shown))
             it = Ends(host, shown, dialect)
@@ -226,16 +228,16 @@ async def test_a_poll_without_room_is_told_of_room(dialect: str) -> None:
 async def test_a_guest_that_is_lost_hangs_up_and_the_next_one_finds_the_host(dialect: str) -> None:
     async with ends(dialect, joined=False, throttle="enospc") as it:
         mine = opened(it.host_side)
-        assert it.shown.connected is False
+        assert it.shown.guest.connected is False
         with pytest.raises(OSError) as caught:
             it.host_side.write_nowait(b"x")
         assert caught.value.errno == errno.ENOTCONN
         async with it.joined():
-            assert (it.shown.connected, it.shown.address) == (True, "embedded")
+            assert (it.shown.guest.connected, it.shown.guest.address) == (True, "embedded")
             opened(it.guest_side)
             await until(lambda: it.host_side.host_connected and it.guest_side.host_connected)
         assert not it.host_side.host_connected
-        assert it.shown.connected is False
+        assert it.shown.guest.connected is False
         it.host_side.close(mine)
         async with it.joined():
             assert not it.host.ports[0].connected
