@@ -32,6 +32,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Change(IntFlag):
     """The events that can be watched (sys/inotify.h)."""
 
+    ATTRIBUTES = 0x4
     OPENED = 0x20
     MOVED_FROM = 0x40
     MOVED_TO = 0x80
@@ -41,6 +42,10 @@ class Change(IntFlag):
     MOVED_SELF = 0x800
 
 
+#: The path no longer leads to what is watched.
+_GONE: Final = Change.DELETED_SELF | Change.MOVED_SELF
+
+
 @define(eq=False)
 class Changes:
     """The watch of one file or folder. One task at a time may wait."""
@@ -48,6 +53,8 @@ class Changes:
     _inotify: _Inotify
     _wanted: Change
     happened: bool = False  # True since the first change after the owner set it to False
+    #: True once the path no longer leads to what is watched, if that is one of the wanted kinds.
+    gone: bool = False
     _woken: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
 
     async def wait(self) -> None:
@@ -72,6 +79,7 @@ class Changes:
         """Take note of a change, if it is one of the wanted kinds."""
         if what & self._wanted:
             self.happened = True
+            self.gone = self.gone or bool(what & self._wanted & _GONE)
             self.wake()
 
 

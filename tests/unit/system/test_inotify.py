@@ -138,3 +138,18 @@ async def test_lost_events_wake_all_waiters(
             await trio.testing.wait_all_tasks_blocked()
             monkeypatch.undo()
         assert all(opens.happened for opens in watched)
+
+
+async def test_a_watch_tells_that_its_folder_is_gone(tmp_path: Path) -> None:
+    """A new folder of this name, even with the same inode number, needs a new watch."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with watching(str(folder), Change.CREATED | Change.DELETED_SELF) as changes:
+        (folder / "file").mkdir()
+        await changes.wait()
+        assert not changes.gone
+        changes.happened = False
+        (folder / "file").rmdir()
+        folder.rmdir()
+        await changes.wait()
+        assert changes.gone
