@@ -42,7 +42,7 @@ from vconfs.files.status import (
     ROOT_MEANINGS,
     ROOT_STATUS,
 )
-from vconfs.guest.devices import DEVICES, EMBEDDED, dialects_of
+from vconfs.guest.devices import DEVICES, EMBEDDED, SOCKETS, dialects_of
 from vconfs.host.listeners import LISTENERS
 from vconfs.protocol import _vhost_user_messages, v8, virtio1
 from vconfs.protocol._vhost_user_backend import _RULES
@@ -75,6 +75,7 @@ _DEVICE_MODULES: Final = {
     "qtest": "vconfs.device.qtest.machine",
     "stream": "vconfs.device.stream",
     "vhost-user": "vconfs.device.vhost_user",
+    SOCKETS: "vconfs.mirror.sockets",
 }
 
 
@@ -163,7 +164,7 @@ def devices() -> str:
     """Return a section for each kind of device, with its dialects."""
     parts = []
     for scheme, module in _DEVICE_MODULES.items():
-        spoken = " or ".join(map(code, dialects_of(scheme)))
+        spoken = " or ".join(map(code, dialects_of(scheme))) or "none"
         about = doc(importlib.import_module(module))
         parts.append(f"## {scheme}\n\n{about}\n\n*Dialect:* {spoken}.\n")
     assert set(_DEVICE_MODULES) == set(DEVICES)

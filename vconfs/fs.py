@@ -2,7 +2,8 @@
 
 A file's calls are those of its `Port`. This module adds what belongs to the file system: open
 files, polling, and the order of calls. What the mount contains, a `files.folder` of ports or the
-`files.guest_folders`, is asked by inode. Only `read` and `write` wait, and only in the port.
+`files.guest_folders`, is asked by inode. Only `read`, `write` and `open` wait, and only in the
+port.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -38,11 +39,13 @@ Contents: TypeAlias = Folder | GuestFolders
 class PortFS(pyfuse3.Operations, fuse.PortOperations):
     """The file system. It shows changes while `following`."""
 
-    #: Only reading and writing can wait.
+    #: Only reading and writing can wait, and opening where the other side has to be asked.
     prompt: frozenset[str] = frozenset(vars(pyfuse3.Operations)) - {"read", "write"}
 
     def __init__(self, contents: Contents, announcer: Announcer) -> None:
         super().__init__()
+        if contents.opens_wait:
+            self.prompt -= {"open"}
         self._contents = contents
         self._announcer = announcer
         self._files = OpenFiles()
@@ -107,11 +110,16 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     async def open(
         self, inode: pyfuse3.InodeT, flags: pyfuse3.FlagT, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.FileInfo:
-        """Open a port; its host is told later. O_TRUNC and O_APPEND have no effect."""
+        """Open a port; its host is told later. O_TRUNC and O_APPEND have no effect.
+
+        It waits only if the other side may refuse the open, and has to be asked.
+        """
         reads = flags & os.O_ACCMODE != os.O_WRONLY
         opener = Opener(*process_of(ctx.pid), can_read=reads)
         try:
             port = self._open(inode, flags, opener)
+            if isinstance(port, Port) and port.confirm_open is not None:
+                await self._confirm(port, opener, port.confirm_open)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
         fh = self._files.add(OpenFile(port, opener, flags))
@@ -127,6 +135,16 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
         port.open(opener, quiet=True)
         self.idle_opens.add(port, opener)
         return port
+
+    async def _confirm(
+        self, port: Port, opener: Opener, confirm_open: Callable[[], Awaitable[None]]
+    ) -> None:
+        try:
+            await confirm_open()
+        except BaseException:  # refused, or interrupted by a signal
+            self.idle_opens.discard(opener)
+            port.close(opener)
+            raise
 
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Close a port."""

@@ -11,17 +11,21 @@ this process (`join_embedded`) or of a device (`parse_device`). `serve_mount` do
 
 from __future__ import annotations
 
-import logging
 import os
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager, closing, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import (
+    AbstractAsyncContextManager,
+    AbstractContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+)
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
-from typing import Final
 
 import trio
-from attrs import define, field, frozen
+from attrs import field, frozen
 
 from vconfs import fuse
 from vconfs.errors import VconfsError
@@ -32,15 +36,16 @@ from vconfs.files.guest_folders import GuestFolders
 from vconfs.files.rules import Rule, Settings, settings_for
 from vconfs.files.tree import Access
 from vconfs.fs import Contents, PortFS
-from vconfs.guest.connection import Connection
-from vconfs.guest.devices import Device, Joint, join_embedded, parse_device
+from vconfs.guest.devices import Device, join_embedded, parse_device
 from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
+from vconfs.guest.sources import DeviceSource, Source
 from vconfs.host.port_files import PortFiles
-from vconfs.link.draining import DRAIN_TIME, drain, say_what_was_lost
+from vconfs.link.draining import DRAIN_TIME, drain
 from vconfs.mirror.guests import Guests
 from vconfs.mirror.host_guests import HostGuest, open_host_guest
+from vconfs.mirror.sockets import SocketGuests, Sockets
 from vconfs.overrides import override
 from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
@@ -48,20 +53,19 @@ from vconfs.system.log_counts import tell_of_repeats
 from vconfs.system.loop_watch import watch_loop_if_asked
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
-from vconfs.system.tasks import in_portions, open_background
+from vconfs.system.tasks import open_background
 
 __all__ = [
     "HostMount",
     "Plan",
     "PortManager",
     "PortOptions",
+    "Sockets",
     "join_embedded",
     "open_mount",
     "parse_device",
     "serve_mount",
 ]
-
-log: Final = logging.getLogger(__name__)
 
 #: Seconds that programs have to close their files when the mount ends.
 _GRACE = 0.5
@@ -116,7 +120,7 @@ class _Ruler:
 
 async def serve_mount(
     plan: Plan,
-    device: Device,
+    device: Device | Sockets,
     *,
     once: bool = False,
     patience: float = 0.0,
@@ -124,97 +128,55 @@ async def serve_mount(
 ) -> None:
     """Mount the ports of a device, call `ready` when they are there, and serve the mount.
 
-    A device that is not there yet is tried again for `patience` seconds.
+    A device that is not there yet is tried again for `patience` seconds. `Sockets` are shown with a
+    folder for each guest.
     It ends when it is unmounted, when a signal comes or, with `once`, when the device is lost; the
     steps of the end are in draining.py. A second signal ends it at once. Raise VconfsError or
     fuse.MountError if it fails; then nothing is left mounted.
     """
+    if isinstance(device, Sockets):
+        mount = HostMount(plan, opens_wait=True)
+        await _serve_source(plan, SocketGuests(device, mount.guests), mount.opened, ready)
+        return
+    manager = PortManager(lambda port_id: plan.port_options)
+    source = DeviceSource(device, manager, once=once, patience=patience)
+    await _serve_source(plan, source, partial(open_mount, plan, manager), ready)
+
+
+async def _serve_source(
+    plan: Plan,
+    source: Source,
+    mounted: Callable[[], AbstractAsyncContextManager[trio.Event]],
+    ready: Callable[[], None],
+) -> None:
     keep_freed_memory()
     allow_all_descriptors()
-    manager = PortManager(lambda port_id: plan.port_options)
-    connection = Connection(device, manager, once=once, patience=patience)
     stop, hurry = trio.Event(), trio.Event()
-    ending = _Ending(manager, connection)
     # Signals first: a signal between mounting and listening for it would leave a dead mount.
     with trio.open_signal_receiver(*ENDING) as signals:
-        async with answering_signals(device.reopen_files), open_background() as nursery:
+        async with answering_signals(source.reopen_files), open_background() as nursery:
             nursery.start_soon(_heed_signals, signals, stop, hurry)
             nursery.start_soon(feed_watchdog)
             nursery.start_soon(tell_of_repeats)
-            nursery.start_soon(_after, connection.lost.wait, stop.set)
+            nursery.start_soon(_after, source.lost.wait, stop.set)
             with trio.CancelScope() as opening:
                 nursery.start_soon(_after, stop.wait, opening.cancel)
-                await nursery.start(connection.run)
+                await nursery.start(source.run)
             if not stop.is_set():
-                async with open_mount(plan, manager) as ended:
+                async with mounted() as ended:
                     nursery.start_soon(_after, ended.wait, stop.set)
                     nursery.start_soon(watch_loop_if_asked)
                     ready()
-                    tell_ready(f"{device.url} mounted on {plan.mountpoint}")
+                    tell_ready(f"{source.url} mounted on {plan.mountpoint}")
                     await stop.wait()
-                    await ending.begin()
+                    await source.begin_ending()
                     with _until(hurry, nursery):
-                        await drain(lambda: ending.owed(readers=not ended.is_set()), plan.drain)
+                        await drain(lambda: source.owed(readers=not ended.is_set()), plan.drain)
                 with _until(hurry, nursery):
-                    await ending.leave(plan.drain)
-    await ending.say_what_was_lost()
-    if connection.lost.is_set():
-        raise VconfsError(f"{device.url}: {connection.reason}")
-
-
-@define
-class _Ending:
-    """What an ending mount still owes, and what it has dropped; see draining.py."""
-
-    _manager: PortManager
-    _connection: Connection
-    _joint: Joint | None = field(init=False, default=None)
-    #: How many bytes each port had dropped before.
-    _before: dict[Port, int] = field(init=False, factory=dict)
-
-    async def begin(self) -> None:
-        """Accept nothing more."""
-        self._joint = self._connection.joint
-        ports = self._manager.ports.values()
-        self._before = {port: port.counters.dropped for port in ports}
-        if self._joint is not None:
-            await self._joint.begin_ending()
-        else:
-            await self._manager.begin_ending(hold=True)
-
-    def owed(self, *, readers: bool) -> Mapping[int, int]:
-        """Return how many bytes each port owes; without `readers`, only those for the host."""
-        owed: Counter[int] = Counter()
-        if self._joint is not None and not self._joint.stopped.is_set():
-            owed.update(self._joint.owed())
-        if readers:
-            open_ports = (port for port in self._manager.ports.values() if port.openers)
-            owed.update({port.id: port.owed() for port in open_ports})
-        return owed
-
-    async def leave(self, patience: float) -> None:
-        """Tell the device that we leave, and wait until it has taken what was sent."""
-        if self._joint is not None and not self._joint.stopped.is_set():
-            await self._joint.leave(patience)
-
-    async def say_what_was_lost(self) -> None:
-        """Log what was dropped since `begin`; called after everything has ended."""
-        await in_portions(Port.give_up, self._before)
-        dropped = Counter(dict(self._joint.dropped_by_host()) if self._joint is not None else {})
-        names = {port.id: port.name for port in self._before}
-        for port, before in self._before.items():
-            if size := port.counters.dropped - before:
-                dropped[port.id] += size
-        lost = [
-            (" ".join((f"vcon{port_id}", *_quoted(names.get(port_id, b"")))), size)
-            for port_id, size in sorted(dropped.items())
-            if size > 0
-        ]
-        say_what_was_lost(log, "the mount has ended", lost)
-
-
-def _quoted(name: bytes) -> Sequence[str]:
-    return [repr(os.fsdecode(name))] if name else []
+                    await source.leave(plan.drain)
+    await source.say_what_was_lost()
+    if source.lost.is_set():
+        raise VconfsError(f"{source.url}: {source.reason}")
 
 
 async def _heed_signals(signals: AsyncIterator[int], stop: trio.Event, hurry: trio.Event) -> None:
@@ -266,12 +228,12 @@ def _access_for(plan: Plan, manager: PortManager) -> Callable[[int], Access]:
 
 
 class HostMount(PortFiles):
-    """A mount of the host's side of ports, with a folder for each guest: for `open_fleet`."""
+    """A mount of the host's side of ports, with a folder for each guest."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, opens_wait: bool = False) -> None:
         self.plan = plan
         self.guests: Guests = Guests(
-            lambda guest, port_id, name: plan.settings(port_id, name, guest).port
+            lambda guest, port_id, name: plan.settings(port_id, name, guest).port, opens_wait
         )
 
     @override

@@ -34,7 +34,8 @@ def opened(port: Path, flags: int) -> Iterator[int]:
         reason = error.strerror
         if error.errno == errno.EBUSY:
             openers = os.getxattr(port, "user.openers").decode(errors="replace")
-            reason = f"it is exclusive, and open by {openers}"
+            mine = f"it is exclusive, and open by {openers}"
+            reason = mine if openers else "another program is connected in its place"
         raise VconfsError(f"{port}: {reason}") from None
     try:
         yield descriptor

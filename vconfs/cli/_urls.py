@@ -12,9 +12,10 @@ from click.shell_completion import CompletionItem
 from vconfs.cli._arguments import proposals
 from vconfs.cli._values import as_typed, last_word, options, paths
 from vconfs.device import binding
-from vconfs.guest.devices import EMBEDDED, KERNEL, KINDS, parse_device
+from vconfs.guest.devices import DEVICES, EMBEDDED, KERNEL, parse_device
 from vconfs.host.listeners import LISTENERS, parse_listener
 from vconfs.host.vhost_user.address import VHOST_USER_OPTIONS
+from vconfs.mirror.sockets import Sockets
 from vconfs.streams.stream_address import WINDOW_OPTION
 from vconfs.streams.url import ADDRESSES
 from vconfs.syntax.url_options import RESIZE_OPTION
@@ -32,8 +33,9 @@ _DEVICES: Final[Mapping[str, Sequence[str]]] = {
     "vhost-user:": (),
     "pci:": (RESIZE_OPTION,),
     "qtest:": ("addr=SLOT.FUNCTION", RESIZE_OPTION),
+    "sockets:": (),
 }
-_ON_PATHS: Final = ("stream:unix:", "stream:tty:", "vhost-user:", "qtest:")
+_ON_PATHS: Final = ("stream:unix:", "stream:tty:", "vhost-user:", "qtest:", "sockets:")
 
 
 @frozen
@@ -71,7 +73,9 @@ class Url(click.ParamType[str]):
 
 
 def _check_device(url: str) -> None:
-    if url != EMBEDDED:
+    if Sockets.has(url):
+        Sockets.parse(url)
+    elif url != EMBEDDED:
         parse_device(url)
 
 
@@ -85,7 +89,7 @@ def _beginnings(schemes: Sequence[str]) -> Iterator[str]:
 
 def _devices() -> list[str]:
     found = [f"pci:{address}" for address in binding.candidates()]
-    others = [scheme for scheme in KINDS if scheme != "pci"]
+    others = [scheme for scheme in DEVICES if scheme not in (EMBEDDED, KERNEL, "pci")]
     return [EMBEDDED, KERNEL, *found, *_beginnings(others)]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import click
 import trio
@@ -30,6 +31,7 @@ from vconfs.guest.devices import EMBEDDED, Device, Embedded, parse_device
 from vconfs.host.chardevs.stdio import Stdio
 from vconfs.host.port import HostPortSpec
 from vconfs.host.spec import parse_port
+from vconfs.mirror.sockets import Sockets
 from vconfs.mounting import Plan, serve_mount
 from vconfs.protocol.dialect import DIALECTS
 from vconfs.syntax.guest_names import guest_name
@@ -38,6 +40,15 @@ from vconfs.system.signals import survive_hang_ups
 
 #: The ports of the embedded device by default.
 DEFAULT_PORTS = ("=pty,console", "org.vconfs.echo=echo")
+#: The options that a mount of sockets does not have → why not.
+_NOT_OF_SOCKETS: Final = {
+    "--once": "the sockets of hypervisors can come again at any time",
+    "--dialect": "a socket of a hypervisor has the bytes of one port, without a dialect",
+    "--bind": "only a PCI device can be bound",
+    "--name": "the guests have the names of their folders",
+    "--port": "the ports are the sockets",
+    "--control": "the ports are the sockets, which their hypervisors add and remove",
+}
 
 
 class _MountCommand(click.Command):
@@ -120,6 +131,9 @@ def command(
                                    unix:PATH  tcp:HOST:PORT  vsock:CID:PORT  tty:PATH[,baud=N]
                                    exec:COMMAND  stdio, and any with ,window=SIZE
       vhost-user:PATH              a `vconfs host`, or another vhost-user back-end, at a socket
+      sockets:GLOB                 the sockets that hypervisors made for their guests' channels, as
+                                   MOUNTPOINT/GUEST/by-name/NAME: NAME is the socket's file name,
+                                   GUEST the folder above it, or what %g matches in GLOB
     CHARDEV is one of:
       unix:PATH  connect:PATH  tcp:HOST:PORT  seqpacket:PATH  pty[:LINK]  pipe:PATH
       file:PATH  exec:COMMAND  stdio  echo  null  zero
@@ -154,6 +168,7 @@ def command(
       vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
       vconfs mount --device vhost-user:/run/vcon.sock /mnt/vcon
       vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
+      vconfs mount --device 'sockets:/run/libvirt/qemu/channel/*/*' /srv/guests
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon -o config=/etc/vconfs/vcon.toml
     """
@@ -168,7 +183,19 @@ def command(
         rules=rules,
         drain=options.drain,
     )
-    opened = _device(device, dialect, bind, name, ports, control, options.drain)
+    opened: Device | Sockets
+    if Sockets.has(device):
+        given = {
+            "--once": once,
+            "--dialect": dialect,
+            "--bind": bind,
+            "--name": name is not None,
+            "--port": ports,
+            "--control": control,
+        }
+        opened = _sockets(device, options, rules, given)
+    else:
+        opened = _device(device, dialect, bind, name, ports, control, options.drain)
     if not foreground and any(isinstance(port.chardev, Stdio) for port in ports):
         why = "stdio is for a mount with -f: in the background it would be /dev/null"
         raise click.BadParameter(why, param_hint="--port")
@@ -196,6 +223,19 @@ def command(
         serve(lambda: None)
     else:
         run_in_background(serve)
+
+
+def _sockets(
+    url: str, options: MountOptions, rules: Sequence[Rule], given: Mapping[str, object]
+) -> Sockets:
+    """Return the sockets of a url; refuse the options `given` with it that they do not have."""
+    for option, value in given.items():
+        if value:
+            raise click.BadParameter(_NOT_OF_SOCKETS[option], param_hint=option)
+    if options.ttys or any(rule.tty for rule in rules):
+        where = "-o" if options.ttys else "--rules"
+        raise click.BadParameter("tty: there are no ptys beside the sockets", param_hint=where)
+    return Sockets.parse(url)
 
 
 def _drop_unneeded(device: str, ports: Sequence[HostPortSpec], mountpoint: Path) -> None:

@@ -57,6 +57,11 @@ class Folder:
             yield
 
     @property
+    def opens_wait(self) -> bool:
+        """Return False: here an open never has to wait for the other side."""
+        return False
+
+    @property
     def port_count(self) -> int:
         """The number of ports."""
         return len(self.manager.ports)

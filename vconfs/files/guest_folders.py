@@ -99,6 +99,11 @@ class GuestFolders:
     # --- called by PortFS -----------------------------------------------------------------
 
     @property
+    def opens_wait(self) -> bool:
+        """True if opening a port may have to wait for the other side."""
+        return self._guests.opens_wait
+
+    @property
     def port_count(self) -> int:
         """The number of ports of all guests."""
         return sum(folder.port_count for folder in self._folders.values())

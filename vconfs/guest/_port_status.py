@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from attrs import Factory, define, field
 
@@ -40,6 +40,9 @@ class PortStatus:
     host_cache: bool = field(init=False, default=False)
     #: Returns how many bytes the host has dropped, or None if the host is not in this process.
     dropped_by_host: Callable[[], int | None] = field(init=False, default=lambda: None)
+    #: Waits, after an open, until the other side has taken it; raises OSError if it refuses. None:
+    #: that is known at once.
+    confirm_open: Callable[[], Awaitable[None]] | None = field(init=False, default=None)
 
     @property
     def guest(self) -> str:

@@ -33,6 +33,8 @@ from vconfs.system.tasks import open_background
 
 EMBEDDED: Final = "embedded"
 KERNEL: Final = "kernel"
+#: The ports of many guests: see vconfs/mirror/sockets.py.
+SOCKETS: Final = "sockets"
 
 
 class Joint(Protocol):
@@ -208,7 +210,7 @@ class Kind:
     open_named: Callable[[str], Open] | None = None
 
 
-#: The schemes of DEVICE urls, besides `embedded` and `kernel`.
+#: The schemes of DEVICE urls, besides `embedded`, `kernel` and `sockets`.
 KINDS: Final[Mapping[str, Kind]] = {
     "pci": Kind(
         lambda rest, dialect: open_vfio(VfioAddress.parse(rest)),
@@ -228,7 +230,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "vhost-user": Kind(open_vhost_user, parse_path),
 }
 #: The schemes of all DEVICE urls.
-DEVICES: Final = (EMBEDDED, KERNEL, *KINDS)
+DEVICES: Final = (EMBEDDED, KERNEL, *KINDS, SOCKETS)
 
 
 @frozen
@@ -250,22 +252,24 @@ class _Remote(Device):
 
 
 def dialects_of(scheme: str) -> Sequence[str]:
-    """Return the dialects that devices with this scheme speak."""
+    """Return the dialects that devices with this scheme speak; none if there is no device."""
     if scheme in KINDS:
         return KINDS[scheme].dialects
-    return (PCI_DIALECT,) if scheme == KERNEL else tuple(DIALECTS)
+    return {KERNEL: (PCI_DIALECT,), SOCKETS: ()}.get(scheme, tuple(DIALECTS))
 
 
 def parse_device(
     url: str, dialect: str | None = None, *, bind: bool = False, name: str | None = None
 ) -> Device:
-    """Parse a DEVICE url other than `embedded`; raise ValueError if it is wrong.
+    """Parse a DEVICE url other than `embedded` and `sockets:…`; raise ValueError if it is wrong.
 
     With `bind`, a PCI function is unbound from its driver while it is open, and bound again after.
     `name` is the guest's name for a host end that serves several; by default, the host name.
     """
     scheme, _, rest = url.partition(":")
     kind = KINDS.get(scheme)
+    if scheme == SOCKETS:
+        raise ValueError(f"{SOCKETS}: has the ports of many guests, not of one device")
     if kind is None and scheme != KERNEL:
         raise ValueError(f"unknown device {url!r}: it is one of {', '.join(DEVICES)}")
     dialects = dialects_of(scheme)

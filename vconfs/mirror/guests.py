@@ -75,6 +75,8 @@ class Guests:
     """The guests by name; notifies its observers when guests come, go or change."""
 
     _options_for: OptionsFor = field(default=lambda guest, port_id, name: PortOptions())
+    #: True if opening one of their ports may have to wait: see `Port.confirm_open`.
+    opens_wait: bool = False
     by_name: dict[str, Guest] = field(init=False, factory=dict)
     observers: list[GuestObserver] = field(init=False, factory=list)
     _numbers: Iterator[int] = field(init=False, factory=lambda: count(1))
