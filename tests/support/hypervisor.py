@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -65,3 +66,27 @@ class Echo:
                     with suppress(trio.BrokenResourceError):
                         async for data in client:
                             await client.send_all(data.upper())
+
+
+@contextmanager
+def echoing(path: Path) -> Iterator[Path]:
+    """Run an `Echo` in a thread while the block runs; then it is killed, and its socket stays."""
+    token: list[trio.lowlevel.TrioToken] = []
+    started = threading.Event()
+    scope = trio.CancelScope()
+
+    async def serve() -> None:
+        token.append(trio.lowlevel.current_trio_token())
+        with scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(Echo(path).run)
+                started.set()
+
+    thread = threading.Thread(target=trio.run, args=[serve])
+    thread.start()
+    try:
+        assert started.wait(10)
+        yield path
+    finally:
+        token[0].run_sync_soon(scope.cancel)
+        thread.join()
