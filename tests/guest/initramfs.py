@@ -12,7 +12,7 @@ MODULES = (
     *("vfio_pci", "vfio_iommu_type1", "virtio_console"),
 )
 FOLDERS = ("bin", "dev", "proc", "sys", "lower", "upper", "new", "modules")
-PROGRAMS = ("sh", "mount", "insmod", "mkdir", "poweroff", "chroot", "tr", "sed", "dd")
+PROGRAMS = ("sh", "mount", "insmod", "mkdir", "poweroff", "chroot", "tr", "sed", "dd", "sleep")
 
 _FOLDER, _FILE, _LINK, _DEVICE = 0o040755, 0o100755, 0o120777, 0o020600
 
@@ -39,19 +39,28 @@ class Archive:
         self.data += bytes(-len(self.data) % 4)
 
 
-def build(kernel: Path, init: Path, others: Iterable[Path] = ()) -> bytes:
+def build(
+    kernel: Path,
+    init: Path,
+    others: Iterable[Path] = (),
+    *,
+    wanted: Iterable[str] = MODULES,
+    programs: Iterable[Path] = (),
+) -> bytes:
     """Make the archive from a folder that scripts/guest-kernel has filled.
 
-    Modules in the `others` replace those of the kernel.
+    It has the `wanted` modules, and `programs` beside busybox. Modules in the `others` replace
+    those of the kernel.
     """
     archive = Archive()
     for folder in FOLDERS:
         archive.add(folder, _FOLDER)
     archive.add("dev/console", _DEVICE, device=(5, 1))
-    _add_program(archive, Path("/bin/busybox"))
+    for path in (Path("/bin/busybox"), *programs):
+        _add_program(archive, path)
     for program in PROGRAMS:
         archive.add(f"bin/{program}", _LINK, b"busybox")
-    modules = in_loading_order([kernel, *others], MODULES)
+    modules = in_loading_order([kernel, *others], wanted)
     for name, path in modules.items():
         archive.add(f"modules/{name}.ko", _FILE, path.read_bytes())
     archive.add("modules/list", _FILE, "".join(f"{name}\n" for name in modules).encode())

@@ -225,24 +225,6 @@ async def test_watch_tells_of_guests_that_come_and_go(guests: Path, run: Path) -
             await seen(watch, b'"remove"', b"guest-disconnect", b"guest-remove")
 
 
-@pytest.mark.parametrize(
-    ("words", "error"),
-    [
-        (["sockets:run/*/*"], "sockets needs whole paths, from / on, not 'run/*/*'"),
-        (["sockets:/run/*/*,x"], "unknown option of sockets: 'x'"),
-        (["sockets:/run/*/*", "--once"], "can come again at any time"),
-        (["sockets:/run/*/*", "--dialect", "v8"], "without a dialect"),
-        (["sockets:/run/*/*", "--bind"], "only a PCI device can be bound"),
-        (["sockets:/run/*/*", "--name", "me"], "the guests have the names of their folders"),
-        (["sockets:/run/*/*", "--port", "a=echo"], "the ports are the sockets"),
-        (["sockets:/run/*/*", "--control", "/x"], "which their hypervisors add and remove"),
-        (["sockets:/run/*/*", "-o", "tty=*"], "there are no ptys beside the sockets"),
-    ],
-)
-def test_wrong_options_are_refused(folder: Path, words: list[str], error: str) -> None:
-    assert error in vconfs("mount", "--device", *words, str(folder), code=2)
-
-
 def test_the_end_waits_for_readers_and_says_what_was_lost(folder: Path, run: Path) -> None:
     log = run.parent / "log"
     with echoing(run / "web/agent"):

@@ -208,3 +208,25 @@ def test_a_help_fits_the_terminal(
     usage, prose, *_, options = re.split(r"\n\n(?=  \w)|\nOptions:\n", said)
     lines = "\n".join((usage, prose, options)).splitlines()
     assert min(columns, 100) - 30 < max(map(len, lines)) <= min(columns, 100)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (("sockets:run/*/*",), "sockets needs whole paths, from / on, not 'run/*/*'"),
+        (("sockets:/run/*/*,x",), "unknown option of sockets: 'x'"),
+        (("sockets:/run/*/*", "--once"), "can come again at any time"),
+        (("sockets:/run/*/*", "--dialect", "v8"), "without a dialect"),
+        (("sockets:/run/*/*", "--bind"), "only a PCI device can be bound"),
+        (("sockets:/run/*/*", "--name", "me"), "the guests have the names of their folders"),
+        (("sockets:/run/*/*", "--port", "a=echo"), "the ports are the sockets"),
+        (("sockets:/run/*/*", "--control", "/x"), "which their hypervisors add and remove"),
+        (("sockets:/run/*/*", "-o", "tty=*"), "there are no ptys beside the sockets"),
+    ],
+)
+def test_what_a_mount_of_sockets_does_not_have_is_refused(
+    run: Run, words: tuple[str, ...], error: str
+) -> None:
+    code, said = run("mount", "--device", *words, "/mnt")
+    assert code == 2
+    assert error in said

@@ -1,0 +1,157 @@
+"""`vconfs mount --device sockets:GLOB` beside real hypervisors, whose guests know nothing of it.
+
+Each guest is Debian's kernel with QEMU's own guest agent at one channel, and a shell at the other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from attrs import define, field
+
+from tests.guest import guest as machine
+from tests.guest import initramfs
+from tests.mount.test_commands import folder, vconfs
+from tests.qemu import releases
+from tests.support import needs
+
+__all__ = ["folder"]
+
+pytestmark = pytest.mark.limit(120)
+
+AGENT, SHELL = "org.qemu.guest_agent.0", "org.example.shell"
+MODULES = ("virtio_mmio", "virtio_console")
+#: Seconds that a guest may take to boot and to answer.
+ANSWER_SECONDS = 60
+
+
+@define
+class Qemu:
+    """A hypervisor with one guest; its sockets are in a folder of the guest's name."""
+
+    folder: Path
+    initrd: Path
+    process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+
+    def start(self) -> None:
+        """Start it, without waiting for its guest."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        ports = [
+            word
+            for number, name in enumerate((AGENT, SHELL), 1)
+            for word in (
+                *("-chardev", f"socket,id={name},path={self.folder}/{name},server=on,wait=off"),
+                *("-device", f"virtserialport,nr={number},chardev={name},name={name}"),
+            )
+        ]
+        append = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+        command = [
+            *("setpriv", "--pdeathsig", "KILL", releases.NAME),
+            *("-machine", "microvm", "-global", "virtio-mmio.force-legacy=false"),
+            *("-accel", "tcg", "-smp", "1", "-m", "256", "-nodefaults", "-no-reboot"),
+            *("-nographic", "-nic", "none", "-serial", f"file:{self.folder}/console.log"),
+            *("-kernel", str(machine.CACHE / "kernel"), "-initrd", str(self.initrd)),
+            *("-append", f"{append} {machine.MICROVM.parameters} guest.name={self.folder.name}"),
+            *("-device", "virtio-serial-device", *ports),
+        ]
+        self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """Kill it, which leaves its sockets behind."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+
+@contextmanager
+def opened(port: Path) -> Iterator[int]:
+    descriptor = os.open(port, os.O_RDWR)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def answer(port: int, question: str) -> str:
+    """Write a line, and return the line that comes back."""
+    os.write(port, question.encode() + b"\n")
+    line = b""
+    while not line.endswith(b"\n"):
+        assert select.select([port], [], [], ANSWER_SECONDS)[0], line
+        data = os.read(port, 1 << 16)
+        assert data, "the guest has hung up"
+        line += data
+    return line.decode().strip()
+
+
+def ping(port: int) -> None:
+    """Ask the guest's agent, which answers only if it understands."""
+    assert json.loads(answer(port, '{"execute": "guest-ping"}')) == {"return": {}}
+
+
+@pytest.fixture
+def qemus(tmp_path: Path) -> Iterator[list[Qemu]]:
+    """Two hypervisors that have been started."""
+    needs.programs(*machine.PROGRAMS)
+    if problem := machine.fetch():
+        needs.cannot_run(problem)
+    initrd = tmp_path / "initramfs.cpio"
+    agent = shutil.which("qemu-ga")
+    assert agent is not None
+    initrd.write_bytes(
+        initramfs.build(
+            machine.CACHE,
+            Path(__file__).parent / "init.agent",
+            wanted=MODULES,
+            programs=[Path(agent)],
+        )
+    )
+    with ExitStack() as stack:
+        both = [Qemu(tmp_path / "vm" / name, initrd) for name in ("web1", "db1")]
+        for qemu in both:
+            stack.callback(qemu.kill)
+            qemu.start()
+        yield both
+
+
+def test_the_agents_of_two_guests_answer_through_files(
+    qemus: list[Qemu], folder: Path, tmp_path: Path
+) -> None:
+    vconfs("mount", "--device", f"sockets:{tmp_path}/vm/*/org.*", str(folder))
+    web1, db1 = (folder / qemu.folder.name / "by-name" for qemu in qemus)
+    with opened(db1 / SHELL) as other:
+        assert answer(other, "one") == "db1 has one"
+        with opened(web1 / AGENT) as agent, opened(web1 / SHELL) as shell:
+            ping(agent)
+            assert answer(shell, "two") == "web1 has two"
+            listed = {port["name"]: port for port in ports_of(folder / "web1")}
+            assert {name for name in listed if listed[name]["guest"]} == {AGENT, SHELL}
+            qemus[0].kill()
+            assert os.read(agent, 100) == b""
+            assert os.read(shell, 100) == b""
+            assert answer(other, "three") == "db1 has three"
+            qemus[0].start()
+            ping(agent)
+            assert answer(shell, "four") == "web1 has four"
+        assert answer(other, "five") == "db1 has five"
+    with socket.socket(socket.AF_UNIX) as other_client:
+        other_client.connect(str(qemus[1].folder / AGENT))
+        with pytest.raises(OSError, match="busy"), opened(db1 / AGENT):
+            pass
+    with opened(db1 / AGENT) as agent:
+        ping(agent)
+    vconfs("umount", str(folder))
+    assert all(qemu.process and qemu.process.poll() is None for qemu in qemus)
+
+
+def ports_of(guest: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in vconfs("ls", "--json", str(guest)).splitlines()]
