@@ -55,6 +55,8 @@ _FILES = {
         "stream:exec:ssh host vconfs host --listen stream:stdio",
         "stream:stdio,window=65536",
         "vhost-user:/run/vcon.sock",
+        "sockets:/run/vm-%g/[!a-c]?*.s[",
+        "sockets:/run/%%[]x]*/%g",
     ],
     "listen_url": [
         "stream:unix:/run/vcon.sock",

@@ -17,6 +17,7 @@ from vconfs.fuse import listed
 from vconfs.guest.devices import parse_device
 from vconfs.host.listeners import parse_listener
 from vconfs.host.spec import parse_port
+from vconfs.mirror.sockets import Sockets
 from vconfs.syntax.patience import parse_patience
 from vconfs.syntax.printable import printable
 from vconfs.syntax.times import seconds
@@ -27,7 +28,14 @@ from .target import Source, target
 
 @target(ValueError)
 def device_url(data: bytes) -> None:
-    parse_device(os.fsdecode(data))
+    text = os.fsdecode(data)
+    if not Sockets.has(text):
+        parse_device(text)
+        return
+    glob = Sockets.parse(text).glob
+    for part in (*glob.folders, glob.files):
+        if part.pattern is not None and (found := part.match(text)) and part.names_guest:
+            assert found["guest"] in text
 
 
 @target(ValueError)
