@@ -15,6 +15,7 @@ import pytest
 from vconfs.cli import vconfs
 from vconfs.guest.devices import EMBEDDED, parse_device
 from vconfs.host.listeners import parse_listener
+from vconfs.mirror.sockets import Sockets
 
 from .markdown import blocks, same, steps
 from .shell import REPOSITORY, open_shell
@@ -136,7 +137,8 @@ def check_vconfs(words: list[str]) -> None:
     command = vconfs.get_command(click.Context(vconfs, **vconfs.context_settings), words[0])
     assert command is not None, words[0]
     context = command.make_context(words[0], words[1:])
-    if (url := context.params.get("device", EMBEDDED)) != EMBEDDED:
+    url = context.params.get("device", EMBEDDED)  # checked by the option, but for the others'
+    if url != EMBEDDED and not Sockets.has(url):
         parse_device(url, context.params["dialect"], bind=context.params["bind"])
     for listen in context.params.get("urls", ()):
         parse_listener(listen, context.params["dialect"])

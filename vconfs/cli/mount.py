@@ -168,7 +168,7 @@ def command(
       vconfs mount --device pci:0000:00:05.0 --bind /mnt/vcon
       vconfs mount --device vhost-user:/run/vcon.sock /mnt/vcon
       vconfs mount --device 'stream:exec:ssh host vconfs host --listen stream:stdio' /mnt/vcon
-      vconfs mount --device 'sockets:/run/libvirt/qemu/channel/*/*' /srv/guests
+      vconfs mount --device 'sockets:/run/libvirt/qemu/channel/*-%g/*' /srv/guests
       vconfs mount --port modem=unix:/run/modem.sock -o tty=modem /mnt/vcon
       mount -t fuse.vconfs none /mnt/vcon -o config=/etc/vconfs/vcon.toml
     """

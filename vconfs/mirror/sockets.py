@@ -3,8 +3,8 @@
 Each socket that GLOB matches is a port: its file name is the port's name, and the folder above it
 is the guest, with a folder of its own in the mount.
 
-    vconfs mount --device 'sockets:/run/libvirt/qemu/channel/*/*' /srv/guests
-    /srv/guests/1-web/by-name/org.qemu.guest_agent.0
+    vconfs mount --device 'sockets:/run/vm/*/*' /srv/guests
+    /srv/guests/web1/by-name/org.qemu.guest_agent.0
 
 In GLOB, `*`, `?` and `[…]` mean what they mean in a shell. Where the folder above is not the
 guest's, `%g` stands for the guest's name: `sockets:/run/qemu-server/%g.qga`.

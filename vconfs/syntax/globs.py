@@ -56,8 +56,9 @@ class Glob:
 def parse_glob(kind: str, text: str) -> Glob:
     """Parse a glob of whole paths. Raise ValueError if it is wrong.
 
-    `*`, `?` and `[…]` mean what they mean in a shell, within one part of the path. `%g` matches at
-    least one character, and as few as it can: the guest's name. `%%` is one `%`.
+    `*`, `?` and `[…]` mean what they mean in a shell, within one part of the path. `%g` is the
+    guest's name, of at least one character; `%%` is one `%`. From left to right, each `*` and `%g`
+    matches as few characters as it can.
     """
     path_argument(kind, text)
     if not text.startswith("/"):
@@ -91,6 +92,8 @@ def _patterns(text: str) -> Iterator[str]:
                 yield "%"
             case "%g":
                 yield "(?P<guest>.+?)"
+            case "*":
+                yield ".*?"
             case wild:
                 yield translate(wild)[_BEFORE:_AFTER]
     yield re.escape(text[end:])
