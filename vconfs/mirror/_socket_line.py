@@ -93,9 +93,10 @@ class _Connection:
         return any(mask & select.POLLOUT for _, mask in poll.poll(0))
 
     def want_room(self) -> None:
-        """Notify those who wait when there is room."""
-        self._wanted = True
-        self._asked.unpark_all()
+        """Notify those who wait when there is room; on a broken connection there never is."""
+        if not self.broken:
+            self._wanted = True
+            self._asked.unpark_all()
 
     def send(self, data: Buffer) -> int:
         """Send as much as fits; raise trio.WouldBlock if nothing does."""
@@ -183,37 +184,39 @@ class _Stay:
         self.tried.set()
 
     async def run(self) -> None:
+        """Connect, and stay connected, until the scope is cancelled or the first try fails."""
         with self.scope:
-            if not await self._try_first():
+            try:
+                sock = await connect(self._path)
+            except OSError as error:
+                self._refuse(error)
                 return
-            await self.tries.wait()
+            finally:
+                self.tried.set()
+            await self._serve(sock)
             while True:
-                try:
-                    sock = await connect(self._path)
-                except OSError as error:
-                    await self.tries.failed(error)
-                else:
-                    await self._serve(sock)
-                    await self.tries.wait()
+                await self.tries.wait()
+                await self._serve(await self._reconnected())
 
-    async def _try_first(self) -> bool:
-        try:
-            sock = await connect(self._path)
-        except OSError as error:
-            self.refusal = error
-            if error.errno in (errno.EACCES, errno.EPERM):
-                kind = self._path, error.errno
-                _trouble.warning(kind, "%s: %s", printable(self._path), error.strerror)
-            self.tried.set()
-            return False
-        await self._serve(sock)
-        return True
+    def _refuse(self, error: OSError) -> None:
+        """Make the opens fail."""
+        self.refusal = error
+        if error.errno in (errno.EACCES, errno.EPERM):
+            kind = self._path, error.errno
+            _trouble.warning(kind, "%s: %s", printable(self._path), error.strerror)
+
+    async def _reconnected(self) -> trio.socket.SocketType:
+        """Try until a connection is made, with growing pauses."""
+        while True:
+            try:
+                return await connect(self._path)
+            except OSError as error:
+                await self.tries.failed(error)
 
     async def _serve(self, sock: trio.socket.SocketType) -> None:
         self.connection = connection = _Connection(self._port, sock)
         self.tries.succeeded()
         self._port.set_connected(True)
-        self.tried.set()
         try:
             await connection.serve()
         finally:

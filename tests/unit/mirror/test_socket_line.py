@@ -332,6 +332,29 @@ async def test_a_write_that_waits_ends_with_the_port(
     it.port.close(opener)
 
 
+async def test_a_broken_connection_does_not_wake_those_who_want_to_write(
+    it: SocketPort, server: Channel
+) -> None:
+    """It is found to be broken by a write, before what came earlier has been read."""
+    opener, stream = await it.opened_with(server)
+    stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    await stream.send_all(bytes(2 * LIMIT))
+    await until(lambda: not it.port.wants_data)
+    await stream.aclose()
+    with pytest.raises(trio.WouldBlock):
+        it.port.write_nowait(b"x")
+    changes: list[Port] = []
+    it.port.on_change = changes.append
+    assert not it.port.answer_poll(opener) & select.POLLOUT
+    await trio.testing.wait_all_tasks_blocked(0.01)
+    assert changes == []
+    received = 0
+    while some := await it.read():
+        received += len(some)
+    assert received == 2 * LIMIT
+    it.port.close(opener)
+
+
 async def test_a_port_that_is_removed_lets_the_socket_go(it: SocketPort, server: Channel) -> None:
     opener, stream = await it.opened_with(server)
     it.port.remove()
