@@ -15,8 +15,8 @@ from vconfs.files.names import link_name
 def find_port(argument: str) -> Path:
     """Return a port's file, by its path, MOUNTPOINT/NAME, or its NAME in any mount.
 
-    The folder of a guest, in a mount beside a host end, counts as a mount; GUEST/NAME is a name in
-    that of any mount. Raise VconfsError if there is no such port, or more than one.
+    The folder of a guest, in a mount that has one for each, counts as a mount; GUEST/NAME is a name
+    in that of any mount. Raise VconfsError if there is no such port, or more than one.
     """
     path = Path(argument)
     if argument and _exists(path):

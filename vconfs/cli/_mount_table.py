@@ -66,7 +66,7 @@ def in_time(what: str | Path, call: Callable[[], T]) -> T:
 
 
 def port_folders(mountpoint: Path) -> list[Path]:
-    """Return the folders of a mount that have ports: itself or, beside a host end, each guest's.
+    """Return the folders of a mount that have ports: itself or, with guests, each guest's.
 
     Raise OSError if it is not a mount, and not the folder of a guest.
     """
@@ -80,7 +80,7 @@ def port_folders(mountpoint: Path) -> list[Path]:
 
 
 def is_guest_folder(folder: Path) -> bool:
-    """True if this is the folder of a guest in a mount beside a host end."""
+    """True if this is the folder of a guest in a mount that has one for each."""
     try:
         os.getxattr(folder, CONNECTED_ATTRIBUTE)
     except OSError:

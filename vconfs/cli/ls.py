@@ -104,8 +104,8 @@ def _value(key: str, text: str) -> object:
 def command(as_json: bool, quiet: bool, mountpoints: tuple[Path, ...]) -> None:
     """List the ports of the mount at each MOUNTPOINT, or of all mounts, and what they are doing.
 
-    DROPPED, the bytes that were lost by rule, is shown only if there are any. Of a mount beside a
-    host end, MOUNTPOINT can also be the folder of one guest; PEER is then the guest. On a terminal,
+    DROPPED, the bytes that were lost by rule, is shown only if there are any. Of a mount with
+    guests, MOUNTPOINT can also be the folder of one guest; PEER is then the guest. On a terminal,
     names that are too long for it are cut; through a pipe, each port is one whole line.
 
     \b

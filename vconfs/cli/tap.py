@@ -49,7 +49,7 @@ def command(ports: tuple[str, ...], **style: Any) -> None:
 
     PORT is a file, MOUNTPOINT/NAME, or the name of a port in any mount; a MOUNTPOINT stands for
     all its ports, also those that are added later. Only root and the user who runs the mount may
-    tap it. The command ends when the mount is unmounted. Of a mount beside a host end, MOUNTPOINT
+    tap it. The command ends when the mount is unmounted. Of a mount with guests, MOUNTPOINT
     is the folder of one guest, and host and guest are swapped in what follows.
 
     \b

@@ -102,9 +102,9 @@ def command(as_json: bool, goal: Goal | None, timeout: float | None, mountpoint:
       dropped                           bytes were lost by rule, at the guest or the host end
       lost                              the reader was too slow, and missed some events
 
-    Of a mount beside a host end, MOUNTPOINT can also be the folder of one guest. There host and
-    guest are swapped in these events, and more are:
-      guest-add  guest-remove           the host end has a new guest, or has one no more
+    Of a mount with guests, MOUNTPOINT can also be the folder of one guest. There host and guest are
+    swapped in these events, and more are:
+      guest-add  guest-remove           there is a new guest, or one is there no more
       guest-connect  guest-disconnect   the guest has connected, or was lost
 
     NAME of --until is a port's name or file name, or GUEST/NAME. It can wait for add, remove,

@@ -1,7 +1,7 @@
 """The status of ports and of the mount as text, for extended attributes and `vconfs ls`.
 
 The names without "user." in front are the keys of `vconfs ls --json`. Of the host's side of a port
-(a mount beside a host end), guest and host are swapped in the names.
+(a mount with guests), guest and host are swapped in the names.
 """
 
 from __future__ import annotations
@@ -130,9 +130,10 @@ GUEST_STATUS: dict[bytes, Callable[[Guest], bytes | None]] = {
 
 GUEST_MEANINGS: Mapping[bytes, str] = {
     PID_ATTRIBUTE: "the process that serves the mount",
-    CONNECTED_ATTRIBUTE: "1 while the guest is connected",
+    CONNECTED_ATTRIBUTE: "1 while the guest is connected, or a hypervisor has sockets for it",
     b"user.since": "when it connected or was lost, in seconds since 1970",
-    b"user.address": "where it is connected, or was last; none before its first connection",
+    b"user.address": "where it is connected, or was last; none before its first connection. Of a "
+    "hypervisor's guest: the folder of its sockets",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ class Look:
     matches: list[Match] = field(factory=list)
     #: The folders in which a change can change what is found.
     folders: set[Folder] = field(factory=set)
+    #: True if a folder could not be listed now, and may have sockets that were not found.
+    partial: bool = False
     #: Path → what is wrong with it.
     troubles: dict[str, str] = field(factory=dict)
 
@@ -137,9 +140,10 @@ def _names(place: _Place, part: Part, found: Look) -> Iterator[tuple[str, str]]:
             matching = (entry.name for entry in entries if part.match(entry.name))
             names = sorted(islice(matching, _NAMES_MAX + 1))
     except OSError as error:
-        if not isinstance(error, FileNotFoundError):
+        if error.errno not in (errno.ENOENT, errno.ENOTDIR):  # else it has gone just now
             found.complain(place.path, error.strerror or str(error))
             found.watch(os.path.dirname(place.path))  # its permissions may change
+            found.partial = found.partial or error.errno != errno.EACCES
         return
     if len(names) > _NAMES_MAX:
         found.complain(place.path, f"more than {_NAMES_MAX} names match there")

@@ -210,9 +210,10 @@ class SocketGuests(Source):
 
     async def _show(self, found: Look, nursery: trio.Nursery) -> None:
         """Make the ports those that were found."""
-        matches = {(match.guest, match.name): match for match in found.matches}
-        missing = [shown for key, shown in self._shown.items() if key not in matches]
-        await in_portions(self._miss, missing)
+        if not found.partial:
+            keys = {(match.guest, match.name) for match in found.matches}
+            missing = [shown for key, shown in self._shown.items() if key not in keys]
+            await in_portions(self._miss, missing)
         await in_portions(partial(self._find, nursery), found.matches)
 
     def _miss(self, shown: _Shown) -> None:

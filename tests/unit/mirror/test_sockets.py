@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
@@ -209,6 +210,25 @@ async def test_without_inotify_it_looks_now_and_then(
         await until(lambda: "late" in it.ports)
         (tmp_path / "late/agent").unlink()
         await until(lambda: "late" not in it.ports)
+
+
+@pytest.mark.expect_log("Too many open files")
+async def test_ports_stay_while_a_folder_cannot_be_listed(
+    tmp_path: Path, vm: dict[str, Channel], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: str) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async with shown(tmp_path / "*/*") as it:
+        watcher = it.watcher.seen.copy()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "scandir", refuse)
+            for number in range(3):
+                changed = it.source._changed
+                (tmp_path / str(number)).mkdir()
+                await until(lambda changed=changed: it.source._changed is not changed)  # type: ignore[misc]
+        assert it.ports == {"db": ["agent"], "web": ["agent", "log"]}
+        assert it.watcher.seen == watcher
 
 
 async def test_many_come_at_once(tmp_path: Path, vm: dict[str, Channel], stack: ExitStack) -> None:
