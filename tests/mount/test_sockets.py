@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -150,6 +151,49 @@ async def test_readers_see_the_end_of_a_hypervisor_and_the_next_one(
             await until(lambda: waiting)
         assert waiting == [b"TWO"]
         await in_thread(lambda: os.close(file))
+
+
+async def test_poll_and_nonblock_are_those_of_any_port(folder: Path, run: Path) -> None:
+    with channel(run / "web/agent") as server:
+        async with mounted(folder, run), trio.open_nursery() as nursery:
+            files: list[int] = []
+
+            async def open_port() -> None:
+                flags = os.O_RDWR | os.O_NONBLOCK
+                files.append(await in_thread(lambda: os.open(folder / "web" / "vcon0", flags)))
+
+            async def polled(mask: int) -> None:
+                """Wait until a poll shows this mask."""
+                poll = select.poll()
+                poll.register(files[0], select.POLLIN | select.POLLOUT)
+                with trio.fail_after(10):
+                    while [mask] != [it for _, it in await in_thread(lambda: poll.poll(100))]:
+                        pass
+
+            nursery.start_soon(open_port)
+            guest = await server.accept()
+            await until(lambda: files)
+            await polled(select.POLLOUT)
+            assert await error_of(lambda: os.read(files[0], 100)) == errno.EAGAIN
+            await guest.send_all(b"hello")
+            await polled(select.POLLIN | select.POLLOUT)
+            assert await in_thread(lambda: os.read(files[0], 100)) == b"hello"
+            code = None
+            while code is None:
+                code = await error_of(lambda: os.write(files[0], bytes(4096)))
+            assert code == errno.EAGAIN
+            nothing = await in_thread(lambda: select.select(files, files, [], 0))
+            assert nothing == ([], [], [])
+            async for _ in guest:
+                if await in_thread(lambda: select.select([], files, [], 0)[1]):
+                    break
+            await polled(select.POLLOUT)
+            await guest.aclose()
+            await polled(select.POLLIN | select.POLLHUP)
+            assert await in_thread(lambda: os.read(files[0], 100)) == b""
+            async with await server.accept():
+                await polled(select.POLLOUT)
+                await in_thread(lambda: os.close(files[0]))
 
 
 # --- as a command ---------------------------------------------------------------------------
