@@ -292,3 +292,14 @@ def test_it_is_mounted_by_mount(folder: Path, run: Path) -> None:
         assert (folder / "web" / "vcon0").stat().st_mode & 0o777 == 0o640
         assert json.loads(vconfs("ls", "--json", str(folder)))["guest_name"] == "web"
         vconfs("umount", str(folder))
+
+
+def test_a_glob_may_match_what_is_in_the_mount_itself(folder: Path, run: Path) -> None:
+    """Watching a folder of the mount is a call that the mount has to answer."""
+    above = run.parent
+    with echoing(above / "web/agent"):
+        vconfs("mount", "--device", f"sockets:{above}/*/*", str(folder))
+        with echoing(above / "late/agent"):
+            block_until(lambda: os.getxattr(folder, "user.guests") == b"2")
+            assert conversation(folder / "late" / "vcon0") == b"HELLO\n"
+        vconfs("umount", str(folder))

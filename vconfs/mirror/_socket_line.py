@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import errno
 import logging
-import os
 import select
 import socket
-import stat
 from collections.abc import Callable
 from typing import Final
 
@@ -29,45 +27,18 @@ from attrs import define, field
 from trio.lowlevel import ParkingLot
 
 from vconfs.guest.port import Port, PortLine
+from vconfs.mirror._connecting import connect
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.syntax.printable import printable
 from vconfs.system.backoff import Backoff
-from vconfs.system.descriptors import owned
 from vconfs.system.log_once import LogOnce
-from vconfs.system.unix_accepts import wait_accepted
-from vconfs.system.unix_sockets import close_socket, connected_to, receive_bytes
+from vconfs.system.unix_sockets import close_socket, receive_bytes
 
 _trouble: Final = LogOnce(logging.getLogger(__name__))
 
-#: Seconds that a server has to accept a connection; after that, it is busy.
-_ACCEPTING: Final = 1.0
 #: How many bytes to receive in one turn of the event loop.
 _CHUNK: Final = 1 << 16
-#: What a full backlog and a busy server look like.
-_BUSY: Final = (errno.EAGAIN, errno.ENOTCONN)
-
-
-async def connect(path: str) -> trio.socket.SocketType:
-    """Connect to the unix socket at a path of any length, which must not be a symlink.
-
-    Raise OSError: EBUSY if the server does not accept the connection, or closes it at once.
-    """
-    with owned(os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as found:
-        if not stat.S_ISSOCK(os.fstat(found).st_mode):
-            raise OSError(errno.ENOTSOCK, os.strerror(errno.ENOTSOCK))
-        try:
-            sock = await connected_to(f"/proc/self/fd/{found}")
-        except OSError as error:
-            code = errno.EBUSY if error.errno in _BUSY else error.errno or errno.EIO
-            raise OSError(code, os.strerror(code)) from None
-    try:
-        if not await wait_accepted(sock, _ACCEPTING):
-            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
-    except BaseException:
-        close_socket(sock)
-        raise
-    return sock
 
 
 @define(eq=False)
@@ -164,6 +135,7 @@ class _Stay:
 
     _port: Port
     _path: str
+    _limiter: trio.CapacityLimiter
     #: Ends it.
     scope: trio.CancelScope = field(init=False, factory=trio.CancelScope)
     #: Set when the first try to connect is over; the error if it failed.
@@ -187,7 +159,7 @@ class _Stay:
         """Connect, and stay connected, until the scope is cancelled or the first try fails."""
         with self.scope:
             try:
-                sock = await connect(self._path)
+                sock = await connect(self._path, self._limiter)
             except OSError as error:
                 self._refuse(error)
                 return
@@ -209,7 +181,7 @@ class _Stay:
         """Try until a connection is made, with growing pauses."""
         while True:
             try:
-                return await connect(self._path)
+                return await connect(self._path, self._limiter)
             except OSError as error:
                 await self.tries.failed(error)
 
@@ -240,6 +212,8 @@ class SocketLine(PortLine):
     _nursery: trio.Nursery
     throttles: bool = False
     can_refuse: bool = True
+    #: Of a path that is never answered, one thread at a time waits.
+    _limiter: trio.CapacityLimiter = field(init=False, factory=lambda: trio.CapacityLimiter(1))
     _stay: _Stay | None = field(init=False, default=None)
 
     @override
@@ -252,7 +226,7 @@ class SocketLine(PortLine):
         if not opened:
             self._stop()
         elif self._stay is None:
-            self._stay = _Stay(self._port, self._path)
+            self._stay = _Stay(self._port, self._path, self._limiter)
             self._nursery.start_soon(self._stay.run)
 
     async def confirm_open(self) -> None:

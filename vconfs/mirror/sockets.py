@@ -44,7 +44,7 @@ from vconfs.overrides import override
 from vconfs.syntax.globs import Glob, parse_glob
 from vconfs.syntax.printable import printable
 from vconfs.syntax.url_options import split_options
-from vconfs.system.inotify import Change, watching
+from vconfs.system.inotify import Change, watching_aside
 from vconfs.system.log_once import LogOnce
 from vconfs.system.tasks import in_portions
 
@@ -185,7 +185,7 @@ class SocketGuests(Source):
         """Report changes in a folder until it is gone. Start with True if that is possible."""
         with trio.CancelScope() as scope:
             try:
-                with watching(folder.path, _CHANGES) as changes:
+                async with watching_aside(folder.path, _CHANGES) as changes:
                     self._watches[folder] = scope
                     task_status.started(True)
                     while not changes.gone:

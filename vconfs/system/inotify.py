@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from enum import IntFlag
 from functools import partial
 from typing import Final
@@ -20,6 +20,7 @@ import trio
 from attrs import define, field
 
 from vconfs.system.aside import ASIDE
+from vconfs.system.descriptors import owned
 
 _MASK_ADD: Final = 0x2000_0000  # sys/inotify.h: adds to the events watched already
 _EVENT: Final = struct.Struct("iIII")  # watch, mask, cookie, and the length of the name
@@ -90,6 +91,8 @@ class _Inotify:
         self.is_read = False
         self._retiring = False
         self.waiting: dict[Changes, None] = {}
+        #: How many threads add a watch now.
+        self.adding = 0
         #: By the number of the watch. A file that is watched twice has one watch.
         self.watched: dict[int, list[Changes]] = {}
         # Not by inotify_simple: its first use runs ldconfig, which would block the event loop.
@@ -110,13 +113,21 @@ class _Inotify:
             await trio.sleep(_KEEP)
         finally:  # also at the end of the run
             self._retiring = False
-            if not self.watched:
+            if not self.watched and not self.adding:
                 _shared.set(None)
                 ASIDE.call(partial(os.close, self._descriptor))
 
     def add(self, path: str, changes: Change) -> int:
-        mask = int(changes) | _MASK_ADD
-        return _checked(_libc.inotify_add_watch(self._descriptor, os.fsencode(path), mask))
+        return _add_watch(self._descriptor, path, changes)
+
+    async def add_aside(self, path: str, changes: Change) -> int:
+        """Add a watch in a thread, which is given up if we are cancelled."""
+        self.adding += 1
+        try:
+            call = partial(_add_watch_and_close, os.dup(self._descriptor), path, changes)
+            return await trio.to_thread.run_sync(call, abandon_on_cancel=True)
+        finally:
+            self.adding -= 1
 
     def remove(self, number: int, changes: Changes) -> None:
         self.watched[number].remove(changes)
@@ -159,19 +170,51 @@ _shared: trio.lowlevel.RunVar[_Inotify | None] = trio.lowlevel.RunVar("vconfs.sy
 @contextmanager
 def watching(path: str, wanted: Change) -> Iterator[Changes]:
     """Watch a file or folder while the block runs. Raise OSError if that is not possible."""
+    with _used() as inotify, _watched(inotify, inotify.add(path, wanted), wanted) as changes:
+        yield changes
+
+
+@asynccontextmanager
+async def watching_aside(path: str, wanted: Change) -> AsyncIterator[Changes]:
+    """Like `watching`, for a path on any file system: also on one that does not answer, or our own.
+
+    What happens to it before the block begins may not be reported.
+    """
+    with _used() as inotify:
+        number = await inotify.add_aside(path, wanted)
+        with _watched(inotify, number, wanted) as changes:
+            yield changes
+
+
+@contextmanager
+def _used() -> Iterator[_Inotify]:
     inotify = _shared.get() or _Inotify()
     _shared.set(inotify)
     try:
-        number = inotify.add(path, wanted)
-        changes = Changes(inotify, wanted)
-        inotify.watched.setdefault(number, []).append(changes)
-        try:
-            yield changes
-        finally:
-            inotify.remove(number, changes)
+        yield inotify
     finally:
         if not inotify.watched:
             inotify.retire()
+
+
+@contextmanager
+def _watched(inotify: _Inotify, number: int, wanted: Change) -> Iterator[Changes]:
+    changes = Changes(inotify, wanted)
+    inotify.watched.setdefault(number, []).append(changes)
+    try:
+        yield changes
+    finally:
+        inotify.remove(number, changes)
+
+
+def _add_watch(descriptor: int, path: str, changes: Change) -> int:
+    mask = int(changes) | _MASK_ADD
+    return _checked(_libc.inotify_add_watch(descriptor, os.fsencode(path), mask))
+
+
+def _add_watch_and_close(descriptor: int, path: str, changes: Change) -> int:
+    with owned(descriptor):
+        return _add_watch(descriptor, path, changes)
 
 
 def _checked(result: int) -> int:

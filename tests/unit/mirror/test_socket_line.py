@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import socket
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, suppress
 from itertools import pairwise
@@ -20,7 +21,7 @@ from tests.support.waiting import until
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Port
-from vconfs.mirror import _socket_line
+from vconfs.mirror import _connecting, _socket_line
 from vconfs.mirror._socket_line import SocketLine
 
 LIMIT = 1 << 16
@@ -139,7 +140,7 @@ async def test_an_open_that_is_interrupted_leaves_nothing(it: SocketPort, server
 async def test_a_socket_that_another_program_has_is_busy(
     it: SocketPort, server: Channel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_socket_line, "_ACCEPTING", 0.1)
+    monkeypatch.setattr(_connecting, "_ACCEPTING", 0.1)
     with ExitStack() as stack:
         for _ in range(3):  # the first would be served, the others fill the backlog
             assert await it.error_of_open() == errno.EBUSY
@@ -190,14 +191,49 @@ async def test_what_cannot_be_connected_has_an_error_of_its_own(
             case _:
                 stack.enter_context(channel(path))
 
-                async def refuse(path: str) -> None:
+                def refuse(path: str) -> None:
                     raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-                monkeypatch.setattr(_socket_line, "connected_to", refuse)
+                monkeypatch.setattr(_connecting, "_connected", refuse)
                 wanted = errno.EACCES
         assert await it.error_of_open() == wanted
         assert await it.error_of_open() == wanted
     assert not it.port.openers
+
+
+async def test_a_file_system_that_does_not_answer_holds_one_port_and_one_thread(
+    it: SocketPort, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_connecting, "_ACCEPTING", 0.1)
+    answered, waiting = threading.Event(), []
+
+    def wait(path: str) -> None:
+        waiting.append(path)
+        answered.wait(10)
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+
+    monkeypatch.setattr(_connecting, "_connected", wait)
+    try:
+        for _ in range(3):
+            assert await it.error_of_open() == errno.ETIMEDOUT
+        assert len(waiting) == 1
+    finally:
+        answered.set()
+    await until(lambda: it.line._limiter.borrowed_tokens == 0)
+    assert await it.error_of_open() == errno.ENOENT
+
+
+@pytest.mark.parametrize("late", [True, False])
+async def test_a_connection_that_is_made_too_late_is_closed(server: Channel, late: bool) -> None:
+    attempt = _connecting._Attempt(str(server.path))
+    if late:
+        attempt.give_up()
+    sock = attempt.make()
+    assert (sock.fileno() < 0) == late
+    attempt.give_up()
+    assert sock.fileno() < 0
+    with server.client as client:
+        assert client.recv(1) == b""
 
 
 async def test_a_path_can_be_longer_than_a_sockets_address(tmp_path: Path) -> None:
@@ -235,7 +271,7 @@ async def test_it_is_tried_again_with_growing_pauses_and_at_once_when_the_socket
     times: list[float] = []
     ours, theirs = trio.socket.socketpair()
 
-    async def connect(path: str) -> trio.socket.SocketType:
+    async def connect(path: str, limiter: trio.CapacityLimiter) -> trio.socket.SocketType:
         times.append(trio.current_time())
         if len(times) == 1:
             return ours

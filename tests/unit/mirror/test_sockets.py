@@ -203,7 +203,7 @@ async def test_without_inotify_it_looks_now_and_then(
     def refuse(path: str, wanted: int) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(sockets, "watching", refuse)
+    monkeypatch.setattr(sockets, "watching_aside", refuse)
     monkeypatch.setattr(sockets, "_LOOK_UNWATCHED", 0.05)
     async with shown(tmp_path / "*/*") as it:
         stack.enter_context(channel(tmp_path / "late/agent"))
