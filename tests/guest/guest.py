@@ -104,15 +104,16 @@ PLAIN = Hardware(
     ("-machine", "q35", "-device", "virtio-9p-pci,fsdev=root,mount_tag=root"),
     modules=(UNSAFE_CACHE,),
 )
-#: A machine without PCI: its virtio devices are on virtio-mmio. By its ACPI tables it has no PIC
-#: and no PIT, so its kernel sets up neither. If QEMU has them nevertheless, a tick of the PIT can
-#: come as interrupt 0, which means a division by zero: the kernel panics before it has a console.
-#: Without the PIT a kernel cannot find out how fast its clock is, so it is told about that.
+#: QEMU's arguments for a machine without PCI: its virtio devices are on virtio-mmio. By its ACPI
+#: tables it has no PIC and no PIT, so its kernel sets up neither. If QEMU has them nevertheless, a
+#: tick of the PIT can come as interrupt 0, which means a division by zero: the kernel panics before
+#: it has a console. Without the PIT a kernel cannot find out how fast its clock is, so it is told
+#: about that.
+MICROVM_MACHINE = (
+    *("-machine", "microvm,pic=off,pit=off", "-global", "virtio-mmio.force-legacy=false"),
+)
 MICROVM = Hardware(
-    (
-        *("-machine", "microvm,pic=off,pit=off", "-global", "virtio-mmio.force-legacy=false"),
-        *("-device", "virtio-9p-device,fsdev=root,mount_tag=root"),
-    ),
+    (*MICROVM_MACHINE, "-device", "virtio-9p-device,fsdev=root,mount_tag=root"),
     # That is not exact. Without `reliable` a kernel compares the clock with its own ticks, finds it
     # wrong, and takes the ticks as its clock.
     "tsc_early_khz=2000000 tsc=reliable",
@@ -268,10 +269,13 @@ def running(
             process.wait()
 
 
+#: Parameters of every kernel. Without no_timer_check it panics if the machine is so busy that no
+#: timer comes in time.
+PARAMETERS = "earlyprintk=ttyS0 console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+
+
 def _machine(folder: Path, boot: Path, hardware: Hardware) -> list[str]:
-    # Without no_timer_check a kernel panics if the machine is so busy that no timer comes in time.
-    append = "earlyprintk=ttyS0 console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
-    append += f" guest.folder={ROOT} guest.python={sys.executable}"
+    append = f"{PARAMETERS} guest.folder={ROOT} guest.python={sys.executable}"
     append += " guest.module=tests.support.remote.worker guest.argument=/dev/ttyS1"
     return [
         *hardware.arguments,

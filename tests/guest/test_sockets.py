@@ -14,17 +14,17 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from attrs import define, field
 
 from tests.guest import guest as machine
 from tests.guest import initramfs
 from tests.mount.test_commands import folder, vconfs
 from tests.qemu import releases
 from tests.support import needs
+from tests.support.booted import Booted
 
 __all__ = ["folder"]
 
@@ -36,13 +36,13 @@ MODULES = ("virtio_mmio", "virtio_console")
 ANSWER_SECONDS = 60
 
 
-@define
-class Qemu:
+class Qemu(Booted):
     """A hypervisor with one guest; its sockets are in a folder of the guest's name."""
 
-    folder: Path
-    initrd: Path
-    process: subprocess.Popen[bytes] | None = field(init=False, default=None)
+    def __init__(self, folder: Path, initrd: Path) -> None:
+        super().__init__(folder)
+        self._initrd = initrd
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         """Start it, without waiting for its guest."""
@@ -55,14 +55,14 @@ class Qemu:
                 *("-device", f"virtserialport,nr={number},chardev={name},name={name}"),
             )
         ]
-        append = "console=ttyS0 quiet panic=-1 mitigations=off no_timer_check"
+        append = f"{machine.PARAMETERS} {machine.MICROVM.parameters} guest.name={self.folder.name}"
         command = [
             *("setpriv", "--pdeathsig", "KILL", releases.NAME),
-            *("-machine", "microvm", "-global", "virtio-mmio.force-legacy=false"),
+            *machine.MICROVM_MACHINE,
             *("-accel", "tcg", "-smp", "1", "-m", "256", "-nodefaults", "-no-reboot"),
             *("-nographic", "-nic", "none", "-serial", f"file:{self.folder}/console.log"),
-            *("-kernel", str(machine.CACHE / "kernel"), "-initrd", str(self.initrd)),
-            *("-append", f"{append} {machine.MICROVM.parameters} guest.name={self.folder.name}"),
+            *("-kernel", str(machine.CACHE / "kernel"), "-initrd", str(self._initrd)),
+            *("-append", append),
             *("-device", "virtio-serial-device", *ports),
         ]
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
@@ -109,58 +109,66 @@ def ping(port: int) -> None:
 
 
 @pytest.fixture
-def qemus(tmp_path: Path) -> Iterator[list[Qemu]]:
-    """Two hypervisors that have been started."""
+def initrd(tmp_path: Path) -> Path:
     needs.programs(*machine.PROGRAMS)
     if problem := machine.fetch():
         needs.cannot_run(problem)
-    initrd = tmp_path / "initramfs.cpio"
-    agent = shutil.which("qemu-ga")
-    assert agent is not None
-    initrd.write_bytes(
-        initramfs.build(
-            machine.CACHE,
-            Path(__file__).parent / "init.agent",
-            wanted=MODULES,
-            programs=[Path(agent)],
-        )
-    )
-    with ExitStack() as stack:
-        both = [Qemu(tmp_path / "vm" / name, initrd) for name in ("web1", "db1")]
-        for qemu in both:
-            stack.callback(qemu.kill)
-            qemu.start()
-        yield both
+    path, init = tmp_path / "initramfs.cpio", Path(__file__).parent / "init.agent"
+    agent = Path(shutil.which("qemu-ga") or "")
+    path.write_bytes(initramfs.build(machine.CACHE, init, wanted=MODULES, programs=[agent]))
+    return path
+
+
+@contextmanager
+def started(folder: Path, initrd: Path) -> Iterator[Qemu]:
+    qemu = Qemu(folder, initrd)
+    try:
+        qemu.start()
+        yield qemu
+    finally:
+        qemu.kill()
+
+
+@pytest.fixture
+def web1(tmp_path: Path, initrd: Path) -> Iterator[Qemu]:
+    with started(tmp_path / "vm" / "web1", initrd) as qemu:
+        yield qemu
+
+
+@pytest.fixture
+def db1(tmp_path: Path, initrd: Path) -> Iterator[Qemu]:
+    with started(tmp_path / "vm" / "db1", initrd) as qemu:
+        yield qemu
 
 
 def test_the_agents_of_two_guests_answer_through_files(
-    qemus: list[Qemu], folder: Path, tmp_path: Path
+    web1: Qemu, db1: Qemu, folder: Path, tmp_path: Path
 ) -> None:
     vconfs("mount", "--device", f"sockets:{tmp_path}/vm/*/org.*", str(folder))
-    web1, db1 = (folder / qemu.folder.name / "by-name" for qemu in qemus)
-    with opened(db1 / SHELL) as other:
+    web1_ports, db1_ports = (folder / name / "by-name" for name in ("web1", "db1"))
+    with opened(db1_ports / SHELL) as other:
         assert answer(other, "one") == "db1 has one"
-        with opened(web1 / AGENT) as agent, opened(web1 / SHELL) as shell:
+        with opened(web1_ports / AGENT) as agent, opened(web1_ports / SHELL) as shell:
             ping(agent)
             assert answer(shell, "two") == "web1 has two"
             listed = {port["name"]: port for port in ports_of(folder / "web1")}
             assert {name for name in listed if listed[name]["guest"]} == {AGENT, SHELL}
-            qemus[0].kill()
+            web1.kill()
             assert os.read(agent, 100) == b""
             assert os.read(shell, 100) == b""
             assert answer(other, "three") == "db1 has three"
-            qemus[0].start()
+            web1.start()
             ping(agent)
             assert answer(shell, "four") == "web1 has four"
         assert answer(other, "five") == "db1 has five"
     with socket.socket(socket.AF_UNIX) as other_client:
-        other_client.connect(str(qemus[1].folder / AGENT))
+        other_client.connect(str(db1.folder / AGENT))
         with pytest.raises(OSError, match="busy"):
-            os.open(db1 / AGENT, os.O_RDWR)
-    with opened(db1 / AGENT) as agent:
+            os.open(db1_ports / AGENT, os.O_RDWR)
+    with opened(db1_ports / AGENT) as agent:
         ping(agent)
     vconfs("umount", str(folder))
-    assert all(qemu.process and qemu.process.poll() is None for qemu in qemus)
+    assert all(qemu.process and qemu.process.poll() is None for qemu in (web1, db1))
 
 
 def ports_of(guest: Path) -> list[dict[str, object]]:
