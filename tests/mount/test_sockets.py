@@ -255,12 +255,18 @@ def test_a_command_says_that_another_program_has_the_socket(guests: Path, run: P
         assert error.endswith("by-name/agent: another program is connected in its place")
 
 
+def has_open(pid: int, name: str) -> bool:
+    """True if a process has a file of that name open."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it has been closed just now
+            if descriptor.readlink().name == name:
+                return True
+    return False
+
+
 async def test_watch_tells_of_guests_that_come_and_go(guests: Path, run: Path) -> None:
     async with program(*VCONFS, "watch", "--json", str(guests)) as watch:
-        descriptors = Path(f"/proc/{watch.pid}/fd")
-        await until(
-            lambda: any(os.readlink(it).endswith(".events") for it in descriptors.iterdir())
-        )
+        await until(partial(has_open, watch.pid, ".events"))
         with echoing(run / "late/agent"):
             await seen(watch, b"guest-add", b"guest-connect", b'"add"', b'"name"')
             assert await in_thread(lambda: conversation(guests / "late" / "vcon0")) == b"HELLO\n"
