@@ -8,14 +8,16 @@ from typing import Final
 
 import trio
 
-#: The most work in one turn, in copied bytes: about 10 ms. This is more than the rings of our own
-#: guest end hold for a port, so that data sent before a hang-up is taken in the same turn.
+#: The most work in one turn, in copied bytes: about 10 ms.
 _TURN: Final = 16 << 20
 #: The most work in a turn in which a link ends. This is more than our own guest end in this process
 #: has in its rings; what other guests leave is taken in several turns before (`take_rest`).
 _LAST_TURN: Final = 3 * _TURN
-#: After this much work, the reset at the next turn is scheduled.
-_NOTED: Final = _TURN // 32
+#: After this much work, the reset at the next turn is scheduled. Less is not worth a turn of the
+#: event loop, and is added to that of later turns. So half of the work above can be done in each
+#: turn. This is more than the rings of our own guest end hold for a port, so that data sent before
+#: a hang-up is taken in the same turn.
+_NOTED: Final = _TURN // 2
 #: The cost of handling a buffer, and of each part that it consists of.
 BUFFER: Final = 16 << 10
 PART: Final = 4 << 10
