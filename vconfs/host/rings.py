@@ -11,10 +11,11 @@ buffers of up to 1024 parts. So both bound what is done in one turn of the event
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
+from vconfs.link.busy_polling import BusyPolling
 from vconfs.link.effort import BUFFER, PART, Effort
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -29,6 +30,8 @@ _BUFFER_USUAL: Final = 1 << 18
 #: Empty buffers are taken until they have this many bytes, or consist of this many parts.
 _OFFERED_BYTES: Final = 2 << 20
 _OFFERED_PARTS: Final = 256
+
+_polling: Final = BusyPolling()
 
 
 class _Offered:
@@ -115,6 +118,7 @@ class DeviceLink(Link):
         self._awaited: dict[int, dict[int, Callable[[], None]]] = {}
         self._seen: list[Callable[[], None]] = []  # what to call now
         self._effort = Effort(self._go_on)
+        self._moved = 0  # bytes sent and received, headers included
         #: Queues to look at in the next turn; first those that got nothing of this turn.
         self._put_off: dict[int, None] = {}
         for number, ring in queues.items():
@@ -164,6 +168,31 @@ class DeviceLink(Link):
             self._offered[queue].ring.suppress_kicks()
             self._tell_seen(queue)
             self.owner.room(queue)
+
+    def kicked_all(self, queues: Sequence[int]) -> None:
+        """Look at several queues, and again while data moves: see `BusyPolling`."""
+        sending = [queue for queue in queues if queue % 2 and queue in self._queues]
+        for queue in sending:
+            self._queues[queue].suppress_kicks()
+        deadline = _polling.deadline(self, self._move(queues))
+        while deadline and _polling.goes_on(deadline):
+            if not self._move([queue for queue in queues if self._has_new(queue)]):
+                break
+        for queue in sending:
+            if queue in self._queues and self._queues[queue].request_kicks():
+                self.kicked(queue)  # a buffer came before we asked for kicks
+
+    def _move(self, queues: Iterable[int]) -> int:
+        """Look at queues once, and return how many bytes went in or out, headers included."""
+        before = self._moved
+        for queue in queues:
+            if queue in self._queues:
+                self.kicked(queue)
+        return self._moved - before
+
+    def _has_new(self, queue: int) -> bool:
+        ring = self._queues.get(queue)
+        return ring is not None and ring.has_available()
 
     def fail(self, reason: str) -> None:
         """Report to the owner that the guest is lost; it may still receive what was sent."""
@@ -215,6 +244,7 @@ class DeviceLink(Link):
         """The guest has processed a buffer when it offers it again."""
         offered = self._offered[queue]
         head = offered.fill(header, data)
+        self._moved += len(header) + len(data)
         if seen is not None:
             self._note_seen(queue)  # for an earlier message in this same buffer
             if self._seen:
@@ -242,6 +272,7 @@ class DeviceLink(Link):
             size = chain.readable_length
             self.fail(f"queue {queue}: a buffer of {size} bytes is larger than {BUFFER_MAX}")
             return None
+        self._moved += chain.readable_length
         self._received[queue].append(chain.head)
         if len(chain.readable) == 1:
             return chain.readable[0]

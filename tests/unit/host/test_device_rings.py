@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import trio.testing
 
+from vconfs.host import rings
 from vconfs.host.rings import DeviceLink
+from vconfs.link.busy_polling import BusyPolling
 from vconfs.protocol.virtqueue import DeviceQueue, DriverQueue, GuestMemory, Layout
 
 SIZE, BUFFER = 4, 64
@@ -106,3 +108,84 @@ async def test_what_was_seen_is_told_once_although_its_queue_is_stopped_meanwhil
     guest.link.stop_queue(0)
     await trio.testing.wait_all_tasks_blocked()
     assert sorted(seen) == list(range(SIZE + 1))
+
+
+class Sender:
+    """The driver's side of queue 1, on which the guest sends, and an owner that takes it all."""
+
+    def __init__(self, *, event_idx: bool) -> None:
+        layout = Layout.at(SIZE, 0)
+        memory = memoryview(bytearray(1 << 14))
+        self.driver = DriverQueue(memory, layout, event_idx=event_idx)
+        self.ring = DeviceQueue(GuestMemory([(0, memory)]), layout, event_idx=event_idx)
+        self.link = DeviceLink({1: self.ring}, features=0, call=lambda queue: None, header_size=0)
+        self.link.owner = self
+        self.came = 0
+        self.takes = True
+
+    def send(self) -> bool:
+        """Send a buffer; return True if the host wants to be notified."""
+        while self.driver.pop_used() is not None:
+            pass
+        self.driver.add(4096, 4096, writable=False)
+        return self.driver.publish()
+
+    def received(self, queue: int) -> None:
+        while self.takes and self.link.receive(queue) is not None:
+            self.came += 1
+            self.link.done(queue)
+        self.link.flush(queue)
+
+    def room(self, queue: int) -> None: ...
+    def config_changed(self) -> None: ...
+
+    def lost(self, reason: str) -> None:
+        raise AssertionError(reason)
+
+    def left(self) -> None: ...
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+async def test_a_guest_that_keeps_sending_need_not_notify(
+    event_idx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Sender(event_idx=event_idx)
+    sent = [guest.send()]
+
+    def let_the_guest_run() -> None:
+        if len(sent) < 6:
+            sent.append(guest.send())
+
+    monkeypatch.setattr(rings, "_polling", BusyPolling(let_others_run=let_the_guest_run))
+    guest.link.kicked_all([1])
+    assert guest.came == 6
+    assert sent == [True] + [False] * 5
+    assert guest.send()
+    guest.link.kicked_all([1])
+    assert guest.came == 7
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+async def test_what_comes_before_kicks_are_requested_again_is_taken(
+    event_idx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = Sender(event_idx=event_idx)
+    request = guest.ring.request_kicks
+
+    def request_late() -> bool:
+        assert not guest.send()
+        return request()
+
+    guest.send()
+    monkeypatch.setattr(guest.ring, "request_kicks", request_late)
+    guest.link.kicked_all([1])
+    assert guest.came == 2
+
+
+async def test_buffers_that_the_owner_leaves_are_not_looked_at_for_ever() -> None:
+    guest = Sender(event_idx=True)
+    guest.takes = False
+    guest.send()
+    guest.link.kicked_all([1])
+    assert guest.came == 0
+    assert guest.ring.has_available()

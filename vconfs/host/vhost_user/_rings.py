@@ -7,7 +7,7 @@ on the channel for requests to it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import trio
@@ -37,10 +37,13 @@ class FrontendRing:
 
 
 class FrontendRings:
-    """The started rings by their index. `kicked` is called when a live ring may have buffers."""
+    """The started rings by their index. `kicked` is called with those that may have buffers."""
 
     def __init__(
-        self, protocol: vu.Backend, channel: FrontendChannel, kicked: Callable[[int], None]
+        self,
+        protocol: vu.Backend,
+        channel: FrontendChannel,
+        kicked: Callable[[Sequence[int]], None],
     ) -> None:
         self.by_index: dict[int, FrontendRing] = {}
         self._protocol = protocol
@@ -81,7 +84,7 @@ class FrontendRings:
             ring.kick = fd
         if ring.live:
             self.listen(index)
-            self._kicked(index)
+            self._kicked((index,))
 
     # --- from the front-end ---------------------------------------------------------------
 
@@ -104,8 +107,7 @@ class FrontendRings:
     async def serve_kicks(self) -> None:
         """Act on the notifications by descriptors, until cancelled."""
         while True:
-            for index in await self._kicks.wait():
-                self._kicked(index)
+            self._kicked(await self._kicks.wait())
 
     async def poll(self) -> None:
         """Look at the rings for which neither descriptors nor messages notify us."""
@@ -113,8 +115,7 @@ class FrontendRings:
             if not self._polled:
                 self._polling = trio.Event()
                 await self._polling.wait()
-            for index in tuple(self._polled):
-                self._kicked(index)
+            self._kicked(tuple(self._polled))
             await trio.sleep(_POLLING)
 
     # --- to the front-end -----------------------------------------------------------------

@@ -12,6 +12,7 @@ buffers back before user-mode Linux has stopped the rings.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final, Self, TypeAlias, assert_never
 
@@ -67,7 +68,7 @@ class FrontendSession:
         self._missing = MissingQueues(device, self._protocol, lambda: self._guest is not None)
         self._channel = FrontendChannel()
         self._memory = SharedMemory(require_seals=device.offer.require_seals)
-        self._rings = FrontendRings(self._protocol, self._channel, self._kicked)
+        self._rings = FrontendRings(self._protocol, self._channel, self._kicked_all)
         #: Where rings stopped that have not started again.
         self._stopped: dict[int, int] = {}
         self._features = 0
@@ -212,6 +213,10 @@ class FrontendSession:
     def _kicked(self, index: int) -> None:
         if self._link is not None and self._rings.by_index[index].live:
             self._link.kicked(index)
+
+    def _kicked_all(self, indexes: Sequence[int]) -> None:
+        if self._link is not None:
+            self._link.kicked_all([n for n in indexes if self._rings.by_index[n].live])
 
     # --- the config space -----------------------------------------------------------------
 
