@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
-from vconfs.link.busy_polling import BusyPolling
+from vconfs.link.busy_polling import SHARED
 from vconfs.link.effort import BUFFER, PART, Effort
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -30,8 +30,6 @@ _BUFFER_USUAL: Final = 1 << 18
 #: Empty buffers are taken until they have this many bytes, or consist of this many parts.
 _OFFERED_BYTES: Final = 2 << 20
 _OFFERED_PARTS: Final = 256
-
-_polling: Final = BusyPolling()
 
 
 class _Offered:
@@ -174,8 +172,8 @@ class DeviceLink(Link):
         sending = [queue for queue in queues if queue % 2 and queue in self._queues]
         for queue in sending:
             self._queues[queue].suppress_kicks()
-        deadline = _polling.deadline(self, self._move(queues))
-        while deadline and _polling.goes_on(deadline):
+        deadline = SHARED.deadline(self, self._move(queues))
+        while deadline and SHARED.goes_on(deadline):
             if not self._move([queue for queue in queues if self._has_new(queue)]):
                 break
         for queue in sending:

@@ -70,3 +70,7 @@ class BusyPolling:
         if now - before > _TAKEN:
             self._not_before = now + _PAUSE
         return True
+
+
+#: That of this process.
+SHARED: Final = BusyPolling()

@@ -14,6 +14,7 @@ from typing import Final
 
 import trio
 
+from vconfs.link.busy_polling import SHARED
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.queue_sizes import bytes_to_read, bytes_to_send
@@ -45,6 +46,9 @@ class Wire:
         self._writer = writer
         self._read = read
         self._reads = _TURN  # how many are left before we wait
+        self._has_waited = False  # since the last read
+        #: Until when an emptied stream is read again before we wait: see `BusyPolling`.
+        self._look_until = 0.0
         #: When bytes came last; None if none have come yet.
         self.heard_at: float | None = None
         mode = os.fstat(writer).st_mode
@@ -57,19 +61,27 @@ class Wire:
         Raise OSError if the stream broke.
         """
         while True:
-            if not self._reads:
-                with suppress(PermissionError):  # a file, which is always readable
-                    await trio.lowlevel.wait_readable(self._reader)
-                self._reads = _TURN
+            if not self._reads and not SHARED.goes_on(self._look_until):
+                await self._wait_readable()
             try:
                 data = self._read(self._reader, _READ_SIZE)
             except BlockingIOError:
                 self._reads = 0
+                self._look_until = 0.0
                 continue
+            if self._has_waited:
+                self._has_waited = False
+                self._look_until = SHARED.deadline(self, len(data))
             self.heard_at = trio.current_time()
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data
+
+    async def _wait_readable(self) -> None:
+        with suppress(PermissionError):  # a file, which is always readable
+            await trio.lowlevel.wait_readable(self._reader)
+        self._reads = _TURN
+        self._has_waited = True
 
     @property
     def has_input(self) -> bool:

@@ -156,7 +156,7 @@ async def test_a_guest_that_keeps_sending_need_not_notify(
         if len(sent) < 6:
             sent.append(guest.send())
 
-    monkeypatch.setattr(rings, "_polling", BusyPolling(let_others_run=let_the_guest_run))
+    monkeypatch.setattr(rings, "SHARED", BusyPolling(let_others_run=let_the_guest_run))
     guest.link.kicked_all([1])
     assert guest.came == 6
     assert sent == [True] + [False] * 5
