@@ -197,8 +197,8 @@ class RingLink(Link):
 
     @override
     def want_room(self, queue: int) -> None:
-        if not self._dead:
-            self._send[queue].ring.request_calls()
+        if not self._dead and self._send[queue].ring.request_calls():
+            call_soon(self.interrupt, queue)  # for those there will be no interrupt
 
     @override
     def send(
@@ -297,10 +297,14 @@ class RingLink(Link):
 
     @override
     def flush(self, queue: int) -> None:
-        if not self._dead and self._rings[queue].publish():
+        if self._dead:
+            return
+        if kicks := self._rings[queue].publish():
             self._kick(queue)
-            if queue % 2:
-                self._reclaim(queue)  # what a device in this process has used by now
+        if queue % 2 and (kicks or self._send[queue].awaited):
+            # A device in this process has used some by now. And an interrupt that was requested
+            # counts from the buffers that we have taken back: it comes only if these are all.
+            self._reclaim(queue)
 
     def _wait_for_slots(self, queue: int) -> None:
         """Ask for an interrupt at the next used buffer, and take what was used meanwhile."""

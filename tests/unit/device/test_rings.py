@@ -247,6 +247,34 @@ def test_sending_asks_for_an_interrupt_only_when_there_is_no_room(event_idx: boo
     assert ends.interrupts == interrupts[-1] + 1
 
 
+FOUR = {0: QueueSpec(8, 4096), 1: QueueSpec(8, 4096)}
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+@pytest.mark.parametrize("used_before", [0, 1, 2])
+async def test_an_awaited_buffer_interrupts_even_if_the_device_wants_no_kicks(
+    event_idx: bool, used_before: int
+) -> None:
+    ends = Ends(specs=FOUR, event_idx=event_idx)
+    ends.device[1].suppress_kicks()
+    for _ in range(2):
+        ends.link.find_buffer(1, 1)
+        ends.link.send(1, b"", b"data")
+        ends.link.flush(1)
+    for _ in range(used_before):
+        ends.use(1)
+    before = ends.interrupts
+    seen: list[str] = []
+    ends.link.find_buffer(1, 1)
+    ends.link.send(1, b"stop", b"", lambda: seen.append("stop"))
+    ends.link.flush(1)
+    while ends.use(1) != b"stop":
+        pass
+    assert ends.interrupts > before
+    ends.link.interrupt(1)
+    assert seen == ["stop"]
+
+
 def test_a_device_that_answers_the_kick_at_once_has_its_slots_wiped_at_once() -> None:
     ends = Ends()
 
