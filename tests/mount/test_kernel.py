@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -181,6 +182,17 @@ async def test_a_port_that_cannot_be_waited_for_is_not_left_open(folder: Path) -
         with pytest.raises(PermissionError):
             it.changes.ports[2].open(Opener(1))
         assert len(os.listdir("/proc/self/fd")) == before
+
+
+async def test_a_unit_without_netlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
+
+    (tmp_path / "sys").mkdir()
+    monkeypatch.setattr(socket, "socket", refuse)
+    with pytest.raises(VconfsError, match="RestrictAddressFamilies=AF_NETLINK"):
+        async with open_kernel(PortManager(), tmp_path / "sys", tmp_path):
+            pass
 
 
 async def test_a_kernel_without_the_driver(tmp_path: Path) -> None:

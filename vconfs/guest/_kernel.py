@@ -17,6 +17,7 @@ the bytes a hang-up was if a new connection followed at once.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
@@ -292,16 +293,20 @@ async def open_kernel(
 
 
 def _uevents() -> socket.socket:
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
-    sock.setblocking(False)
     try:
-        sock.bind((0, _KERNEL_GROUP))
+        with ExitStack() as stack:
+            sock = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM, _NETLINK_KOBJECT_UEVENT)
+            stack.callback(sock.close)
+            sock.setblocking(False)
+            sock.bind((0, _KERNEL_GROUP))
+            stack.pop_all()
+            return sock
     except OSError as error:
-        sock.close()
+        advice = "; a unit of systemd needs RestrictAddressFamilies=AF_NETLINK"
         raise VconfsError(
             f"cannot listen for the kernel's device events: {error.strerror}"
+            + (advice if error.errno == errno.EAFNOSUPPORT else "")
         ) from None
-    return sock
 
 
 async def _look_at_changes(ports: KernelPorts, uevents: socket.socket) -> None:
