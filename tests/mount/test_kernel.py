@@ -188,7 +188,7 @@ async def test_a_unit_without_netlink(tmp_path: Path, monkeypatch: pytest.Monkey
     def refuse(*arguments: object) -> None:
         raise OSError(errno.EAFNOSUPPORT, os.strerror(errno.EAFNOSUPPORT))
 
-    (tmp_path / "sys").mkdir()
+    (tmp_path / "sys/class/virtio-ports").mkdir(parents=True)
     monkeypatch.setattr(socket, "socket", refuse)
     with pytest.raises(VconfsError, match="RestrictAddressFamilies=AF_NETLINK"):
         async with open_kernel(PortManager(), tmp_path / "sys", tmp_path):
