@@ -17,7 +17,7 @@ from tests.support.limits import LONG
 
 from .conftest import OpenMount, program
 from .test_commands import folder
-from .test_fleet import host
+from .test_host_files import mounting_host
 
 __all__ = ["folder"]
 
@@ -225,9 +225,7 @@ def test_a_flood_of_a_file_of_the_hosts_side_is_bounded(
     folder: Path, device: str, who: str, size: int
 ) -> None:
     url = f"{device}:{folder}/web1"
-    words = ("--listen", url, "--port", "p=mount", "--mount")
-    (folder / "guests").mkdir()
-    with host(*words, str(folder / "guests")) as process:
+    with mounting_host(folder, "--listen", url, "--port", "p=mount", listeners=2) as process:
         guest, ours = folder / "guest", folder / "guests" / "web1"
         mount(guest, "--device", url)
         try:
@@ -239,8 +237,8 @@ def test_a_flood_of_a_file_of_the_hosts_side_is_bounded(
 
 
 def test_an_idle_host_end_with_64_files_is_below_60_mib(folder: Path) -> None:
-    (folder / "guests").mkdir()
-    words = ["--listen", f"stream:unix:{folder}/web1", "--mount", str(folder / "guests")]
-    with host(*words, *[f"--port=p{port_id}=mount" for port_id in range(64)]) as process:
+    ports = [f"--port=p{port_id}=mount" for port_id in range(64)]
+    listen = ["--listen", f"stream:unix:{folder}/web1"]
+    with mounting_host(folder, *listen, *ports, listeners=2) as process:
         assert len(list((folder / "guests" / "web1").glob("vcon*"))) == 64
         assert resident(process.pid) < 60
