@@ -51,6 +51,7 @@ from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
 from vconfs.system.log_counts import tell_of_repeats
 from vconfs.system.loop_watch import watch_loop_if_asked
+from vconfs.system.own_mounts import serving
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import open_background
@@ -261,7 +262,7 @@ async def _serve(plan: Plan, contents: Contents, announcer: Announcer) -> AsyncI
         plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
     )
     announcer.file_system = mount.number
-    with closing(mount), filesystem.following():
+    with closing(mount), serving(mount.mountpoint), filesystem.following():
         async with open_background() as nursery:
             ended = trio.Event()
             session = fuse.Session(filesystem, mount.device)

@@ -30,6 +30,7 @@ from vconfs.host.port_files import PortFiles
 from vconfs.host.spec import parse_port
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.guest_names import fill_in, folders_of, guest_name
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 from vconfs.system.tasks import open_background
 
@@ -276,6 +277,10 @@ class Fleet:
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder, and those above it, where they are missing."""
+        try:
+            refuse_own(folder)
+        except OSError as error:
+            raise cannot(folder, error) from None
         missing: list[str] = []
         while folder and not os.path.isdir(folder):
             missing.append(folder)
