@@ -176,6 +176,8 @@ class Fleet:
         """
         if name is None:
             raise VconfsError("this guest end says no name: it is older than the host end")
+        if self._ended:
+            raise VconfsError("the host end is ending")
         if name in self._members:
             self._members[name] = member = self._members.pop(name)  # the last to make room
             return member.host
@@ -207,7 +209,9 @@ class Fleet:
 
     async def _add(self, spec: GuestSpec, *, passing: bool) -> Host:
         name = spec.name
-        if name in self._members or name in self._starting or name in self._ending:
+        if name in self._ending:
+            raise VconfsError(f"guest {name!r} is being removed")
+        if name in self._members or name in self._starting:
             raise VconfsError(f"there is a guest {name!r} already")
         if self._ended:
             raise VconfsError("the host end is ending")
