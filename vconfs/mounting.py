@@ -153,8 +153,9 @@ async def _serve_source(
     keep_freed_memory()
     allow_all_descriptors()
     stop, hurry = trio.Event(), trio.Event()
+    place = fuse.place_of(plan.mountpoint)
     # Signals first: a signal between mounting and listening for it would leave a dead mount.
-    with trio.open_signal_receiver(*ENDING) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals, serving(place):
         async with answering_signals(source.reopen_files), open_background() as nursery:
             nursery.start_soon(_heed_signals, signals, stop, hurry)
             nursery.start_soon(feed_watchdog)

@@ -15,8 +15,8 @@ from typing import Final
 #: The most links in a path that are followed; Linux has the same limit.
 _LINKS_MAX: Final = 40
 
-#: The places of our mounts, without links in them.
-_own: set[str] = set()
+#: The places of our mounts, without links in them; a place can be there twice.
+_own: list[str] = []
 
 
 @contextmanager
@@ -25,21 +25,19 @@ def serving(mountpoint: Path | None) -> Iterator[None]:
 
     None: it is not known where the mount is.
     """
-    if mountpoint is None:
-        yield
-        return
-    place = str(mountpoint)
-    _own.add(place)
+    places = [] if mountpoint is None else [str(mountpoint)]
+    _own.extend(places)
     try:
         yield
     finally:
-        _own.discard(place)
+        for place in places:
+            _own.remove(place)
 
 
 def refuse_own(path: str) -> None:
     """Raise OSError (EDEADLK) if a path leads into a mount that this process serves."""
     if _own and (place := _own_place(path)):
-        raise OSError(errno.EDEADLK, f"this is in {place}, which this process has mounted", path)
+        raise OSError(errno.EDEADLK, f"this is in {place}, the mount of this process", path)
 
 
 def _own_place(path: str) -> str:
