@@ -52,6 +52,7 @@ async def test_read_gathers_what_is_queued_up_to_the_count(mounted: OpenMount) -
         fd = await open_port(it)
         await in_thread(lambda: os.write(fd, b"one"))
         await in_thread(lambda: os.write(fd, b"two"))
+        await it.until(lambda: it.port().queued == 6)
         assert await in_thread(lambda: os.read(fd, 4)) == b"onet"
         assert await in_thread(lambda: os.read(fd, 100)) == b"wo"
         await close(fd)
