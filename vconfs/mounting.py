@@ -51,6 +51,7 @@ from vconfs.system.allocator import keep_freed_memory
 from vconfs.system.descriptors import allow_all_descriptors
 from vconfs.system.log_counts import tell_of_repeats
 from vconfs.system.loop_watch import watch_loop_if_asked
+from vconfs.system.own_mounts import serving
 from vconfs.system.signals import ENDING, answering_signals
 from vconfs.system.systemd import feed_watchdog, tell_ready
 from vconfs.system.tasks import open_background
@@ -152,8 +153,9 @@ async def _serve_source(
     keep_freed_memory()
     allow_all_descriptors()
     stop, hurry = trio.Event(), trio.Event()
+    place = fuse.place_of(plan.mountpoint)
     # Signals first: a signal between mounting and listening for it would leave a dead mount.
-    with trio.open_signal_receiver(*ENDING) as signals:
+    with trio.open_signal_receiver(*ENDING) as signals, serving(place):
         async with answering_signals(source.reopen_files), open_background() as nursery:
             nursery.start_soon(_heed_signals, signals, stop, hurry)
             nursery.start_soon(feed_watchdog)
@@ -261,7 +263,7 @@ async def _serve(plan: Plan, contents: Contents, announcer: Announcer) -> AsyncI
         plan.mountpoint, source=plan.source, allow_other=plan.allow_other, flags=plan.flags
     )
     announcer.file_system = mount.number
-    with closing(mount), filesystem.following():
+    with closing(mount), serving(mount.mountpoint), filesystem.following():
         async with open_background() as nursery:
             ended = trio.Event()
             session = fuse.Session(filesystem, mount.device)

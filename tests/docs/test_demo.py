@@ -24,6 +24,10 @@ SEEN = (
     (r"vconfs watch .*", r"(\S+  connect +vcon1 +org.example.chat\n)?there"),
     (r"\$ vconfs ls \$M", r"PORT .*(\n.*)*vcon4 .* console .*"),
     (r"vconfs host .*", r"vconfs: listening on .*\n0\nLinux"),
+    (
+        r"echo \$line; done; vconfs ls \$G.*",
+        r"vconfs: listening on .*\nhello, web1\nhello, db1\nGUEST .*\ndb1 .*\nweb1 .*",
+    ),
     (r"vconfs umount \$M; wait", "\nThat was all; nothing is left mounted."),
 )
 

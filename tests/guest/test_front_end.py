@@ -13,7 +13,7 @@ import json
 import os
 import select
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -113,27 +113,39 @@ class Machine:
         await monitor.command("device_add", **self.kind.device(number, queues))
 
 
+def require(kind: Kind) -> str:
+    """Return the command of a QEMU for this machine, or end the test if it cannot run here."""
+    needs.programs(*machine.PROGRAMS)
+    if problem := machine.fetch(kind.kernel):
+        needs.cannot_run(problem)
+    return releases.require("newest")
+
+
+@contextmanager
+def booted(kind: Kind, folder: Path, qemu: str, device: Path) -> Iterator[Guest]:
+    """Boot a guest whose console's host end listens at `device`."""
+    arguments = [*kind.arguments, "-chardev", f"socket,id=host0,path={device}"]
+    arguments += ["-device", json.dumps(kind.device(0, QUEUES))]
+    hardware = machine.Q35 if kind.on_pci else machine.MICROVM
+    boot = machine.BOOT[kind.kernel]
+    with open_guest(folder, boot, qemu, arguments, hardware=hardware) as guest:
+        trio.run(guest.wait_booted)
+        yield guest
+
+
 @pytest.fixture(scope="module", params=MACHINES)
 def running(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Machine]:
     """Boot a guest with a console device in slot 0, and nothing in slot 1."""
     kind = MACHINES[request.param]
-    needs.programs(*machine.PROGRAMS)
-    if problem := machine.fetch(kind.kernel):
-        needs.cannot_run(problem)
-    qemu = releases.require("newest")
+    qemu = require(kind)
     folder = tmp_path_factory.mktemp("guest")
     with ExitStack() as stack:
         (folder / "host0").mkdir()
         host = stack.enter_context(open_host(folder / "host0", PORTS))
-        arguments = [*kind.arguments, "-chardev", f"socket,id=host0,path={host.device}"]
-        arguments += ["-device", json.dumps(kind.device(0, QUEUES))]
-        hardware = machine.Q35 if kind.on_pci else machine.MICROVM
-        boot = machine.BOOT[kind.kernel]
-        booted = stack.enter_context(open_guest(folder, boot, qemu, arguments, hardware=hardware))
-        trio.run(booted.wait_booted)
-        yield Machine(kind, booted, folder, host, stack)
+        guest = stack.enter_context(booted(kind, folder, qemu, host.device))
+        yield Machine(kind, guest, folder, host, stack)
 
 
 async def echoes(remote: Remote, host: HostEnd, text: bytes) -> None:

@@ -19,7 +19,7 @@ import trio
 from attrs import frozen
 
 from tests.support.devices import DEVICES, OpenDevice
-from tests.support.mirrored import GUEST, open_mirrored
+from tests.support.mirrored import GUEST, FarSide, open_mirrored
 from tests.support.waiting import until
 from vconfs.files._events_file import EventsFile
 from vconfs.files.rules import parse_rules
@@ -39,8 +39,22 @@ class Mounted:
     """A mount, and both ends behind it."""
 
     path: Path
-    host: Host
+    #: The far side of the ports: a host end or, for a mount of the host's side, the guest.
+    host: Host | FarSide
     manager: PortManager
+    host_end: Host
+    #: The side of the ports that is mounted: "guest" or "host".
+    side: str = "guest"
+
+    @property
+    def other_side(self) -> str:
+        """The word for the far side in the names of attributes and in events."""
+        return next(side for side in SIDES if side != self.side)
+
+    @property
+    def mountpoint(self) -> Path:
+        """The mount; the files of a host's side are in a folder of it."""
+        return self.path if self.side == "guest" else self.path.parent
 
     def port(self, port_id: int = 0) -> Port:
         return self.manager.ports[port_id]
@@ -108,35 +122,43 @@ class OpenMount(Protocol):
     ) -> AbstractAsyncContextManager[Mounted]: ...
 
 
-#: Of these, the tests of what a file does, which hold for the host's side of a port, too.
-FOR_BOTH_SIDES = ("test_files", "test_many_openers")
-HOST_SIDE = "host-side"
-
 #: The tests of what ports do, which hold for each device. What is made of ports without the device
 #: (names, rules, programs on files) is tested with one.
 FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files", "test_tap")
 
+SIDES = ("guest", "host")
+
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run the tests of what ports do with every device."""
-    if "device" in metafunc.fixturenames and metafunc.module.__name__.endswith(FOR_ALL_DEVICES):
+    """Run the tests of what ports do with every device; all tests of a mount, with both sides.
+
+    A test with the marker `guest_side` says why it does not hold for a mount of the host's side.
+    """
+    if "mounted" not in metafunc.fixturenames:
+        return
+    if metafunc.module.__name__.endswith(FOR_ALL_DEVICES):
         # An end that has a link to the other says when that leaves.
         leaves = pytest.mark.expect_log("guest lost: the guest end leaves")
         devices = [pytest.param(it, marks=() if it == "embedded" else leaves) for it in DEVICES]
-        of_guest = metafunc.definition.get_closest_marker("guest_side") is not None
-        if metafunc.module.__name__.endswith(FOR_BOTH_SIDES) and not of_guest:
-            devices.append(pytest.param(HOST_SIDE))
         metafunc.parametrize("device", devices, indirect=True)
+    if metafunc.definition.get_closest_marker("guest_side") is None:
+        metafunc.parametrize("side", SIDES, indirect=True)
 
 
 @pytest.fixture
-def device(request: pytest.FixtureRequest) -> OpenDevice | None:
-    """The way to the guest's end, or None for a mount of the host's side."""
-    return DEVICES.get(getattr(request, "param", "embedded"))
+def device(request: pytest.FixtureRequest) -> OpenDevice:
+    """The way from the host's end to the guest's end."""
+    return DEVICES[getattr(request, "param", "embedded")]
 
 
 @pytest.fixture
-def mounted(tmp_path: Path, device: OpenDevice | None) -> OpenMount:
+def side(request: pytest.FixtureRequest) -> str:
+    """The side of the ports that is mounted."""
+    return getattr(request, "param", SIDES[0])
+
+
+@pytest.fixture
+def mounted(tmp_path: Path, device: OpenDevice, side: str) -> OpenMount:
     """Mount ports like "name=echo", with PortOptions, below a temporary folder."""
 
     @asynccontextmanager
@@ -160,10 +182,12 @@ def mounted(tmp_path: Path, device: OpenDevice | None) -> OpenMount:
             ttys=ttys,
             rules=parse_rules(rules, "rules"),
         )
-        if device is None:
-            async with open_mirrored(plan, ports) as (far, manager):
+        if side == "host":
+            async with open_mirrored(
+                plan, ports, lambda host, guest: device(host, guest, tmp_path)
+            ) as (far, manager):
                 with trio.fail_after(limit_seconds):
-                    yield Mounted(path / GUEST, far, manager)
+                    yield Mounted(path / GUEST, far, manager, far.host, side)
             return
         async with (
             open_host(ports) as host,
@@ -171,7 +195,7 @@ def mounted(tmp_path: Path, device: OpenDevice | None) -> OpenMount:
             open_mount(plan, manager),
         ):
             with trio.fail_after(limit_seconds):
-                yield Mounted(path, host, manager)
+                yield Mounted(path, host, manager, host)
 
     return open_it
 

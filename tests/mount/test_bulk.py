@@ -16,6 +16,10 @@ import trio
 from tests.support.limits import LONG
 
 from .conftest import OpenMount, program
+from .test_commands import folder
+from .test_host_files import mounting_host
+
+__all__ = ["folder"]
 
 SIZE = 64 << 20 if LONG else 16 << 20
 
@@ -188,14 +192,53 @@ def test_a_flood_of_a_port_without_a_reader_is_bounded(tmp_path: Path, who: str,
     try:
         before = resident(daemon)
         flood(tmp_path / "sock" if who == "host" else folder / "vcon0", size, FLOOD)
-        limit, ring = 1, 5
-        assert resident(daemon) - before <= limit + ring + 2
-        done = subprocess.run(
-            [sys.executable, "-m", "vconfs", "ls", "--json", str(folder)],
-            capture_output=True,
-            check=True,
-            timeout=20,
-        )
-        assert json.loads(done.stdout)["queued"] <= (1 << 20) + (1 << 17)
+        check_bounded(daemon, before, folder, on_its_way=1 << 17)
     finally:
         umount(folder)
+
+
+#: How many bytes a ring holds.
+RING = 5 << 20
+
+
+def check_bounded(daemon: int, before: int, folder: Path, on_its_way: int) -> None:
+    """Check how much memory a daemon has, and how much its port has queued.
+
+    That may be its limit, and what was on its way when the other end was told to stop.
+    """
+    limit = 1 << 20
+    assert resident(daemon) - before <= (limit + RING >> 20) + 2
+    done = subprocess.run(
+        [sys.executable, "-m", "vconfs", "ls", "--json", str(folder)],
+        capture_output=True,
+        check=True,
+        timeout=20,
+    )
+    assert json.loads(done.stdout)["queued"] <= limit + on_its_way
+
+
+@pytest.mark.limit(200)
+@pytest.mark.parametrize("size", [1, 4096, 100_000] if LONG else [1, 100_000])
+@pytest.mark.parametrize("who", ["host", "guest"])
+@pytest.mark.parametrize("device", ["stream:unix", "vhost-user"])
+def test_a_flood_of_a_file_of_the_hosts_side_is_bounded(
+    folder: Path, device: str, who: str, size: int
+) -> None:
+    url = f"{device}:{folder}/web1"
+    with mounting_host(folder, "--listen", url, "--port", "p=mount", listeners=2) as process:
+        guest, ours = folder / "guest", folder / "guests" / "web1"
+        mount(guest, "--device", url)
+        try:
+            before = resident(process.pid)
+            flood((ours if who == "host" else guest) / "vcon0", size, FLOOD)
+            check_bounded(process.pid, before, ours, on_its_way=RING)
+        finally:
+            umount(guest)
+
+
+def test_an_idle_host_end_with_64_files_is_below_60_mib(folder: Path) -> None:
+    ports = [f"--port=p{port_id}=mount" for port_id in range(64)]
+    listen = ["--listen", f"stream:unix:{folder}/web1"]
+    with mounting_host(folder, *listen, *ports, listeners=2) as process:
+        assert len(list((folder / "guests" / "web1").glob("vcon*"))) == 64
+        assert resident(process.pid) < 60

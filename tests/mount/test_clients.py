@@ -75,6 +75,7 @@ async def test_an_agent_outlives_hosts_that_come_and_go(mounted: OpenMount, tmp_
                 assert json.loads(await next_line(host)) == {"return": visit}
 
 
+@pytest.mark.guest_side("a guest keeps what comes for a port that is not open, and is soon full")
 @pytest.mark.expect_log("could not be delivered")
 async def test_an_agent_outlives_a_host_that_leaves_in_the_middle_of_a_reply(
     mounted: OpenMount, tmp_path: Path
@@ -114,6 +115,7 @@ async def test_an_agent_outlives_a_host_that_reads_late(mounted: OpenMount, tmp_
             assert base64.b64decode(answer["buf-b64"]) == large.read_bytes()
 
 
+@pytest.mark.guest_side("a guest keeps what comes for a port that is not open, and is soon full")
 @pytest.mark.expect_log("could not be delivered")
 async def test_an_agent_lives_on_when_a_reply_is_cut_off_on_the_defaults(
     mounted: OpenMount, tmp_path: Path

@@ -149,6 +149,7 @@ async def test_unread_data_is_lost_on_close(mounted: OpenMount, tmp_path: Path) 
             assert await it.run("read -r x <$P; echo $x; cat $P") == f"first\n{left}"
 
 
+@pytest.mark.guest_side("only a guest's writes keep their boundaries")
 async def test_message_boundaries_are_lost(mounted: OpenMount, tmp_path: Path) -> None:
     path = str(tmp_path / "sock")
     async with mounted(f"port=seqpacket:{path}") as it:

@@ -28,6 +28,8 @@ from vconfs.protocol.dialect import DIALECTS
 
 from .conftest import Mounted, OpenMount, program
 
+pytestmark = pytest.mark.guest_side("on the host's side a terminal is the chardev pty")
+
 #: Columns and rows of the console in the device's configuration.
 SIZE = (100, 30)
 
@@ -132,7 +134,7 @@ async def test_numbers_are_given_in_order_and_the_lowest_free_one(mounted: OpenM
         first = it.port(0)
         it.manager.remove(0)
         assert (first.hvc, first.pty) == (None, "")
-        await it.host.add(parse_port("d=echo,console"))
+        await it.host_end.add(parse_port("d=echo,console"))
         await it.until(lambda: it.port(3).hvc is not None)
         assert it.port(3).hvc == 0
         assert await it.run("echo hvc*") == "hvc0 hvc1\n"
@@ -146,7 +148,7 @@ async def test_a_console_that_comes_and_goes_is_announced(mounted: OpenMount) ->
             seen = b""
             while b"established" not in seen:
                 seen += await events.stdout.receive_some()
-            await it.host.add(parse_port("b=echo,console"))
+            await it.host_end.add(parse_port("b=echo,console"))
             await it.until(lambda: 1 in it.manager.ports)
             while b"CREATE hvc0" not in seen:
                 seen += await events.stdout.receive_some()
@@ -165,7 +167,7 @@ async def until_sized(it: Mounted, port_id: int, size: tuple[int, int]) -> None:
 async def test_the_size_of_the_console_is_that_of_the_window(mounted: OpenMount) -> None:
     async with mounted("=echo,console") as it:
         await until_sized(it, 0, SIZE)
-        it.host.resize(0, 80, 25)
+        it.host_end.resize(0, 80, 25)
         await until_sized(it, 0, (80, 25))
 
 
@@ -178,7 +180,7 @@ async def test_the_console_follows_the_window_of_the_pty_at_the_host(
             for rows, cols in ((43, 132 + port_id), (24, 80)):
                 termios.tcsetwinsize(viewer, (rows, cols))
                 await until_sized(it, port_id, (cols, rows))
-            it.host.resize(port_id, 90, 20)  # what came last counts
+            it.host_end.resize(port_id, 90, 20)  # what came last counts
             await until_sized(it, port_id, (90, 20))
             os.close(viewer)
 
@@ -237,7 +239,7 @@ async def test_a_viewer_that_reconnects_is_never_told_that_the_console_is_in_use
 async def test_each_console_has_its_own_size_and_data(mounted: OpenMount) -> None:
     async with mounted("a=echo,console", "b=echo,console", "c=echo,console") as it:
         for port_id in range(3):
-            it.host.resize(port_id, 80 + port_id, 25)
+            it.host_end.resize(port_id, 80 + port_id, 25)
             await until_sized(it, port_id, (80 + port_id, 25))
         slaves = [await open_slave(it, port_id) for port_id in range(3)]
         for port_id, slave in enumerate(slaves):
@@ -253,11 +255,11 @@ async def test_a_program_on_the_console_gets_sigwinch(mounted: OpenMount) -> Non
         await it.until(lambda: it.port().pty)
         slave = it.port().pty
         heard = bytearray()
-        it.host.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
+        it.host_end.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
         command = f'exec setsid -c bash -c "{script}" <{slave} >{slave} 2>&1'
         async with program("bash", "-c", command):
             await it.until(lambda: b"ready" in heard)
-            it.host.resize(0, 132, 43)
+            it.host_end.resize(0, 132, 43)
             await it.until(lambda: b"43 132" in heard)
 
 
@@ -266,7 +268,7 @@ async def test_a_throttled_host_makes_its_writers_wait(mounted: OpenMount) -> No
     async with mounted("=null,console") as it:
         slave = await open_slave(it)
         heard = bytearray()
-        it.host.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
+        it.host_end.ports[0].sink = lambda piece: heard.extend(piece) or len(piece)  # type: ignore[func-returns-value]
         it.port().set_throttled(True)
         os.write(slave, b"patience")
         os.close(slave)

@@ -219,6 +219,32 @@ def test_a_peer_with_another_greeting_gets_no_request(
     assert bool(heard) == greeting.startswith(b'{"vconfs-control": 1}')
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--control {}/ctl",
+        "--port a=file:{}/vcon0",
+        "--port a=unix:{}/s",
+        "--port a=pty:{}/p,console",
+    ],
+)
+def test_a_mount_makes_nothing_below_itself(folder: Path, words: str) -> None:
+    said = vconfs("mount", *words.format(folder).split(), str(folder), code=1)
+    assert f"this is in {folder}, the mount of this process" in said
+    assert os.listdir(folder) == []
+
+
+def test_a_port_at_a_path_in_the_mount_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The daemon would have to answer itself while it waits for the answer."""
+    ctl = f"{tmp_path}/ctl"
+    vconfs("mount", "--port", "a=echo", "--control", ctl, str(folder))
+    (tmp_path / "link").symlink_to(folder)
+    for chardev in (f"file:{folder}/vcon0", f"unix:{tmp_path}/link/s", f"pipe:{folder}/p"):
+        said = vconfs("ctl", ctl, "add", f"b={chardev}", code=1)
+        assert f"this is in {folder}, the mount of this process" in said
+    assert sorted(path.name for path in folder.glob("vcon*")) == ["vcon0"]
+
+
 def test_a_control_socket_that_cannot_be_made(tmp_path: Path) -> None:
     words = ("host", "--listen", f"stream:unix:{tmp_path}/device", "--control")
     assert "it is empty: name a file" in vconfs(*words, "", code=2)

@@ -29,11 +29,12 @@ async def test_unread_data_at_the_last_close(mounted: OpenMount) -> None:
         assert await attribute(it.file(), "user.dropped") == b"0"
         await it.run("exec 3<>vcon0; printf 12345 >&3; read -r -N 2 some <&3; exec 3>&-")
         event = await events.until("dropped")
-        assert (event["port"], event["count"], event["by"]) == ("vcon0", 3, "guest")
+        assert (event["port"], event["count"], event["by"]) == ("vcon0", 3, it.side)
         assert await attribute(it.file(), "user.dropped") == b"3"
         assert await attribute(it.file(1), "user.dropped") == b"0"
 
 
+@pytest.mark.guest_side("a guest keeps what comes for a port that is not open")
 async def test_what_the_host_end_of_an_embedded_device_dropped(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
@@ -46,6 +47,7 @@ async def test_what_the_host_end_of_an_embedded_device_dropped(
         assert await attribute(it.file(), "user.dropped") == b"0"
 
 
+@pytest.mark.guest_side("a guest keeps what comes for a port that is not open")
 async def test_the_commands_show_it(mounted: OpenMount, tmp_path: Path) -> None:
     async with mounted(f"chat=unix:{tmp_path}/chat", "other=null") as it:
         listed, looked = (

@@ -61,7 +61,7 @@ async def test_the_ports_that_are_there_come_first(mounted: OpenMount) -> None:
     async with mounted("a=echo", "b=null") as it, events_of(it) as events:
         first = await events.next()
         assert (first["event"], first["port"], first["name"]) == ("present", "vcon0", "a")
-        assert (first["host"], first["open"], first["console"]) == (True, False, False)
+        assert (first[it.other_side], first["open"], first["console"]) == (True, False, False)
         assert (await events.next())["name"] == "b"
         assert (await events.next())["event"] == "ready"
 
@@ -81,11 +81,11 @@ async def test_the_life_of_a_port_line_by_line(mounted: OpenMount) -> None:
         port.set_throttled(False)
         port.become_console()
         port.set_connected(False)
-        it.manager.rename(port, b"c")
-        it.manager.remove(1)
+        it.host.rename(1, b"c")
+        it.host.remove(1)
         seen = [await events.until(kind) for kind in ("throttle", "unthrottle", "console")]
         assert [event["throttled"] for event in seen] == [True, False, False]
-        assert (await events.until("disconnect"))["host"] is False
+        assert (await events.until("disconnect"))[it.other_side] is False
         assert (await events.until("name"))["name"] == "c"
         assert (await events.until("remove"))["port"] == "vcon1"
 

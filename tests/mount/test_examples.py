@@ -108,7 +108,7 @@ async def test_the_links_go_with_the_mount(mounted: OpenMount, tmp_path: Path) -
     folder = tmp_path / "links"
     async with mounted("a=echo") as it, linking(it, ["dash"], folder) as running:
         await changes_to(folder, {"a": "vcon0"}, it)
-        await trio.run_process(["umount", "-l", str(it.path)])
+        await trio.run_process(["umount", "-l", str(it.mountpoint)])
         with trio.fail_after(10):
             assert await running.wait() == 0
         assert links(folder) == {}

@@ -5,10 +5,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from .conftest import OpenMount, program
 from .examples import EXAMPLES, next_line
+
+pytestmark = pytest.mark.guest_side("only a guest's writes keep their boundaries")
 
 
 async def test_a_message_goes_to_all_other_subscribers_of_its_topic(

@@ -22,13 +22,20 @@ SCRIPT = str(EXAMPLES / "fleet.sh")
 PORT = "by-name/org.example.fleet"
 
 
+def put_programs(folder: Path, name: str) -> Path:
+    """Make programs that stand in for a guest's, for its own user; return their folder."""
+    programs = folder / f"{name}-bin"
+    put_in_path(programs, "who", f"echo 'user-of-{name} tty1'")
+    put_in_path(programs, "loginctl", f'echo "$@" >>{folder}/{name}-locked')
+    return programs
+
+
 @contextmanager
 def guest(device: str, folder: Path, name: str, shell: list[str]) -> Iterator[None]:
     """A guest that answers, with a user of its own."""
-    at, programs = folder / f"{name}-mnt", folder / f"{name}-bin"
+    at = folder / f"{name}-mnt"
     at.mkdir()
-    put_in_path(programs, "who", f"echo 'user-of-{name} tty1'")
-    put_in_path(programs, "loginctl", f'echo "$@" >>{folder}/{name}-locked')
+    programs = put_programs(folder, name)
     named = ("--name", name) if device.startswith("stream:") else ()
     vconfs("mount", "-o", "wait", "--device", device, *named, str(at))
     path = f"{programs}:{os.environ['PATH']}"

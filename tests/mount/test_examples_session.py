@@ -90,6 +90,8 @@ async def viewer(it: Mounted, path: Path) -> AsyncIterator[None]:
     await it.until(lambda: not port.host_connected)
 
 
+#: Why they are not run at the host's side.
+OF_GUESTS = "lock-session.py is for guests: it asks if the host is there"
 needs_bus = pytest.mark.skipif(not shutil.which("dbus-daemon"), reason="needs dbus-daemon")
 
 
@@ -116,6 +118,7 @@ async def guarded(mounted: OpenMount, folder: Path, *session: str) -> AsyncItera
             yield Guarded(it, logind, running, sock)
 
 
+@pytest.mark.guest_side(OF_GUESTS)
 @needs_bus
 async def test_sessions_are_locked_each_time_that_the_viewer_goes(
     mounted: OpenMount, tmp_path: Path
@@ -129,6 +132,7 @@ async def test_sessions_are_locked_each_time_that_the_viewer_goes(
             assert await guard.said() == "org.viewer: disconnect: locked"
 
 
+@pytest.mark.guest_side(OF_GUESTS)
 @needs_bus
 @pytest.mark.expect_log("for unknown port")
 async def test_one_session_is_locked_even_if_its_port_is_removed(
@@ -141,6 +145,7 @@ async def test_one_session_is_locked_even_if_its_port_is_removed(
         assert guard.logind.calls == [("LockSession", "c2")]
 
 
+@pytest.mark.guest_side(OF_GUESTS)
 @needs_bus
 @pytest.mark.parametrize("end", ["", "umount -f", "without a viewer"])
 async def test_the_end_of_the_mount_locks_the_viewed_session(
@@ -159,6 +164,7 @@ async def test_the_end_of_the_mount_locks_the_viewed_session(
         assert logind.calls == ([] if end == "without a viewer" else [("LockSessions",)])
 
 
+@pytest.mark.guest_side(OF_GUESTS)
 @needs_bus
 async def test_a_refusal_is_reported_and_the_next_departure_tried_again(
     mounted: OpenMount, tmp_path: Path

@@ -52,6 +52,7 @@ async def test_read_gathers_what_is_queued_up_to_the_count(mounted: OpenMount) -
         fd = await open_port(it)
         await in_thread(lambda: os.write(fd, b"one"))
         await in_thread(lambda: os.write(fd, b"two"))
+        await it.until(lambda: it.port().queued == 6)
         assert await in_thread(lambda: os.read(fd, 4)) == b"onet"
         assert await in_thread(lambda: os.read(fd, 100)) == b"wo"
         await close(fd)
@@ -255,7 +256,7 @@ async def test_write_goes_out_though_no_host_is_there(mounted: OpenMount, tmp_pa
         await host.aclose()
 
 
-@pytest.mark.guest_side  # writes keep their boundaries only from the guest to the host
+@pytest.mark.guest_side("only a guest's writes keep their boundaries")
 async def test_writes_of_different_programs_do_not_mix(mounted: OpenMount, tmp_path: Path) -> None:
     async with mounted(f"port=seqpacket:{tmp_path}/sock") as it:
         host = trio.socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)

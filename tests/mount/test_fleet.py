@@ -119,6 +119,13 @@ def test_guests_of_a_file_of_options(tmp_path: Path) -> None:
     assert not run.exists()
 
 
+def test_a_mount_without_a_name_says_that_of_its_machine(folder: Path, tmp_path: Path) -> None:
+    ctl, any_guest = f"{tmp_path}/ctl", f"stream:unix:{tmp_path}/any"
+    with host("--listen", f"{any_guest},guest=*", "--port", "a=null", "--control", ctl):
+        vconfs("mount", "--device", any_guest, str(folder))
+        assert list(guests(ctl)) == [os.uname().nodename]
+
+
 def test_ctl_of_several_guests(tmp_path: Path) -> None:
     ctl = f"{tmp_path}/ctl"
     words = (

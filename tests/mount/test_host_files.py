@@ -362,6 +362,44 @@ def test_cat_and_connect_find_the_port_of_a_guest(guests: Path, folder: Path) ->
         assert connect.communicate(timeout=10)[0] == b"answer"
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--control {at}/ctl",
+        "--listen stream:unix:{at}/s,guest=*",
+        "--listen vhost-user:{at}/s",
+        "--port a=file:{at}/web1/vcon0",
+        "--port a=file:{at}/new",
+        "--port a=pipe:{at}/web1/p",
+        "--port a=unix:{at}/web1/s",
+        "--port a=pty:{at}/link",
+    ],
+)
+def test_a_host_end_does_not_use_paths_in_its_own_mount(folder: Path, words: str) -> None:
+    """It would have to answer itself while it waits for the answer."""
+    at = folder / "guests"
+    at.mkdir()
+    listen = f"stream:unix:{folder}/web1"
+    try:
+        given = words.format(at=at).split()
+        said = vconfs("host", "--listen", listen, "--mount", str(at), *given, code=1)
+    finally:
+        subprocess.run(["umount", "-l", at], stderr=subprocess.DEVNULL, check=False, timeout=10)
+    assert f"this is in {at}, the mount of this process" in said
+    assert "\n" not in said
+
+
+def test_a_guest_whose_folder_would_be_in_the_mount_is_refused(folder: Path) -> None:
+    at = folder / "guests"
+    with mounting_host(folder, "--port", f"a=unix:{at}/%g/socks/a", "--control", f"{folder}/ctl"):
+        (folder / "web1").mkdir()
+        url = f"stream:unix:{folder}/any"
+        said = vconfs("mount", "--device", url, "--name", "web1", str(folder / "web1"), code=1)
+        assert "the mount of this process" in said
+        assert "the mount of" in vconfs("ctl", f"{folder}/ctl", "guest", "add", "web1", code=1)
+        assert os.listdir(at) == [".events"]
+
+
 def test_unmounting_ends_the_host_end_in_order(folder: Path) -> None:
     with mounting_host(folder, "--port", "a=mount") as process:
         vconfs("umount", str(folder / "guests"))

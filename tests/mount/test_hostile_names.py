@@ -56,7 +56,7 @@ async def vconfs(*words: str | bytes, code: int = 0) -> str:
 async def test_each_command_shows_hostile_names_escaped(mounted: OpenMount, tmp_path: Path) -> None:
     specs = [f"port{port_id}=echo" for port_id in range(len(NAMES))]
     async with mounted(*specs) as it, open_background() as nursery:
-        await nursery.start(serve_control, it.host, f"{tmp_path}/ctl")
+        await nursery.start(serve_control, it.host_end, f"{tmp_path}/ctl")
         opener = [sys.executable, "-c", OPENER, str(it.file(0)), str(it.file(1))]
         async with program(*opener, stdin=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -15,6 +15,8 @@ from vconfs.host.spec import parse_port
 
 from .conftest import OpenMount
 
+pytestmark = pytest.mark.guest_side("on the host's side a terminal is the chardev pty")
+
 #: More than the inotify instances that a user may have.
 COUNT = 150
 
@@ -32,11 +34,11 @@ async def test_all_ptys_share_one_inotify_instance(
         assert len(it.manager.ports) == COUNT
         assert instances() == before + 1
         for _ in range(20):
-            added = await it.host.add(parse_port("=null,console"))
+            added = await it.host_end.add(parse_port("=null,console"))
             await it.until(
                 lambda port_id=added.id: port_id in it.manager.ports and it.port(port_id).pty  # type: ignore[misc]
             )
-            it.host.remove(added.id)
+            it.host_end.remove(added.id)
             await it.until(lambda port_id=added.id: port_id not in it.manager.ports)  # type: ignore[misc]
         assert instances() == before + 1
         names = await in_thread(lambda: os.listdir(it.path))

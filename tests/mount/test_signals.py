@@ -16,7 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
-from attrs import define
+from attrs import define, evolve
+
+from tests.support.waiting import block_until
 
 from .test_commands import VCONFS, daemon_of, folder, mounts, vconfs, wait_for_file
 from .test_starting import exchange
@@ -94,27 +96,54 @@ def _mount(folder: Path, place: Path, foreground: bool) -> Iterator[Daemon]:
 
 
 @contextmanager
-def _host(place: Path) -> Iterator[Daemon]:
+def _host(place: Path, *more: str, leftovers: Callable[[], object] = list) -> Iterator[Daemon]:
     log, control = place / "log", place / "control"
     ports = "--port", f"f=file:{place}/file", "--port", f"u=unix:{place}/sock"
     words = "--listen", f"stream:unix:{place}/device", "--control", str(control)
 
-    def leftovers() -> object:
-        return [name for name in ("sock", "device", "control") if (place / name).exists()]
+    def left() -> object:
+        paths = [name for name in ("sock", "device", "control") if (place / name).exists()]
+        return paths or leftovers()
 
-    command = [*VCONFS, "host", "--log", str(log), *words, *ports]
+    command = [*VCONFS, "host", "--log", str(log), *words, *ports, *more]
     with _running(command, place / "device") as process:
-        yield Daemon(process.pid, log, lambda: vconfs("ctl", str(control), "list"), leftovers)
-        if not leftovers():
+        yield Daemon(process.pid, log, lambda: vconfs("ctl", str(control), "list"), left)
+        if not left():
             assert process.wait(20) == 0
 
 
-@pytest.fixture(params=["mount -f", "mount", "host"])
+@contextmanager
+def _host_with_files(folder: Path, place: Path) -> Iterator[Daemon]:
+    """A host end with a mount, whose files a guest's mount answers at."""
+    guest = place / "guest"
+    guest.mkdir()
+    words = "--mount", str(folder), "--port", "m=mount"
+    with _host(place, *words, leftovers=lambda: mounts(folder)) as daemon:
+        vconfs("mount", "--device", f"stream:unix:{place}/device", str(guest))
+        try:
+            yield evolve(daemon, serves=lambda: exchange_across(folder, guest))
+        finally:
+            subprocess.run(["umount", "-l", guest], check=True, timeout=10)
+
+
+def exchange_across(folder: Path, guest: Path) -> None:
+    """Send a line each way between the file of a host end and that of its guest."""
+    ours, theirs = folder / "device" / "by-name" / "m", guest / "by-name" / "m"
+    with open(ours, "r+b", buffering=0) as host, open(theirs, "r+b", buffering=0) as port:
+        block_until(lambda: os.getxattr(theirs, "user.host") == b"1")
+        block_until(lambda: os.getxattr(ours, "user.guest") == b"1")
+        for one, other in ((host, port), (port, host)):
+            one.write(b"hello\n")
+            assert other.readline() == b"hello\n"
+
+
+@pytest.fixture(params=["mount -f", "mount", "host", "host --mount"])
 def daemon(request: pytest.FixtureRequest, folder: Path, tmp_path: Path) -> Iterator[Daemon]:
     kinds = {
         "mount -f": lambda: _mount(folder, tmp_path, foreground=True),
         "mount": lambda: _mount(folder, tmp_path, foreground=False),
         "host": lambda: _host(tmp_path),
+        "host --mount": lambda: _host_with_files(folder, tmp_path),
     }
     with kinds[request.param]() as running:
         yield running

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 from tests.support.threads import error_of, in_thread
 from vconfs.protocol import tap
@@ -63,15 +64,18 @@ async def tap_of(it: Mounted, *ids: int) -> AsyncIterator[Tap]:
         await in_thread(lambda: os.close(fd))
 
 
-async def test_what_a_tap_shows_is_what_was_sent_both_ways(mounted: OpenMount) -> None:
+async def test_what_a_tap_shows_is_what_was_sent_both_ways(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
     """An echo runs at full speed meanwhile, in pieces of odd sizes."""
     data = os.urandom(1 << 20)
     async with mounted("a=echo", "b=echo") as it, tap_of(it, 0) as tapped:
-        (it.path.parent / "sent").write_bytes(data)
+        sent = tmp_path / "sent"
+        sent.write_bytes(data)
         async with open_background() as nursery:
             nursery.start_soon(
                 it.run,
-                "exec 3<>$P; cat ../sent >&3 & head -c 1048576 <&3 | cmp - ../sent && wait",
+                f"exec 3<>$P; cat {sent} >&3 & head -c 1048576 <&3 | cmp - {sent} && wait",
             )
             while len(tapped.data("in")) < len(data) or len(tapped.data("out")) < len(data):
                 record = await tapped.next()

@@ -97,9 +97,9 @@ async def test_the_command_prints_the_lines_of_the_file_as_json(mounted: OpenMou
 SENT = [("chat", "out", "hello"), ("chat", "in", "hello"), ("log", "out", "noted")]
 
 
-async def captured(it: Mounted) -> Path:
-    """Capture a short conversation to a file."""
-    path = it.path.parent / "capture.pcapng"
+async def captured(it: Mounted, folder: Path) -> Path:
+    """Capture a short conversation to a file in a folder."""
+    path = folder / "capture.pcapng"
     async with tapping(it, "--limit", "7", "--write", str(path), str(it.path)) as shown:
         await it.run(
             "exec 3<>vcon0; printf hello >&3; head -c 5 <&3; exec 3<&-; printf noted >vcon1"
@@ -108,9 +108,11 @@ async def captured(it: Mounted) -> Path:
     return path
 
 
-async def test_the_capture_has_ports_directions_and_events(mounted: OpenMount) -> None:
+async def test_the_capture_has_ports_directions_and_events(
+    mounted: OpenMount, tmp_path: Path
+) -> None:
     async with mounted("chat=echo", "log=null") as it:
-        path = await captured(it)
+        path = await captured(it, tmp_path)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     read = packets(path.read_bytes())
     assert [(it.port, it.direction, it.data.decode()) for it in read if it.direction] == SENT
@@ -121,12 +123,12 @@ async def test_the_capture_has_ports_directions_and_events(mounted: OpenMount) -
 
 
 @pytest.mark.long
-async def test_tshark_reads_the_same(mounted: OpenMount) -> None:
+async def test_tshark_reads_the_same(mounted: OpenMount, tmp_path: Path) -> None:
     await in_thread(lambda: needs.big_program("tshark"))
     names = ("frame.interface_name", "frame.packet_flags_direction", "data.data", "frame.comment")
     fields = [word for name in names for word in ("-e", name)]
     async with mounted("chat=echo", "log=null") as it:
-        path = await captured(it)
+        path = await captured(it, tmp_path)
     done = await in_thread(
         lambda: subprocess.run(
             ["tshark", "-r", str(path), "-T", "fields", *fields],

@@ -31,9 +31,36 @@ as() {{
 # The output of a user's attempt, or the reason why it fails.
 try() {{ as "$@" 2>&1 || true; }}
 can() {{ as "$1" sh -c "$2" >/dev/null 2>&1 && echo "$1 can" || echo "$1 cannot"; }}
-trap 'umount -l "$M" 2>/dev/null || true' EXIT
+trap '[ -z "$host" ] || kill $host || true; umount -l "$M" 2>/dev/null || true' EXIT
+host=
 cd /
 """
+
+#: Defines `mounted USER OPTIONS` as a mount by a user, with the files in $F; for each side of the
+#: ports. At the host's side the ports are in the folder of a guest that is not connected.
+SIDES = {
+    "guest": """
+export F=$M
+mounted() { user=$1; shift; as "$user" vconfs mount "$@" "$M"; }
+""",
+    "host": """
+export F=$M/web1
+mounted() {
+    user=$1; shift
+    for word; do
+        shift
+        case $word in *=echo) word=${word%=echo}=mount ;; esac
+        set -- "$@" "$word"
+    done
+    mkdir "$D/socks"; chown "$user" "$D/socks"
+    setpriv --reuid "$user" --regid "$user" --clear-groups \\
+        vconfs host --listen "stream:unix:$D/socks/web1" --mount "$M" "$@" 2>/dev/null &
+    host=$!
+    until as "$user" test -e "$F/vcon0"; do kill -0 $host; sleep 0.02; done
+}
+""",
+}
+both_sides = pytest.mark.parametrize("side", SIDES)
 
 #: A round trip over a port that echoes.
 USE = """exec 3<>"$M"/vcon0; echo hello >&3; head -n 1 <&3"""
@@ -111,38 +138,42 @@ def test_a_users_daemon_unmounts_when_it_ends(run: Run) -> None:
     assert output == ["CapPrm:\t0000000000000000", "NoNewPrivs:\t0", "unmounted"]
 
 
-def test_a_user_cannot_touch_anothers_mount(run: Run) -> None:
+@both_sides
+def test_a_user_cannot_touch_anothers_mount(run: Run, side: str) -> None:
     output = run(
-        f"""
-        as games vconfs mount --port a=echo "$M"
-        try daemon vconfs ls "$M"; try daemon vconfs umount "$M"; try daemon vconfs cat "$M/vcon0"
-        can daemon 'ls "$M"'; can daemon '{USE}'; can daemon 'cat "$M/.events"'
-        can games '{USE}'
+        SIDES[side]
+        + """
+        mounted games --port a=echo
+        try daemon vconfs ls "$M"; try daemon vconfs umount "$M"; try daemon vconfs cat "$F/vcon0"
+        can daemon 'ls "$M"'; can daemon 'exec 3<>"$F/vcon0"'; can daemon 'cat "$M/.events"'
+        can games 'exec 3<>"$F/vcon0"'
         """
     )
     denied, unmount, cat = output[:3]
     assert denied.endswith("/mnt: Permission denied")
     assert unmount.startswith("vconfs: cannot unmount")
-    assert cat.endswith("/mnt/vcon0: Permission denied")
+    assert cat.endswith("/vcon0: Permission denied")
     assert output[3:] == ["daemon cannot"] * 3 + ["games can"]
 
 
+@both_sides
 @pytest.mark.parametrize("options", ["mode=0666", "mode=0666,uid=daemon"])
-def test_only_root_and_the_user_of_a_mount_may_tap_it(run: Run, options: str) -> None:
+def test_only_root_and_the_user_of_a_mount_may_tap_it(run: Run, options: str, side: str) -> None:
     """Not even the owner of the files may, or a user who may read and write each of them."""
     mounter = "root" if "uid" in options else "games"
     output = run(
-        f"""
-        as {mounter} vconfs mount --port a=echo -o allow_other,{options} "$M"
-        can daemon '{USE}'
-        can daemon 'cat "$M/.tap"'; can daemon 'exec 3<>"$M/.tap"'; can daemon 'exec 3>"$M/.tap"'
-        try daemon vconfs tap "$M"; try daemon vconfs tap "$M/a"
-        can {mounter} 'timeout 10 head -n 1 "$M/.tap" | grep present'
-        can root 'vconfs tap --filter present "$M" >"$D/tap" &
+        SIDES[side]
+        + f"""
+        mounted {mounter} --port a=echo -o allow_other,{options}
+        can daemon 'exec 3<>"$F/vcon0"'
+        can daemon 'cat "$F/.tap"'; can daemon 'exec 3<>"$F/.tap"'; can daemon 'exec 3>"$F/.tap"'
+        try daemon vconfs tap "$F"; try daemon vconfs tap "$F/a"
+        can {mounter} 'timeout 10 head -n 1 "$F/.tap" | grep present'
+        can root 'vconfs tap --filter present "$F" >"$D/tap" &
             until grep present "$D/tap"; do sleep 0.05; done; kill $!'
         """
     )
-    refused = "/mnt: only root and the user who runs the mount may tap its ports"
+    refused = ": only root and the user who runs the mount may tap its ports"
     assert output[:4] == ["daemon can"] + ["daemon cannot"] * 3
     assert all(line.startswith("vconfs: ") and line.endswith(refused) for line in output[4:6])
     assert output[6:] == [f"{mounter} can", "root can"]
@@ -163,14 +194,16 @@ def test_a_user_cannot_mount_on_anothers_folder(run: Run) -> None:
         ("mode=0440", {"games": "r", "daemon": "", "mail": ""}),
     ],
 )
+@both_sides
 def test_the_mode_holds_when_a_user_lets_others_in(
-    run: Run, options: str, users: dict[str, str]
+    run: Run, options: str, users: dict[str, str], side: str
 ) -> None:
     output = run(
-        f"""
-        as games vconfs mount --port a=echo -o allow_other,{options} "$M"
+        SIDES[side]
+        + f"""
+        mounted games --port a=echo -o allow_other,{options}
         for user in {" ".join(users)}; do
-            can $user 'exec 3<"$M"/vcon0'; can $user 'exec 3>"$M"/vcon0'
+            can $user 'exec 3<"$F"/vcon0'; can $user 'exec 3>"$F"/vcon0'
         done
         """
     )
@@ -198,22 +231,24 @@ mode = "0666"
 """
 
 
+@both_sides
 @pytest.mark.parametrize("mounter", ["root", "games"])
-def test_rules_say_who_may_use_which_port(run: Run, mounter: str) -> None:
+def test_rules_say_who_may_use_which_port(run: Run, mounter: str, side: str) -> None:
     output = run(
-        f"""
+        SIDES[side]
+        + f"""
         cat >"$D/rules.toml" <<'END'
 {RULES}
 END
-        as {mounter} vconfs mount --rules "$D/rules.toml" -o allow_other \\
-            --port for.mail=echo --port for.group.a=echo --port for.all=echo --port none=echo "$M"
+        mounted {mounter} --rules "$D/rules.toml" -o allow_other \\
+            --port for.mail=echo --port for.group.a=echo --port for.all=echo --port none=echo
         for user in mail daemon sys; do
             for port in for.mail for.group.a for.all none; do
-                can $user 'exec 3<"$M"/by-name/'$port; can $user 'exec 3>"$M"/by-name/'$port
+                can $user 'exec 3<"$F"/by-name/'$port; can $user 'exec 3>"$F"/by-name/'$port
             done
         done
-        can mail 'chmod 666 "$M"/vcon0'; can sys 'chmod 666 "$M"/vcon3'
-        can sys 'touch "$M"/new'; can sys 'rm -f "$M"/vcon2'
+        can mail 'chmod 666 "$F"/vcon0'; can sys 'chmod 666 "$F"/vcon3'
+        can sys 'touch "$F"/new'; can sys 'rm -f "$F"/vcon2'
         """
     )
     may = {

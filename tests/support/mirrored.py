@@ -7,28 +7,31 @@ chardev that the test asks for, which otherwise serves the host's side.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from typing import cast
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 
 import trio
 from attrs import define, evolve, field
 
 from tests.support.waiting import until
-from vconfs.guest.devices import join_embedded
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
 from vconfs.guest.port import Counters, Port
 from vconfs.guest.ports import PortManager
-from vconfs.host.chardev import PortSide, ServeAsFile
+from vconfs.host.chardev import Chardev, PortSide, ServeAsFile
+from vconfs.host.chardevs.builtin import Null, Zero
 from vconfs.host.chardevs.mounts import Mount
 from vconfs.host.host import Host, open_host
-from vconfs.host.port import HostPortSpec
+from vconfs.host.port import DEFAULT_HOST_LIMIT, HostPortSpec
 from vconfs.mounting import HostMount, Plan
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.tasks import open_background
 
 GUEST = "web1"
+_PIECE = 1 << 16
+
+#: Joins a host end to ports of a guest.
+Join = Callable[[Host, PortManager], AbstractAsyncContextManager[object]]
 
 
 @define(eq=False)
@@ -44,9 +47,15 @@ class GuestPeer(PortSide):
     unread: Callable[[], int] | None = None
     as_file: ServeAsFile | None = None
     patience: float = 5.0
+    keeps_sessions: bool = False
     _opener: Opener | None = None
     _rest: bytes = b""
-    _opened: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+    _changed: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
+    #: How often the file was opened; how many of these the chardev was told of; how many closes.
+    _sessions: int = 0
+    _told: int = 0
+    _closes: int = 0
+    _was_open: bool = False
 
     @property
     def id(self) -> int:  # type: ignore[override]
@@ -67,12 +76,17 @@ class GuestPeer(PortSide):
         """True if the file is open."""
         return self.port.host_connected
 
+    @property
+    def queued(self) -> int:
+        """How many bytes of the file's writers have not been taken yet."""
+        return self.port.queued
+
     @override
     def connect(self) -> None:
         if self._opener is None:
             self._opener = Opener(1)
             self.port.open(self._opener)
-            self._opened.unpark_all()
+            self._changed.unpark_all()
 
     @override
     def disconnect(self) -> None:
@@ -80,8 +94,38 @@ class GuestPeer(PortSide):
             opener, self._opener = self._opener, None
             self.port.close(opener)
 
+    async def serve(
+        self, chardev: Chardev, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the chardev, and do for it what it expects of a port of the host end."""
+        async with open_background() as nursery:
+            await nursery.start(chardev.run, self)
+            if isinstance(chardev, Null | Zero):  # they take and send by calls only
+                nursery.start_soon(self._pass_on)
+            if self.source is not None:
+                nursery.start_soon(self._supply, self.source)
+            task_status.started()
+            await trio.sleep_forever()
+
+    def changed(self) -> None:
+        """Count the opens of the file, and wake what waits for a change."""
+        is_open = self.port.host_connected
+        self._sessions += is_open and not self._was_open
+        self._was_open = is_open
+        self._changed.unpark_all()
+
+    async def _pass_on(self) -> None:
+        while True:
+            data = await self.receive()
+            assert self.sink is not None
+            self.sink(memoryview(data))
+
+    async def _supply(self, source: Callable[[int], Buffer]) -> None:
+        while True:
+            await self.send(source(_PIECE))
+
     @override
-    async def receive(self, size: int = 1 << 16) -> bytes:
+    async def receive(self, size: int = _PIECE) -> bytes:
         while True:
             if self._rest:
                 data, self._rest = self._rest[:size], self._rest[size:]
@@ -89,11 +133,14 @@ class GuestPeer(PortSide):
             if self.port.removed:
                 await trio.sleep_forever()
             elif self._opener is None:
-                await self._opened.park()
+                await self._changed.park()
             elif data := await self._read(size):
                 return data
-            else:
-                await until(lambda: self.port.host_connected or self.port.queued)
+            elif self.keeps_sessions and self._closes < self._sessions:
+                self._closes += 1
+                return b""
+            elif not self.port.host_connected and not self.port.queued:
+                await self._changed.park()
 
     async def _read(self, size: int) -> bytes:
         try:
@@ -107,15 +154,18 @@ class GuestPeer(PortSide):
 
     @override
     def hang_up(self) -> None:
-        raise NotImplementedError
+        self.disconnect()
+        self.connect()
 
     @override
     async def next_session(self) -> None:
-        raise NotImplementedError
+        while self._told == self._sessions:
+            await self._changed.park()
+        self._told += 1
 
     @override
     async def receive_message(self) -> bytes:
-        raise NotImplementedError
+        raise AssertionError("only a guest's writes keep their boundaries")
 
     @override
     def send_nowait(self, data: Buffer) -> int:
@@ -144,12 +194,29 @@ class GuestPeer(PortSide):
             rest = rest[await self.port.write(rest) :]
 
 
-@define
-class FarHost:
-    """What tests ask of a `Host`, done by the guest that is the far side here."""
+@define(eq=False)
+class FarSide:
+    """What tests ask of the far side of the ports, done by the guest that is it here."""
 
     host: Host
+    _guest: PortManager
+    _nursery: trio.Nursery
     ports: dict[int, GuestPeer] = field(factory=dict)
+
+    async def add(self, spec: HostPortSpec) -> GuestPeer:
+        added = await self.host.add(evolve(spec, chardev=Mount(), host_limit=DEFAULT_HOST_LIMIT))
+        return await self.serve(added.id, spec)
+
+    async def serve(self, port_id: int, spec: HostPortSpec) -> GuestPeer:
+        """Serve a port of the guest by its chardev, when the guest has the port."""
+        assert not spec.chardev.keeps_boundaries, "only a guest's writes keep their boundaries"
+        ports = self._guest.ports
+        await until(lambda: port_id in ports and ports[port_id].name == spec.name)
+        port = ports[port_id]
+        port.set_options(PortOptions(limit=spec.host_limit, cache=spec.cache))
+        peer = self.ports[port_id] = GuestPeer(port, keeps_sessions=spec.chardev.keeps_sessions)
+        await self._nursery.start(peer.serve, spec.chardev)
+        return peer
 
     def throttle(self, port_id: int, on: bool) -> None:
         inbox = self.ports[port_id].port._inbox
@@ -159,29 +226,37 @@ class FarHost:
     def remove(self, port_id: int) -> None:
         self.host.remove(port_id)
 
+    def rename(self, port_id: int, name: bytes) -> None:
+        self.host.rename(port_id, name)
+
+    # --- called by the ports of the guest -------------------------------------------------
+
+    def port_changed(self, port: Port) -> None:
+        if peer := self.ports.get(port.id):
+            peer.changed()
+
+    def port_added(self, port: Port) -> None: ...
+    def port_removed(self, port: Port) -> None: ...
+    def port_renamed(self, port: Port, old: bytes) -> None: ...
+
 
 @asynccontextmanager
 async def open_mirrored(
-    plan: Plan, specs: Sequence[HostPortSpec]
-) -> AsyncIterator[tuple[Host, PortManager]]:
+    plan: Plan, specs: Sequence[HostPortSpec], join: Join
+) -> AsyncIterator[tuple[FarSide, PortManager]]:
     """Mount the host's side of these ports; yield what stands for the far side, and the ports."""
-    limits = {port_id: spec.host_limit for port_id, spec in enumerate(specs)}
-    guest = PortManager(lambda port_id: PortOptions(limit=limits[port_id], cache=True))
+    guest = PortManager()
     mount = HostMount(evolve(plan, port_options=evolve(plan.port_options, limit=None)))
-    limit = plan.port_options.limit or 1 << 20
+    limit = plan.port_options.limit or DEFAULT_HOST_LIMIT
     with mount.of_guest(GUEST) as shown:
         ours = [evolve(spec, chardev=Mount(), host_limit=limit) for spec in specs]
-        async with open_host(ours, files=shown) as host, mount.opened():
-            async with join_embedded(host, guest), open_background() as nursery:
-                await until(lambda: len(guest.ports) == len(specs))
-                await until(lambda: all(port.name for port in guest.ports.values()))
-                far = FarHost(host)
-                for port_id, spec in enumerate(specs):
-                    assert not spec.chardev.keeps_boundaries, "only the guest's writes have them"
-                    peer = far.ports[port_id] = GuestPeer(guest.ports[port_id])
-                    await nursery.start(spec.chardev.run, peer)
-                if any(peer._opener for peer in far.ports.values()):
-                    await until(
-                        lambda: any(it.host_connected for it in shown.manager.ports.values())
-                    )
-                yield cast("Host", far), shown.manager
+        async with open_host(ours, name=GUEST, files=shown) as host, mount.opened():
+            async with join(host, guest), open_background() as nursery:
+                far = FarSide(host, guest, nursery)
+                with guest.observing(far):
+                    for port_id, spec in zip(tuple(host.ports), specs, strict=True):
+                        await far.serve(port_id, spec)
+                    connected = [port_id for port_id, peer in far.ports.items() if peer._opener]
+                    ports = shown.manager.ports
+                    await until(lambda: all(ports[port_id].host_connected for port_id in connected))
+                    yield far, shown.manager

@@ -21,7 +21,7 @@ from vconfs.syntax.printable import printable
 
 _LIMIT = 20
 
-#: The mount of the tour; $D is the temporary folder, $M the mountpoint in it, $N and $G others.
+#: The mount of the tour; $D is the temporary folder, $M the mountpoint in it, $N, $O and $G others.
 _MOUNT = (
     "vconfs mount --port org.vconfs.echo=echo --port org.example.chat=unix:$D/chat.sock,cache "
     "--port org.example.small=unix:$D/small.sock,cache,host-limit=16 "
@@ -94,12 +94,14 @@ _STEPS = (
         "vconfs umount $N; kill $!; wait",
     ),
     _Step(
-        "Beside a host end, its side of the ports can be files, too, in a folder for each guest.",
+        "A host end can have many guests, and its side of their ports can be files, too.",
         "vconfs host --listen stream:unix:$D/any,guest=* --mount $G --port chat=mount & "
         "until [ -e $D/any ]; do sleep 0.1; done; "
         "vconfs mount -o wait --device stream:unix:$D/any --name web1 $N; "
-        "echo 'hello, web1' > $G/web1/by-name/chat; read -r line < $N/vcon0; echo $line; "
-        "vconfs ls $G; vconfs umount $N; kill $!; wait",
+        "vconfs mount -o wait --device stream:unix:$D/any --name db1 $O; "
+        "for name in web1 db1; do echo hello, $name > $G/$name/by-name/chat; done; "
+        "for port in $N/vcon0 $O/vcon0; do read -r line < $port; echo $line; done; "
+        "vconfs ls $G; vconfs umount $N; vconfs umount $O; kill $!; wait",
     ),
     _Step(
         "The mount ends in order, even while a program waits to read.",
@@ -124,11 +126,13 @@ def command(shell: bool) -> None:
         signal.signal(number, _leave)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="vconfs-demo-")))
-        mountpoint, other, guests = scratch / "mnt", scratch / "other", scratch / "guests"
-        for folder in (mountpoint, other, guests):
+        places = {"M": "mnt", "N": "other", "O": "another", "G": "guests"}
+        folders = {variable: scratch / name for variable, name in places.items()}
+        for folder in folders.values():
             folder.mkdir()
             stack.callback(_unmount, folder)
-        environment = _environment({"D": scratch, "M": mountpoint, "N": other, "G": guests})
+        environment = _environment({"D": scratch, **folders})
+        mountpoint = folders["M"]
         _show(_Step("A mount with five ports, both ends in one process.", _MOUNT), environment)
         if shell:
             click.echo(f"The ports are in {printable(str(mountpoint))}; leave the shell to end.")

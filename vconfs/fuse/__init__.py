@@ -18,6 +18,7 @@ from vconfs.fuse._mountpoint import (
     is_mounted,
     listed,
     mount,
+    place_of,
     unmount,
 )
 from vconfs.fuse._operations import (
@@ -44,6 +45,7 @@ __all__ = [
     "is_mounted",
     "listed",
     "mount",
+    "place_of",
     "readdir_reply",
     "unmount",
 ]

@@ -120,6 +120,13 @@ def mount(
     return Mount(device, place, _topmost(place)[0])
 
 
+def place_of(mountpoint: Path) -> Path | None:
+    """Return a mountpoint without links in it, or None if another program mounts and unmounts."""
+    if inherited_device(mountpoint) is not None:
+        return None
+    return Path(os.path.realpath(mountpoint))
+
+
 def inherited_device(mountpoint: Path) -> int | None:
     """Return N if the mountpoint is /dev/fd/N, so that another program mounts and unmounts."""
     match = re.fullmatch(r"/dev/fd/([0-9]+)", str(mountpoint))

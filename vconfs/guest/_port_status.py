@@ -38,6 +38,8 @@ class PortStatus:
     pty: str = field(init=False, default="")
     #: True if the host wants unread data to survive the last close.
     host_cache: bool = field(init=False, default=False)
+    #: True if the host was also asked to stop by hand, whatever is queued: at the host's side.
+    throttled_by_hand: bool = field(init=False, default=False)
     #: Returns how many bytes the host has dropped, or None if the host is not in this process.
     dropped_by_host: Callable[[], int | None] = field(init=False, default=lambda: None)
     #: Waits, after an open, until the other side has taken it; raises OSError if it refuses. None:
@@ -106,7 +108,7 @@ class PortStatus:
     @property
     def guest_throttled(self) -> bool:
         """True if the host was asked to stop sending."""
-        return self._inbox.is_throttling
+        return self._inbox.is_throttling or self.throttled_by_hand
 
     @property
     def limit(self) -> int:

@@ -220,6 +220,11 @@ class Port(PortStatus):
             self._outbox.restart_patience()
         self._changed()
 
+    def hold_by_hand(self, on: bool) -> None:
+        """Note that the host was asked to stop by hand, or to go on (at the host's side)."""
+        self.throttled_by_hand = on
+        self._notify()
+
     def set_limit(self, limit: int) -> None:
         """Set the limit of unread bytes that the host asks for (see `limit`); 0: our default."""
         self._inbox.host_limit = limit

@@ -30,6 +30,7 @@ from vconfs.host.port_files import PortFiles
 from vconfs.host.spec import parse_port
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.syntax.guest_names import fill_in, folders_of, guest_name
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 from vconfs.system.tasks import open_background
 
@@ -175,6 +176,8 @@ class Fleet:
         """
         if name is None:
             raise VconfsError("this guest end says no name: it is older than the host end")
+        if self._ended:
+            raise VconfsError("the host end is ending")
         if name in self._members:
             self._members[name] = member = self._members.pop(name)  # the last to make room
             return member.host
@@ -206,7 +209,9 @@ class Fleet:
 
     async def _add(self, spec: GuestSpec, *, passing: bool) -> Host:
         name = spec.name
-        if name in self._members or name in self._starting or name in self._ending:
+        if name in self._ending:
+            raise VconfsError(f"guest {name!r} is being removed")
+        if name in self._members or name in self._starting:
             raise VconfsError(f"there is a guest {name!r} already")
         if self._ended:
             raise VconfsError("the host end is ending")
@@ -276,6 +281,10 @@ class Fleet:
 
     def _make_folder(self, folder: str) -> None:
         """Make a folder, and those above it, where they are missing."""
+        try:
+            refuse_own(folder)
+        except OSError as error:
+            raise cannot(folder, error) from None
         missing: list[str] = []
         while folder and not os.path.isdir(folder):
             missing.append(folder)

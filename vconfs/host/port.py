@@ -433,6 +433,7 @@ class HostPort(PortSide):
     def throttle_by_hand(self, on: bool) -> None:
         """Tell the guest to stop sending, whatever is queued, or to go on; also the next guest."""
         self._inbox.hold(by_hand=on)
+        self.on_change()
         self._inbox.refill()
 
     def _tell_tap(self, event: str) -> None:

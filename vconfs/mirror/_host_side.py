@@ -143,6 +143,8 @@ class HostSide:
         if host_port.guest_throttled != port.host_throttled:
             port.set_throttled(host_port.guest_throttled)
         port.host_cache = host_port.cache
+        if host_port.throttled_by_hand != port.throttled_by_hand:
+            port.hold_by_hand(host_port.throttled_by_hand)
         self._rename(host_port.name)
 
     def port_changed(self) -> None:

@@ -20,6 +20,7 @@ from vconfs.syntax.commands import command_argument
 from vconfs.syntax.paths import path_argument
 from vconfs.syntax.url_options import split_options, split_trailing_options
 from vconfs.system.descriptors import owned
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.shell_programs import start_program
 from vconfs.system.standard_streams import claim, closed_streams
 
@@ -61,6 +62,7 @@ class TtyAddress(Line):
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[Wire]:
         try:
+            refuse_own(self.path)
             line = os.open(self.path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise PeerAbsentError(f"cannot open {self.path}: {error.strerror}") from None

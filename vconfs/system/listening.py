@@ -17,6 +17,7 @@ from vconfs.errors import VconfsError
 from vconfs.syntax.addresses import bracketed
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.file_access import PRIVATE, FileAccess
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 from vconfs.system.unix_sockets import closing, refuse_rights
 
@@ -106,8 +107,9 @@ def _set_access(path: str, access: FileAccess) -> None:
 @contextmanager
 def _bound(listener: socket.socket, path: str) -> Iterator[None]:
     """Bind, replacing a socket on which no process listens any more; remove ours at the end."""
-    _replace_stale(path, listener.type)
     try:
+        refuse_own(path)
+        _replace_stale(path, listener.type)
         listener.bind(path)
         ours = os.lstat(path)
     except OSError as error:

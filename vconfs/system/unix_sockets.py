@@ -18,6 +18,7 @@ from typing import Final, TypeVar
 import trio
 
 from vconfs.system.aside import close_descriptors
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.queue_sizes import bytes_to_read
 
 S = TypeVar("S", socket.socket, trio.socket.SocketType)
@@ -38,6 +39,7 @@ async def connected_to(
     A full backlog is tried again for `patience` seconds. Descriptors are accepted only if `rights`
     is true.
     """
+    refuse_own(path)
     deadline = trio.current_time() + patience
     while True:
         sock = trio.socket.socket(socket.AF_UNIX)

@@ -189,6 +189,30 @@ async def test_the_python_api_adds_and_removes_guests(tmp_path: Path) -> None:
         await fleet.add(GuestSpec("web1"))
 
 
+@pytest.mark.expect_log("device lost: the host end leaves", "; trying again")
+async def test_a_guest_that_comes_while_it_is_removed_or_the_host_end_ends(tmp_path: Path) -> None:
+    url = f"stream:unix:{tmp_path}/any"
+    template = Template([f"agent=unix:{tmp_path}/%g/agent"])
+    async with (
+        fleet_at(tmp_path, template=template) as fleet,
+        guest_at(url, "web1") as web1,
+        await trio.open_unix_socket(f"{tmp_path}/web1/agent") as agent,
+        trio.open_nursery() as nursery,
+    ):
+        port = web1.ports[0]
+        port.open(Opener(1))
+        await until(lambda: port.host_connected)
+        await port.write(bytes(1 << 20))  # the agent does not read it yet
+        nursery.start_soon(fleet.remove, "web1")
+        await until(lambda: "web1" not in fleet.guests)
+        assert await refused(url, "web1") == "guest 'web1' is being removed"
+        nursery.start_soon(fleet.end)
+        await until(lambda: fleet._ended)
+        assert await refused(url, "web2") == "the host end is ending"
+        while await agent.receive_some():
+            pass
+
+
 async def test_a_guest_that_cannot_start_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     template = Template([f"a=unix:{tmp_path}/%g/a", f"b=unix:{tmp_path}/taken"])

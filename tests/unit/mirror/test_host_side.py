@@ -104,6 +104,16 @@ def write_some(port: Port) -> int:
         return 0
 
 
+async def test_a_guest_that_is_stopped_by_hand_is_shown_as_stopped(dialect: str) -> None:
+    async with ends(dialect) as it:
+        told: list[bool] = []
+        it.host_side.on_change = lambda port: told.append(port.guest_throttled)
+        for on in (True, False):
+            it.host.throttle(0, on)
+            assert it.host_side.guest_throttled == on
+            assert told[-1] == on
+
+
 async def test_bytes_go_both_ways_and_each_side_sees_the_other_come_and_go(dialect: str) -> None:
     async with ends(dialect) as it:
         host, guest = it.host_side, it.guest_side

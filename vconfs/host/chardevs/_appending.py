@@ -22,6 +22,7 @@ from vconfs.host.chardev import PortSide
 from vconfs.host.chardevs._client import pass_on
 from vconfs.system.backoff import Backoff
 from vconfs.system.file_access import OUR_OWN, PRIVATE, FileAccess
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 
 #: How many bytes to write at a time: enough to be worth the thread that writes them.
@@ -49,6 +50,7 @@ class AppendedFile:
         self._regular = status if stat.S_ISREG(status.st_mode) else None
 
     def _opened(self) -> int:
+        refuse_own(self.path)
         # With O_NONBLOCK, opening a fifo without a reader fails.
         how = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
         try:

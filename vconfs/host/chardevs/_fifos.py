@@ -20,6 +20,7 @@ from vconfs.system.backoff import LAST_PAUSE, Backoff
 from vconfs.system.descriptors import owned
 from vconfs.system.file_access import PRIVATE, FileAccess
 from vconfs.system.inotify import Change, watching
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 
@@ -71,6 +72,10 @@ def _has_reader(writer: int) -> bool:
 @contextmanager
 def _opened(path: str, access: FileAccess) -> Iterator[_Fifo]:
     """Open a fifo; if there is none, make one for the block. Raise VconfsError if that fails."""
+    try:
+        refuse_own(path)
+    except OSError as error:
+        raise cannot(path, error) from None
     made = _make_fifo(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)

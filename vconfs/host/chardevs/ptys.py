@@ -24,6 +24,7 @@ from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Backoff, is_passing
 from vconfs.system.descriptors import owned
 from vconfs.system.file_access import OUR_OWN, FileAccess
+from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
 from vconfs.system.pipes import Pipe
 from vconfs.system.raw_pty import RawPty, open_pty
@@ -171,6 +172,7 @@ def _linked(link: str, target: str) -> Iterator[None]:
         yield
         return
     try:
+        refuse_own(link)
         if _points_at(link).startswith("/dev/pts/"):
             os.unlink(link)
         os.symlink(target, link)
