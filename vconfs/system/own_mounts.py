@@ -1,6 +1,6 @@
 """The mounts that this process serves, whose files it must not use itself.
 
-A call on such a file would wait for an answer of the very thread that waits.
+A call on such a file would wait for an answer from the thread that makes it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _own: list[str] = []
 
 @contextmanager
 def serving(mountpoint: Path | None) -> Iterator[None]:
-    """Refuse paths at and below a mountpoint, without links in it, while the block runs.
+    """Refuse paths at and below a mountpoint, whose path has no links, while the block runs.
 
-    None: it is not known where the mount is.
+    If it is None, the place of the mount is not known, and nothing is refused.
     """
     places = [] if mountpoint is None else [str(mountpoint)]
     _own.extend(places)
@@ -57,7 +57,7 @@ def _own_place(path: str) -> str:
             return further
         try:
             target = os.readlink(further)
-        except OSError:  # it is no link, or not there
+        except OSError:  # it is not a link, or not there
             place = further
             continue
         links += 1
