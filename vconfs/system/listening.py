@@ -31,25 +31,32 @@ _WAYS_OUT: Final = {
 
 
 class Door:
-    """Several listening sockets that are used as one."""
+    """Several listening sockets that are used as one.
+
+    One socket needs no epoll set. The fewer there are inside of trio's, the better: the kernel has
+    one lock for all nested sets, and a program that watches a file of ours may hold it while it
+    waits for us.
+    """
 
     def __init__(self, listeners: Sequence[socket.socket]) -> None:
         self._listeners = listeners
-        self._waiting = select.epoll()
+        self._waiting = select.epoll() if len(listeners) > 1 else None
         for listener in listeners:
             listener.setblocking(False)
-            self._waiting.register(listener.fileno(), select.EPOLLIN)
+            if self._waiting is not None:
+                self._waiting.register(listener.fileno(), select.EPOLLIN)
         self._tries = Backoff("clients have to wait", "clients are let in again")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._waiting.close()
+        if self._waiting is not None:
+            self._waiting.close()
 
     def fileno(self) -> int:
         """Return a descriptor that is readable while a client waits."""
-        return self._waiting.fileno()
+        return (self._waiting or self._listeners[0]).fileno()
 
     async def accept(self) -> trio.socket.SocketType:
         """Wait for a client and accept it."""
