@@ -277,7 +277,8 @@ async def _serve(plan: Plan, contents: Contents, announcer: Announcer) -> AsyncI
             finally:
                 with trio.CancelScope(shield=True):
                     await filesystem.shut()
-                    mount.unmount()
+                    # In a thread, because the kernel may let it wait for other mounts.
+                    await trio.to_thread.run_sync(mount.unmount)
                     await session.settle()
                     with trio.move_on_after(_GRACE):  # readers close when they see end of file
                         await filesystem.wait_all_closed()

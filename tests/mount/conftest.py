@@ -19,6 +19,7 @@ import trio
 from attrs import frozen
 
 from tests.support.devices import DEVICES, OpenDevice
+from tests.support.limits import LONG
 from tests.support.mirrored import GUEST, FarSide, open_mirrored
 from tests.support.waiting import until
 from vconfs.files._events_file import EventsFile
@@ -127,6 +128,8 @@ class OpenMount(Protocol):
 FOR_ALL_DEVICES = ("test_bulk", "test_events_file", "test_files", "test_tap")
 
 SIDES = ("guest", "host")
+#: The device with which both sides are tested. In the long form these are all devices.
+WITH_BOTH_SIDES = "embedded"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -136,13 +139,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """
     if "mounted" not in metafunc.fixturenames:
         return
-    if metafunc.module.__name__.endswith(FOR_ALL_DEVICES):
-        # An end that has a link to the other says when that leaves.
-        leaves = pytest.mark.expect_log("guest lost: the guest end leaves")
-        devices = [pytest.param(it, marks=() if it == "embedded" else leaves) for it in DEVICES]
-        metafunc.parametrize("device", devices, indirect=True)
-    if metafunc.definition.get_closest_marker("guest_side") is None:
-        metafunc.parametrize("side", SIDES, indirect=True)
+    sides = SIDES if metafunc.definition.get_closest_marker("guest_side") is None else SIDES[:1]
+    if not metafunc.module.__name__.endswith(FOR_ALL_DEVICES):
+        return metafunc.parametrize("side", sides, indirect=True)
+    cases = [
+        pytest.param(device, side, marks=_expected_of(device))
+        for device in DEVICES
+        for side in (sides if LONG or device == WITH_BOTH_SIDES else SIDES[:1])
+    ]
+    return metafunc.parametrize(("device", "side"), cases, indirect=True)
+
+
+def _expected_of(device: str) -> tuple[pytest.MarkDecorator, ...]:
+    """Return the marks of a device's tests: an end that has a link says when its peer leaves."""
+    if device == "embedded":
+        return ()
+    return (pytest.mark.expect_log("guest lost: the guest end leaves"),)
 
 
 @pytest.fixture

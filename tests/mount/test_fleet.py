@@ -105,7 +105,9 @@ def test_guests_of_a_file_of_options(tmp_path: Path) -> None:
                 "web1": True,
                 "web2": True,
             }
-            error = vconfs("mount", "--device", anywhere, "--name", "web1", str(tmp_path), code=1)
+            (tmp_path / "other").mkdir()
+            other = str(tmp_path / "other")
+            error = vconfs("mount", "--device", anywhere, "--name", "web1", other, code=1)
             assert error == "guest 'web1' is connected already"
         at = tmp_path / "db1"
         at.mkdir()
