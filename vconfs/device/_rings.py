@@ -198,7 +198,7 @@ class RingLink(Link):
     @override
     def want_room(self, queue: int) -> None:
         if not self._dead and self._send[queue].ring.request_calls():
-            call_soon(self.interrupt, queue)  # for those there will be no interrupt
+            call_soon(self.interrupt, queue)  # there is no interrupt for these
 
     @override
     def send(

@@ -35,6 +35,7 @@ from vconfs.errors import VconfsError
 from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
+from vconfs.system.descriptors import has_room
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
@@ -113,9 +114,7 @@ class _Channel:
 
     @property
     def has_room(self) -> bool:
-        poll = select.poll()
-        poll.register(self.descriptor, select.POLLOUT)
-        return any(mask & select.POLLOUT for _, mask in poll.poll(0))
+        return has_room(self.descriptor)
 
     def write(self, data: Buffer) -> int:
         """Write as much as fits; raise trio.WouldBlock if nothing does."""

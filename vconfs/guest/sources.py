@@ -49,7 +49,7 @@ class Source(Protocol):
         """Return how many bytes each port owes; without `readers`, only those for the host."""
 
     async def leave(self, patience: float) -> None:
-        """Tell the other end that we leave, and wait until it has taken what was sent."""
+        """Report to the other end that we leave, and wait until it has taken what was sent."""
 
     async def say_what_was_lost(self) -> None:
         """Log what was dropped since `begin_ending`; called after everything has ended."""

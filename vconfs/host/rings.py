@@ -174,7 +174,7 @@ class DeviceLink(Link):
             self._queues[queue].suppress_kicks()
         deadline = SHARED.deadline(self, self._move(queues))
         while deadline and SHARED.goes_on(deadline):
-            if not self._move([queue for queue in queues if self._has_new(queue)]):
+            if not self._move([queue for queue in queues if self.arrived(queue)]):
                 break
         for queue in sending:
             if queue in self._queues and self._queues[queue].request_kicks():
@@ -187,10 +187,6 @@ class DeviceLink(Link):
             if queue in self._queues:
                 self.kicked(queue)
         return self._moved - before
-
-    def _has_new(self, queue: int) -> bool:
-        ring = self._queues.get(queue)
-        return ring is not None and ring.has_available()
 
     def fail(self, reason: str) -> None:
         """Report to the owner that the guest is lost; it may still receive what was sent."""

@@ -37,7 +37,7 @@ class Line(Protocol):
         """Make the tasks that wait in `send` check whether that is still wanted."""
 
     def open_port(self, port_id: int, opened: bool) -> None:
-        """Tell the other side that the port was opened or closed on ours."""
+        """Send the other side the message that the port was opened or closed on our side."""
 
     def throttle(self, port_id: int, on: bool, seen: Callable[[], None]) -> None:
         """Ask the other side to stop sending, or to go on. `seen` is called when it has seen it."""

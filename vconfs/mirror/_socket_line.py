@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import select
 import socket
 from collections.abc import Callable
 from typing import Final
@@ -32,6 +31,7 @@ from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.syntax.printable import printable
 from vconfs.system.backoff import Backoff
+from vconfs.system.descriptors import has_room
 from vconfs.system.log_once import LogOnce
 from vconfs.system.unix_sockets import close_socket, receive_bytes
 
@@ -57,14 +57,10 @@ class _Connection:
 
     @property
     def has_room(self) -> bool:
-        if self.broken:
-            return False
-        poll = select.poll()
-        poll.register(self.sock.fileno(), select.POLLOUT)
-        return any(mask & select.POLLOUT for _, mask in poll.poll(0))
+        return not self.broken and has_room(self.sock.fileno())
 
     def want_room(self) -> None:
-        """Notify those who wait when there is room; on a broken connection there never is."""
+        """Notify writers and pollers when there is room; a broken connection never has any."""
         if not self.broken:
             self._wanted = True
             self._asked.unpark_all()
@@ -85,7 +81,7 @@ class _Connection:
         await self._room.park()
 
     def check(self) -> None:
-        """Let those who wait check whether they still have to."""
+        """Let waiting writers check whether they still have to wait."""
         self._room.unpark_all()
 
     def has_space(self) -> None:
@@ -93,7 +89,7 @@ class _Connection:
         self._space.unpark_all()
 
     async def serve(self) -> None:
-        """Receive until the end, and notify those who wait for room."""
+        """Receive until the end, and notify writers and pollers that wait for room."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._watch_room)
             await self._receive()

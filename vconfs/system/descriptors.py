@@ -1,9 +1,10 @@
-"""Closing descriptors, and the limit of open files of this process and its programs."""
+"""Descriptors: closing them, room to write, and the limit of this process and its programs."""
 
 from __future__ import annotations
 
 import os
 import resource
+import select
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,6 +19,13 @@ def owned(descriptor: int) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+def has_room(descriptor: int) -> bool:
+    """True if a write to a descriptor would take something now."""
+    poll = select.poll()
+    poll.register(descriptor, select.POLLOUT)
+    return any(mask & select.POLLOUT for _, mask in poll.poll(0))
 
 
 def allow_all_descriptors() -> None:

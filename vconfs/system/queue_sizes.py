@@ -10,7 +10,7 @@ import termios
 def bytes_to_read(descriptor: int) -> int:
     """Return how many bytes can be read now from a pipe (either end), terminal or socket.
 
-    Raise OSError if it is something else.
+    Raise OSError if the descriptor is of another kind.
     """
     return _ask(descriptor, termios.FIONREAD)
 
@@ -19,7 +19,7 @@ def bytes_to_send(descriptor: int) -> int:
     """Return how many sent bytes a terminal line has not sent, or a socket's peer has not taken.
 
     The peer of a unix socket is the program, and its own overhead counts; that of a TCP socket is
-    the kernel. Raise OSError if it is something else.
+    the kernel. Raise OSError if the descriptor is of another kind.
     """
     return _ask(descriptor, termios.TIOCOUTQ)
 

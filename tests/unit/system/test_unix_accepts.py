@@ -1,4 +1,4 @@
-"""Whether the server of a unix socket has accepted a connection."""
+"""The kernel's report if the server of a unix socket has accepted a connection."""
 
 from __future__ import annotations
 

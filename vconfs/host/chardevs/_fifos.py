@@ -72,10 +72,6 @@ def _has_reader(writer: int) -> bool:
 @contextmanager
 def _opened(path: str, access: FileAccess) -> Iterator[_Fifo]:
     """Open a fifo; if there is none, make one for the block. Raise VconfsError if that fails."""
-    try:
-        refuse_own(path)
-    except OSError as error:
-        raise cannot(path, error) from None
     made = _make_fifo(path)
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
@@ -112,6 +108,7 @@ def _remove(path: str) -> None:
 def _make_fifo(path: str) -> bool:
     """Make a fifo; return False if it exists already."""
     try:
+        refuse_own(path)
         os.mkfifo(path, PRIVATE)
     except FileExistsError as error:
         try:
