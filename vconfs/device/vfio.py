@@ -29,12 +29,13 @@ from vconfs.device.pci import open_pci
 from vconfs.device.vfio_group import open_function, request
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
-from vconfs.link.notifications import Notices
+from vconfs.link.notifications import Notices, Told
 from vconfs.protocol import virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
 from vconfs.system.descriptors import owned
 from vconfs.system.privileges import Capability
+from vconfs.system.tasks import open_background
 
 _GET_REGION_INFO: Final = request(8)
 _GET_IRQ_INFO: Final = request(9)
@@ -66,8 +67,8 @@ class VfioTransport:
         self._regions: dict[int, int] = {}
         #: BAR -> its memory as 16-bit words, for kicks without a system call.
         self._windows: dict[int, memoryview] = {}
-        self._events: Notices[int] = Notices()
-        stack.callback(self._events.close)
+        self._vectors: Told[int] = Told()
+        self.interrupts: Notices[int] = Notices(self._vectors.add)
         self._is_watched = False
         self._line_masked = False
 
@@ -187,7 +188,7 @@ class VfioTransport:
                 os.close(event)
             return False
         for event, vector in zip(events, vectors, strict=True):
-            self._events.add(self._stack.enter_context(owned(event)), vector)
+            self.interrupts.add(self._stack.enter_context(owned(event)), vector)
         return True
 
     def _set_irqs(self, index: int, flags: int, count: int, data: bytes = b"") -> bool:
@@ -203,7 +204,7 @@ class VfioTransport:
         if self._line_masked:
             self._line_masked = False
             self._set_irqs(_IRQ_INTX, _IRQ_DATA_NONE | _IRQ_UNMASK, 1)
-        vectors = set(await self._events.wait())
+        vectors = await self._vectors.take()
         if _REQUEST in vectors:
             raise VconfsError("the kernel wants the device back")
         self._line_masked = _LINE in vectors
@@ -242,8 +243,10 @@ async def open_vfio(address: VfioAddress) -> AsyncIterator[OpenDevice]:
     with ExitStack() as stack:
         transport = VfioTransport(*open_function(function, stack), stack)
         rows_first = address.resize_rows_first
-        async with open_pci(transport, resize_rows_first=rows_first) as device:
-            yield device
+        async with open_background() as nursery:
+            nursery.start_soon(transport.interrupts.run)
+            async with open_pci(transport, resize_rows_first=rows_first) as device:
+                yield device
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import select
 import socket
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, suppress
@@ -33,14 +34,14 @@ from vconfs.syntax.paths import socket_path
 from vconfs.syntax.url_options import split_options
 from vconfs.system.aside import close_descriptors
 from vconfs.system.descriptors import owned
+from vconfs.system.edges import Watch
 from vconfs.system.tasks import open_background
 from vconfs.system.unix_sockets import close_socket, connected_to, refuse_rights
 
 #: The address of our memory, in both kinds of addresses.
 _BASE: Final = 1 << 32
-# The keys of notices that are not about a queue, whose key is its number.
+#: The key of the notice that is not about a queue; the others have the queue's number.
 _BROKEN: Final = -1
-_LEFT: Final = -2
 
 
 def parse_path(rest: str) -> str:
@@ -72,7 +73,8 @@ async def open_vhost_user(rest: str, dialect: str | None) -> AsyncIterator[OpenD
             raise VconfsError(str(error)) from None
         try:
             async with open_background() as nursery:
-                nursery.start_soon(running.serve_notices)
+                nursery.start_soon(running.notices.run)
+                nursery.start_soon(running.watch_end)
                 nursery.start_soon(running.serve_channel)
                 yield running.link, end
         finally:
@@ -93,10 +95,10 @@ class _Running:
         self._size = memory_for(self._specs.values())
         self._memory = stack.enter_context(owned(_sealed_memory(self._size)))
         self._asking = trio.Lock()  # one task at a time can ask the back-end
-        self._notices: Notices[int] = Notices()
-        stack.callback(self._notices.close)
+        self.notices: Notices[int] = Notices(self._told)
         self._bells: dict[int, Bell] = {}
         self._channel: MessageSocket
+        self._end: Watch
         self.link: RingLink
 
     def _eventfd(self) -> int:
@@ -107,7 +109,7 @@ class _Running:
         """Lay out the rings, share them and start them; `sock` is the socket to the back-end."""
         self.link = await self._lay_out()
         self._stack.callback(self.link.close)
-        self._notices.add_end(sock, _LEFT)
+        self._end = self._stack.enter_context(Watch({sock: select.EPOLLRDHUP}))
         ours, theirs = socket.socketpair()
         refuse_rights(ours)
         self._channel = MessageSocket(
@@ -140,21 +142,20 @@ class _Running:
     def _notice(self, key: int) -> int:
         """Return a descriptor by which the back-end notifies us."""
         event = self._eventfd()
-        self._notices.add(event, key)
+        self.notices.add(event, key)
         return event
 
-    async def serve_notices(self) -> None:
-        """Handle the back-end's notices until it is lost."""
-        while True:
-            told = await self._notices.wait()
-            if _LEFT in told:
-                self.link.interrupt_used(self._specs)  # the last buffers that it used
-                self.link.fail("the back-end has left")
-                return
-            if _BROKEN in told:
-                self.link.fail("the back-end cannot go on")
-                return
-            self.link.interrupt_used(told)
+    def _told(self, key: int) -> None:
+        if key == _BROKEN:
+            self.link.fail("the back-end cannot go on")
+        else:
+            self.link.interrupt_used((key,))
+
+    async def watch_end(self) -> None:
+        """Wait until the back-end has left."""
+        await self._end.wait()
+        self.link.interrupt_used(self._specs)  # the last buffers that it used
+        self.link.fail("the back-end has left")
 
     async def serve_channel(self) -> None:
         """Answer the back-end's requests."""

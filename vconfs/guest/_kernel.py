@@ -36,6 +36,7 @@ from vconfs.guest.port import Port
 from vconfs.guest.ports import PortManager
 from vconfs.protocol.events import Buffer
 from vconfs.system.descriptors import has_room
+from vconfs.system.edges import watching_edges
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ _NETLINK_KOBJECT_UEVENT: Final = 15
 _KERNEL_GROUP: Final = 1
 _UEVENT_MAX: Final = 8192
 _READ_SIZE: Final = 1 << 16
+_BOTH_WAYS: Final = select.EPOLLIN | select.EPOLLOUT
 
 
 def id_of_device(name: str) -> int | None:
@@ -66,34 +68,25 @@ class _Channel:
 
     port: Port
     descriptor: int
-    #: An edge-triggered epoll that is readable whenever the port has changed.
-    changes: select.epoll
     room: trio.lowlevel.ParkingLot = field(factory=trio.lowlevel.ParkingLot)
     #: True if a poll found no room: pollers must then be told when there is some.
     polled: bool = False
+    #: What closes the port.
+    stack: ExitStack = field(factory=ExitStack)
 
     @classmethod
     def open(cls, port: Port, path: Path) -> _Channel:
         with ExitStack() as opened:
             descriptor = os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             opened.callback(os.close, descriptor)
-            changes = opened.enter_context(select.epoll())
-            changes.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
-            opened.pop_all()
-        return cls(port, descriptor, changes)
+            channel = cls(port, descriptor)
+            opened.enter_context(watching_edges(descriptor, _BOTH_WAYS, channel.changed))
+            channel.stack = opened.pop_all()
+        return channel
 
     def close(self) -> None:
-        trio.lowlevel.notify_closing(self.changes.fileno())
-        self.changes.close()
-        os.close(self.descriptor)
+        self.stack.close()
         self.room.unpark_all()
-
-    async def watch(self) -> None:
-        """React to changes of the port until it is closed."""
-        with suppress(trio.ClosedResourceError):
-            while not self.changes.closed:
-                await trio.lowlevel.wait_readable(self.changes.fileno())
-                self._changed()
 
     def fetch(self) -> None:
         """Read as much data as the port wants, and note whether the host is connected."""
@@ -129,12 +122,10 @@ class _Channel:
             self.port.tap.sent(view[:sent])
         return sent
 
-    def _changed(self) -> None:
-        if self.changes.closed:  # after the wait ended, and before we ran
-            return
-        events = self.changes.poll(0)
+    def changed(self, events: int) -> None:
+        """React to a change of the port."""
         self.fetch()
-        if any(mask & select.EPOLLOUT for _, mask in events):
+        if events & select.EPOLLOUT:
             self.room.unpark_all()
             if self.polled:
                 self.polled = False
@@ -149,13 +140,10 @@ class KernelPorts:
     in_flight = 0
     tells_all_ports = True
 
-    def __init__(
-        self, manager: PortManager, nursery: trio.Nursery, sysfs: Path, devices: Path
-    ) -> None:
+    def __init__(self, manager: PortManager, sysfs: Path, devices: Path) -> None:
         self.stopped = trio.Event()
         self.reason = ""
         self._manager = manager
-        self._nursery = nursery
         self._folder = sysfs / _PORTS
         self._devices = devices
         self._paths: dict[int, Path] = {}
@@ -211,7 +199,6 @@ class KernelPorts:
             channel = _Channel.open(self._manager.ports[port_id], self._paths[port_id])
             self._channels[port_id] = channel
             channel.fetch()
-            self._nursery.start_soon(channel.watch)
 
     def has_room(self, port_id: int) -> bool:
         """True if a write of this port would take something."""
@@ -282,7 +269,7 @@ async def open_kernel(
         raise VconfsError(f"there is no {sysfs / _PORTS}: is the module virtio_console loaded?")
     with _uevents() as uevents:
         async with open_background() as nursery:
-            ports = KernelPorts(manager, nursery, sysfs, devices)
+            ports = KernelPorts(manager, sysfs, devices)
             ports.look()
             nursery.start_soon(_look_at_changes, ports, uevents)
             try:

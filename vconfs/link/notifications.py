@@ -3,39 +3,45 @@
 A notification descriptor is usually an eventfd; some front-ends use pipes or sockets, to which
 eight bytes are written. Both processes share the open file, including its flags: at any time the
 peer can change the flags, fill it, empty it, or keep it locked. So we make no call on it that the
-peer could block: the kernel raises eventfds for us, unix sockets are sent to with MSG_DONTWAIT, and
-the rest (writing to pipes, emptying pipes and sockets) is done in threads.
+peer could block: the kernel raises eventfds for us, unix sockets are sent to with MSG_DONTWAIT,
+eventfds are read with RWF_NOWAIT, and the rest (writing to pipes, emptying pipes and sockets) is
+done in threads.
 """
 
 from __future__ import annotations
 
 import os
-import select
-import threading
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import trio
 
 from vconfs.protocol.errors import RemoteProtocolError
-from vconfs.system.aside import Chore, is_eventfd, is_pipe, is_unix_socket, send_now
-from vconfs.system.eventfds import raiser
+from vconfs.system.aside import ASIDE, Chore, is_eventfd, is_pipe, is_unix_socket, send_now
+from vconfs.system.eventfds import empty_eventfd, is_semaphore, raiser
 
 K = TypeVar("K")
 
 _ONE: Final = (1).to_bytes(8, "little")
 _READ_SIZE: Final = 1 << 12
+#: Seconds between two tries to get a descriptor.
+_PAUSE: Final = 0.1
 
 
 def check_notifier(fd: int) -> None:
     """Check that the peer's descriptor is of a kind that can notify.
 
-    Raise RemoteProtocolError if it is something else, like a file.
+    Raise RemoteProtocolError if it is something else, like a file, or a semaphore, which one read
+    does not empty.
     """
     if not (is_eventfd(fd) or is_pipe(fd) or is_unix_socket(fd)):
         raise RemoteProtocolError(
             "a notification descriptor is not an eventfd, pipe or unix socket"
         )
+    if is_semaphore(fd):
+        raise RemoteProtocolError("a notification descriptor is a semaphore")
 
 
 class Bell:
@@ -66,83 +72,98 @@ def _write(fd: int) -> None:
 
 
 class Notices(Generic[K]):
-    """A set of descriptors by which the peer notifies us, each with a key for its meaning.
+    """The descriptors by which the peer notifies us, each with a key for its meaning.
 
-    They are watched edge-triggered: the bytes written mean nothing, so eventfds need not be read.
+    While `run` runs, `told` is called with the key after a notification, or after several.
     """
 
-    def __init__(self) -> None:
-        self._epoll = select.epoll()
-        self._keys: dict[int, K] = {}
-        self._filling: dict[int, Chore] = {}  # pipes and sockets, which would fill if unread
-        self._emptied = _Emptied()
-        self._epoll.register(self._emptied.event, select.EPOLLIN | select.EPOLLET)
+    def __init__(self, told: Callable[[K], None]) -> None:
+        self._told = told
+        self._listeners: dict[int, _Listener[K]] = {}
+        self._nursery: trio.Nursery | None = None
 
-    def close(self) -> None:
-        """Stop watching, and close our own descriptors."""
-        self._epoll.close()
-        self._emptied.close()
+    async def run(self) -> None:
+        """Listen to the descriptors until cancelled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for listener in self._listeners.values():
+                    self._nursery.start_soon(listener.run, self._told)
+                await trio.sleep_forever()
+        finally:
+            self._nursery = None
+            for fd in self._listeners:
+                trio.lowlevel.notify_closing(fd)
 
     def add(self, fd: int, key: K) -> None:
-        """Watch `fd`, which the caller has checked, and removes before it closes it."""
-        self._epoll.register(fd, select.EPOLLIN | select.EPOLLET)
-        self._keys[fd] = key
-        if not is_eventfd(fd):
-            self._filling[fd] = Chore(fd, lambda own: self._emptied.empty(own, fd))
-
-    def add_end(self, fd: int, key: K) -> None:
-        """Watch a socket for the end of the peer's side only, not for data."""
-        self._epoll.register(fd, select.EPOLLRDHUP | select.EPOLLET)
-        self._keys[fd] = key
+        """Listen to `fd`, which the caller has checked, and removes before it closes it."""
+        self._listeners[fd] = listener = _Listener(fd, key)
+        if self._nursery is not None:
+            self._nursery.start_soon(listener.run, self._told)
 
     def remove(self, fd: int) -> None:
-        """Stop watching `fd`."""
-        del self._keys[fd]
-        self._filling.pop(fd, None)
-        self._epoll.unregister(fd)
-
-    async def wait(self) -> list[K]:
-        """Wait for notifications, and return their keys."""
-        await trio.lowlevel.wait_readable(self._epoll.fileno())
-        fds = [fd for fd, _ in self._epoll.poll(0)]
-        for fd in self._filling.keys() & fds if self._filling else ():
-            with suppress(OSError):
-                self._filling[fd].ask()
-        if self._emptied.event in fds:
-            fds += self._emptied.take()
-        return [self._keys[fd] for fd in dict.fromkeys(fds) if fd in self._keys]
+        """Listen to `fd` no longer."""
+        self._listeners.pop(fd).scope.cancel()
+        # Trio's epoll set would keep it: after we have closed it, the peer still has it open.
+        trio.lowlevel.notify_closing(fd)
 
 
-class _Emptied:
-    """The descriptors that threads have emptied since the last `take`.
+class _Listener(Generic[K]):
+    """The task that listens to one descriptor."""
 
-    A notification that came before a thread's read may have no edge of its own any more.
-    """
+    def __init__(self, fd: int, key: K) -> None:
+        self.scope = trio.CancelScope()
+        self._fd = fd
+        self._key = key
+        self._is_eventfd = is_eventfd(fd)
+
+    async def run(self, told: Callable[[K], None]) -> None:
+        """Call `told` after each notification, until cancelled or the peer has closed its end."""
+        with self.scope:
+            while not self.scope.cancel_called:  # then the number can be another descriptor's
+                await trio.lowlevel.wait_readable(self._fd)
+                if self._is_eventfd:
+                    empty_eventfd(self._fd)
+                elif not await self._empty():
+                    return
+                told(self._key)
+
+    async def _empty(self) -> bool:
+        """Read what is in a pipe or socket. Return False at its end."""
+        while True:
+            try:
+                own = os.dup(self._fd)
+            except OSError:  # no descriptor is left for now
+                await trio.sleep(_PAUSE)
+            else:
+                return await ASIDE.run(partial(_empty_and_close, own))
+
+
+def _empty_and_close(fd: int) -> bool:
+    try:
+        os.set_blocking(fd, False)
+        return bool(os.read(fd, _READ_SIZE))
+    except BlockingIOError:  # the peer has read it
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+
+
+class Told(Generic[K]):
+    """The keys of notifications until a task takes them."""
 
     def __init__(self) -> None:
-        #: An eventfd of our own, readable when there is something to take.
-        self.event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._lock = threading.Lock()
-        self._fds: list[int] = []
-        self._closed = False
+        self._keys: dict[K, None] = {}
+        self._some = trio.Event()
 
-    def close(self) -> None:
-        """Close the eventfd. Threads may still finish after this."""
-        with self._lock:
-            self._closed = True
-            os.close(self.event)
+    def add(self, key: K) -> None:
+        """Add a key, unless it waits to be taken already."""
+        self._keys[key] = None
+        self._some.set()
 
-    def empty(self, own: int, fd: int) -> None:
-        """Read what is in `own`, a duplicate of `fd`, and report it. Raise OSError."""
-        os.set_blocking(own, False)
-        os.read(own, _READ_SIZE)
-        with self._lock:
-            if not self._closed:
-                self._fds.append(fd)
-                os.eventfd_write(self.event, 1)
-
-    def take(self) -> list[int]:
-        """Return the emptied descriptors, and forget them."""
-        with self._lock:
-            fds, self._fds = self._fds, []
-        return fds
+    async def take(self) -> set[K]:
+        """Wait until there are keys, and return all."""
+        await self._some.wait()
+        keys, self._keys, self._some = set(self._keys), {}, trio.Event()
+        return keys

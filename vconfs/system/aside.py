@@ -9,22 +9,23 @@ descriptors is let in (see `Aside.room`).
 
 from __future__ import annotations
 
-import _thread
-import atexit
 import ctypes
 import fcntl
 import logging
 import os
 import socket
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
+
+from vconfs.system._threads import STARTER
+
+T = TypeVar("T")
 
 log: Final = logging.getLogger(__name__)
 
@@ -33,8 +34,6 @@ _THREADS: Final = 16
 _FULL: Final = 64
 #: Seconds between checks if there are fewer.
 _LOOK: Final = 0.1
-#: Seconds that new threads have to begin when the process ends.
-_STARTING: Final = 1.0
 _EVENTFD: Final = "anon_inode:[eventfd]"
 _PIPE: Final = "pipe:["
 _SO_DOMAIN: Final = 39  # asm-generic/socket.h; Python has no name for it
@@ -48,8 +47,6 @@ class Aside:
         self._lock = threading.Lock()
         self._calls: deque[Callable[[], object]] = deque()
         self._threads = 0
-        #: The number of these that have not begun to run.
-        self._starting = 0
         self._warned = False
 
     @property
@@ -64,18 +61,30 @@ class Aside:
             if self._threads == _THREADS:
                 return
             self._threads += 1
-            self._starting += 1
         try:
-            # Thread.start() would wait until the new thread has had a processor.
-            _thread.start_new_thread(self._run, ())
-        except RuntimeError:  # the system has no more threads: the existing ones take the call
+            STARTER.start(self._run)
+        except OSError:  # the system has no more threads: the existing ones take the call
             with self._lock:
                 self._threads -= 1
-                self._starting -= 1
+
+    async def run(self, function: Callable[[], T]) -> T:
+        """Call a function in a thread, and return its result. It must raise nothing.
+
+        If cancelled, the call is still made.
+        """
+        token, ended = trio.lowlevel.current_trio_token(), trio.Event()
+        results: list[T] = []
+
+        def call() -> None:
+            results.append(function())
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(ended.set)
+
+        self.call(call)
+        await ended.wait()
+        return results[0]
 
     def _run(self) -> None:
-        with self._lock:
-            self._starting -= 1
         while True:
             with self._lock:
                 if not self._calls:
@@ -85,15 +94,6 @@ class Aside:
             with suppress(OSError):
                 function()
             del function
-
-    def wait_started(self) -> None:
-        """Wait until all threads run, but not for their calls.
-
-        Python 3.11 crashes if a new thread begins to run when the interpreter has ended.
-        """
-        end = time.monotonic() + _STARTING
-        while self._starting and time.monotonic() < end:
-            time.sleep(0.001)
 
     async def room(self) -> None:
         """Wait until few enough calls wait to accept descriptors again."""
@@ -106,7 +106,6 @@ class Aside:
 
 #: The only one of this process.
 ASIDE: Final = Aside()
-atexit.register(ASIDE.wait_started)
 
 
 class Chore:

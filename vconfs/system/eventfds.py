@@ -1,4 +1,4 @@
-"""Raising an eventfd that is shared with a peer, without ever blocking.
+"""Raising and emptying an eventfd that is shared with a peer, without ever blocking.
 
 A write to an eventfd blocks while its counter is full, unless O_NONBLOCK is set. The peer shares
 that flag and can clear it between our setting it and our write. Writes to an eventfd take neither
@@ -6,6 +6,8 @@ MSG_DONTWAIT nor RWF_NOWAIT, and an eventfd cannot be reopened. But the kernel r
 itself when asynchronous I/O has finished, and never blocks then: a full counter stays full. So we
 read zero bytes from /dev/null (io_submit(2) with IOCB_FLAG_RESFD), which takes two microseconds
 longer than the write.
+
+A read blocks while the counter is 0, unless O_NONBLOCK is set; but reads take RWF_NOWAIT.
 """
 
 from __future__ import annotations
@@ -14,7 +16,9 @@ import ctypes
 import errno
 import os
 import platform
+from contextlib import suppress
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 # linux/aio_abi.h
@@ -84,6 +88,23 @@ class Raiser:
                 return
             code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+_COUNTER: Final = (bytearray(8),)
+
+
+def empty_eventfd(fd: int) -> None:
+    """Set an eventfd's counter to 0."""
+    with suppress(BlockingIOError):
+        os.preadv(fd, _COUNTER, -1, os.RWF_NOWAIT)
+
+
+def is_semaphore(fd: int) -> bool:
+    """True if a descriptor is an eventfd whose reads subtract 1, as far as the kernel tells.
+
+    Linux does so since 6.5 (proc(5), fdinfo).
+    """
+    return "eventfd-semaphore: 1" in Path(f"/proc/self/fdinfo/{fd}").read_text()
 
 
 @cache

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 import stat
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Final, Self
 
@@ -16,6 +16,7 @@ import trio
 from vconfs.errors import VconfsError
 from vconfs.syntax.addresses import bracketed
 from vconfs.system.backoff import Backoff, is_passing
+from vconfs.system.edges import Watch
 from vconfs.system.file_access import PRIVATE, FileAccess
 from vconfs.system.own_mounts import refuse_own
 from vconfs.system.path_errors import cannot
@@ -31,37 +32,35 @@ _WAYS_OUT: Final = {
 
 
 class Door:
-    """Several listening sockets that are used as one.
-
-    One socket needs no epoll set. The fewer there are inside of trio's, the better: the kernel has
-    one lock for all nested sets, and a program that watches a file of ours may hold it while it
-    waits for us.
-    """
+    """Several listening sockets that are used as one."""
 
     def __init__(self, listeners: Sequence[socket.socket]) -> None:
         self._listeners = listeners
-        self._waiting = select.epoll() if len(listeners) > 1 else None
         for listener in listeners:
             listener.setblocking(False)
-            if self._waiting is not None:
-                self._waiting.register(listener.fileno(), select.EPOLLIN)
+        #: The descriptors, each with the event that a client waits.
+        self.events: Mapping[int, int] = {it.fileno(): select.EPOLLIN for it in listeners}
+        self._watch = Watch(self.events) if len(listeners) > 1 else None
         self._tries = Backoff("clients have to wait", "clients are let in again")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        if self._waiting is not None:
-            self._waiting.close()
+        if self._watch is not None:
+            self._watch.close()
 
-    def fileno(self) -> int:
-        """Return a descriptor that is readable while a client waits."""
-        return (self._waiting or self._listeners[0]).fileno()
+    async def wait(self) -> None:
+        """Wait until a client waits."""
+        if self._watch is not None:
+            await self._watch.wait()
+        else:
+            await trio.lowlevel.wait_readable(self._listeners[0])
 
     async def accept(self) -> trio.socket.SocketType:
         """Wait for a client and accept it."""
         while True:
-            await trio.lowlevel.wait_readable(self)
+            await self.wait()
             for listener in self._listeners:
                 try:
                     client = trio.socket.from_stdlib_socket(listener.accept()[0])

@@ -12,6 +12,7 @@ from typing import Final
 import trio
 
 from vconfs.system.descriptors import with_usual_limit
+from vconfs.system.edges import Watch
 from vconfs.system.pipes import Pipe
 from vconfs.system.queue_sizes import bytes_to_read
 
@@ -31,27 +32,24 @@ class Program:
         self._process = process
         self._stdin, self._stdout = _streams(process)
         self._forced = False
-        #: Readable when the program has written output, or has ended.
-        self.news: select.epoll = select.epoll()
         #: Readable when the program has ended.
-        self.descriptor: int = os.pidfd_open(process.pid)
+        self._pidfd: int = os.pidfd_open(process.pid)
         self.input: Pipe = Pipe(self._stdin.fileno())
         #: The read end of its input, once ours is closed, to count what it has not read.
         self._unread: int | None = None
         self._input_closed = False
         self.output: Pipe = Pipe(self._stdout.fileno())
         try:
-            self.news.register(self.output.descriptor, select.EPOLLIN)
-            self.news.register(self.descriptor, select.EPOLLIN)
-        except OSError:  # too many descriptors are watched
-            os.close(self.descriptor)
+            self._news = Watch(dict.fromkeys((self.output.descriptor, self._pidfd), select.EPOLLIN))
+        except OSError:  # no descriptor is left
+            os.close(self._pidfd)
             raise
 
     @property
     def has_ended(self) -> bool:
         """True if the program has ended."""
         poll = select.poll()
-        poll.register(self.descriptor, select.POLLIN)
+        poll.register(self._pidfd, select.POLLIN)
         return bool(poll.poll(0))
 
     @property
@@ -63,6 +61,14 @@ class Program:
         if code < 0:
             return f"was ended by signal {-code}"
         return _SHELL_CODES.get(code, f"ended with exit code {code}")
+
+    async def wait(self) -> None:
+        """Wait until the program has written output, has closed it, or has ended."""
+        await self._news.wait()
+
+    async def wait_end(self) -> None:
+        """Wait until the program has ended."""
+        await trio.lowlevel.wait_readable(self._pidfd)
 
     def unread(self) -> int:
         """Return how many bytes of its input the program has not read."""
@@ -91,16 +97,16 @@ class Program:
         SIGKILL follows if SIGTERM does not end it in time.
         """
         await self.close_input()
+        self._news.close()
         await self._stdout.aclose()
         if not self.has_ended:
             self.force(signal.SIGTERM)
             with trio.move_on_after(_PATIENCE):
-                await trio.lowlevel.wait_readable(self.descriptor)
+                await self.wait_end()
         if self._forced:
             self.force(signal.SIGKILL)
         await self._process.wait()
-        self.news.close()
-        os.close(self.descriptor)
+        os.close(self._pidfd)
         unread = self.unread()
         if self._unread is not None:
             os.close(self._unread)

@@ -7,7 +7,7 @@ import gc
 import mmap
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -112,9 +112,13 @@ def device(tmp_path: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def transport(kernel: Kernel, device: int) -> Iterator[VfioTransport]:
+async def transport(
+    kernel: Kernel, device: int, nursery: trio.Nursery
+) -> AsyncIterator[VfioTransport]:
     with ExitStack() as stack:
-        yield VfioTransport(device, DeviceMemory.at(memoryview(bytearray(4096))), stack)
+        it = VfioTransport(device, DeviceMemory.at(memoryview(bytearray(4096))), stack)
+        nursery.start_soon(it.interrupts.run)
+        yield it
 
 
 async def test_config_space_and_bars(kernel: Kernel, device: int, transport: VfioTransport) -> None:

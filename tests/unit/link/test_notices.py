@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 
 import pytest
+import trio
+import trio.testing
 
+from tests.support.waiting import until
 from vconfs.link import notifications
-from vconfs.link.notifications import Bell, check_notifier
+from vconfs.link.notifications import Bell, Notices, Told, check_notifier
 from vconfs.protocol.errors import RemoteProtocolError
+from vconfs.system.eventfds import is_semaphore
 
 #: The most that the counter of an eventfd can be.
 FULL = (1 << 64) - 2
@@ -59,6 +63,18 @@ def test_a_file_cannot_be_a_notifier() -> None:
     with tempfile.TemporaryFile() as file:
         with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(file.fileno())
+
+
+def test_a_semaphore_cannot_be_a_notifier() -> None:
+    """One read does not empty it, so it would keep us busy without any work of the peer."""
+    event = os.eventfd(1 << 31, os.EFD_CLOEXEC | os.EFD_SEMAPHORE)
+    try:
+        if not is_semaphore(event):
+            pytest.skip("this kernel does not tell semaphores from other eventfds")
+        with pytest.raises(RemoteProtocolError, match="is a semaphore"):
+            check_notifier(event)
+    finally:
+        os.close(event)
 
 
 #: Clears all flags of a descriptor without end.
@@ -120,3 +136,96 @@ def test_a_tcp_socket_cannot_be_a_notifier() -> None:
     with socket.socket() as sock:
         with pytest.raises(RemoteProtocolError, match="not an eventfd, pipe or unix socket"):
             check_notifier(sock.fileno())
+
+
+# --- notices ------------------------------------------------------------------------------
+
+
+def an_eventfd() -> tuple[int, int]:
+    event = os.eventfd(0, os.EFD_CLOEXEC)
+    return event, os.dup(event)
+
+
+def a_socket() -> tuple[int, int]:
+    ours, theirs = socket.socketpair()
+    return ours.detach(), theirs.detach()
+
+
+@pytest.fixture(params=[an_eventfd, os.pipe, a_socket])
+def ends(request: pytest.FixtureRequest) -> Iterator[tuple[int, int]]:
+    """A descriptor that we listen to, and the peer's. Both block, if that is called for."""
+    ours, theirs = request.param()
+    yield ours, theirs
+    for fd in (ours, theirs):
+        with suppress(OSError):
+            os.close(fd)
+
+
+async def test_each_notification_is_told(ends: tuple[int, int], nursery: trio.Nursery) -> None:
+    ours, theirs = ends
+    told: Told[str] = Told()
+    notices = Notices(told.add)
+    notices.add(ours, "before it runs")
+    nursery.start_soon(notices.run)
+    for _ in range(3):
+        Bell(theirs).ring()
+        assert await told.take() == {"before it runs"}
+    notices.remove(ours)
+    notices.add(ours, "another meaning")
+    Bell(theirs).ring()
+    assert await told.take() == {"another meaning"}
+    notices.remove(ours)
+    Bell(theirs).ring()
+    with trio.move_on_after(0.05) as waiting:
+        await told.take()
+    assert waiting.cancelled_caught
+
+
+async def test_notices_may_be_removed_by_what_they_cause(ends: tuple[int, int]) -> None:
+    ours, theirs = ends
+    async with trio.open_nursery() as nursery:
+
+        def end(key: int) -> None:
+            notices.remove(ours)
+            os.close(ours)
+            nursery.cancel_scope.cancel()
+
+        notices = Notices(end)
+        notices.add(ours, 1)
+        nursery.start_soon(notices.run)
+        Bell(theirs).ring()
+
+
+async def test_a_peer_that_empties_its_descriptor_does_not_block_us(
+    ends: tuple[int, int], nursery: trio.Nursery
+) -> None:
+    ours, theirs = ends
+    told: Told[int] = Told()
+    notices = Notices(told.add)
+    notices.add(ours, 1)
+    nursery.start_soon(notices.run)
+    await trio.testing.wait_all_tasks_blocked()
+    Bell(theirs).ring()
+    os.set_blocking(ours, True)
+    os.read(ours, 8)  # before our task runs
+    await trio.testing.wait_all_tasks_blocked()
+    Bell(theirs).ring()
+    await told.take()
+
+
+@pytest.mark.parametrize("kind", [os.pipe, a_socket])
+async def test_the_peers_end_ends_the_listening(
+    kind: Callable[[], tuple[int, int]], nursery: trio.Nursery
+) -> None:
+    ours, theirs = kind()
+    told: Told[int] = Told()
+    notices = Notices(told.add)
+    notices.add(ours, 1)
+    nursery.start_soon(notices.run)
+    Bell(theirs).ring()
+    await told.take()
+    living = trio.lowlevel.current_statistics().tasks_living
+    os.close(theirs)
+    await until(lambda: trio.lowlevel.current_statistics().tasks_living < living)
+    notices.remove(ours)
+    os.close(ours)

@@ -7,7 +7,6 @@ write to memory, so a message to that register rings one of our doorbells, witho
 
 from __future__ import annotations
 
-import os
 import socket
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from attrs import frozen
 from vconfs.device.qtest._bus import QtestBus, QtestFunction
 from vconfs.device.qtest._qtest_client import connect
 from vconfs.errors import VconfsError
-from vconfs.link.notifications import Notices
+from vconfs.link.notifications import Notices, Told
 from vconfs.protocol import ivshmem, qtest, virtio_pci
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.system.aside import close_descriptors, is_eventfd
@@ -45,15 +44,16 @@ class Doorbells:
 
     register: int
     values: list[int]
-    events: Notices[int]
+    rung: Told[int]
 
 
 async def open_doorbells(
-    bus: QtestBus, path: Path, most: int, stack: ExitStack
+    bus: QtestBus, path: Path, most: int, nursery: trio.Nursery, stack: ExitStack
 ) -> Doorbells | None:
     """Get up to `most` doorbells from the server at `path`, or None if the machine can ring none.
 
-    `stack` closes them. Raise VconfsError if the server or QEMU does not do its part.
+    `nursery` listens to them, and `stack` closes them. Raise VconfsError if the server or QEMU does
+    not do its part.
     """
     slot = await bus.find(_IVSHMEM)
     if slot is None:
@@ -64,16 +64,15 @@ async def open_doorbells(
     await function.bar_sizes()
     sock = stack.enter_context(connect(path, rights=True))
     peer = await _meet(sock, count)
-    events: Notices[int] = Notices()
-    stack.callback(events.close)
+    rung: Told[int] = Told()
+    events = Notices(rung.add)
     for vector, event in enumerate(peer.doorbells):
         events.add(stack.enter_context(owned(event)), vector)
     values = [peer.ring(vector) for vector in range(count)]
-    doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, events)
+    doorbells = Doorbells(function.address(_REGISTERS, _DOORBELL), values, rung)
+    nursery.start_soon(events.run)
     await _try_all(bus, doorbells)
-    lost = stack.enter_context(owned(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)))
-    events.add(lost, _LOST)
-    bus.client.on_lost = lambda: os.eventfd_write(lost, 1)
+    bus.client.on_lost = lambda: rung.add(_LOST)
     return doorbells
 
 
@@ -121,7 +120,7 @@ async def _try_all(bus: QtestBus, doorbells: Doorbells) -> None:
             for vector in silent:
                 bus.client.post(qtest.write(doorbells.register, 4, doorbells.values[vector]))
             with trio.move_on_after(_STEP):
-                silent.difference_update(await doorbells.events.wait())
+                silent.difference_update(await doorbells.rung.take())
             bus.client.check()
         return
     raise VconfsError(f"QEMU has not rung our doorbells in {_SECONDS:g} s")

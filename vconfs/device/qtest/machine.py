@@ -27,6 +27,7 @@ from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import trio
 from attrs import frozen
 
 from vconfs.device._device_memory import DeviceMemory
@@ -36,7 +37,7 @@ from vconfs.device.qtest._doorbells import open_doorbells
 from vconfs.device.qtest._qtest_client import QtestClient, connect
 from vconfs.errors import VconfsError
 from vconfs.link.link import OpenDevice
-from vconfs.link.notifications import Notices
+from vconfs.link.notifications import Told
 from vconfs.protocol import qtest, virtio_pci
 from vconfs.protocol.virtio_pci import Msix
 from vconfs.syntax.url_options import RESIZE_OPTION, resize_rows_first, split_options
@@ -60,19 +61,21 @@ class QtestTransport(QtestFunction):
         function: int,
         memory: memoryview,
         doorbells: Path,
+        nursery: trio.Nursery,
         stack: ExitStack,
     ) -> None:
         super().__init__(bus, slot, function)
         self.memory: DeviceMemory = DeviceMemory.at(memory, _MEMORY_START)
         self._doorbells = doorbells
+        self._nursery = nursery
         self._stack = stack
-        self._events: Notices[int] | None = None
+        self._vectors: Told[int] | None = None
         self._control = 0  # where MSI-X is enabled in the config space
 
     async def enable_vectors(self, msix: Msix | None) -> int:
         """Let MSI-X messages ring the doorbells, if there are any, or else use the line."""
-        if self._events is not None and msix is None:
-            self._events = None
+        if self._vectors is not None and msix is None:
+            self._vectors = None
             self.write_config(self._control, 2, 0)
         count = 0
         if msix is not None and self._doorbells.exists():
@@ -83,7 +86,9 @@ class QtestTransport(QtestFunction):
         return count
 
     async def _enable_msix(self, msix: Msix) -> int:
-        doorbells = await open_doorbells(self._bus, self._doorbells, msix.vectors, self._stack)
+        doorbells = await open_doorbells(
+            self._bus, self._doorbells, msix.vectors, self._nursery, self._stack
+        )
         if doorbells is None:
             return 0
         for vector, value in enumerate(doorbells.values):
@@ -93,15 +98,15 @@ class QtestTransport(QtestFunction):
                 number = int.from_bytes(entry[word : word + 4], "little")
                 self.post(msix.table.bar, at + word, 4, number)
         self.write_config(self._control, 2, virtio_pci.MSIX_ENABLE)
-        self._events = doorbells.events
+        self._vectors = doorbells.rung
         return len(doorbells.values)
 
     async def wait_interrupt(self) -> Collection[int]:
         """Wait until a doorbell is rung, or an interrupt line is raised."""
-        if self._events is None:
+        if self._vectors is None:
             await self._bus.client.wait_interrupt()
             return ()
-        vectors = await self._events.wait()
+        vectors = await self._vectors.take()
         self._bus.client.check()
         return vectors
 
@@ -149,7 +154,9 @@ async def open_qtest(rest: str) -> AsyncIterator[OpenDevice]:
             if slot is None:
                 raise VconfsError("there is no virtio console on bus 0")
             doorbells = address.directory / "ivshmem"
-            transport = QtestTransport(bus, slot, address.function, memory, doorbells, stack)
+            transport = QtestTransport(
+                bus, slot, address.function, memory, doorbells, nursery, stack
+            )
             rows_first = address.resize_rows_first
             async with open_pci(transport, resize_rows_first=rows_first) as device:
                 yield device

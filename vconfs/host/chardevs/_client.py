@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import select
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,6 +15,7 @@ from vconfs.host.chardev import PortSide
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.backoff import Backoff, Pauses, is_passing
+from vconfs.system.edges import wait_hang_up
 from vconfs.system.unix_sockets import receive_bytes, takes_rights
 
 log: Final = logging.getLogger(__name__)
@@ -207,16 +207,3 @@ class SocketClient(Client):
     async def gone(self) -> None:
         """Wait for a hang-up, which a unix socket reports when its peer closes after SHUT_WR."""
         await wait_hang_up(self._sock.fileno())
-
-
-async def wait_hang_up(descriptor: int, successors: int | None = None) -> None:
-    """Wait until a descriptor reports hang-up or error, or until `successors` is readable.
-
-    It uses a separate epoll set, because the descriptor stays readable after the peer's end of
-    file.
-    """
-    with select.epoll() as news:
-        news.register(descriptor, 0)  # EPOLLHUP and EPOLLERR are always reported
-        if successors is not None:
-            news.register(successors, select.EPOLLIN)
-        await trio.lowlevel.wait_readable(news)

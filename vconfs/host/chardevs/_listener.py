@@ -62,7 +62,7 @@ async def _turn_away(port: PortSide, door: Door) -> None:
     One that comes just as the first leaves, as at a reconnect, stays in the backlog.
     """
     while True:
-        await trio.lowlevel.wait_readable(door)
+        await door.wait()
         await trio.sleep(_GRACE)
         with closing(await door.accept()) as sock, suppress(OSError):
             await sock.send(b"vconfs: the console of port %d is in use\r\n" % port.id)

@@ -12,9 +12,10 @@ import trio
 
 from vconfs.host._messages import MESSAGE_MAX
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs._client import Client, wait_hang_up
+from vconfs.host.chardevs._client import Client
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+from vconfs.system.edges import wait_hang_up
 from vconfs.system.log_once import LogOnce
 from vconfs.system.queue_sizes import bytes_to_read
 from vconfs.system.unix_sockets import receive_packet

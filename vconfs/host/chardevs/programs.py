@@ -151,7 +151,7 @@ class _Session:
     async def _deliver(self, program: Program) -> None:
         """Send the program's output until the program has ended and all of it is sent."""
         while True:
-            await trio.lowlevel.wait_readable(program.news)
+            await program.wait()
             ended = program.has_ended  # checked first, so that all it wrote is there to read
             data = program.output.receive_nowait()
             if data:
@@ -159,7 +159,7 @@ class _Session:
             elif ended:
                 return
             elif data is not None:  # it has closed its output, and still runs
-                program.news.unregister(program.output.descriptor)
+                await program.wait_end()
 
     async def _send(self, data: bytes) -> None:
         if self._left:  # no reader is left in the guest

@@ -12,9 +12,10 @@ from attrs import frozen
 
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import Chardev, PortSide
-from vconfs.host.chardevs._client import CHUNK, Client, serve, wait_hang_up
+from vconfs.host.chardevs._client import CHUNK, Client, serve
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
+from vconfs.system.edges import wait_hang_up
 from vconfs.system.standard_streams import claim, release
 
 _STDIN: Final = 0

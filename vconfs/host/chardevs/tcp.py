@@ -23,12 +23,13 @@ import trio
 from attrs import frozen
 
 from vconfs.host.chardev import PortSide
-from vconfs.host.chardevs._client import Client, SocketClient, wait_hang_up
+from vconfs.host.chardevs._client import Client, SocketClient
 from vconfs.host.chardevs._listener import Listener
 from vconfs.overrides import override
 from vconfs.syntax.addresses import tcp_address
 from vconfs.syntax.url_options import split_options
 from vconfs.system.backoff import Pauses
+from vconfs.system.edges import Watch, wait_hang_up
 from vconfs.system.listening import Door, listening_on
 from vconfs.system.queue_sizes import bytes_to_send
 
@@ -77,7 +78,8 @@ class _TcpClient(SocketClient):
             with trio.move_on_after(pauses.next()):
                 return await wait_hang_up(self._sock.fileno())
         if inode is None:
-            await wait_hang_up(self._sock.fileno(), self._door.fileno())
+            with Watch({self._sock.fileno(): 0, **self._door.events}) as watch:
+                await watch.wait()
 
     @override
     def unread(self) -> int:

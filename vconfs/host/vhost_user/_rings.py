@@ -49,14 +49,10 @@ class FrontendRings:
         self._protocol = protocol
         self._channel = channel
         self._kicked = kicked
-        self._kicks: Notices[int] = Notices()
+        self.kicks: Notices[int] = Notices(lambda index: kicked((index,)))
         #: The live rings of which nothing notifies us.
         self._polled: set[int] = set()
         self._polling = trio.Event()
-
-    def close(self) -> None:
-        """Wait for no notifications any more."""
-        self._kicks.close()
 
     def add(self, index: int, setup: vu.RingSetup) -> None:
         """Add a ring; RemoteProtocolError if one of its descriptors cannot be used."""
@@ -92,7 +88,7 @@ class FrontendRings:
         """Heed the notifications of a ring or, if there are none, look at it again and again."""
         kick = self.by_index[index].kick
         if kick is not None:
-            self._kicks.add(kick, index)
+            self.kicks.add(kick, index)
         elif not self._protocol.protocol_features & vu.PF_INBAND_NOTIFICATIONS:
             self._polled.add(index)
             self._polling.set()
@@ -101,13 +97,8 @@ class FrontendRings:
         """Undo `listen`."""
         kick = self.by_index[index].kick
         if kick is not None:
-            self._kicks.remove(kick)
+            self.kicks.remove(kick)
         self._polled.discard(index)
-
-    async def serve_kicks(self) -> None:
-        """Act on the notifications by descriptors, until cancelled."""
-        while True:
-            self._kicked(await self._kicks.wait())
 
     async def poll(self) -> None:
         """Look at the rings for which neither descriptors nor messages notify us."""

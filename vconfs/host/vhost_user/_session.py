@@ -85,7 +85,6 @@ class FrontendSession:
         self._pause_all()
         self._detach()
         self._memory.clear()
-        self._rings.close()
         self._channel.close()
         self._socket.release()
         close_descriptors(self._protocol.release())
@@ -97,7 +96,7 @@ class FrontendSession:
         """
         async with open_background() as self._nursery:
             rings = self._rings
-            for task in (rings.serve_kicks, rings.poll, self._channel.run, self._missing.run):
+            for task in (rings.kicks.run, rings.poll, self._channel.run, self._missing.run):
                 self._nursery.start_soon(task)
             try:
                 message = await self._hear_hello()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import select
 import socket
 import struct
 from contextlib import AsyncExitStack, closing, suppress
@@ -294,7 +293,7 @@ async def test_connect_to_a_socket_that_comes_later(
 async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
     kind: str, tmp_path: Path, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, epoll = trio._socket._SocketType.send, select.epoll
+    send, dup = trio._socket._SocketType.send, os.dup
     failures: list[int] = []
 
     async def send_later(sock: trio._socket._SocketType, data: bytes) -> int:
@@ -303,17 +302,17 @@ async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
             raise OSError(105, os.strerror(105))
         return await send(sock, data)
 
-    def epoll_later() -> select.epoll:
+    def dup_later(descriptor: int) -> int:
         if failures.count(24) < 2:
             failures.append(24)
             raise OSError(24, os.strerror(24))
-        return epoll()
+        return dup(descriptor)
 
     where = f"127.0.0.1:{unused_tcp_port}" if kind == "tcp" else f"{tmp_path}/s"
     how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
     async with serving(f"{kind}:{where}") as port:
         monkeypatch.setattr("trio._socket._SocketType.send", send_later)
-        monkeypatch.setattr("vconfs.host.chardevs._client.select.epoll", epoll_later)
+        monkeypatch.setattr("vconfs.system.edges.os.dup", dup_later)
         client = await (tcp_client(unused_tcp_port) if kind == "tcp" else connected(where, how))
         with client:
             await port.until_connected()
