@@ -18,6 +18,7 @@ import trio
 from attrs import frozen
 
 from tests.qemu.changes import Changes, pattern, read_exactly, receive_exactly, write_all
+from tests.support.waiting import until
 from vconfs.errors import VconfsError
 from vconfs.guest._kernel import KernelPorts, id_of_device, open_kernel
 from vconfs.guest.port import Opener, Port
@@ -181,7 +182,7 @@ async def test_a_port_that_cannot_be_waited_for_is_not_left_open(folder: Path) -
         before = len(os.listdir("/proc/self/fd"))
         with pytest.raises(PermissionError):
             it.changes.ports[2].open(Opener(1))
-        assert len(os.listdir("/proc/self/fd")) == before
+        await until(lambda: len(os.listdir("/proc/self/fd")) == before)
 
 
 async def test_a_unit_without_netlink(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,7 +127,7 @@ class _Channel:
         self.fetch()
         if events & select.EPOLLOUT:
             self.room.unpark_all()
-            if self.polled:
+            if self.polled and self.has_room:  # writes may have taken the room since the event
                 self.polled = False
                 self.port.room_came()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterator
@@ -144,7 +145,8 @@ async def _hand_over(port: PortSide, client: Client, gone: trio.Event) -> None:
             await client.take_from(port)
         except OSError as error:
             if not is_passing(error):
-                log.warning("%s could not be delivered: %s", where, error.strerror)
+                if error.errno != errno.EPIPE:  # the client had read all before it closed
+                    log.warning("%s could not be delivered: %s", where, error.strerror)
                 gone.set()
                 return
             await tries.failed(error)
@@ -188,6 +190,8 @@ class SocketClient(Client):
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self._takes_rights = takes_rights(sock)
+        #: The error that said that the client closed without reading all; the kernel says it once.
+        self._reset: OSError | None = None
 
     @override
     async def receive(self) -> Buffer:
@@ -195,13 +199,17 @@ class SocketClient(Client):
             if self._takes_rights:
                 return await receive_bytes(self._sock, CHUNK)
             return await self._sock.recv(CHUNK)
-        except OSError:
-            return b""  # reset: as good as closed
+        except OSError as error:
+            self._reset = error
+            return b""
 
     @override
     async def take_from(self, port: PortSide) -> None:
         await trio.lowlevel.wait_writable(self._sock)
-        await pass_on(port, self._sock.send)
+        try:
+            await pass_on(port, self._sock.send)
+        except BrokenPipeError as error:
+            raise self._reset or error from None
 
     @override
     async def gone(self) -> None:
