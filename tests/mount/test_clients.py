@@ -35,12 +35,17 @@ LARGE = 4_000_000
 async def agent(it: Mounted, folder: Path) -> AsyncIterator[trio.Process]:
     """Run QEMU's guest agent on the port; it has to be there until it is ended."""
     needs.programs("qemu-ga")
-    places = ("-t", str(folder), "-f", f"{folder}/pid")
-    async with program("qemu-ga", "-m", "virtio-serial", "-p", str(it.file()), *places) as running:
+    async with program("qemu-ga", *agent_options(it, folder)) as running:
         yield running
         assert running.returncode is None
         running.terminate()
         assert await running.wait() == 0
+
+
+def agent_options(it: Mounted, folder: Path) -> list[str]:
+    """The agent's options: the port, and where it keeps its state."""
+    port = ["-m", "virtio-serial", "-p", str(it.file())]
+    return [*port, "-t", str(folder), "-f", f"{folder}/pid"]
 
 
 async def send(host: trio.SocketStream, command: str, **arguments: object) -> None:
@@ -83,7 +88,7 @@ async def test_an_agent_outlives_a_host_that_leaves_in_the_middle_of_a_reply(
     large = tmp_path / "large"
     large.write_bytes(os.urandom(LARGE))
     async with (
-        mounted(f"agent=unix:{tmp_path}/sock") as it,
+        mounted(f"agent=unix:{tmp_path}/sock", throttle="block") as it,
         agent(it, tmp_path),
     ):
         for visit in range(2):
@@ -117,18 +122,25 @@ async def test_an_agent_outlives_a_host_that_reads_late(mounted: OpenMount, tmp_
 
 @pytest.mark.guest_side("a guest keeps what comes for a port that is not open, and is soon full")
 @pytest.mark.expect_log("could not be delivered")
-async def test_an_agent_lives_on_when_a_reply_is_cut_off_on_the_defaults(
+async def test_an_agent_ends_in_order_if_its_port_is_full_on_the_defaults(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
-    """With O_NONBLOCK a throttled v8 port answers ENOSPC at once; the agent drops the rest."""
+    """With O_NONBLOCK a throttled v8 port answers ENOSPC at once.
+
+    The agent drops the rest. It ends if the port is still throttled when it wants to read again.
+    """
     large = tmp_path / "large"
     large.write_bytes(os.urandom(LARGE))
-    async with mounted(f"agent=unix:{tmp_path}/sock") as it, agent(it, tmp_path):
-        for visit in range(2):
+    async with mounted(f"agent=unix:{tmp_path}/sock") as it:
+        async with program("qemu-ga", *agent_options(it, tmp_path)) as running:
             async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
-                await synchronize(host, visit)
+                await synchronize(host, 0)
                 await read_file(host, large)
                 await it.until(lambda: it.port().host_throttled)
+            await it.until(lambda: not it.port().host_connected)
+            if running.returncode is None:
+                running.terminate()
+            assert await running.wait() == 0
 
 
 # --- ssh and rsync ------------------------------------------------------------------------
