@@ -5,7 +5,7 @@ queues). Each queue has a fixed set of slots in memory, at most one per descript
 queue lends all of them to the device from the start, a sending queue fills one for each buffer.
 The free slot that was used last is filled first, so that a quiet device touches little memory. A
 sent slot of a queue that ports share is zeroed when it comes back, so it never carries another
-port's bytes. A received slot belongs to the same descriptor for ever.
+port's bytes to another process. A received slot belongs to the same descriptor for ever.
 
 On a queue that ports share, the last free slot is kept for control messages. So an end that
 withholds the other end's buffers can always send the reason.
@@ -175,7 +175,8 @@ class RingLink(Link):
         if self._dead:
             return 0
         found = self._send[queue]
-        self._reclaim(queue)
+        if found.ring.in_flight:
+            self._reclaim(queue)
         if len(found.slots) <= found.reserve:
             self._wait_for_slots(queue)
         return 0 if self._dead else found.room(header_size)

@@ -29,7 +29,8 @@ class QueueSpec:
 
     A queue may have fewer slots than descriptors; 0 means as many as descriptors. One sent buffer
     fills up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
-    data belongs to one port.
+    data belongs to one port. Then sent slots are zeroed when they come back, unless the memory is
+    `private`: no other process has it.
     """
 
     size: int
@@ -37,6 +38,7 @@ class QueueSpec:
     slots: int = 0
     parts: int = 1
     shared: bool = True
+    private: bool = False
 
     @property
     def buffers(self) -> int:
@@ -136,7 +138,7 @@ class SendQueue(SlotQueue):
     ) -> None:
         super().__init__(memory, offset, spec, base, event_idx)
         self.parts = spec.parts
-        self.shared = spec.shared
+        self.zeroes = spec.shared and not spec.private
         #: Slots that data leaves for control messages.
         self.reserve = 1 if spec.shared and spec.buffers > 1 else 0
         #: Descriptor of a buffer → what to call when the device has used it.
@@ -168,7 +170,7 @@ class SendQueue(SlotQueue):
             if self.awaited and used[0] in self.awaited:
                 self.seen.append(self.awaited.pop(used[0]))
             for slot, size in self.lent[used[0]]:
-                if self.shared:
+                if self.zeroes:
                     self._zero(slot, size)
                 slots.append(slot)
         return len(slots) > before

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
 import trio
+from attrs import evolve
 
 from vconfs.device._device_memory import DeviceMemory
 from vconfs.device._queue_shapes import queue_specs
@@ -78,7 +79,9 @@ async def open_embedded(
     """
     spoken = DIALECTS[dialect]
     host_end, guest_end = spoken.host(spoken.features), spoken.guest(spoken.features)
-    specs = specs or queue_specs(guest_end.queues)
+    if specs is None:
+        found = queue_specs(guest_end.queues)
+        specs = {number: evolve(spec, private=True) for number, spec in found.items()}
     view = memoryview(mmap.mmap(-1, memory_for(specs.values())))
     kicks, calls = doorbells or (Doorbell(), Doorbell())
     driver_link = RingLink(
