@@ -118,12 +118,17 @@ class _Listener(Generic[K]):
 
     async def run(self, told: Callable[[K], None]) -> None:
         """Call `told` after each notification, until cancelled or the peer has closed its end."""
+        # After `remove`, the number can be another descriptor's. This task may then have its turn
+        # for a notification that came before.
+        removed = self.scope
         with self.scope:
-            while not self.scope.cancel_called:  # then the number can be another descriptor's
+            while not removed.cancel_called:
                 await trio.lowlevel.wait_readable(self._fd)
+                if removed.cancel_called:
+                    return
                 if self._is_eventfd:
                     empty_eventfd(self._fd)
-                elif not await self._empty():
+                elif not await self._empty() or removed.cancel_called:
                     return
                 told(self._key)
 

@@ -196,6 +196,36 @@ async def test_notices_may_be_removed_by_what_they_cause(ends: tuple[int, int]) 
         Bell(theirs).ring()
 
 
+@pytest.mark.parametrize("attempt", range(10))  # the order of the two is random
+async def test_a_descriptor_that_is_removed_in_the_turn_of_its_notification_is_left_alone(
+    attempt: int, nursery: trio.Nursery
+) -> None:
+    """Its number may be another descriptor's by then."""
+    events, told = [os.eventfd(0), os.eventfd(0)], list[int]()
+
+    def replace_the_other(index: int) -> None:
+        told.append(index)
+        other = events[1 - index]
+        notices.remove(other)
+        os.close(other)
+        assert os.eventfd(7) == other
+
+    notices = Notices(replace_the_other)
+    for index, event in enumerate(events):
+        notices.add(event, index)
+    nursery.start_soon(notices.run)
+    await trio.testing.wait_all_tasks_blocked()
+    for event in events:
+        os.eventfd_write(event, 1)
+    await until(lambda: told)
+    await trio.testing.wait_all_tasks_blocked()
+    [index] = told
+    assert os.eventfd_read(events[1 - index]) == 7
+    notices.remove(events[index])
+    for event in events:
+        os.close(event)
+
+
 async def test_a_peer_that_empties_its_descriptor_does_not_block_us(
     ends: tuple[int, int], nursery: trio.Nursery
 ) -> None:
