@@ -33,15 +33,16 @@ _PAUSE: Final = 0.1
 def check_notifier(fd: int) -> None:
     """Check that the peer's descriptor is of a kind that can notify.
 
-    Raise RemoteProtocolError if it is something else, like a file, or a semaphore, which one read
-    does not empty.
+    Raise RemoteProtocolError if it is of another kind, like a file, or if it is an eventfd used as
+    a semaphore, because one read does not empty that.
     """
-    if not (is_eventfd(fd) or is_pipe(fd) or is_unix_socket(fd)):
+    if is_eventfd(fd):
+        if is_semaphore(fd):
+            raise RemoteProtocolError("a notification descriptor is a semaphore")
+    elif not (is_pipe(fd) or is_unix_socket(fd)):
         raise RemoteProtocolError(
             "a notification descriptor is not an eventfd, pipe or unix socket"
         )
-    if is_semaphore(fd):
-        raise RemoteProtocolError("a notification descriptor is a semaphore")
 
 
 class Bell:
@@ -118,19 +119,27 @@ class _Listener(Generic[K]):
 
     async def run(self, told: Callable[[K], None]) -> None:
         """Call `told` after each notification, until cancelled or the peer has closed its end."""
-        # After `remove`, the number can be another descriptor's. This task may then have its turn
-        # for a notification that came before.
-        removed = self.scope
         with self.scope:
-            while not removed.cancel_called:
-                await trio.lowlevel.wait_readable(self._fd)
-                if removed.cancel_called:
-                    return
-                if self._is_eventfd:
-                    empty_eventfd(self._fd)
-                elif not await self._empty() or removed.cancel_called:
-                    return
+            while not self._is_removed and await self._take_notification():
                 told(self._key)
+
+    @property
+    def _is_removed(self) -> bool:
+        """True after `Notices.remove`: the number can be another descriptor's by now.
+
+        The task can still have a turn then, for a notification that came before.
+        """
+        return self.scope.cancel_called
+
+    async def _take_notification(self) -> bool:
+        """Wait for a notification. Return False if there are no more."""
+        await trio.lowlevel.wait_readable(self._fd)
+        if self._is_removed:
+            return False
+        if self._is_eventfd:
+            empty_eventfd(self._fd)
+            return True
+        return await self._empty() and not self._is_removed
 
     async def _empty(self) -> bool:
         """Read what is in a pipe or socket. Return False at its end."""
@@ -159,16 +168,16 @@ class Told(Generic[K]):
     """The keys of notifications until a task takes them."""
 
     def __init__(self) -> None:
-        self._keys: dict[K, None] = {}
+        self._keys: set[K] = set()
         self._some = trio.Event()
 
     def add(self, key: K) -> None:
         """Add a key, unless it waits to be taken already."""
-        self._keys[key] = None
+        self._keys.add(key)
         self._some.set()
 
     async def take(self) -> set[K]:
         """Wait until there are keys, and return all."""
         await self._some.wait()
-        keys, self._keys, self._some = set(self._keys), {}, trio.Event()
+        keys, self._keys, self._some = self._keys, set(), trio.Event()
         return keys
