@@ -195,6 +195,8 @@ def test_peers_with_descriptors_wait_while_too_many_cannot_be_closed(tmp_path: P
         assert host.descriptors < before + 16 + 64 + 2 * 8
         host.answers(0.5)
         assert "vconfs: descriptors of peers cannot be closed, new ones have to wait" in host.said
+        reason = "too many descriptors cannot be closed"
+        assert f"vconfs: front-end turned away: {reason}" not in host.said
 
 
 def test_a_descriptor_whose_close_takes_long(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ async def _serve_all(device: VhostUserDevice, door: Door) -> None:
     reception, trouble = Reception(), LogOnce(log)
 
     async def accept() -> trio.socket.SocketType:
-        await ASIDE.room()
+        await door.wait()
+        await ASIDE.room()  # asked only now: a peer that has to wait is not let in meanwhile
         return await door.accept()
 
     async def serve_one() -> bool:
