@@ -107,8 +107,10 @@ async def test_a_write_waits_for_the_host_as_long_as_for_one_that_throttles(
     host = await both.host(port)
     await both.mount("-o", f"throttle={throttle}")
     fd = os.open(both.file(), os.O_RDWR)
-    await host.kill()
-    await until(lambda: both.attribute("host") == b"0")
+    async with await trio.open_unix_socket(f"{both.folder}/talk"):
+        await both.until_connected()
+        await host.kill()
+        await until(lambda: both.attribute("host") == b"0")
     written: list[int] = []
 
     async def wait() -> None:
