@@ -40,12 +40,12 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
-from attrs import define, evolve, frozen
+from attrs import define, frozen
 
 from vconfs.files.lines_reader import LinesReader
 from vconfs.files.names import port_file
 from vconfs.guest.opener import Opener
-from vconfs.guest.port import Port
+from vconfs.guest.port import Port, PortFlags
 from vconfs.guest.ports import PortManager
 from vconfs.mirror.guests import Guest, Guests
 from vconfs.overrides import override
@@ -60,22 +60,11 @@ _READERS_MAX: Final = 256
 
 
 @frozen
-class _State:
-    """The flags of a port in the events: each change of one is an event."""
-
-    peer: bool
-    open: bool
-    throttled: bool
-    throttles: bool
-    console: bool
-
-
-@frozen
 class Words:
     """What the flags are called at one side of a port, and which end is at that side."""
 
     end: str
-    #: Flag -> its name, and the events when it becomes true and when it becomes false.
+    #: A field of PortFlags -> its name in the events, and the events when it becomes true and when it becomes false.
     flags: Mapping[str, tuple[str, str, str]]
 
 
@@ -109,22 +98,12 @@ def _losses(port: Port) -> _Losses:
     return _Losses(port.counters.dropped, port.dropped_by_host() or 0)
 
 
-def _state(port: Port) -> _State:
-    return _State(
-        peer=port.host_connected,
-        open=bool(port.openers),
-        throttled=port.host_throttled,
-        throttles=port.guest_throttled,
-        console=port.console,
-    )
-
-
 def _line(event: str, **more: object) -> bytes:
     fields = {"time": round(time.time(), 6), "event": event, **more}
     return json.dumps(fields).encode() + b"\n"
 
 
-def _port_line(event: str, port: Port, state: _State, **more: object) -> bytes:
+def _port_line(event: str, port: Port, state: PortFlags, **more: object) -> bytes:
     name = port.name.decode(errors="backslashreplace")
     flags = {flag: getattr(state, key) for key, (flag, *_) in _words_of(port).flags.items()}
     guest = {"guest_name": port.guest} if port.guest else {}
@@ -150,7 +129,7 @@ class EventsFile:
     def __init__(self, manager: PortManager) -> None:
         self._manager = manager
         self._readers: dict[Opener, LinesReader] = {}
-        self._states: dict[Port, _State] = {}
+        self._states: dict[Port, PortFlags] = {}
         #: This includes removed ports that are still open: their unread data will be dropped.
         self._losses: dict[Port, _Losses] = {}
 
@@ -189,7 +168,7 @@ class EventsFile:
 
     def port_added(self, port: Port) -> None:
         """Report a new port."""
-        state = self._states[port] = _state(port)
+        state = self._states[port] = port.flags
         self._losses[port] = _losses(port)
         self._tell("add", port, state)
 
@@ -197,18 +176,17 @@ class EventsFile:
         """Report that the port is gone; this implies that it hung up and was closed."""
         state = self._states.pop(port, None)
         if state is not None:
-            self._tell("remove", port, evolve(state, peer=False))
+            self._tell("remove", port, state._replace(peer=False))
         if not port.openers:
             self._losses.pop(port, None)
 
     def port_renamed(self, port: Port, old: bytes) -> None:
         """Report a new name."""
-        self._tell("name", port, self._states.get(port) or _state(port))
+        self._tell("name", port, self._states.get(port) or port.flags)
 
     def port_changed(self, port: Port) -> None:
         """Report each flag that has changed, and dropped bytes."""
-        old = self._states.get(port)
-        new = _state(port)
+        old, new = self._states.get(port), port.flags
         self._tell_losses(port, at_once=old != new)
         if old is None or old == new or port.removed:
             return
@@ -225,21 +203,21 @@ class EventsFile:
         told = self._losses.get(port)
         if told is None:
             return
-        new = _losses(port)
-        if (new.here, new.at_peer) != (told.here, told.at_peer):
-            new.time = time.monotonic()
-            if at_once or new.time - told.time >= _LOSSES_PAUSE:
-                self._losses[port] = new
+        here, at_peer = port.counters.dropped, port.dropped_by_host() or 0
+        if here != told.here or at_peer != told.at_peer:
+            now = time.monotonic()
+            if at_once or now - told.time >= _LOSSES_PAUSE:
+                self._losses[port] = _Losses(here, at_peer, now)
                 for by, count in (
-                    (_words_of(port).end, new.here - told.here),
-                    ("host", new.at_peer - told.at_peer),
+                    (_words_of(port).end, here - told.here),
+                    ("host", at_peer - told.at_peer),
                 ):
                     if count > 0:
-                        self._tell("dropped", port, _state(port), count=count, by=by)
+                        self._tell("dropped", port, port.flags, count=count, by=by)
         if port.removed and not port.openers:
             del self._losses[port]
 
-    def _tell(self, event: str, port: Port, state: _State, **more: object) -> None:
+    def _tell(self, event: str, port: Port, state: PortFlags, **more: object) -> None:
         if self._readers:
             self._put(_port_line(event, port, state, **more))
 
@@ -256,7 +234,7 @@ def present_ports(manager: PortManager) -> Iterator[Callable[[], bytes]]:
 
 
 def _present_line(port: Port) -> bytes:
-    return _port_line("present", port, _state(port))
+    return _port_line("present", port, port.flags)
 
 
 class GuestsEventsFile(EventsFile):

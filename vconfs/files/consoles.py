@@ -162,7 +162,7 @@ class _Console:
 class Consoles:
     """The ptys of all ports; an observer of the manager.
 
-    `wanted` returns whether a port should have a pty; it is called whenever the port changes.
+    `wanted` returns whether a port should have a pty, by its id, its name and its being a console.
     `access_for` returns who may use it; it is called when the port is renamed. The ptys are served
     by tasks of `nursery`, and end with it.
     """
@@ -180,6 +180,8 @@ class Consoles:
         self._access_for = access_for
         self._trouble = LogOnce(log)
         self._consoles: dict[Port, _Console | None] = {}  # None: no pty could be opened
+        #: What `wanted` was last asked about: the name of the port, and if it is a console.
+        self._asked: dict[Port, tuple[bytes, bool]] = {}
 
     def port_added(self, port: Port) -> None:
         """Open a pty for the port if it should have one."""
@@ -192,17 +194,22 @@ class Consoles:
 
     def port_changed(self, port: Port) -> None:
         """Open or close the port's pty as wanted, and notify it of the change."""
-        if self._wanted(port) != (port in self._consoles):
-            if port in self._consoles:
-                self._end(port)
-            elif not port.removed:
-                self._begin(port)
+        if port.removed:
+            return
+        if self._asked.get(port) != (asked := (port.name, port.console)):
+            self._asked[port] = asked
+            if self._wanted(port) != (port in self._consoles):
+                if port in self._consoles:
+                    self._end(port)
+                else:
+                    self._begin(port)
         if console := self._consoles.get(port):
             self._number(port)
             console.port_changed()
 
     def port_removed(self, port: Port) -> None:
         """Hang up the terminal."""
+        self._asked.pop(port, None)
         self._end(port)
 
     def _begin(self, port: Port) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from typing import NamedTuple
 
 from attrs import Factory, define, field
 
@@ -14,6 +15,20 @@ from vconfs.guest._port_states import READABLE, WRITABLE
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
 from vconfs.link.taps import PortTap
+
+
+class PortFlags(NamedTuple):
+    """The flags of a port: each change of one is an event.
+
+    `peer` is true if the other side has its side of the port open, `open` if a program has this
+    one. `throttled` means that the other side wants no more data, `throttles` that this one does.
+    """
+
+    peer: bool
+    open: bool
+    throttled: bool
+    throttles: bool
+    console: bool
 
 
 @define(eq=False)
@@ -74,6 +89,13 @@ class PortStatus:
     def openers(self) -> Mapping[Opener, None]:
         """The open files of the port, in the order in which they were opened."""
         return self._openers.all
+
+    @property
+    def flags(self) -> PortFlags:
+        """The flags of the port."""
+        state, throttles = self._at.state, self._inbox.is_throttling or self.throttled_by_hand
+        is_open = bool(self._openers.all)
+        return PortFlags(state.connected, is_open, state.throttled, throttles, self.console)
 
     @property
     def attached(self) -> bool:

@@ -30,12 +30,12 @@ from attrs import define
 
 from vconfs.guest._attachment import Attachment, Counters, MountEnd, PortLine
 from vconfs.guest._port_states import WRITABLE, Event
-from vconfs.guest._port_status import PortStatus
+from vconfs.guest._port_status import PortFlags, PortStatus
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
 from vconfs.protocol.events import Buffer
 
-__all__ = ["Counters", "MountEnd", "Opener", "Port", "PortLine", "PortOptions"]
+__all__ = ["Counters", "MountEnd", "Opener", "Port", "PortFlags", "PortLine", "PortOptions"]
 
 
 @define(eq=False, init=False)
