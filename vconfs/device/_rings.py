@@ -116,7 +116,7 @@ class RingLink(Link):
             return
         if queue % 2:
             self._send[queue].ring.suppress_calls()  # until there is no room again
-            self._reclaim(queue)
+            self._take_back(queue)
             self._freed.discard(queue)
             self._tell_seen(queue)
             self.owner.room(queue)
@@ -313,6 +313,13 @@ class RingLink(Link):
             self._reclaim(queue)
 
     def _reclaim(self, queue: int) -> None:
+        """Take back used buffers; tell soon of messages that the device has seen."""
+        found = self._send[queue]
+        self._take_back(queue)
+        if found.seen:
+            call_soon(self._tell_seen, queue)
+
+    def _take_back(self, queue: int) -> None:
         found = self._send[queue]
         try:
             freed = found.reclaim()
@@ -322,8 +329,6 @@ class RingLink(Link):
                 self._freed.add(queue)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
-        if found.seen:
-            call_soon(self._tell_seen, queue)
 
     def _tell_seen(self, queue: int) -> None:
         while not self._dead and (seen := self._send[queue].seen):

@@ -379,7 +379,8 @@ class HostPort(PortSide):
         self.guest_throttled = throttled
         self.on_change()
         self._wake()
-        self.pump()
+        if not throttled:
+            self.pump()
 
     def feed(self, data: memoryview, size: int | None) -> None:
         """Take `data` from the guest; `size` is that of `events.Data`."""
