@@ -14,6 +14,10 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
 
 _PAGE = 4096
+#: Where data begins matters more than it seems. CPUs copy 12 times more slowly if the destination is
+#: 1 to 15 bytes behind the source, modulo a page (`rep movsb` of an AMD EPYC: 306 instead of 25 us
+#: per MiB). And what programs read into is at 0 or, from malloc, at 16 in its page.
+_CACHE_LINE = 64
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))
 #: How many queues are laid out in one turn of the event loop. The memory may be in a file, of which
@@ -30,7 +34,7 @@ class QueueSpec:
     A queue may have fewer slots than descriptors; 0 means as many as descriptors. One sent buffer
     fills up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
     data belongs to one port. Then sent slots are zeroed when they come back, unless the memory is
-    `private`: no other process has it.
+    `private`: no other process has it. `header` is the size of what precedes the data in a slot.
     """
 
     size: int
@@ -39,6 +43,7 @@ class QueueSpec:
     parts: int = 1
     shared: bool = True
     private: bool = False
+    header: int = 0
 
     @property
     def buffers(self) -> int:
@@ -59,7 +64,17 @@ class QueueSpec:
     @property
     def memory(self) -> int:
         """The bytes of DMA memory that the queue needs, in whole pages."""
-        return self.rings + self.buffers * _pages(self.slot_size)
+        return self.rings + self.buffers * self.stride
+
+    @property
+    def lead(self) -> int:
+        """The bytes before each slot, so that its data begins with a cache line."""
+        return -self.header % _CACHE_LINE
+
+    @property
+    def stride(self) -> int:
+        """The bytes from one slot to the next, in whole pages."""
+        return _pages(self.lead + self.slot_size)
 
 
 def _pages(size: int) -> int:
@@ -79,9 +94,8 @@ class SlotQueue:
         memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
         self.slot_size = spec.slot_size
-        first = offset + spec.rings
-        stride = _pages(spec.slot_size)
-        self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
+        first = offset + spec.rings + spec.lead
+        self.slots = [first + spec.stride * i for i in reversed(range(spec.buffers))]
 
 
 class ReceiveQueue(SlotQueue):

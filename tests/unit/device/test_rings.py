@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from vconfs.device._device_memory import DeviceMemory, Run
+from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
@@ -357,6 +358,19 @@ def test_half_of_the_received_buffers_can_be_kept() -> None:
         give_back()
     assert lendable(ends) == 4
     assert ends.kicks
+
+
+def test_received_data_begins_with_a_cache_line_and_fills_whole_pages() -> None:
+    spec, header = RECEIVE_QUEUE, RECEIVE_QUEUE.header
+    assert (spec.slot_size - header) % 4096 == 0
+    memory = memoryview(bytearray(spec.memory))
+    queues = dict(lay_out(DeviceMemory.at(memory, BASE), {0: spec}))
+    slots = queues[0].slots
+    assert len(slots) == spec.slots
+    for slot in slots:
+        assert (slot + header) % 4096 == 64
+        assert slot + spec.slot_size <= len(memory)
+    assert all(above - below >= spec.slot_size for above, below in pairwise(slots))
 
 
 def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
