@@ -14,9 +14,9 @@ from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import DriverQueue, Layout
 
 _PAGE = 4096
-#: Where data begins matters more than it seems. CPUs copy 12 times more slowly if the destination is
-#: 1 to 15 bytes behind the source, modulo a page (`rep movsb` of an AMD EPYC: 306 instead of 25 us
-#: per MiB). And what programs read into is at 0 or, from malloc, at 16 in its page.
+#: Where data begins matters more than it seems. A CPU copies 12 times more slowly if the
+#: destination is 1 to 15 bytes behind the source, modulo a page (`rep movsb` of an AMD EPYC: 306
+#: instead of 25 us per MiB). And what programs read into is at 0 in a page or, from malloc, at 16.
 _CACHE_LINE = 64
 _ZEROS_SIZE = 1 << 19
 _ZEROS = memoryview(bytes(_ZEROS_SIZE))

@@ -64,7 +64,8 @@ class Words:
     """What the flags are called at one side of a port, and which end is at that side."""
 
     end: str
-    #: A field of PortFlags -> its name in the events, and the events when it becomes true and when it becomes false.
+    #: A field of PortFlags -> its name in the events, and the events when it becomes true and when
+    #: it becomes false.
     flags: Mapping[str, tuple[str, str, str]]
 
 
