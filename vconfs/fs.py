@@ -65,9 +65,21 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
     def read_nowait(self, fh: int, size: int, flags: int) -> Sequence[Buffer]:
         try:
             file = self._files.by_handle[fh]
-            return file.port.read_nowait(size, file.opener)
+            return file.port.take_nowait(size, file.opener)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from None
+
+    @override
+    async def read_pieces(self, fh: int, size: int) -> Sequence[Buffer]:
+        try:
+            file = self._files.by_handle[fh]
+            return await file.port.take(size, file.opener)
+        except OSError as error:
+            raise FUSEError(error.errno or errno.EIO) from None
+
+    @override
+    def read_done(self, fh: int) -> None:
+        self._files.by_handle[fh].port.give_back()
 
     @override
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
@@ -78,12 +90,10 @@ class PortFS(pyfuse3.Operations, fuse.PortOperations):
             raise FUSEError(error.errno or errno.EIO) from None
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Wait for data; only called when `read_nowait` would block."""
-        try:
-            file = self._files.by_handle[fh]
-            return b"".join(await file.port.read(size, file.opener))
-        except OSError as error:
-            raise FUSEError(error.errno or errno.EIO) from None
+        """Wait for data. Our session calls `read_pieces` instead."""
+        data = b"".join(await self.read_pieces(fh, size))
+        self.read_done(fh)
+        return data
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Wait until the host takes data; only called when `write_nowait` would block."""

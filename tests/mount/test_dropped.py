@@ -94,7 +94,7 @@ async def test_many_losses_are_logged_together(monkeypatch: pytest.MonkeyPatch) 
         port.on_change(port)
 
     def told() -> list[tuple[int, int]]:
-        lines = b"".join(map(bytes, reader.read_nowait(1 << 20))).splitlines()
+        lines = b"".join(map(bytes, reader.take_nowait(1 << 20))).splitlines()
         found = [json.loads(line) for line in lines]
         return [(line["id"], line["count"]) for line in found if line["event"] == "dropped"]
 

@@ -151,8 +151,8 @@ def test_a_reader_that_is_too_slow_learns_how_much_it_missed() -> None:
     port = Port(0)
     for _ in range(5000):
         file.port_added(port)
-    lines = b"".join(bytes(piece) for piece in reader.read_nowait(1 << 30)).splitlines()
-    (lost,) = (bytes(piece) for piece in reader.read_nowait(1 << 20))
+    lines = b"".join(bytes(piece) for piece in reader.take_nowait(1 << 30)).splitlines()
+    (lost,) = (bytes(piece) for piece in reader.take_nowait(1 << 20))
     missing = json.loads(lost)
     assert missing["event"] == "lost"
     assert len(lines) + missing["count"] == 5001
@@ -166,9 +166,9 @@ def test_a_reader_learns_where_it_missed_something() -> None:
     reader = file.open(Opener(1), os.O_RDONLY, lambda reader: None)
     for _ in range(5000):
         file.port_added(Port(0))
-    before = b"".join(reader.read_nowait(1 << 16))
+    before = b"".join(reader.take_nowait(1 << 16))
     file.port_added(Port(1))
-    after = before + b"".join(reader.read_nowait(1 << 30))
+    after = before + b"".join(reader.take_nowait(1 << 30))
     *known, lost, last = map(json.loads, after.splitlines())
     assert (lost["event"], last["port"]) == ("lost", "vcon1")
     assert len(known) + lost["count"] == 5001
@@ -179,7 +179,7 @@ def test_small_reads_get_a_line_in_parts() -> None:
     reader = file.open(Opener(1), os.O_RDONLY, lambda reader: None)
     line = b""
     while not line.endswith(b"\n"):
-        (piece,) = reader.read_nowait(3)
+        (piece,) = reader.take_nowait(3)
         assert len(piece) <= 3
         line += piece
     assert json.loads(line)["event"] == "ready"

@@ -24,8 +24,10 @@ from itertools import islice
 from typing import Final
 
 import trio
+from attrs import frozen
 
 from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
+from vconfs.link.byte_queue import Lent
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
 from vconfs.protocol.errors import RemoteProtocolError
@@ -42,6 +44,22 @@ _INTERRUPTS: Final = 32
 
 def _kick_nothing(queue: int) -> None:
     """Do nothing: the device uses the rings no more."""
+
+
+@frozen(eq=False)
+class _Held:
+    """A received buffer that its reader keeps."""
+
+    link: RingLink
+    number: int
+    queue: ReceiveQueue
+    head: int
+
+    def give_back(self) -> None:
+        self.queue.give_back(self.head)
+
+    def flush(self) -> None:
+        self.link.flush(self.number)
 
 
 class RingLink(Link):
@@ -261,18 +279,11 @@ class RingLink(Link):
             return ()
 
     @override
-    def hold(self, queue: int) -> Callable[[], None] | None:
+    def hold(self, queue: int) -> Lent | None:
         """Keep at most half of the slots, so that the device can send into the others."""
         found = self._receive[queue]
         head = found.hold()
-        if head is None:
-            return None
-
-        def give_back() -> None:
-            found.give_back(head)
-            self.flush(queue)
-
-        return give_back
+        return None if head is None else _Held(self, queue, found, head)
 
     @override
     def again(self, queue: int) -> None:

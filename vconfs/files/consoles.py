@@ -129,7 +129,8 @@ class _Console:
                 await master.writable()
                 self.to_pty = self.to_pty[master.send_nowait(self.to_pty) :]
             await master.writable()  # until then the data stays in the port
-            self.to_pty = memoryview(b"".join(await port.read(_CHUNK)))
+            self.to_pty = memoryview(b"".join(await port.take(_CHUNK)))
+            port.give_back()
             if not self.to_pty:  # a hang-up, which the terminal does not see
                 while not (port.host_connected or port.queued or port.removed):
                     await self._changed.park()

@@ -47,20 +47,23 @@ class LinesReader:
         mask = _READABLE if self.lines or self.ended else 0
         return mask | (select.POLLHUP if self.ended else 0)
 
-    def read_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+    def take_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Take up to `size` bytes; return none if the mount ends. Raise trio.WouldBlock."""
         taken: list[Buffer] = list(self.lines.take(size))
         if not taken and not self.ended:
             raise trio.WouldBlock
         return taken
 
-    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Like `read_nowait`, but wait for a line."""
+    async def take(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `take_nowait`, but wait for a line."""
         while True:
             try:
-                return self.read_nowait(size)
+                return self.take_nowait(size)
             except trio.WouldBlock:
                 await self._readable.park()
+
+    def give_back(self) -> None:
+        """Do nothing: lines are not lent."""
 
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
         """Refuse: the file is read-only."""

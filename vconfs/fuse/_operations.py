@@ -31,6 +31,15 @@ class PortOperations(Protocol):
         requests: only the first of them may wait, and any other one that would wait ends the read.
         """
 
+    async def read_pieces(self, fh: int, size: int) -> Sequence[Buffer]:
+        """Wait like `read`, and return pieces like `read_nowait`."""
+
+    def read_done(self, fh: int) -> None:
+        """Called when the kernel has the pieces that were returned last.
+
+        Nothing was awaited since then.
+        """
+
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:
         """Write at once, or raise trio.WouldBlock or pyfuse3.FUSEError; see `read_nowait`.
 

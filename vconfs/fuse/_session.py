@@ -56,8 +56,8 @@ _PIECES: Final = os.sysconf("SC_IOV_MAX")
 _ONE_PIECE: Final = (bytes, memoryview, bytearray)
 #: Requests that the loop handles itself, without a task or a handler.
 _TRANSFERS: Final = (Opcode.READ, Opcode.WRITE)
-#: A call that computes the body of a reply.
-_Answer = Callable[[], Awaitable[Buffer]]
+#: A call that computes the body of a reply, or replies itself and returns None.
+_Answer = Callable[[], Awaitable[Buffer | None]]
 #: Errors of a reply for which no program waits any more: the request was cancelled (ENOENT), or
 #: the mount has ended.
 _NOT_AWAITED: Final = frozenset(
@@ -88,6 +88,8 @@ class Session:
         self._prompt: frozenset[str] = getattr(operations, "prompt", frozenset())
         self._read_nowait = getattr(operations, "read_nowait", None)
         self._write_nowait = getattr(operations, "write_nowait", None)
+        self._read_pieces = getattr(operations, "read_pieces", None)
+        self._read_done = getattr(operations, "read_done", lambda fh: None)
         self._scopes: dict[int, trio.CancelScope] = {}
         self._settled = trio.lowlevel.ParkingLot()
         self._trouble = LogOnce(log)
@@ -204,6 +206,7 @@ class Session:
                 self._send((_pack_head(_HEAD + len(data), 0, unique), data))
             else:
                 self._reply_pieces(unique, data)
+                self._read_done(fh)
         except trio.WouldBlock:
             if flags & os.O_NONBLOCK:
                 self._reply_error(unique, errno.EAGAIN)
@@ -235,8 +238,14 @@ class Session:
             self._failed(unique, Opcode.WRITE)
 
     def _start_read(self, unique: int, fh: int, offset: int, size: int) -> None:
-        read = partial(self.operations.read, pyfuse3.FileHandleT(fh), offset, size)
-        self._start(unique, Opcode.READ, read)
+        self._start(unique, Opcode.READ, partial(self._read, unique, fh, offset, size))
+
+    async def _read(self, unique: int, fh: int, offset: int, size: int) -> Buffer | None:
+        if self._read_pieces is None:
+            return await self.operations.read(pyfuse3.FileHandleT(fh), offset, size)
+        self._reply_pieces(unique, await self._read_pieces(fh, size))
+        self._read_done(fh)
+        return None
 
     def _start_write(self, unique: int, fh: int, offset: int, data: memoryview) -> None:
         kept = bytes(data)  # the buffer is reused for the next request
@@ -296,7 +305,7 @@ class Session:
     async def _answer(self, unique: int, opcode: int, answer: _Answer) -> None:
         try:
             reply = await answer()
-            if opcode not in wire.UNANSWERED:
+            if reply is not None and opcode not in wire.UNANSWERED:
                 self._reply(unique, reply)
         except FUSEError as error:
             self._refuse(unique, opcode, error.errno)

@@ -22,7 +22,6 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from collections.abc import Callable
 
 import trio
 from attrs import define, field
@@ -32,7 +31,7 @@ from vconfs.guest._attachment import Attachment
 from vconfs.guest._port_states import Event, Read
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import DEFAULT_CEILING, DEFAULT_LIMIT
-from vconfs.link.byte_queue import MARK_COST, ByteQueue
+from vconfs.link.byte_queue import MARK_COST, ByteQueue, Lent
 from vconfs.link.throttle import Throttle
 from vconfs.protocol.events import Buffer
 from vconfs.system.log_once import LogOnce
@@ -113,22 +112,21 @@ class Inbox:
     def take(self, size: int, opener: Opener | None) -> list[Buffer]:
         """Take up to `size` bytes, in pieces; return no pieces at end of file.
 
-        Raise ENODEV or trio.WouldBlock.
+        Call `took` afterwards. Raise ENODEV or trio.WouldBlock.
         """
         queue, at = self._queue, self._at
-        queue.give_back()
-        if queue.at_mark:
+        if queue.spent:
+            queue.give_back()
+        if queue.marks and queue.at_mark:
             if not self._is_over(opener):
                 self._pass_mark()
-                self.took()
                 return []
             if queue.size:
                 self._pass_mark()
-        if queue.size and not queue.at_mark:
+        if queue.size and not (queue.marks and queue.at_mark):
             pieces = queue.take(size)
             if at.state.connected and not queue.marks:
                 self._delivered = True
-            self.took()
             return pieces
         read = at.state.read
         if read is Read.ENODEV:
@@ -146,16 +144,24 @@ class Inbox:
         if self._readable:
             self._readable.unpark_all()
 
+    def give_back(self) -> None:
+        """Give back the lent buffers of the pieces that were taken, and call `took`."""
+        if self._queue.spent:
+            self._queue.give_back()
+        self.took()
+
     def took(self) -> None:
         """Ask the host to go on if enough was taken, and fetch what fits now (virtio1)."""
         line = self._at.line
         if line is None:
             return
-        may_go_on = self._queue.cost <= self.limit // 2 and not self._at.mount_end.holds
-        if self._throttle.on and may_go_on:
+        if not line.throttles:
+            line.refill(self._at.id)
+            return
+        may_go_on = self._throttle.on and not self._at.mount_end.holds
+        if may_go_on and self._queue.cost <= self.limit // 2:
             self._throttle.ask(line, self._at.id, False)
             self.resumed = True
-        line.refill(self._at.id)
 
     def see_hang_up(self, opener: Opener) -> None:
         """Note that a poll has shown `opener` the hang-up at the head of the queue."""
@@ -187,13 +193,14 @@ class Inbox:
 
     # --- what the host does ---------------------------------------------------------------
 
-    def put(self, data: Buffer, give_back: Callable[[], None] | None) -> bool:
-        """Queue data, copied or, with a `give_back`, lent; return True if the host overruns us."""
+    def put(self, data: Buffer, lent: Lent | None) -> bool:
+        """Queue data, copied if it is not `lent`; return True if the host overruns us."""
         at, size = self._at, len(data)
         if self._was_reset:
             at.counters.dropped += size
-            if give_back is not None:
-                give_back()
+            if lent is not None:
+                lent.give_back()
+                lent.flush()
             return False
         line, throttle = at.line, self._throttle
         throttles = line is not None and line.throttles
@@ -202,10 +209,10 @@ class Inbox:
         at.counters.bytes_in += size
         if at.tap is not None:
             at.tap.came(data)
-        if give_back is None:
+        if lent is None:
             self._queue.put(data)
         else:
-            self._queue.lend(memoryview(data), give_back)
+            self._queue.lend(memoryview(data), lent)
         if throttle.was_seen:  # else it need not count, which saves a call for each buffer
             throttle.came(size)
         if line is not None and throttles and self._queue.cost >= self.limit:

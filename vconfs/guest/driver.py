@@ -225,10 +225,10 @@ class Driver(LinkEnd[Port, Guest]):
         return port
 
     def _put(self, port: Port, data: memoryview) -> None:
-        give_back = None
+        lent = None
         if len(data) >= _WORTH_HOLDING:
-            give_back = self._link.hold(self._end.receive_queue(port.id))
-        port.put(data, give_back)
+            lent = self._link.hold(self._end.receive_queue(port.id))
+        port.put(data, lent)
         self._fed[port] = None
 
     def _taken(self) -> None:

@@ -33,6 +33,7 @@ from vconfs.guest._port_states import WRITABLE, Event
 from vconfs.guest._port_status import PortFlags, PortStatus
 from vconfs.guest.opener import Opener
 from vconfs.guest.options import PortOptions
+from vconfs.link.byte_queue import Lent
 from vconfs.protocol.events import Buffer
 
 __all__ = ["Counters", "MountEnd", "Opener", "Port", "PortFlags", "PortLine", "PortOptions"]
@@ -105,29 +106,43 @@ class Port(PortStatus):
         The pieces may lie in the device's memory, and are valid until the next call. Raise ENODEV
         or trio.WouldBlock.
         """
+        pieces = self.take_nowait(size, opener)
+        self._took()
+        return pieces
+
+    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `read_nowait`, but wait for a turn, then for data, a hang-up or a removal."""
+        pieces = await self.take(size, opener)
+        self._took()
+        return pieces
+
+    def take_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `read_nowait`; call `give_back` as soon as the pieces are not needed any more.
+
+        Only then the host is asked for more, and finds all buffers free.
+        """
         if not self._openers.used:
             self._openers.use()
         inbox = self._inbox
         if inbox.turn.locked():
             raise trio.WouldBlock
-        pieces = inbox.take(size, opener)
-        if inbox.resumed:
-            self._notify()
-        return pieces
+        return inbox.take(size, opener)
 
-    async def read(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Like `read_nowait`, but wait for a turn, then for data, a hang-up or a removal."""
+    async def take(self, size: int, opener: Opener | None = None) -> list[Buffer]:
+        """Like `take_nowait`, but wait as `read` does."""
         self._openers.use()
         async with self._inbox.turn:
             while True:
                 try:
-                    pieces = self._inbox.take(size, opener)
+                    return self._inbox.take(size, opener)
                 except trio.WouldBlock:
                     await self._inbox.wait()
-                else:
-                    if self._inbox.resumed:
-                        self._notify()
-                    return pieces
+
+    def give_back(self) -> None:
+        """Give back what `take` or `take_nowait` has taken. Without an await since then."""
+        self._inbox.give_back()
+        if self._inbox.resumed:
+            self._notify()
 
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
         """Send as much of `data` as fits now; return how much.
@@ -231,9 +246,9 @@ class Port(PortStatus):
         self._inbox.check_limit()
         self._notify()
 
-    def feed(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
+    def feed(self, data: Buffer, lent: Lent | None = None) -> None:
         """Queue data that the host sent, and wake readers: `put`, then `fed`."""
-        self.put(data, give_back)
+        self.put(data, lent)
         self.fed()
 
     def fed(self) -> None:
@@ -241,9 +256,9 @@ class Port(PortStatus):
         self._inbox.wake()
         self._notify()
 
-    def put(self, data: Buffer, give_back: Callable[[], None] | None = None) -> None:
-        """Queue data that the host sent: copied or, with a `give_back`, lent (see `ByteQueue`)."""
-        if self._inbox.put(data, give_back):
+    def put(self, data: Buffer, lent: Lent | None = None) -> None:
+        """Queue data that the host sent, and copy it if it is not `lent` (see `ByteQueue`)."""
+        if self._inbox.put(data, lent):
             self._inbox.reset()
             self.set_connected(False)
             self._inbox.took()
@@ -272,6 +287,11 @@ class Port(PortStatus):
         self._inbox.drop()
 
     # --- helpers --------------------------------------------------------------------------
+
+    def _took(self) -> None:
+        self._inbox.took()
+        if self._inbox.resumed:
+            self._notify()
 
     def _let_go(self, event: Event) -> None:
         had_way_out = self._at.way_out is not None

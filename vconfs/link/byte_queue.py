@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from typing import Protocol
 
 from vconfs.protocol.events import Buffer
 
@@ -13,6 +13,16 @@ _CHUNK = 1 << 16
 #: The memory that a mark uses: an entry in the queue, and the overhead of the chunk that it ends.
 #: This is less than the size of the messages that cause a mark.
 MARK_COST = 56
+
+
+class Lent(Protocol):
+    """A buffer that is lent to a queue."""
+
+    def give_back(self) -> None:
+        """Give the buffer back to its owner, with the next `flush`."""
+
+    def flush(self) -> None:
+        """Let the owner use the buffers that it was given back."""
 
 
 class ByteQueue:
@@ -25,14 +35,14 @@ class ByteQueue:
     `give_back`, when it no longer uses the pieces that it took before.
     """
 
-    __slots__ = ("_chunks", "_lent", "_offset", "_spent", "marks", "size")
+    __slots__ = ("_chunks", "_lent", "_offset", "marks", "size", "spent")
 
     def __init__(self) -> None:
-        #: None is a mark. A memoryview is lent: `_lent` has the calls that give each of them back,
-        #: in the same order.
+        #: None is a mark. A memoryview is lent: `_lent` has each of these, in the same order.
         self._chunks: deque[bytes | bytearray | memoryview | None] = deque()
-        self._lent: deque[Callable[[], None]] = deque()
-        self._spent: list[Callable[[], None]] = []  # the same for chunks that have been taken
+        self._lent: deque[Lent] = deque()
+        #: The same for chunks that have been taken, until `give_back`.
+        self.spent: list[Lent] = []
         self._offset = 0  # how many bytes of the first chunk have been taken
         self.size: int = 0
         self.marks: int = 0
@@ -49,11 +59,11 @@ class ByteQueue:
         else:
             self._chunks.append(bytearray(data) if size < _CHUNK // 2 else bytes(data))
 
-    def lend(self, data: memoryview, give_back: Callable[[], None]) -> None:
-        """Append `data` without a copy; `give_back` is called when the queue no longer needs it."""
+    def lend(self, data: memoryview, lent: Lent) -> None:
+        """Append `data` without a copy; it is given back when the queue no longer needs it."""
         self.size += len(data)
         self._chunks.append(data)
-        self._lent.append(give_back)
+        self._lent.append(lent)
 
     def put_back(self, data: Buffer) -> None:
         """Put a copy of data that was taken back at the head of the queue."""
@@ -68,17 +78,18 @@ class ByteQueue:
 
     def give_back(self) -> None:
         """Give back the lent buffers that have been taken."""
-        if self._spent:
-            spent, self._spent = self._spent, []
-            for give_back in spent:
-                give_back()
+        spent, self.spent = self.spent, []
+        for lent in spent:
+            lent.give_back()
+        if spent:
+            spent[-1].flush()
 
     def own(self) -> None:
         """Copy what is still lent and give the buffers back: their owner goes away."""
         for index, chunk in enumerate(self._chunks):
             if isinstance(chunk, memoryview):
                 self._chunks[index] = bytes(chunk)
-        self._spent += self._lent
+        self.spent += self._lent
         self._lent.clear()
         self.give_back()
 
@@ -92,7 +103,7 @@ class ByteQueue:
                 self._chunks.popleft()
                 self._offset = 0
                 if isinstance(chunk, memoryview):
-                    self._spent.append(self._lent.popleft())
+                    self.spent.append(self._lent.popleft())
             else:
                 rest = size
                 piece = memoryview(chunk)[self._offset : self._offset + rest]
@@ -141,7 +152,7 @@ class ByteQueue:
         dropped = self.size
         self._chunks.clear()
         self._offset = self.size = self.marks = 0
-        self._spent += self._lent
+        self.spent += self._lent
         self._lent.clear()
         self.give_back()
         return dropped

@@ -15,6 +15,7 @@ from typing import Final, Protocol, TypeAlias
 
 import trio
 
+from vconfs.link.byte_queue import Lent
 from vconfs.protocol.dialect import Guest
 from vconfs.protocol.events import Buffer
 from vconfs.protocol.virtqueue import SIZE_MAX
@@ -165,8 +166,8 @@ class Link(ABC):
     def again(self, queue: int) -> None:
         """Call the owner's `received` once more, after others have had their turn."""
 
-    def hold(self, queue: int) -> Callable[[], None] | None:
-        """Keep the buffer that was received last valid past its `done`, until the result is called.
+    def hold(self, queue: int) -> Lent | None:
+        """Keep the buffer that was received last valid past its `done`, until it is given back.
 
         Return None if it cannot be kept. Its data must then be copied.
         """

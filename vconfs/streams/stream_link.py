@@ -19,6 +19,7 @@ import trio
 from attrs import evolve, frozen
 
 from vconfs.errors import VconfsError
+from vconfs.link.byte_queue import Lent
 from vconfs.link.draining import drain
 from vconfs.link.link import Link, call_soon, leave_soon
 from vconfs.overrides import override
@@ -165,7 +166,14 @@ async def _refuse(wire: Wire, connection: Connection, reason: str) -> None:
     await wire.end()
 
 
-def _let_go() -> None: ...
+class _Ours:
+    """Received bytes that are kept: they are our own, and the other side needs nothing back."""
+
+    def give_back(self) -> None: ...
+    def flush(self) -> None: ...
+
+
+_OURS: Final = _Ours()
 
 
 async def _say(wire: Wire, words: bytes) -> None:
@@ -336,9 +344,9 @@ class StreamLink(Link):
         return False
 
     @override
-    def hold(self, queue: int) -> Callable[[], None] | None:
+    def hold(self, queue: int) -> Lent | None:
         """Keep nothing: received bytes are our own, and stay valid while referenced."""
-        return _let_go
+        return _OURS
 
     @override
     def again(self, queue: int) -> None:

@@ -15,6 +15,7 @@ from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
+from vconfs.link.byte_queue import Lent
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
 SPECS = {0: QueueSpec(8, 4096), 1: QueueSpec(8, 4096, 2), 2: QueueSpec(4, 64), 3: QueueSpec(4, 64)}
@@ -343,19 +344,22 @@ def test_small_queues_are_used_whole() -> None:
 def test_half_of_the_received_buffers_can_be_kept() -> None:
     ends = Ends()
     ends.link.start()
-    kept = []
+    kept: list[Lent | None] = []
     for _ in range(8):
         ends.use(0)
         assert ends.link.receive(0) is not None
         kept.append(ends.link.hold(0))
         ends.link.done(0)
     ends.link.flush(0)
-    assert [give_back is not None for give_back in kept] == [True] * 4 + [False] * 4
+    assert [it is not None for it in kept] == [True] * 4 + [False] * 4
     assert lendable(ends) == 4
     ends.kicks.clear()
-    for give_back in kept[:4]:
-        assert give_back is not None
-        give_back()
+    lent = [it for it in kept if it is not None]
+    for it in lent:
+        it.give_back()
+    assert lendable(ends) == 0
+    assert not ends.kicks
+    lent[0].flush()
     assert lendable(ends) == 4
     assert ends.kicks
 
@@ -378,10 +382,10 @@ def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
     ends.link.start()
     ends.use(0)
     first = ends.link.receive(0)
-    give_back = ends.link.hold(0)
+    lent = ends.link.hold(0)
     ends.link.done(0)
     assert first is not None
-    assert give_back is not None
+    assert lent is not None
     first[:3] = b"old"
     for _ in range(100):
         ends.use(0)

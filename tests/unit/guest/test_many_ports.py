@@ -319,7 +319,7 @@ def test_the_events_of_many_ports_begin_with_what_fits(monkeypatch: pytest.Monke
     lines = []
     with suppress(trio.WouldBlock):
         while True:
-            lines += b"".join(opened.read_nowait(1 << 20)).splitlines()
+            lines += b"".join(opened.take_nowait(1 << 20)).splitlines()
     events = [json.loads(line) for line in lines]
     assert [event["id"] for event in events[:-1]] == list(range(len(made) - 1))
     assert events[-1]["event"] == "lost"

@@ -120,19 +120,24 @@ def test_agrees_with_a_list(steps: list[bytes | int | None]) -> None:
 
 
 class Lender:
-    """Lends its own memory, and spoils it when it gets it back."""
+    """Lends its own memory, and spoils it when it is given back."""
 
     def __init__(self, data: bytes) -> None:
         self.memory = bytearray(data)
         self.has_it = False
+        self.flushes = 0
 
     def lend(self, queue: ByteQueue) -> None:
-        queue.lend(memoryview(self.memory), self.take_back)
+        queue.lend(memoryview(self.memory), self)
 
-    def take_back(self) -> None:
+    def give_back(self) -> None:
         assert not self.has_it
         self.has_it = True
         self.memory[:] = b"!" * len(self.memory)
+
+    def flush(self) -> None:
+        assert self.has_it
+        self.flushes += 1
 
 
 def test_a_kept_buffer_is_valid_until_it_is_released() -> None:
@@ -160,6 +165,7 @@ def test_kept_bytes_are_copied_when_their_device_goes() -> None:
     assert drain(queue, 1) == b"a"
     queue.own()
     assert all(lender.has_it for lender in lenders)
+    assert [lender.flushes for lender in lenders] == [0, 1]
     assert drain(queue, 100) == b"bc"
     queue.take_mark()
     assert drain(queue, 100) == b"def"
@@ -170,20 +176,24 @@ def test_dropped_data_releases_its_buffers() -> None:
     lender.lend(queue)
     assert queue.clear() == 3
     assert lender.has_it
+    assert lender.flushes == 1
 
 
 def test_a_released_buffer_can_be_used_again_at_once() -> None:
     queue = ByteQueue()
     memory = memoryview(bytearray(4))
-    lent = 0
 
-    def again() -> None:
-        nonlocal lent
-        lent += 1
-        memory[:] = b"%04d" % lent
-        queue.lend(memory, again)
+    class Again:
+        lent = 0
 
-    again()
+        def give_back(self) -> None: ...
+
+        def flush(self) -> None:
+            self.lent += 1
+            memory[:] = b"%04d" % self.lent
+            queue.lend(memory, self)
+
+    Again().flush()
     for number in range(1, 5):
         assert drain(queue, 100) == b"%04d" % number
         queue.give_back()
