@@ -23,7 +23,7 @@ class ChainingDriver(DriverQueue):
         heads = [self._free.pop() for _ in segments]
         writable = self._describe(segments, self._desc, heads)
         self._chained[heads[0]] = heads[1:]
-        self._offer(heads[0], writable)
+        self.offer(heads[0], writable)
         return heads[0]
 
     def pop_used(self) -> tuple[int, int] | None:

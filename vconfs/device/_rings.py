@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Final
 
 import trio
-from attrs import frozen
+from attrs import define
 
 from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
 from vconfs.link.byte_queue import Lent
@@ -46,7 +46,7 @@ def _kick_nothing(queue: int) -> None:
     """Do nothing: the device uses the rings no more."""
 
 
-@frozen(eq=False)
+@define(eq=False)
 class _Held:
     """A received buffer that its reader keeps."""
 
@@ -258,22 +258,23 @@ class RingLink(Link):
 
     @override
     def receive(self, queue: int) -> memoryview | None:
-        buffers = self._receive_some(queue, 1)
-        return buffers[0] if buffers else None
+        if self._closed:
+            return None
+        try:
+            return self._receive[queue].receive_one()
+        except RemoteProtocolError as error:
+            self.fail(f"queue {queue}: {error}")
+            return None
 
     @override
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
         """Large buffers come one by one, because the caller may `hold` each of them."""
         if self._closed:
             return ()
-        slot_size = self._receive[queue].slot_size
-        return self._receive_some(queue, 1 if slot_size > _SMALL else max(1, size // slot_size))
-
-    def _receive_some(self, queue: int, most: int) -> Sequence[memoryview]:
-        if self._closed:
-            return ()
+        found = self._receive[queue]
+        most = 1 if found.slot_size > _SMALL else max(1, size // found.slot_size)
         try:
-            return self._receive[queue].receive(most)
+            return found.receive(most)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return ()
@@ -291,7 +292,7 @@ class RingLink(Link):
 
     @override
     def done(self, queue: int) -> None:
-        self._receive[queue].done(1)
+        self._receive[queue].done_one()
 
     @override
     def withhold(self, queue: int) -> None:

@@ -113,6 +113,14 @@ class ReceiveQueue(SlotQueue):
             head = self.ring.add(slot, spec.slot_size, writable=True)
             self.slot_of[head] = memory[slot : slot + spec.slot_size]
 
+    def receive_one(self) -> memoryview | None:
+        if (used := self.ring.pop_kept()) is None:
+            return None
+        head, written = used
+        self.held.append(head)
+        slot = self.slot_of[head]
+        return slot if written == self.slot_size else slot[:written]
+
     def receive(self, most: int) -> list[memoryview]:
         used, slot_of, size = self.ring.pop_many(most), self.slot_of, self.slot_size
         self.held += [head for head, _ in used]
@@ -129,7 +137,7 @@ class ReceiveQueue(SlotQueue):
 
     def give_back(self, head: int) -> None:
         self.kept -= 1
-        self.ring.offer_many((head,), self.slot_size)
+        self.ring.offer(head, self.slot_size)
 
     def withhold(self) -> None:
         head = self.held.popleft()
@@ -139,6 +147,10 @@ class ReceiveQueue(SlotQueue):
     def release(self) -> None:
         heads, self.withheld = self.withheld, []
         self.ring.offer_many(heads, self.slot_size)
+
+    def done_one(self) -> None:
+        if (head := self.held.popleft()) != _KEPT:
+            self.ring.offer(head, self.slot_size)
 
     def done(self, count: int) -> None:
         held = self.held

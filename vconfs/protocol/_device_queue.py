@@ -53,19 +53,15 @@ class GuestMemory:
 class Chain:
     """A buffer that the driver offers: parts that the device may read, and parts it may write."""
 
-    __slots__ = ("head", "readable", "readable_length", "writable", "writable_length")
+    __slots__ = ("head", "parts", "readable", "readable_length", "writable", "writable_length")
 
     def __init__(self, head: int) -> None:
         self.head: int = head
+        self.parts: int = 0
         self.readable: list[memoryview] = []
         self.writable: list[memoryview] = []
         self.readable_length: int = 0
         self.writable_length: int = 0
-
-    @property
-    def parts(self) -> int:
-        """The number of parts of the buffer."""
-        return len(self.readable) + len(self.writable)
 
 
 class DeviceQueue:
@@ -185,6 +181,7 @@ class DeviceQueue:
 
     def _append(self, chain: Chain, address: int, length: int, flags: int) -> None:
         view = self._memory.view(address, length)
+        chain.parts += 1
         if flags & DESC_WRITE:
             chain.writable.append(view)
             chain.writable_length += length

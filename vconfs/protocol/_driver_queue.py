@@ -74,7 +74,7 @@ class DriverQueue:
         head = self._free.pop()
         flags = DESC_WRITE if writable else 0
         DESC.pack_into(self._desc, 16 * head, self._base + offset, length, flags, 0)
-        self._offer(head, length if writable else 0)
+        self.offer(head, length if writable else 0)
         return head
 
     def add_indirect(self, table: int, segments: Sequence[Segment]) -> int:
@@ -94,7 +94,7 @@ class DriverQueue:
         writable = self._describe(segments, into, range(len(segments)))
         head = self._free.pop()
         DESC.pack_into(self._desc, 16 * head, self._base + table, length, DESC_INDIRECT, 0)
-        self._offer(head, writable)
+        self.offer(head, writable)
         return head
 
     def _describe(
@@ -108,7 +108,8 @@ class DriverQueue:
             DESC.pack_into(table, 16 * places[i], self._base + offset, length, flags, after)
         return sum(length for _, length, writable in segments if writable)
 
-    def _offer(self, head: int, writable: int) -> None:
+    def offer(self, head: int, writable: int) -> None:
+        """Offer a buffer with an unchanged descriptor; the device may write `writable` bytes."""
         self._writable[head] = writable
         self._avail[2 + (self._added & self._mask)] = head
         self._added = (self._added + 1) & INDEX_MASK
@@ -137,6 +138,13 @@ class DriverQueue:
         used = self._pop_one()
         self._free.append(used[0])
         return used
+
+    def pop_kept(self) -> tuple[int, int] | None:
+        """Like `pop_used`, but keep the descriptor, which is for `offer`."""
+        if self._seen == self._used[1]:
+            return None
+        self._count_used()
+        return self._pop_one()
 
     def pop_many(self, most: int) -> list[tuple[int, int]]:
         """Like `pop_used`, but take up to `most` buffers and keep their descriptors.
@@ -202,9 +210,9 @@ class DriverQueue:
         )
 
     def offer_many(self, heads: Iterable[int], writable: int) -> None:
-        """Offer buffers again with unchanged descriptors; the device may write `writable` bytes."""
+        """Like `offer`, for several buffers."""
         for head in heads:
-            self._offer(head, writable)
+            self.offer(head, writable)
 
     def suppress_calls(self) -> None:
         """Ask for no interrupts. This is a hint: with EVENT_IDX one may come in 2**16 entries."""
