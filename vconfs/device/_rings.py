@@ -27,6 +27,7 @@ import trio
 from attrs import define
 
 from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
+from vconfs.link.busy_polling import SHARED
 from vconfs.link.byte_queue import Lent
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -68,7 +69,8 @@ class RingLink(Link):
     `kick(queue)` notifies the device; the transport calls `interrupt(queue)` when the device
     has used buffers of a queue, and `config_interrupt` when its config space changed. A device
     that breaks the rules of a ring is lost. `stop_device(patience)` makes the device leave the
-    rings alone.
+    rings alone. `device_beside` says that the device is another process, which can send while we
+    look again.
     """
 
     def __init__(
@@ -80,12 +82,15 @@ class RingLink(Link):
         read_config: Callable[[], bytes],
         write_config: Callable[[int, Buffer], None] = lambda offset, data: None,
         stop_device: Callable[[float], Awaitable[None]] | None = None,
+        device_beside: bool = False,
     ) -> None:
         self.features = features
         self._kick = kick
         self._stop_device = stop_device
         self._read_config = read_config
         self._write_config = write_config
+        self._device_beside = device_beside
+        self._came = 0  # bytes received since `look_again`, headers included
         self._dead = False
         self._closed = False
         self._failing = False
@@ -261,10 +266,31 @@ class RingLink(Link):
         if self._closed:
             return None
         try:
-            return self._receive[queue].receive_one()
+            buffer = self._receive[queue].receive_one()
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return None
+        if buffer is not None:
+            self._came += len(buffer)
+        return buffer
+
+    @override
+    def look_again(self, queue: int) -> bool:
+        """Look for as long as the device is busy, and request no interrupts meanwhile."""
+        came, self._came = self._came, 0
+        if self._dead or not self._device_beside or queue not in self._receive:
+            return False
+        deadline = SHARED.deadline(self, came)
+        if not deadline:
+            return False
+        ring = self._receive[queue].ring
+        ring.suppress_calls()
+        while not (found := ring.has_used()) and SHARED.goes_on(deadline):
+            pass
+        if ring.request_calls() or found:
+            self.interrupt(queue)
+            return True
+        return False
 
     @override
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:
@@ -274,10 +300,12 @@ class RingLink(Link):
         found = self._receive[queue]
         most = 1 if found.slot_size > _SMALL else max(1, size // found.slot_size)
         try:
-            return found.receive(most)
+            buffers = found.receive(most)
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return ()
+        self._came += sum(map(len, buffers))
+        return buffers
 
     @override
     def hold(self, queue: int) -> Lent | None:

@@ -137,6 +137,7 @@ class _Running:
             kick=lambda queue: self._bells[queue].ring(),
             read_config=lambda: back_end.config,
             stop_device=self._stop,
+            device_beside=True,
         )
 
     def _notice(self, key: int) -> int:

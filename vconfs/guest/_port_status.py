@@ -57,6 +57,8 @@ class PortStatus:
     throttled_by_hand: bool = field(init=False, default=False)
     #: Returns how many bytes the host has dropped, or None if the host is not in this process.
     dropped_by_host: Callable[[], int | None] = field(init=False, default=lambda: None)
+    #: Returns True if more data has come meanwhile, from a busy host.
+    look_again: Callable[[], bool] = field(init=False, default=lambda: False)
     #: Waits, after an open, until the other side has taken it; raises OSError if it refuses. None:
     #: that is known at once.
     confirm_open: Callable[[], Awaitable[None]] | None = field(init=False, default=None)

@@ -88,6 +88,7 @@ class Driver(LinkEnd[Port, Guest]):
             super()._take_rest()
 
     def _detach(self, port: Port) -> None:
+        port.look_again = lambda: False
         if not port.removed:
             if self._has_queue(port.id):
                 self._take_last(port.id)
@@ -240,6 +241,7 @@ class Driver(LinkEnd[Port, Guest]):
         self._removed_ids.discard(port_id)
         port = self._manager.add(port_id)
         ready = partial(self._sender.post, self._end.port_ready(port_id))
+        port.look_again = partial(self._link.look_again, self._end.receive_queue(port_id))
         if port.attached:
             ready()
         else:

@@ -119,13 +119,19 @@ class Port(PortStatus):
     def take_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
         """Like `read_nowait`; call `give_back` as soon as the pieces are not needed any more.
 
-        Only then the host is asked for more, and finds all buffers free.
+        Only then the host is asked for more, and finds all buffers free. If there is no data, but
+        the host is busy sending, this waits for it for a moment.
         """
         if not self._openers.used:
             self._openers.use()
         inbox = self._inbox
         if inbox.turn.locked():
             raise trio.WouldBlock
+        try:
+            return inbox.take(size, opener)
+        except trio.WouldBlock:
+            if not self.look_again():
+                raise
         return inbox.take(size, opener)
 
     async def take(self, size: int, opener: Opener | None = None) -> list[Buffer]:

@@ -162,6 +162,13 @@ class Link(ABC):
         """
         return nullcontext()
 
+    def look_again(self, queue: int) -> bool:
+        """Return True if something has come on `queue` meanwhile, and was passed to the owner.
+
+        If the other end is busy sending, this waits for a moment (see `BusyPolling`).
+        """
+        return False
+
     @abstractmethod
     def again(self, queue: int) -> None:
         """Call the owner's `received` once more, after others have had their turn."""

@@ -217,7 +217,9 @@ class DriverQueue:
     def suppress_calls(self) -> None:
         """Ask for no interrupts. This is a hint: with EVENT_IDX one may come in 2**16 entries."""
         self._wants_calls = False
-        if not self._event_idx:
+        if self._event_idx:
+            self._avail[2 + self.size] = (self._seen - 1) & INDEX_MASK
+        else:
             self._avail[0] = NO_NOTIFY
 
     def request_calls(self) -> bool:

@@ -10,11 +10,13 @@ import pytest
 import trio
 import trio.testing
 
+from vconfs.device import _rings
 from vconfs.device._device_memory import DeviceMemory, Run
 from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
+from vconfs.link.busy_polling import BusyPolling
 from vconfs.link.byte_queue import Lent
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -57,6 +59,7 @@ class Ends:
         specs: Mapping[int, QueueSpec] = SPECS,
         *,
         event_idx: bool = False,
+        beside: bool = False,
     ) -> None:
         size = sum(spec.memory for spec in specs.values())
         self.memory = memoryview(bytearray(filling * size))
@@ -67,6 +70,7 @@ class Ends:
             features=0,
             kick=self.kicks.append,
             read_config=bytes,
+            device_beside=beside,
         )
         self.owner = self.link.owner = Owner()
         memory = GuestMemory([(BASE, self.memory)])
@@ -237,7 +241,7 @@ def test_sending_asks_for_an_interrupt_only_when_there_is_no_room(event_idx: boo
         ends.link.flush(1)
         ends.use(1)
         interrupts.append(ends.interrupts)
-    assert interrupts == [int(event_idx)] * 100  # the first buffer of all is not asked about
+    assert interrupts == [0] * 100
     while ends.link.find_buffer(1, 1):
         ends.link.send(1, b"", b"x")
     ends.link.flush(1)
@@ -393,6 +397,73 @@ def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
         ends.link.done(0)
         ends.link.flush(0)
     assert bytes(first[:3]) == b"old"
+
+
+@pytest.mark.parametrize("event_idx", [False, True])
+def test_a_busy_device_is_looked_at_again_without_an_interrupt(
+    event_idx: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ends = Ends(event_idx=event_idx, beside=True)
+    ends.link.start()
+    waits = 0
+
+    def let_the_device_run() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            ends.use(0)
+
+    monkeypatch.setattr(_rings, "SHARED", BusyPolling(let_others_run=let_the_device_run))
+    assert not ends.link.look_again(0)  # nothing has come before
+    assert waits == 0
+    receive_much(ends)
+    before = ends.interrupts
+    assert ends.link.look_again(0)
+    assert waits == 3
+    assert ends.owner.said == [("received", 0)]
+    assert ends.link.receive(0) is not None
+    assert ends.interrupts == before
+    ends.use(0)
+    assert ends.interrupts == before + 1
+
+
+def test_a_device_that_is_not_busy_any_more_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends, now = Ends(beside=True), 0.0
+    ends.link.start()
+
+    def wait() -> None:
+        nonlocal now
+        now += 1e-4
+
+    monkeypatch.setattr(_rings, "SHARED", BusyPolling(lambda: now, wait))
+    receive_much(ends)
+    assert not ends.link.look_again(0)
+    assert now == pytest.approx(0.001, abs=2e-4)
+    before = ends.interrupts
+    ends.use(0)
+    assert ends.interrupts == before + 1
+    assert not ends.link.look_again(9)
+
+
+def test_a_device_of_this_process_is_not_looked_at_again() -> None:
+    ends = Ends()
+    ends.link.start()
+    receive_much(ends)
+    ends.use(0)
+    assert not ends.link.look_again(0)
+
+
+def receive_much(ends: Ends) -> None:
+    """Receive a whole buffer of data."""
+    chain = ends.device[0].pop()
+    assert chain is not None
+    ends.device[0].push(chain.head, 4096)
+    ends.interrupts += ends.device[0].publish()
+    assert len(ends.link.receive(0) or b"") == 4096
+    ends.link.done(0)
+    ends.link.flush(0)
 
 
 def lendable(ends: Ends) -> int:
