@@ -14,6 +14,7 @@ import trio
 import trio.testing
 from pyfuse3 import FUSEError
 
+from tests.support.waiting import until
 from vconfs.fuse import MountError, RequestContext, Session
 
 from . import kernel as k
@@ -82,6 +83,45 @@ async def test_pieces_are_gathered_however_many(count: int) -> None:
 
     async with connected(Pieces()) as kernel:
         assert (await kernel.ask(k.READ, read_body(size=1 << 20))).body == b"".join(pieces)
+
+
+async def test_pieces_are_given_back_when_the_kernel_has_them() -> None:
+    class Lends(Quiet):
+        """Lends its memory for each read, and spoils it when it gets it back."""
+
+        memory = bytearray()
+        waiting = trio.Event()
+
+        def read_nowait(self, fh: int, size: int, flags: int) -> Any:
+            if not self.memory:
+                raise trio.WouldBlock
+            return [self.memory[:2], memoryview(self.memory)[2:]]
+
+        async def read_pieces(self, fh: int, size: int) -> Any:
+            self.waiting.set()
+            while not self.memory:
+                await trio.lowlevel.checkpoint()
+            return self.read_nowait(fh, size, 0)
+
+        def read_done(self, fh: int) -> None:
+            self.log.append(("done", fh))
+            self.memory[:] = b"!" * len(self.memory)
+
+    operations = Lends()
+    async with connected(operations) as kernel, trio.open_nursery() as nursery:
+        operations.log.clear()
+
+        async def read() -> None:
+            assert (await kernel.ask(k.READ, read_body(fh=7))).body == b"waited"
+
+        nursery.start_soon(read)
+        await operations.waiting.wait()
+        assert operations.log == []
+        operations.memory[:] = b"waited"
+        await until(lambda: operations.log == [("done", 7)])
+        operations.memory[:] = b"prompt"
+        assert (await kernel.ask(k.READ, read_body(fh=8))).body == b"prompt"
+        assert operations.log == [("done", 7), ("done", 8)]
 
 
 async def test_write_at_once_and_its_arguments() -> None:

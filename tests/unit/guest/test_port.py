@@ -428,6 +428,45 @@ def test_the_host_is_throttled_at_the_limit_and_resumes_below_half() -> None:
     assert line.told == [("throttle", 3, True), ("throttle", 3, False)]
 
 
+def test_the_host_goes_on_when_the_buffers_of_a_read_are_free_again() -> None:
+    port, line = make_port(limit=100)
+    port.open(Opener(1))
+    told: list[object] = []
+
+    class Buffer:
+        def give_back(self) -> None:
+            told.append("free")
+
+        def flush(self) -> None:
+            told.append("flush")
+
+    for _ in range(2):
+        port.feed(memoryview(b"x" * 50), Buffer())
+    assert port.guest_throttled
+    pieces = port.take_nowait(100)
+    assert taken(pieces) == b"x" * 100
+    assert port.guest_throttled
+    assert told == []
+    line.told = told  # type: ignore[assignment]
+    port.give_back()
+    assert told == ["free", "free", "flush", ("throttle", 3, False)]
+
+
+def test_what_comes_while_a_read_looks_again_is_read() -> None:
+    port, _ = make_port()
+
+    def look_again() -> bool:
+        port.feed(b"came")
+        return True
+
+    port.look_again = look_again
+    assert taken(port.take_nowait(3)) == b"cam"
+    assert taken(port.take_nowait(3)) == b"e"
+    port.look_again = lambda: False
+    with pytest.raises(trio.WouldBlock):
+        port.take_nowait(3)
+
+
 def test_close_while_throttled_lets_the_host_go_again() -> None:
     """A defect of the v8 patch: it stayed throttled for ever."""
     port, line = make_port(limit=100)
