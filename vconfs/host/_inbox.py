@@ -165,7 +165,8 @@ class HostInbox:
     def came(self, size: int) -> None:
         """Count `size` bytes from the guest, which may be dropped or queued."""
         self._counters.bytes_in += size
-        self._throttle.came(size)
+        if self._throttle.was_seen:  # else it need not count
+            self._throttle.came(size)
 
     def put(self, data: memoryview, size: int | None) -> None:
         """Queue `data`; `size` is that of `events.Data`."""

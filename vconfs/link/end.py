@@ -233,7 +233,8 @@ class LinkEnd(LinkOwner, Generic[P, E]):
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """Send as much of `data` as there is room for; return its size or raise WouldBlock."""
         sent = self._sender.send_nowait(port_id, data)
-        self._tell_room()
+        if self._without_room:
+            self._tell_room()
         return sent
 
     def send_later(self, port_id: int, data: Buffer) -> int:

@@ -133,18 +133,28 @@ class DriverQueue:
 
         A buffer without writable parts returns 0, whatever the device says.
         """
-        if not self._count_used():
-            return None
-        used = self._pop_one()
-        self._free.append(used[0])
+        used = self.pop_kept()
+        if used is not None:
+            self._free.append(used[0])
         return used
 
     def pop_kept(self) -> tuple[int, int] | None:
         """Like `pop_used`, but keep the descriptor, which is for `offer`."""
-        if self._seen == self._used[1]:
+        seen = self._seen
+        if seen == self._used[1]:
             return None
         self._count_used()
-        return self._pop_one()
+        entry = 2 * (seen & self._mask)
+        head, written = self._used_entries[entry], self._used_entries[entry + 1]
+        if head > self._mask or written > self._writable[head]:
+            if not self._is_read_only(head):
+                raise self._wrong(head, written)
+            written = 0
+        self._writable[head] = -1
+        self._seen = (seen + 1) & INDEX_MASK
+        if self._event_idx and self._wants_calls:
+            self._avail[2 + self.size] = self._seen
+        return head, written
 
     def pop_many(self, most: int) -> list[tuple[int, int]]:
         """Like `pop_used`, but take up to `most` buffers and keep their descriptors.
@@ -154,7 +164,8 @@ class DriverQueue:
         """
         count = min(self._count_used(), most)
         if count <= 1:
-            return [self._pop_one()] if count else []
+            used_one = self.pop_kept()
+            return [] if used_one is None else [used_one]
         seen, writable, mask = self._seen, self._writable, self._mask
         first = seen & mask
         entries = self._used_entries[2 * first : 2 * min(first + count, self.size)].tolist()
@@ -173,19 +184,6 @@ class DriverQueue:
         if self._event_idx and self._wants_calls:
             self._avail[2 + self.size] = self._seen
         return popped
-
-    def _pop_one(self) -> tuple[int, int]:
-        entry = 2 * (self._seen & self._mask)
-        head, written = self._used_entries[entry], self._used_entries[entry + 1]
-        if head > self._mask or written > self._writable[head]:
-            if not self._is_read_only(head):
-                raise self._wrong(head, written)
-            written = 0
-        self._writable[head] = -1
-        self._seen = (self._seen + 1) & INDEX_MASK
-        if self._event_idx and self._wants_calls:
-            self._avail[2 + self.size] = self._seen
-        return head, written
 
     def _count_used(self) -> int:
         index, seen = self._used[1], self._seen
