@@ -164,8 +164,8 @@ class DriverQueue:
         """
         count = min(self._count_used(), most)
         if count <= 1:
-            used_one = self.pop_kept()
-            return [] if used_one is None else [used_one]
+            one = self.pop_kept()
+            return [] if one is None else [one]
         seen, writable, mask = self._seen, self._writable, self._mask
         first = seen & mask
         entries = self._used_entries[2 * first : 2 * min(first + count, self.size)].tolist()
