@@ -447,6 +447,25 @@ def test_a_device_that_is_not_busy_any_more_is_not_waited_for(
     assert not ends.link.look_again(9)
 
 
+def test_a_device_that_sends_now_and_then_is_rarely_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends, now, looks = Ends(beside=True), 0.0, 0
+    ends.link.start()
+
+    def wait() -> None:
+        nonlocal now, looks
+        now += 1.0
+        looks += 1
+
+    monkeypatch.setattr(_rings, "SHARED", BusyPolling(lambda: now, wait))
+    for _ in range(1000):
+        now += 1.0
+        receive_much(ends)
+        assert not ends.link.look_again(0)
+    assert looks < 25
+
+
 def test_a_device_of_this_process_is_not_looked_at_again() -> None:
     ends = Ends()
     ends.link.start()
