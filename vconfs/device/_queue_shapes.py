@@ -11,6 +11,8 @@ from vconfs.protocol.v8 import HEADER
 #: whole pages of data, so that all buffers of a large read begin at the same place in a page.
 _SLOT = HEADER.size + (256 << 10)
 RECEIVE_QUEUE = QueueSpec(size=16, slot_size=_SLOT, slots=6, header=HEADER.size)
+#: Sent slots begin with a page: they are zeroed as a whole, and at another place in their page that
+#: was a slow copy (see `_CACHE_LINE` in _slots.py).
 DATA_QUEUE = QueueSpec(size=16, slot_size=_SLOT)
 #: A port's own queue (virtio1). All its memory is used in time, and there can be 254 such queues.
 OWN_DATA_QUEUE = QueueSpec(size=8, slot_size=1 << 17, shared=False)

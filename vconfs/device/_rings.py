@@ -41,8 +41,6 @@ _SMALL = 1 << 14
 #: How many queues with used buffers are handled in one turn of the event loop. A queue of a port
 #: may hold a MiB.
 _INTERRUPTS: Final = 32
-
-
 #: The most calls of `look_again` that do nothing after one in vain.
 _SKIPS_MAX: Final = 64
 
@@ -313,9 +311,10 @@ class RingLink(Link):
         if self._closed:
             return ()
         found = self._receive[queue]
-        most = 1 if found.slot_size > _SMALL else max(1, size // found.slot_size)
+        if found.slot_size > _SMALL:
+            return super().receive_many(queue, size)
         try:
-            buffers = found.receive(most)
+            buffers = found.receive(max(1, size // found.slot_size))
         except RemoteProtocolError as error:
             self.fail(f"queue {queue}: {error}")
             return ()

@@ -34,7 +34,8 @@ class QueueSpec:
     A queue may have fewer slots than descriptors; 0 means as many as descriptors. One sent buffer
     fills up to `parts` slots; more than one needs INDIRECT_DESC. A queue is `shared` unless all its
     data belongs to one port. Then sent slots are zeroed when they come back, unless the memory is
-    `private`: no other process has it. `header` is the size of what precedes the data in a slot.
+    `private`: no other process has it. With `header`, the size of what precedes the data in a slot,
+    the data begins with a cache line.
     """
 
     size: int
@@ -95,7 +96,8 @@ class SlotQueue:
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
         self.slot_size = spec.slot_size
         first = offset + spec.rings + spec.lead
-        self.slots = [first + spec.stride * i for i in reversed(range(spec.buffers))]
+        stride = spec.stride
+        self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
 
 
 class ReceiveQueue(SlotQueue):

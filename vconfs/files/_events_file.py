@@ -95,8 +95,9 @@ class _Losses:
     time: float = -math.inf
 
 
-def _losses(port: Port) -> _Losses:
-    return _Losses(port.counters.dropped, port.dropped_by_host() or 0)
+def _dropped(port: Port) -> tuple[int, int]:
+    """Return how many bytes of a port were dropped at this end, and at its peer."""
+    return port.counters.dropped, port.dropped_by_host() or 0
 
 
 def _line(event: str, **more: object) -> bytes:
@@ -170,7 +171,7 @@ class EventsFile:
     def port_added(self, port: Port) -> None:
         """Report a new port."""
         state = self._states[port] = port.flags
-        self._losses[port] = _losses(port)
+        self._losses[port] = _Losses(*_dropped(port))
         self._tell("add", port, state)
 
     def port_removed(self, port: Port) -> None:
@@ -204,7 +205,7 @@ class EventsFile:
         told = self._losses.get(port)
         if told is None:
             return
-        here, at_peer = port.counters.dropped, port.dropped_by_host() or 0
+        here, at_peer = _dropped(port)
         if here != told.here or at_peer != told.at_peer:
             now = time.monotonic()
             if at_once or now - told.time >= _LOSSES_PAUSE:

@@ -199,11 +199,10 @@ class Consoles:
             return
         if self._asked.get(port) != (asked := (port.name, port.console)):
             self._asked[port] = asked
-            if self._wanted(port) != (port in self._consoles):
-                if port in self._consoles:
-                    self._end(port)
-                else:
-                    self._begin(port)
+            if not self._wanted(port):
+                self._end(port)
+            elif port not in self._consoles:
+                self._begin(port)
         if console := self._consoles.get(port):
             self._number(port)
             console.port_changed()

@@ -35,9 +35,9 @@ class PortOperations(Protocol):
         """Wait like `read`, and return pieces like `read_nowait`."""
 
     def read_done(self, fh: int) -> None:
-        """Called when the kernel has the pieces that were returned last.
+        """Called when the kernel has copied the pieces that were returned last.
 
-        Nothing was awaited since then.
+        Nothing is awaited between the two.
         """
 
     def write_nowait(self, fh: int, data: memoryview, flags: int) -> int:

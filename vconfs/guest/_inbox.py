@@ -145,10 +145,9 @@ class Inbox:
             self._readable.unpark_all()
 
     def give_back(self) -> None:
-        """Give back the lent buffers of the pieces that were taken, and call `took`."""
+        """Return the lent buffers of the pieces that were taken."""
         if self._queue.spent:
             self._queue.give_back()
-        self.took()
 
     def took(self) -> None:
         """Ask the host to go on if enough was taken, and fetch what fits now (virtio1)."""

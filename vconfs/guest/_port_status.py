@@ -95,9 +95,14 @@ class PortStatus:
     @property
     def flags(self) -> PortFlags:
         """The flags of the port."""
-        state, throttles = self._at.state, self._inbox.is_throttling or self.throttled_by_hand
-        is_open = bool(self._openers.all)
-        return PortFlags(state.connected, is_open, state.throttled, throttles, self.console)
+        state = self._at.state
+        return PortFlags(
+            peer=state.connected,
+            open=bool(self._openers.all),
+            throttled=state.throttled,
+            throttles=self.guest_throttled,
+            console=self.console,
+        )
 
     @property
     def attached(self) -> bool:

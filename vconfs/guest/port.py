@@ -8,7 +8,8 @@ hung up. What its calls do in each state is in the tables of `_port_states`. Wha
 hang-up is described in `_inbox`.
 
 Reading and writing have two forms each, as in trio: `read_nowait` and `write_nowait` act at once or
-raise trio.WouldBlock, `read` and `write` wait. Readers take turns in the order in which they came,
+raise trio.WouldBlock, `read` and `write` wait. A reader that says when it no longer needs the data
+uses `take_nowait` or `take`, then `give_back`. Readers take turns in the order in which they came,
 and so do writers. A waiting reader or writer holds the turn; one that is cancelled passes it on. A
 reader takes its bytes only after it was woken and has its turn, and awaits nothing after that, so a
 cancelled reader has taken nothing.
@@ -117,10 +118,10 @@ class Port(PortStatus):
         return pieces
 
     def take_nowait(self, size: int, opener: Opener | None = None) -> list[Buffer]:
-        """Like `read_nowait`; call `give_back` as soon as the pieces are not needed any more.
+        """Like `read_nowait`, but the host is asked for more only by `give_back`.
 
-        Only then the host is asked for more, and finds all buffers free. If there is no data, but
-        the host is busy sending, this waits for it for a moment.
+        Call that as soon as the pieces are no longer needed; the host then finds all buffers free.
+        If there is no data, but the host is busy sending, this waits for it for a moment.
         """
         if not self._openers.used:
             self._openers.use()
@@ -145,10 +146,12 @@ class Port(PortStatus):
                     await self._inbox.wait()
 
     def give_back(self) -> None:
-        """Give back what `take` or `take_nowait` has taken. Without an await since then."""
+        """Return the buffers of the last `take` or `take_nowait`, and ask the host for more.
+
+        Await nothing between the two.
+        """
         self._inbox.give_back()
-        if self._inbox.resumed:
-            self._notify()
+        self._took()
 
     def write_nowait(self, data: Buffer, *, nonblock: bool = False) -> int:
         """Send as much of `data` as fits now; return how much.

@@ -19,10 +19,10 @@ class Lent(Protocol):
     """A buffer that is lent to a queue."""
 
     def give_back(self) -> None:
-        """Give the buffer back to its owner, with the next `flush`."""
+        """Return the buffer to its owner, who can use it after the next `flush`."""
 
     def flush(self) -> None:
-        """Let the owner use the buffers that it was given back."""
+        """Let the owner use the buffers that were returned to it."""
 
 
 class ByteQueue:

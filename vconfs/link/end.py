@@ -192,8 +192,6 @@ class LinkEnd(LinkOwner, Generic[P, E]):
         self._tell_room()
 
     def _tell_room(self) -> None:
-        if not self._without_room:
-            return
         found = []
         for port_id in self._without_room:
             self.want_room(port_id)

@@ -167,10 +167,13 @@ async def _refuse(wire: Wire, connection: Connection, reason: str) -> None:
 
 
 class _Ours:
-    """Received bytes that are kept: they are our own, and the other side needs nothing back."""
+    """Received bytes that are kept: they are our own, and nothing has to be returned."""
 
-    def give_back(self) -> None: ...
-    def flush(self) -> None: ...
+    def give_back(self) -> None:
+        """Do nothing."""
+
+    def flush(self) -> None:
+        """Do nothing."""
 
 
 _OURS: Final = _Ours()

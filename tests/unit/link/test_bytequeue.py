@@ -186,7 +186,8 @@ def test_a_released_buffer_can_be_used_again_at_once() -> None:
     class Again:
         lent = 0
 
-        def give_back(self) -> None: ...
+        def give_back(self) -> None:
+            """Do nothing before the flush."""
 
         def flush(self) -> None:
             self.lent += 1

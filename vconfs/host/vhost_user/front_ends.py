@@ -56,7 +56,7 @@ async def _serve_all(device: VhostUserDevice, door: Door) -> None:
 
     async def accept() -> trio.socket.SocketType:
         await door.wait()
-        await ASIDE.room()  # asked only now: a peer that has to wait is not let in meanwhile
+        await ASIDE.room()  # after the wait for a peer: there may be no room any more
         return await door.accept()
 
     async def serve_one() -> bool:
