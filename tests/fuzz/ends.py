@@ -48,7 +48,7 @@ class PaperLink(Link):
     def room_for(self, queue: int, header_size: int) -> int:
         return 0 if self.is_full else 2 * (_BUFFER - header_size)
 
-    def capacity(self, queue: int) -> int:
+    def find_buffer(self, queue: int, wanted: int) -> int:
         return 0 if self.is_full else _BUFFER
 
     def send(
@@ -59,12 +59,13 @@ class PaperLink(Link):
         seen: Callable[[], None] | None = None,
         *,
         port_id: int | None = None,
-    ) -> None:
-        assert len(header) + len(data) <= _BUFFER
+    ) -> int:
+        data = data[: _BUFFER - len(header)]
         event = self._peer.receive(queue, memoryview(header + bytes(data)))
         assert not isinstance(event, Ignored), event
         if seen is not None:
             self._unseen.append(seen)
+        return len(data)
 
     def come(self, queue: int, buffer: bytes) -> None:
         """Let a buffer come, if the peer has one: it gets none back that is withheld."""

@@ -202,15 +202,13 @@ class RingLink(Link):
         if self._dead:
             return 0
         found = self._send[queue]
-        if found.ring.in_flight:
+        if len(found.slots) < found.buffers:
             self._reclaim(queue)
-        if len(found.slots) <= found.reserve:
+        room = found.room(header_size)
+        if not room:
             self._wait_for_slots(queue)
-        return 0 if self._dead else found.room(header_size)
-
-    @override
-    def capacity(self, queue: int) -> int:
-        return 0 if self._dead else self._send[queue].capacity
+            room = found.room(header_size)
+        return 0 if self._dead else room
 
     @override
     def find_buffer(self, queue: int, wanted: int) -> int:
@@ -237,15 +235,16 @@ class RingLink(Link):
         seen: Callable[[], None] | None = None,
         *,
         port_id: int | None = None,
-    ) -> None:
+    ) -> int:
         """The device has processed a buffer when it has used it."""
         found = self._send[queue]
-        head = found.send(header, data)
+        head, taken = found.send(header, data)
         if port_id is not None:
-            found.data[head] = port_id, len(data)
+            found.data[head] = port_id, taken
         if seen is not None:
             found.awaited[head] = seen
             found.ring.request_calls()
+        return taken
 
     @override
     def untaken(self) -> Mapping[int, int]:

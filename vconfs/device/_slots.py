@@ -95,6 +95,7 @@ class SlotQueue:
         memory[offset : self.layout.end] = bytes(self.layout.end - offset)
         self.ring = DriverQueue(memory, self.layout, base=base, event_idx=event_idx)
         self.slot_size = spec.slot_size
+        self.buffers = spec.buffers
         first = offset + spec.rings + spec.lead
         stride = spec.stride
         self.slots = [first + stride * i for i in reversed(range(spec.buffers))]
@@ -187,7 +188,8 @@ class SendQueue(SlotQueue):
 
     def room(self, header_size: int) -> int:
         """Return how many bytes of data fit in the free slots."""
-        return max(0, len(self.slots) - self.reserve) * (self.slot_size - header_size)
+        free = len(self.slots) - self.reserve
+        return free * (self.slot_size - header_size) if free > 0 else 0
 
     def reclaim(self) -> bool:
         """Take back the slots that the device has used. Return True if there were any."""
@@ -206,18 +208,23 @@ class SendQueue(SlotQueue):
     def _zero(self, slot: int, size: int) -> None:
         self.memory[slot : slot + size] = _ZEROS[:size] if size <= _ZEROS_SIZE else bytes(size)
 
-    def send(self, header: bytes, data: Buffer) -> int:
-        """Fill the next buffer; return its descriptor."""
-        size = len(header) + len(data)
+    def send(self, header: bytes, data: Buffer) -> tuple[int, int]:
+        """Fill the next buffer; return its descriptor, and how much of the data it has."""
+        taken = len(data)
+        size = len(header) + taken
         if size > self.slot_size:
-            return self._send_parts(header, memoryview(data))
+            data = memoryview(data)[: self.capacity - len(header)]
+            taken = len(data)
+            size = len(header) + taken
+            if size > self.slot_size:
+                return self._send_parts(header, data), taken
         slot = self.slots.pop()
         start = slot + len(header)
         self.memory[slot:start] = header
         self.memory[start : slot + size] = data
         head = self.ring.add(slot, size, writable=False)
         self.lent[head] = ((slot, size),)
-        return head
+        return head, taken
 
     def _send_parts(self, header: bytes, data: memoryview) -> int:
         parts = []

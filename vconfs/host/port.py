@@ -384,22 +384,22 @@ class HostPort(PortSide):
 
     def feed(self, data: memoryview, size: int | None) -> None:
         """Take `data` from the guest; `size` is that of `events.Data`."""
-        inbox = self._inbox
-        inbox.came(len(data))
+        inbox, came = self._inbox, len(data)
+        inbox.came(came)
         if self.tap is not None:
             self.tap.came(data)
         if not (self.connected or self.cache or self.spec.chardev.keeps_all):
-            self.counters.dropped += len(data)
+            self.counters.dropped += came
             return
         taken = 0
         if self.sink is not None and inbox.messages is None and not inbox.queue.size:
             taken = self.sink(data)
             inbox.delivered_bytes += taken
-        if taken < len(data) or inbox.messages is not None:
-            inbox.put(data[taken:], size)
-        if inbox.size:
-            self._arrived.unpark()
-            inbox.throttle_when_full()
+        if taken == came and inbox.messages is None:
+            return
+        inbox.put(data[taken:], size)
+        self._arrived.unpark()
+        inbox.throttle_when_full()
 
     def pump(self) -> None:
         """Send what the `source` supplies, at each of the port's turns until the guest is full."""

@@ -61,20 +61,22 @@ class _Offered:
         """Return how many bytes of data fit in these buffers."""
         return self.bytes - header_size * len(self.chains)
 
-    def fill(self, header: bytes, data: Buffer) -> int:
-        """Fill the next buffer and push it; return its head."""
+    def fill(self, header: bytes, data: Buffer) -> tuple[int, int]:
+        """Fill the next buffer and push it; return its head, and how much of the data it has."""
         chain = self.chains.popleft()
         self.bytes -= chain.writable_length
         self._parts -= chain.parts
+        data = memoryview(data)[: chain.writable_length - len(header)]
+        taken = len(data)
+        size = len(header) + taken
         first = chain.writable[0]
-        size = len(header) + len(data)
         if size <= len(first):
             first[: len(header)] = header
             first[len(header) : size] = data
         else:
             _scatter(chain.writable, header + bytes(data))
         self.ring.push(chain.head, size)
-        return chain.head
+        return chain.head, taken
 
 
 def _scatter(segments: list[memoryview], data: bytes) -> None:
@@ -207,18 +209,13 @@ class DeviceLink(Link):
         return 0 if offered is None or self._dead else offered.room(header_size)
 
     @override
-    def capacity(self, queue: int) -> int:
-        offered = self._offered.get(queue)
-        if offered is None or not offered.chains or self._dead:
-            return 0
-        return offered.chains[0].writable_length
-
-    @override
     def find_buffer(self, queue: int, wanted: int) -> int:
         offered = self._offered.get(queue)
         if offered is not None and not offered.chains:
             self._collect(queue)
-        return self.capacity(queue)
+        if offered is None or not offered.chains or self._dead:
+            return 0
+        return offered.chains[0].writable_length
 
     @override
     def want_room(self, queue: int) -> None:
@@ -234,17 +231,18 @@ class DeviceLink(Link):
         seen: Callable[[], None] | None = None,
         *,
         port_id: int | None = None,
-    ) -> None:
+    ) -> int:
         """The guest has processed a buffer when it offers it again."""
         offered = self._offered[queue]
-        head = offered.fill(header, data)
-        self._moved += len(header) + len(data)
+        head, taken = offered.fill(header, data)
+        self._moved += len(header) + taken
         if seen is not None:
             self._note_seen(queue)  # for an earlier message in this same buffer
             if self._seen:
                 call_soon(self._tell_seen, queue)
             self._awaited[queue][head] = seen
             offered.ring.watch(head)
+        return taken
 
     @override
     def receive(self, queue: int) -> memoryview | None:
@@ -261,12 +259,12 @@ class DeviceLink(Link):
             return None
         if chain is None:
             return None
-        self._effort.spend(BUFFER + chain.parts * PART + min(chain.readable_length, BUFFER_MAX))
-        if chain.readable_length > BUFFER_MAX:
-            size = chain.readable_length
+        size = chain.readable_length
+        if size > BUFFER_MAX:
             self.fail(f"queue {queue}: a buffer of {size} bytes is larger than {BUFFER_MAX}")
             return None
-        self._moved += chain.readable_length
+        self._effort.spend(BUFFER + chain.parts * PART + size)
+        self._moved += size
         self._received[queue].append(chain.head)
         if len(chain.readable) == 1:
             return chain.readable[0]

@@ -168,11 +168,14 @@ class Sender:
 
         Raise trio.WouldBlock if there is no room, or others use it first.
         """
-        queue = self._end.data_queue(port_id)
+        end = self._end
+        queue = end.data_queue(port_id)
         if self._turns.get(queue):
             self._take_turns(queue)
-        room = self._find_room(queue)
-        if not room or port_id in self._deposits:
+        if self._closed or self._backlog.get(queue) or port_id in self._deposits:
+            raise trio.WouldBlock
+        room = self._link.find_room(queue, end.header_size)
+        if not room:
             raise trio.WouldBlock
         return self._put(queue, port_id, data, room)
 
@@ -341,19 +344,14 @@ class Sender:
 
     def _put(self, queue: int, port_id: int, data: Buffer, room: int) -> int:
         link, end = self._link, self._end
-        header_size = end.header_size
-        size = min(len(data), room)
-        view = memoryview(data)
+        view = memoryview(data)[:room]
+        size = len(view)
         if self._taps and (tap := self._taps.get(port_id)) is not None:
-            tap.sent(view[:size])
-        header = end.data_header(port_id, size)
-        sent = 0
+            tap.sent(view)
+        sent = link.send(queue, end.data_header(port_id, size), view, port_id=port_id)
         while sent < size:
-            step = min(link.capacity(queue) - header_size, size - sent)
-            link.send(queue, header, view[sent : sent + step], port_id=port_id)
-            sent += step
-            if sent < size:
-                header = end.data_header(port_id, 0)
+            header = end.data_header(port_id, 0)
+            sent += link.send(queue, header, view[sent:], port_id=port_id)
         link.flush(queue)
         return size
 

@@ -27,6 +27,8 @@ class Effort:
     """The sum of one turn's work; `go_on` is called in the next turn if there was too much."""
 
     def __init__(self, go_on: Callable[[], None]) -> None:
+        #: True if the rest of the work has to wait for the next turn.
+        self.is_spent: bool = False
         self._go_on = go_on
         self._spent = 0
         self._most = _TURN
@@ -36,26 +38,26 @@ class Effort:
     def extended(self) -> Iterator[None]:
         """Allow much more work in this turn while the block runs."""
         before, self._most = self._most, _LAST_TURN
+        self.is_spent = self._spent >= self._most
         try:
             yield
         finally:
             self._most = before
-
-    @property
-    def is_spent(self) -> bool:
-        """True if the rest of the work has to wait for the next turn."""
-        return self._spent >= self._most
+            self.is_spent = self._spent >= self._most
 
     def spend(self, size: int) -> None:
         """Add work that costs as much as copying `size` bytes."""
         self._spent += size
-        if self._spent >= _NOTED and not self._noted:
+        if self._spent < _NOTED:
+            return
+        self.is_spent = self._spent >= self._most
+        if not self._noted:
             self._noted = True
             with suppress(trio.RunFinishedError):
                 trio.lowlevel.current_trio_token().run_sync_soon(self._next_turn)
 
     def _next_turn(self) -> None:
-        was_spent = self.is_spent
+        was_spent, self.is_spent = self.is_spent, False
         self._spent, self._noted = 0, False
         if was_spent:
             self._go_on()

@@ -150,7 +150,7 @@ class LinkEnd(LinkOwner, Generic[P, E]):
         """Handle the buffers that came on `queue`, as long as its port wants data."""
         if self.stopped.is_set():
             return
-        port = self._port_of(queue)
+        port = None if self.throttles else self._port_of(queue)
         if port is None or port.wants_data:
             self._take(queue, port)
         if port is not None and port.id in self._hanging_up and not self._has_more(port):
@@ -292,7 +292,7 @@ class LinkEnd(LinkOwner, Generic[P, E]):
 
     def _port_of(self, queue: int) -> P | None:
         """Return the port that has `queue` to itself, and holds it back when full, or None."""
-        port_id = None if self.throttles else self._end.port_of(queue)
+        port_id = self._end.port_of(queue)
         return None if port_id is None else self._ports.get(port_id)
 
     def _opened_by_peer(self, port: P, opened: bool) -> None:

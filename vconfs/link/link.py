@@ -90,16 +90,13 @@ class Link(ABC):
         return self.room_for(queue, header_size)
 
     @abstractmethod
-    def capacity(self, queue: int) -> int:
-        """Return the size of the next free buffer of `queue`, header included, or 0."""
-
     def find_buffer(self, queue: int, wanted: int) -> int:
-        """Return `capacity`; if it is 0, look for buffers that have become free first.
+        """Return the size of the next free buffer of `queue`, header included, or 0.
 
-        A link without buffers has one if `wanted` bytes can be sent. If there is no buffer, request
-        a call of the owner's `room` when there is.
+        Look for buffers that have become free first. A link without buffers has one if `wanted`
+        bytes can be sent. If there is no buffer, request a call of the owner's `room` when there
+        is.
         """
-        return self.capacity(queue)
 
     def want_room(self, queue: int) -> None:  # noqa: B027
         """Request a call of the owner's `room` when the next buffer can be sent.
@@ -116,12 +113,13 @@ class Link(ABC):
         seen: Callable[[], None] | None = None,
         *,
         port_id: int | None = None,
-    ) -> None:
-        """Fill the next buffer of `queue`, which is sent by the next `flush`.
+    ) -> int:
+        """Put a header, and as much of `data` as fits, into the next buffer of `queue`.
 
-        The caller has checked that `capacity` is enough. `seen` is called once the other end has
-        processed this buffer, and never from within a call by the owner. `port_id` is the port
-        whose data this is, or None if it is a control message.
+        It is sent by the next `flush`. Return how many bytes of `data` it has. The caller has
+        checked that there is a buffer, which is larger than the header. `seen` is called once the
+        other end has processed this buffer, and never from within a call by the owner. `port_id` is
+        the port whose data this is, or None if it is a control message.
         """
 
     def untaken(self) -> Mapping[int, int]:

@@ -47,7 +47,8 @@ class DriverQueue:
         self._added = 0  # avail.idx, including entries that are not published yet
         self._published = 0
         self._seen = 0  # the used.idx up to which entries were taken
-        self._wants_calls = True
+        #: True if the device is asked for interrupts.
+        self.wants_calls: bool = True
 
     @property
     def free(self) -> int:
@@ -58,11 +59,6 @@ class DriverQueue:
     def in_flight(self) -> int:
         """The number of buffers that were added and have not come back."""
         return (self._added - self._seen) & INDEX_MASK
-
-    @property
-    def wants_calls(self) -> bool:
-        """True if the device is asked for interrupts."""
-        return self._wants_calls
 
     def add(self, offset: int, length: int, *, writable: bool) -> int:
         """Offer a buffer of one descriptor. Return the number with which it comes back.
@@ -133,6 +129,8 @@ class DriverQueue:
 
         A buffer without writable parts returns 0, whatever the device says.
         """
+        if self._seen == self._used[1]:
+            return None
         used = self.pop_kept()
         if used is not None:
             self._free.append(used[0])
@@ -152,7 +150,7 @@ class DriverQueue:
             written = 0
         self._writable[head] = -1
         self._seen = (seen + 1) & INDEX_MASK
-        if self._event_idx and self._wants_calls:
+        if self._event_idx and self.wants_calls:
             self._avail[2 + self.size] = self._seen
         return head, written
 
@@ -181,7 +179,7 @@ class DriverQueue:
             writable[head] = -1
             popped.append(used)
         self._seen = (seen + len(popped)) & INDEX_MASK
-        if self._event_idx and self._wants_calls:
+        if self._event_idx and self.wants_calls:
             self._avail[2 + self.size] = self._seen
         return popped
 
@@ -214,7 +212,7 @@ class DriverQueue:
 
     def suppress_calls(self) -> None:
         """Ask for no interrupts. This is a hint: with EVENT_IDX one may come in 2**16 entries."""
-        self._wants_calls = False
+        self.wants_calls = False
         if self._event_idx:
             self._avail[2 + self.size] = (self._seen - 1) & INDEX_MASK
         else:
@@ -222,7 +220,7 @@ class DriverQueue:
 
     def request_calls(self) -> bool:
         """Ask for an interrupt at the next buffer. Return True if one has come back already."""
-        self._wants_calls = True
+        self.wants_calls = True
         if self._event_idx:
             self._avail[2 + self.size] = self._seen
         else:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import struct
 from collections import deque
 from collections.abc import Iterator
-from typing import Final
+from typing import Any, Final
 
 from vconfs.protocol.errors import RemoteProtocolError
 from vconfs.protocol.events import Buffer
@@ -50,7 +51,6 @@ class Input:
             return None
         if not size:
             return memoryview(b"")
-        self._size -= size
         first, start, end = self._pieces[0], self._at, self._at + size
         if end > len(first):
             return memoryview(b"".join(self._cut(size)))
@@ -58,6 +58,16 @@ class Input:
         if isinstance(first, bytes):
             return memoryview(first)[start:end]
         return memoryview(bytes(first[start:end]))  # a copy, because the piece may grow
+
+    def unpack(self, fields: struct.Struct) -> tuple[Any, ...] | None:
+        """Take the next fields, or return None if not all of them have come."""
+        if fields.size > self._size:
+            return None
+        first, start, end = self._pieces[0], self._at, self._at + fields.size
+        if end > len(first):
+            return fields.unpack(b"".join(self._cut(fields.size)))
+        self._advance(end)
+        return fields.unpack_from(first, start)
 
     def _cut(self, size: int) -> Iterator[Buffer]:
         """Take `size` bytes in pieces. There must be as many."""
@@ -85,6 +95,7 @@ class Input:
         self._at = self._size = 0
 
     def _advance(self, at: int) -> None:
+        self._size -= at - self._at
         if at == len(self._pieces[0]):
             self._pieces.popleft()
             at = 0

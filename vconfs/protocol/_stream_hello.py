@@ -63,7 +63,8 @@ class Greeting:
         self.peer: Hello | None = None
         self._hunt = Hunt(noise_max)
         self._head: tuple[int, int, int, int, int, int] | None = None
-        self._both_spoke = False  # True while the peer's answer may still come
+        #: True while the peer's answer may still come: it comes before any frame.
+        self.may_answer = False
         #: True if a part of the peer's answer has come.
         self.hearing_answer = False
 
@@ -120,7 +121,7 @@ class Greeting:
         if heard is None:
             return None
         self.peer, answers = heard
-        self._answer_due = self._both_spoke = self.said and not answers
+        self._answer_due = self.may_answer = self.said and not answers
         return self.peer
 
     def hear_again(self) -> None:
@@ -128,9 +129,9 @@ class Greeting:
 
         Raise PeerRestarted if no answer can come.
         """
-        if not self._both_spoke:
+        if not self.may_answer:
             raise PeerRestarted
-        self._both_spoke = False
+        self.may_answer = False
         self.hearing_answer = True
         self._hunt, self._head = Hunt(0), None
 
@@ -138,10 +139,6 @@ class Greeting:
         """Take the answer that has begun. Return True if it has come completely."""
         self.hearing_answer = self._next(source) is None
         return not self.hearing_answer
-
-    def hear_frame(self) -> None:
-        """Take note that a frame has come, so that no answer can come any more."""
-        self._both_spoke = False
 
     @property
     def begun(self) -> bool:

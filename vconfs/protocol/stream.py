@@ -63,6 +63,8 @@ Any other hello where a frame should be raises `PeerRestarted`: the peer has to 
 
 from __future__ import annotations
 
+from typing import Final
+
 from vconfs.protocol._input import MAGIC, Input
 from vconfs.protocol._stream_frames import (
     BYE,
@@ -130,6 +132,10 @@ __all__ = [
 ]
 
 
+#: The start of a hello, read as the header of a frame.
+_MAGIC_HEADER: Final = HEADER.unpack_from(MAGIC)
+
+
 class Connection:
     """One end of a stream.
 
@@ -151,9 +157,15 @@ class Connection:
         self._handed_on = 0  # those of them that are acknowledged
         self._seen = 0  # watched frames that are acknowledged, but not counted back yet
         # Sent frames.
+        #: The number of bytes, headers included, that can be sent now; UNLIMITED if no window.
+        self.free: int = 0
+        #: The largest payload that the peer's window allows, if its hello has come.
+        self.max_payload: int = PAYLOAD_MAX
+        self._peer_window = 0
         self._under_way = 0
         self._unseen = 0  # watched frames that the peer has not counted back
-        self._named = False  # True once the guest's name was sent or received
+        self._named = False  # True once our name was sent
+        self._name_due = False  # True while the guest's name has to come before other frames
         self._left = False
 
     # Receiving
@@ -180,7 +192,7 @@ class Connection:
             return None
         try:
             greeted = self._greeting.peer is not None
-            event = self._next_frame() if greeted else self._greeting.hear(self._input)
+            event = self._next_frame() if greeted else self._hear()
         except RemoteProtocolError as error:
             self._ended = error
             raise
@@ -189,6 +201,11 @@ class Connection:
         if isinstance(event, Closed):
             self._ended = event
         return event
+
+    @property
+    def awaits_more(self) -> bool:
+        """True if a frame has begun, and what has come does not complete it."""
+        return self._header is not None and len(self._input) < self._header[0]
 
     @property
     def features(self) -> int:
@@ -219,7 +236,9 @@ class Connection:
 
     def hello(self, features: int, config: bytes = b"") -> bytes:
         """Return our hello, with the features that we can use and the config space (host end)."""
-        return self._greeting.say(features, config)
+        hello = self._greeting.say(features, config)
+        self._begin_frames()
+        return hello
 
     def answer(self) -> bytes:
         """Return our hello once more if the peer, whose hello has come, may have missed it.
@@ -227,22 +246,6 @@ class Connection:
         Send it before any frame. It is empty if the peer certainly has our hello.
         """
         return self._greeting.answer()
-
-    @property
-    def max_payload(self) -> int:
-        """The largest payload that the peer's window allows, if its hello has come."""
-        peer = self._greeting.peer
-        if peer is None or not peer.window:
-            return PAYLOAD_MAX
-        return min(PAYLOAD_MAX, peer.window // 2 - HEADER.size)
-
-    @property
-    def free(self) -> int:
-        """The number of bytes, headers included, that can be sent now; UNLIMITED if no window."""
-        peer = self._greeting.peer
-        if peer is None or not self._greeting.said or self._left:
-            return 0
-        return peer.window - self._under_way if peer.window else UNLIMITED
 
     @property
     def room(self) -> int:
@@ -289,31 +292,55 @@ class Connection:
         if not self._greeting.said or self._left:
             return b""
         self._left = True
+        self.free = 0
         text = reason.encode(errors="replace")[:BYE_MAX]
         return HEADER.pack(len(text), BYE) + text
 
     def _counted_header(self, queue: int, size: int) -> bytes:
         if not 0 <= size <= self.max_payload or HEADER.size + size > self.free:
             raise LocalProtocolError(f"no room for {size} bytes on queue {queue}")
-        self._under_way += HEADER.size + size
+        self._move(HEADER.size + size)
         return HEADER.pack(size, queue)
 
+    def _move(self, size: int) -> None:
+        """Take note that `size` more bytes are under way, if the peer has granted a window."""
+        if self._peer_window:
+            self._under_way += size
+            if not self._left:
+                self.free = self._peer_window - self._under_way
+
     # Received frames
+
+    def _hear(self) -> Hello | None:
+        hello = self._greeting.hear(self._input)
+        self._begin_frames()
+        return hello
+
+    def _begin_frames(self) -> None:
+        """Allow frames if both ends have said hello."""
+        greeting = self._greeting
+        if greeting.peer is None or not greeting.said:
+            return
+        self._peer_window = window = greeting.peer.window
+        self.free = window or UNLIMITED
+        if window:
+            self.max_payload = min(PAYLOAD_MAX, window // 2 - HEADER.size)
+        self._name_due = self.role is Role.HOST and bool(self.features & NAMES)
 
     def _next_frame(self) -> Event | None:
         greeting = self._greeting
         if greeting.hearing_answer and not greeting.hear_answer(self._input):
             return None
         if self._header is None:
-            head = self._input.take(HEADER.size)
-            if head is None:
+            header = self._input.unpack(HEADER)
+            if header is None:
                 return None
-            size, queue = HEADER.unpack(head)
-            if head == MAGIC[: HEADER.size]:
-                self._input.put_back(bytes(head))
+            if header == _MAGIC_HEADER:
+                self._input.put_back(MAGIC[: HEADER.size])
                 greeting.hear_again()
                 return self._next_frame()
-            greeting.hear_frame()
+            greeting.may_answer = False
+            size, queue = header
             self._check_header(size, queue)
             self._header = size, queue
         size, queue = self._header
@@ -325,11 +352,10 @@ class Connection:
 
     def _check_header(self, size: int, queue: int) -> None:
         """Raise RemoteProtocolError for a bad frame, before any of its payload is kept."""
+        guest = self.role is Role.GUEST
         if not self._greeting.said:
             raise RemoteProtocolError(f"a frame on queue {queue} before our hello")
-        guest = self.role is Role.GUEST
-        name_due = not guest and bool(self.features & NAMES) and not self._named
-        if name_due and queue not in (NAME, CREDIT, BYE):
+        if self._name_due and queue not in (NAME, CREDIT, BYE):
             raise RemoteProtocolError(f"a frame on queue {queue} before the guest's name")
         if queue & ~WATCHED == (INPUT if guest else OUTPUT):
             if size > PAYLOAD_MAX:
@@ -345,10 +371,10 @@ class Connection:
                 raise RemoteProtocolError(
                     f"a config space of {size} bytes, not {known} as in the hello"
                 )
-        elif queue == NAME and name_due:
+        elif queue == NAME and self._name_due:
             if size > NAME_MAX:
                 raise RemoteProtocolError(f"a NAME of {size} bytes is larger than {NAME_MAX}")
-            self._named = True
+            self._name_due = False
         elif queue == BYE:
             if size > BYE_MAX:
                 raise RemoteProtocolError(f"a BYE of {size} bytes is larger than {BYE_MAX}")
@@ -375,15 +401,14 @@ class Connection:
         return self._credited(*CREDITED.unpack(payload))
 
     def _credited(self, size: int, seen: int) -> CreditReceived:
-        window = self._greeting.peer.window if self._greeting.peer else 0
-        if size and (not window or size > self._under_way):
+        if size > self._under_way:
             raise RemoteProtocolError(
                 f"{size} bytes were acknowledged, but {self._under_way} are under way "
-                f"in a window of {window}"
+                f"in a window of {self._peer_window}"
             )
         if seen > self._unseen:
             raise RemoteProtocolError(f"{seen} frames were seen, but {self._unseen} are watched")
-        self._under_way -= size
+        self._move(-size)
         self._unseen -= seen
         return CreditReceived(size, seen)
 

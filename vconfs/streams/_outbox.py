@@ -13,7 +13,7 @@ from collections.abc import Callable
 from itertools import chain, islice
 from typing import Final
 
-from attrs import define, frozen
+from attrs import define
 
 from vconfs.protocol.events import Buffer
 from vconfs.streams._tail import Tail
@@ -24,24 +24,24 @@ _FRAMES_MAX: Final = 256
 _LARGE: Final = 1 << 14
 
 
-@frozen
 class OutgoingFrame:
-    """A frame to send: its bytes in two parts, its port or None, and True if it is urgent."""
+    """A frame to send: its bytes in two parts, its port or None, and True if it is urgent.
 
-    head: bytes
-    data: Buffer = b""
-    port: int | None = None
-    urgent: bool = False
+    `size` is the number of its bytes, and `port_data` that of its port's data: 0 if it is urgent.
+    """
 
-    @property
-    def size(self) -> int:
-        """The number of bytes."""
-        return len(self.head) + len(self.data)
+    __slots__ = ("data", "head", "port", "port_data", "size", "urgent")
 
-    @property
-    def port_data(self) -> int:
-        """The number of bytes of its port's data; 0 for a control message."""
-        return 0 if self.urgent else len(self.data)
+    def __init__(
+        self, head: bytes, data: Buffer = b"", port: int | None = None, *, urgent: bool = False
+    ) -> None:
+        self.head = head
+        self.data = data
+        self.port = port
+        self.urgent = urgent
+        size = len(data)
+        self.size: int = len(head) + size
+        self.port_data: int = 0 if urgent else size
 
 
 @define

@@ -10,8 +10,8 @@ from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final
 
-#: Remembered frames are checked when they have this many bytes, and twice what was unread then.
-_SIZE: Final = 1 << 16
+#: Remembered frames are checked when there are this many, and twice as many as were unread then.
+_FRAMES: Final = 256
 
 
 class Tail:
@@ -22,13 +22,13 @@ class Tail:
         #: Size of the whole frame, its port or None, and how many bytes of the port's data it has.
         self._frames: deque[tuple[int, int | None, int]] = deque()
         self._size = 0
-        self._check_at = _SIZE
+        self._check_at = _FRAMES
 
     def sent(self, size: int, port: int | None, data: int) -> None:
         """Add a frame that the stream has taken completely."""
         self._frames.append((size, port, data))
         self._size += size
-        if self._size >= self._check_at:
+        if len(self._frames) >= self._check_at:
             self._forget_read()
 
     def last(self, size: int, *, whole: bool = True) -> Counter[int]:
@@ -50,4 +50,4 @@ class Tail:
         unread = self._unread()
         while self._frames and self._size - self._frames[0][0] >= unread:
             self._size -= self._frames.popleft()[0]
-        self._check_at = max(_SIZE, 2 * self._size)
+        self._check_at = max(_FRAMES, 2 * len(self._frames))

@@ -140,6 +140,7 @@ async def _hear(wire: Wire, connection: Connection) -> Event:
     """Return the peer's next event; raise VconfsError if it leaves."""
     while (event := connection.next_event()) is None:
         if data := await wire.receive():
+            wire.heard_at = trio.current_time()
             connection.feed(data)
         else:
             connection.feed_eof()
@@ -247,10 +248,6 @@ class StreamLink(Link):
         return room
 
     @override
-    def capacity(self, queue: int) -> int:
-        return self._payload if self._has_room(_RESERVE, 0) else 0
-
-    @override
     def find_buffer(self, queue: int, wanted: int) -> int:
         if self._has_room(_RESERVE, 0, wanted):
             return self._payload
@@ -270,13 +267,15 @@ class StreamLink(Link):
         seen: Callable[[], None] | None = None,
         *,
         port_id: int | None = None,
-    ) -> None:
-        size = len(header) + len(data)
-        head = self._connection.frame_header(queue, size, watched=seen is not None)
+    ) -> int:
+        data = memoryview(data)[: self._payload - len(header)]
+        taken = len(data)
+        head = self._connection.frame_header(queue, len(header) + taken, watched=seen is not None)
         if seen is not None:
             self._awaited.append(seen)
-        port, urgent = v8.addressee(header)
-        self._fresh.append(OutgoingFrame(head + header, data, port, urgent))
+        port, urgent = v8.addressee(header) if port_id is None else (port_id, False)
+        self._fresh.append(OutgoingFrame(head + header, data, port, urgent=urgent))
+        return taken
 
     @override
     def untaken(self) -> Mapping[int, int]:
@@ -301,11 +300,13 @@ class StreamLink(Link):
             return
         sent = 0 if self._outbox.size else self._write([p for f in fresh for p in (f.head, f.data)])
         for frame in fresh:
-            if sent < frame.size:
+            size = frame.size
+            if sent < size:
                 self._outbox.put(frame, sent)
+                sent = 0
             else:
                 self._outbox.passed(frame)
-            sent = max(0, sent - frame.size)
+                sent -= size
         if self._outbox.size or self._room_wanted:
             self._sent.set()
 
@@ -389,6 +390,8 @@ class StreamLink(Link):
                 if data := await self._wire.receive():
                     self._reads += 1
                     self._connection.feed(data)
+                    if self._connection.awaits_more:
+                        continue
                 else:
                     self._at_end = True
                     self._connection.feed_eof()

@@ -49,7 +49,7 @@ class Wire:
         self._has_waited = False  # since the last read
         #: Until when an emptied stream is read again before we wait: see `BusyPolling`.
         self._look_until = 0.0
-        #: When bytes came last; None if none have come yet.
+        #: When bytes of the peer's hello came last; None if none have come yet.
         self.heard_at: float | None = None
         mode = os.fstat(writer).st_mode
         self._bytes_unread = bytes_to_read if stat.S_ISFIFO(mode) else bytes_to_send
@@ -72,7 +72,6 @@ class Wire:
             if self._has_waited:
                 self._has_waited = False
                 self._look_until = SHARED.deadline(self, len(data))
-            self.heard_at = trio.current_time()
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data

@@ -73,7 +73,7 @@ frames = st.builds(
     st.binary(min_size=1, max_size=3),
     st.binary(max_size=5),
     st.none() | st.integers(0, 3),
-    st.booleans(),
+    urgent=st.booleans(),
 )
 
 
@@ -84,7 +84,9 @@ def test_no_frame_is_torn_lost_or_overtaken_by_one_of_its_port(
     outbox, out, put = Outbox(), b"", list[OutgoingFrame]()
     for step in steps:
         if isinstance(step, OutgoingFrame):
-            tagged = OutgoingFrame(bytes([len(put)]) + step.head, step.data, step.port, step.urgent)
+            tagged = OutgoingFrame(
+                bytes([len(put)]) + step.head, step.data, step.port, urgent=step.urgent
+            )
             outbox.put(tagged)
             put.append(tagged)
         else:
