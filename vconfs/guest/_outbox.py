@@ -45,10 +45,11 @@ class Outbox:
 
     def write_nowait(self, data: Buffer, *, nonblock: bool) -> int:
         """Send as much of `data` as fits now, as `Port.write_nowait` describes."""
-        line = self._check_writable(nonblock=nonblock)
+        at = self._at
+        may_send = at.state.sends and not at.mount_end.begun
+        line = at.way_out if may_send else self._check_writable(nonblock=nonblock)
         if line is None or self.turn.locked():
             raise trio.WouldBlock
-        at = self._at
         try:
             sent = line.send_nowait(at.id, data)
         except trio.WouldBlock:

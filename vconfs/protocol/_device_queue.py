@@ -132,7 +132,12 @@ class DeviceQueue:
             raise RemoteProtocolError(f"avail head {head} in a queue of {self.size}")
         if self._writable[head] >= 0:
             raise RemoteProtocolError(f"avail head {head} is in flight already")
-        chain = self._read_chain(head)
+        chain = Chain(head)
+        address, length, flags, _ = DESC.unpack_from(self._desc, 16 * head)
+        if flags & (DESC_INDIRECT | DESC_NEXT):
+            self._read_parts(chain, address, length, flags)
+        else:
+            self._append(chain, address, length, flags)
         self._writable[head] = chain.writable_length
         self._taken += 1
         self._next = (self._next + 1) & INDEX_MASK
@@ -142,18 +147,14 @@ class DeviceQueue:
             self._used[2 + 4 * self.size] = index
         return chain
 
-    def _read_chain(self, head: int) -> Chain:
-        chain = Chain(head)
-        address, length, flags, _ = DESC.unpack_from(self._desc, 16 * head)
-        if flags & DESC_INDIRECT:
-            if flags & DESC_NEXT:
-                raise RemoteProtocolError(f"descriptor {head} is INDIRECT and has NEXT")
-            self._walk(chain, *self._indirect_table(address, length))
+    def _read_parts(self, chain: Chain, address: int, length: int, flags: int) -> None:
+        """Read a chain whose first descriptor is not all of it."""
+        if not flags & DESC_INDIRECT:
+            self._walk(chain, self._desc, self.size, chain.head)
         elif flags & DESC_NEXT:
-            self._walk(chain, self._desc, self.size, head)
+            raise RemoteProtocolError(f"descriptor {chain.head} is INDIRECT and has NEXT")
         else:
-            self._append(chain, address, length, flags)
-        return chain
+            self._walk(chain, *self._indirect_table(address, length))
 
     def _indirect_table(self, address: int, length: int) -> tuple[memoryview, int, int]:
         count, rest = divmod(length, 16)

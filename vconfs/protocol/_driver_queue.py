@@ -138,10 +138,11 @@ class DriverQueue:
 
     def pop_kept(self) -> tuple[int, int] | None:
         """Like `pop_used`, but keep the descriptor, which is for `offer`."""
-        seen = self._seen
-        if seen == self._used[1]:
+        seen, index = self._seen, self._used[1]
+        if seen == index:
             return None
-        self._count_used()
+        if (index - seen) & INDEX_MASK > (self._published - seen) & INDEX_MASK:
+            raise self._jumped(index)
         entry = 2 * (seen & self._mask)
         head, written = self._used_entries[entry], self._used_entries[entry + 1]
         if head > self._mask or written > self._writable[head]:
@@ -186,12 +187,16 @@ class DriverQueue:
     def _count_used(self) -> int:
         index, seen = self._used[1], self._seen
         count = (index - seen) & INDEX_MASK
-        shown = (self._published - seen) & INDEX_MASK
-        if count > shown:
-            raise RemoteProtocolError(
-                f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
-            )
+        if count > (self._published - seen) & INDEX_MASK:
+            raise self._jumped(index)
         return count
+
+    def _jumped(self, index: int) -> RemoteProtocolError:
+        seen = self._seen
+        shown = (self._published - seen) & INDEX_MASK
+        return RemoteProtocolError(
+            f"used.idx jumped from {seen} to {index} with {shown} buffers in flight"
+        )
 
     def _is_read_only(self, head: int) -> bool:
         """True if the buffer is in flight and has nothing that the device may write."""
