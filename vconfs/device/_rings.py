@@ -27,7 +27,7 @@ import trio
 from attrs import define
 
 from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
-from vconfs.link.busy_polling import SHARED
+from vconfs.link.busy_polling import PATIENCE, SHARED, Looks
 from vconfs.link.byte_queue import Lent
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -41,8 +41,6 @@ _SMALL = 1 << 14
 #: How many queues with used buffers are handled in one turn of the event loop. A queue of a port
 #: may hold a MiB.
 _INTERRUPTS: Final = 32
-#: The most calls of `look_again` that do nothing after one in vain.
-_SKIPS_MAX: Final = 64
 
 
 def _kick_nothing(queue: int) -> None:
@@ -93,8 +91,8 @@ class RingLink(Link):
         self._write_config = write_config
         self._device_beside = device_beside
         self._came = 0  # bytes received since `look_again`, headers included
-        #: How many calls of `look_again` do nothing now, and after the next one in vain.
-        self._skips, self._skips_next = 0, 1
+        #: Tests replace it.
+        self.looks: Looks = Looks(SHARED, PATIENCE)
         self._dead = False
         self._closed = False
         self._failing = False
@@ -279,30 +277,21 @@ class RingLink(Link):
 
     @override
     def look_again(self, queue: int) -> bool:
-        """Look for as long as the device is busy, and request no interrupts meanwhile.
-
-        A device that sends only now and then is busy for a moment each time. So after a look in
-        vain some are skipped, twice as many each time.
-        """
+        """Look for as long as the device is busy, and request no interrupts meanwhile."""
         came, self._came = self._came, 0
         if self._dead or not self._device_beside or queue not in self._receive:
             return False
-        deadline = SHARED.deadline(self, came)
-        if not deadline:
-            return False
-        if self._skips:
-            self._skips -= 1
+        if not self.looks.begin(came):
             return False
         ring = self._receive[queue].ring
         ring.suppress_calls()
-        while not (found := ring.has_used()) and SHARED.goes_on(deadline):
+        while not ring.has_used() and self.looks.again(found=False):
             pass
-        if ring.request_calls() or found:
-            self._skips_next = 1
-            self.interrupt(queue)
-            return True
-        self._skips, self._skips_next = self._skips_next, min(2 * self._skips_next, _SKIPS_MAX)
-        return False
+        if not ring.request_calls():
+            return False
+        self.looks.found()
+        self.interrupt(queue)
+        return True
 
     @override
     def receive_many(self, queue: int, size: int) -> Sequence[memoryview]:

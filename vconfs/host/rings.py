@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Final
 
-from vconfs.link.busy_polling import SHARED
+from vconfs.link.busy_polling import PATIENCE, SHARED, Looks
 from vconfs.link.effort import BUFFER, PART, Effort
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -119,6 +119,8 @@ class DeviceLink(Link):
         self._seen: list[Callable[[], None]] = []  # what to call now
         self._effort = Effort(self._go_on)
         self._moved = 0  # bytes sent and received, headers included
+        #: Tests replace it.
+        self.looks: Looks = Looks(SHARED, PATIENCE)
         #: Queues to look at in the next turn; first those that got nothing of this turn.
         self._put_off: dict[int, None] = {}
         for number, ring in queues.items():
@@ -170,14 +172,14 @@ class DeviceLink(Link):
             self.owner.room(queue)
 
     def kicked_all(self, queues: Sequence[int]) -> None:
-        """Look at several queues, and again while data moves: see `BusyPolling`."""
+        """Look at several queues, and again while the guest is busy: see `Looks`."""
         sending = [queue for queue in queues if queue % 2 and queue in self._queues]
         for queue in sending:
             self._queues[queue].suppress_kicks()
-        deadline = SHARED.deadline(self, self._move(queues))
-        while deadline and SHARED.goes_on(deadline):
-            if not self._move([queue for queue in queues if self.arrived(queue)]):
-                break
+        moved = self._move(queues)
+        self.looks.begin(moved)
+        while self.looks.again(found=moved > 0):
+            moved = self._move([queue for queue in queues if self.arrived(queue)])
         for queue in sending:
             if queue in self._queues and self._queues[queue].request_kicks():
                 self.kicked(queue)  # a buffer came before we asked for kicks

@@ -7,7 +7,8 @@ meanwhile.
 
 The event loop is away during that time. So only a few peers of a process are looked at in this way,
 for a short time each. If another program keeps the CPU, a yield delays us more than a notification
-would, and for a while there are no more of them.
+would, and for a while there are no more of them. A peer that sends only now and then is busy for a
+moment each time. So after looks in vain some are skipped, twice as many each time.
 """
 
 from __future__ import annotations
@@ -28,10 +29,17 @@ _MOST: Final = 0.001
 #: A yield of more seconds than this went to another program; then there is none for the pause.
 _TAKEN: Final = 0.002
 _PAUSE: Final = 0.05
+#: Seconds of the CPU's time for looks in vain at a peer. It may be making its next buffer.
+PATIENCE: Final = 75e-6
+#: A yield of more seconds than this has switched to another program, which costs this much time.
+_SWITCHED: Final = 3e-6
+_SWITCHES: Final = 5e-6
+#: How often a busy peer is not looked at again, at most, after looks in vain.
+_SKIPS_MAX: Final = 64
 
 
 class BusyPolling:
-    """The decision whether to look again at one of the peers of this process.
+    """What the looks at all peers of this process share.
 
     Tests set the clock, and the call that lets other programs run.
     """
@@ -41,34 +49,90 @@ class BusyPolling:
         now: Callable[[], float] = time.perf_counter,
         let_others_run: Callable[[], None] = os.sched_yield,
     ) -> None:
-        self._now = now
+        self.now = now
         self._let_others_run = let_others_run
         self._busy: dict[int, float] = {}  # when each peer was busy last, in this order
         self._not_before = 0.0
 
-    def deadline(self, peer: object, moved: int) -> float:
-        """Return until when to look at a peer again, after `moved` bytes moved; 0 for not at all.
-
-        It is for `goes_on`, which is called before each further look.
-        """
-        if moved < _BUSY:
-            return 0
-        now, busy = self._now(), self._busy
+    def deadline(self, peer: object) -> float:
+        """Return until when to look at a busy peer again; 0 for not at all."""
+        now, busy = self.now(), self._busy
         busy.pop(id(peer), None)
         while busy and next(iter(busy.values())) < now - _FORGOTTEN:
             del busy[next(iter(busy))]
         busy[id(peer)] = now
         return now + _MOST if len(busy) <= _PEERS_MAX and now >= self._not_before else 0
 
-    def goes_on(self, deadline: float) -> bool:
-        """Let other programs run. Return False, without that, if the deadline has passed."""
-        before = self._now()
-        if before >= deadline:
-            return False
+    def let_others_run(self, before: float) -> float:
+        """Yield the CPU, from the time `before` on; return the time afterwards."""
         self._let_others_run()
-        now = self._now()
+        now = self.now()
         if now - before > _TAKEN:
             self._not_before = now + _PAUSE
+        return now
+
+
+class Looks:
+    """The decision whether to look again at one peer.
+
+    Call `begin` when something has moved. Call `again` before each further look, until it returns
+    False or you have found enough. Looks in vain end when they have cost `patience` seconds,
+    without the time of other programs; with 0, after the first.
+    """
+
+    def __init__(self, polling: BusyPolling, patience: float = 0.0) -> None:
+        self.patience = patience
+        self._polling = polling
+        self._deadline = 0.0  # 0 if no looks have begun
+        self._is_first = False  # True if there was no look since `begin`
+        self._left = 0.0  # seconds of the patience
+        self._resumed = 0.0  # when other programs had run last
+        self._in_vain = False  # True if the last looks have found nothing
+        #: How often `begin` does nothing now, and after the next looks in vain.
+        self._skips, self._skips_next = 0, 1
+
+    def begin(self, moved: int) -> bool:
+        """Return True if it is worth looking again at the peer, now that `moved` bytes moved."""
+        self._deadline = 0.0
+        if moved < _BUSY:
+            return False
+        if self._in_vain:
+            self._in_vain = False
+            self._skips, self._skips_next = self._skips_next, min(2 * self._skips_next, _SKIPS_MAX)
+        deadline = self._polling.deadline(self)
+        if self._skips or not deadline:
+            self._skips = max(0, self._skips - 1)
+            return False
+        self._deadline, self._left = deadline, self.patience
+        self._is_first = self._in_vain = True
+        return True
+
+    def found(self) -> None:
+        """Take note that the last look has found something."""
+        self._in_vain = False
+        self._skips_next = 1
+
+    def again(self, *, found: bool) -> bool:
+        """Let other programs run. Return False, without that, if it is time for other tasks.
+
+        `found` says whether the last look has found something.
+        """
+        if not self._deadline:
+            return False
+        before = self._polling.now()
+        if self._is_first:
+            self._is_first = False
+        elif found:
+            self.found()
+            self._left = self.patience
+        else:
+            self._left -= before - self._resumed
+        if before >= self._deadline or self._left < 0:
+            self._deadline = 0.0
+            return False
+        self._resumed = self._polling.let_others_run(before)
+        if self._resumed - before > _SWITCHED:
+            self._left -= _SWITCHES
         return True
 
 

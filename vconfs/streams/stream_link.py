@@ -19,6 +19,7 @@ import trio
 from attrs import evolve, frozen
 
 from vconfs.errors import VconfsError
+from vconfs.link.busy_polling import PATIENCE
 from vconfs.link.byte_queue import Lent
 from vconfs.link.draining import drain
 from vconfs.link.link import Link, call_soon, leave_soon
@@ -204,6 +205,9 @@ class StreamLink(Link):
     def __init__(self, wire: Wire, connection: Connection, hello: Hello, window: int) -> None:
         self.features: int = connection.features & ~NAMES
         self.in_flight = window
+        if connection.role is Role.HOST:
+            # Not on a guest end: programs wait for it meanwhile, whose requests it has to serve.
+            wire.looks.patience = PATIENCE
         self._wire = wire
         self._connection = connection
         self._config = hello.config

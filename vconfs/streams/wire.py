@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from vconfs.link.busy_polling import SHARED
+from vconfs.link.busy_polling import SHARED, Looks
 from vconfs.overrides import override
 from vconfs.protocol.events import Buffer
 from vconfs.system.queue_sizes import bytes_to_read, bytes_to_send
@@ -47,8 +47,9 @@ class Wire:
         self._read = read
         self._reads = _TURN  # how many are left before we wait
         self._has_waited = False  # since the last read
-        #: Until when an emptied stream is read again before we wait: see `BusyPolling`.
-        self._look_until = 0.0
+        #: An emptied stream is read again before we wait. Tests replace this.
+        self.looks: Looks = Looks(SHARED)
+        self._found = False  # True if the last read has found something
         #: When bytes of the peer's hello came last; None if none have come yet.
         self.heard_at: float | None = None
         mode = os.fstat(writer).st_mode
@@ -61,17 +62,18 @@ class Wire:
         Raise OSError if the stream broke.
         """
         while True:
-            if not self._reads and not SHARED.goes_on(self._look_until):
+            if not self._reads and not self.looks.again(found=self._found):
                 await self._wait_readable()
             try:
                 data = self._read(self._reader, _READ_SIZE)
             except BlockingIOError:
                 self._reads = 0
-                self._look_until = 0.0
+                self._found = False
                 continue
+            self._found = True
             if self._has_waited:
                 self._has_waited = False
-                self._look_until = SHARED.deadline(self, len(data))
+                self.looks.begin(len(data))
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data

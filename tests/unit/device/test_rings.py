@@ -10,13 +10,12 @@ import pytest
 import trio
 import trio.testing
 
-from vconfs.device import _rings
 from vconfs.device._device_memory import DeviceMemory, Run
 from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
-from vconfs.link.busy_polling import BusyPolling
+from vconfs.link.busy_polling import PATIENCE, BusyPolling, Looks
 from vconfs.link.byte_queue import Lent
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -400,9 +399,7 @@ def test_a_kept_buffer_stays_as_it_is_while_others_come_and_go() -> None:
 
 
 @pytest.mark.parametrize("event_idx", [False, True])
-def test_a_busy_device_is_looked_at_again_without_an_interrupt(
-    event_idx: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_busy_device_is_looked_at_again_without_an_interrupt(event_idx: bool) -> None:
     ends = Ends(event_idx=event_idx, beside=True)
     ends.link.start()
     waits = 0
@@ -413,7 +410,7 @@ def test_a_busy_device_is_looked_at_again_without_an_interrupt(
         if waits == 3:
             ends.use(0)
 
-    monkeypatch.setattr(_rings, "SHARED", BusyPolling(let_others_run=let_the_device_run))
+    ends.link.looks = Looks(BusyPolling(let_others_run=let_the_device_run), PATIENCE)
     assert not ends.link.look_again(0)  # nothing has come before
     assert waits == 0
     receive_much(ends)
@@ -427,9 +424,7 @@ def test_a_busy_device_is_looked_at_again_without_an_interrupt(
     assert ends.interrupts == before + 1
 
 
-def test_a_device_that_is_not_busy_any_more_is_not_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_that_is_not_busy_any_more_is_not_waited_for() -> None:
     ends, now = Ends(beside=True), 0.0
     ends.link.start()
 
@@ -437,7 +432,7 @@ def test_a_device_that_is_not_busy_any_more_is_not_waited_for(
         nonlocal now
         now += 1e-4
 
-    monkeypatch.setattr(_rings, "SHARED", BusyPolling(lambda: now, wait))
+    ends.link.looks = Looks(BusyPolling(lambda: now, wait), PATIENCE)
     receive_much(ends)
     assert not ends.link.look_again(0)
     assert now == pytest.approx(0.001, abs=2e-4)
@@ -447,9 +442,7 @@ def test_a_device_that_is_not_busy_any_more_is_not_waited_for(
     assert not ends.link.look_again(9)
 
 
-def test_a_device_that_sends_now_and_then_is_rarely_waited_for(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_device_that_sends_now_and_then_is_rarely_waited_for() -> None:
     ends, now, looks = Ends(beside=True), 0.0, 0
     ends.link.start()
 
@@ -458,7 +451,7 @@ def test_a_device_that_sends_now_and_then_is_rarely_waited_for(
         now += 1.0
         looks += 1
 
-    monkeypatch.setattr(_rings, "SHARED", BusyPolling(lambda: now, wait))
+    ends.link.looks = Looks(BusyPolling(lambda: now, wait), PATIENCE)
     for _ in range(1000):
         now += 1.0
         receive_much(ends)

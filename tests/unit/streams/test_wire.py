@@ -8,8 +8,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from vconfs.link.busy_polling import BusyPolling
-from vconfs.streams import wire
+from vconfs.link.busy_polling import BusyPolling, Looks
 from vconfs.streams.wire import Wire
 
 MUCH = bytes(4096)
@@ -23,7 +22,7 @@ def ends() -> Iterator[tuple[Wire, socket.socket]]:
 
 
 async def test_a_peer_that_keeps_sending_is_read_without_waiting(
-    ends: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch
+    ends: tuple[Wire, socket.socket],
 ) -> None:
     ours, theirs = ends
     left = 5
@@ -34,7 +33,7 @@ async def test_a_peer_that_keeps_sending_is_read_without_waiting(
             theirs.send(MUCH)
             left -= 1
 
-    monkeypatch.setattr(wire, "SHARED", BusyPolling(let_others_run=let_the_peer_run))
+    ours.looks = Looks(BusyPolling(let_others_run=let_the_peer_run))
     theirs.send(MUCH)
     turns = 0
 
@@ -56,9 +55,7 @@ async def test_a_peer_that_keeps_sending_is_read_without_waiting(
         nursery.cancel_scope.cancel()
 
 
-async def test_a_peer_that_pauses_is_waited_for(
-    ends: tuple[Wire, socket.socket], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_peer_that_pauses_is_waited_for(ends: tuple[Wire, socket.socket]) -> None:
     ours, theirs = ends
     yields = 0
 
@@ -66,7 +63,7 @@ async def test_a_peer_that_pauses_is_waited_for(
         nonlocal yields
         yields += 1
 
-    monkeypatch.setattr(wire, "SHARED", BusyPolling(let_others_run=nothing_comes))
+    ours.looks = Looks(BusyPolling(let_others_run=nothing_comes))
     for _ in range(2):
         theirs.send(MUCH)
         assert await ours.receive() == MUCH
