@@ -164,6 +164,19 @@ class GuestPeer(PortSide):
         self._told += 1
 
     @override
+    async def wait_for_data(self) -> None:
+        if not self._rest:
+            self._rest = await self.receive()
+
+    @override
+    def peek(self, size: int) -> Sequence[Buffer]:
+        return [self._rest[:size]]
+
+    @override
+    def took(self, size: int) -> None:
+        self._rest = self._rest[size:]
+
+    @override
     async def receive_message(self) -> bytes:
         raise AssertionError("only a guest's writes keep their boundaries")
 

@@ -125,6 +125,12 @@ class HostInbox:
         self.took()
         return data
 
+    def took_first(self, size: int) -> None:
+        """Note that the far side has taken the first `size` bytes of the queue."""
+        self.queue.skip(size)
+        self.delivered_bytes += size
+        self.took()
+
     def take_message(self) -> bytes:
         """Take the next message into the chardev's hand."""
         assert self.messages is not None

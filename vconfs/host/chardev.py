@@ -99,6 +99,19 @@ class PortSide(Protocol):
         Return no bytes when the guest closed the port, if the chardev `keeps_sessions`.
         """
 
+    async def wait_for_data(self) -> None:
+        """Wait until there are bytes from the guest that the chardev has not taken."""
+
+    def peek(self, size: int) -> Sequence[Buffer]:
+        """Return up to `size` bytes from the guest in pieces, and keep them in the port.
+
+        The pieces are valid until something is awaited or `took` is called. This is for a chardev
+        that does not `keeps_sessions`.
+        """
+
+    def took(self, size: int) -> None:
+        """Remove the first `size` bytes, which `peek` has returned and the far side now has."""
+
     async def receive_message(self) -> bytes:
         """Wait for one whole write request of the guest and return its bytes."""
 

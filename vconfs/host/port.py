@@ -10,7 +10,7 @@ nor put back), delivered or dropped; see draining.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import trio
@@ -210,6 +210,19 @@ class HostPort(PortSide):
         while not inbox.queue.size and not inbox.queue.at_mark:
             await self._arrived.park()
         return inbox.take(size)
+
+    @override
+    async def wait_for_data(self) -> None:
+        while not self._inbox.queue.size:
+            await self._arrived.park()
+
+    @override
+    def peek(self, size: int) -> Sequence[Buffer]:
+        return self._inbox.queue.peek(size)
+
+    @override
+    def took(self, size: int) -> None:
+        self._inbox.took_first(size)
 
     @override
     async def receive_message(self) -> bytes:

@@ -114,6 +114,37 @@ class ByteQueue:
             self.size -= rest
         return pieces
 
+    def peek(self, size: int) -> list[Buffer]:
+        """Return up to `size` bytes, not past a mark, in pieces, and keep them in the queue.
+
+        The pieces are valid until the queue is used again.
+        """
+        pieces: list[Buffer] = []
+        at = self._offset
+        for chunk in self._chunks:
+            if chunk is None or not size:
+                break
+            piece = memoryview(chunk)[at : at + size]
+            pieces.append(piece)
+            size -= len(piece)
+            at = 0
+        return pieces
+
+    def skip(self, size: int) -> None:
+        """Remove `size` bytes, of those that `peek` returns."""
+        while size:
+            chunk = self._chunks[0]
+            assert chunk is not None
+            step = min(size, len(chunk) - self._offset)
+            self._offset += step
+            self.size -= step
+            size -= step
+            if self._offset == len(chunk):
+                self._chunks.popleft()
+                self._offset = 0
+                if isinstance(chunk, memoryview):
+                    self.spent.append(self._lent.popleft())
+
     @property
     def cost(self) -> int:
         """The size of the queue as it counts towards a limit: its bytes, and all marks but one.

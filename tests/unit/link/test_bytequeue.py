@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -13,6 +14,13 @@ from vconfs.link.byte_queue import MARK_COST, ByteQueue
 
 def drain(queue: ByteQueue, size: int) -> bytes:
     return b"".join(queue.take(size))
+
+
+def peek_and_skip(queue: ByteQueue, size: int) -> bytes:
+    data = b"".join(queue.peek(size))
+    assert b"".join(queue.peek(size)) == data
+    queue.skip(len(data))
+    return data
 
 
 def test_takes_across_pieces_in_order() -> None:
@@ -93,8 +101,11 @@ _STEPS = st.lists(
 )
 
 
-@given(_STEPS)
-def test_agrees_with_a_list(steps: list[bytes | int | None]) -> None:
+@pytest.mark.parametrize("remove", [drain, peek_and_skip])
+@given(steps=_STEPS)
+def test_agrees_with_a_list(
+    remove: Callable[[ByteQueue, int], bytes], steps: list[bytes | int | None]
+) -> None:
     queue = ByteQueue()
     model: list[bytes | None] = []
     for step in steps:
@@ -114,7 +125,7 @@ def test_agrees_with_a_list(steps: list[bytes | int | None]) -> None:
             if model and (head := model[0]) is not None:
                 expected, rest = head[:step], head[step:]
                 model[:1] = [rest] if rest else []
-            assert drain(queue, step) == expected
+            assert remove(queue, step) == expected
         assert queue.size == sum(len(piece) for piece in model if piece is not None)
         assert queue.at_mark == bool(model and model[0] is None)
 
@@ -138,6 +149,17 @@ class Lender:
     def flush(self) -> None:
         assert self.has_it
         self.flushes += 1
+
+
+def test_a_buffer_that_was_skipped_can_be_given_back() -> None:
+    queue, first, second = ByteQueue(), Lender(b"abc"), Lender(b"def")
+    first.lend(queue)
+    second.lend(queue)
+    queue.skip(4)
+    queue.give_back()
+    assert first.has_it
+    assert not second.has_it
+    assert drain(queue, 10) == b"ef"
 
 
 def test_a_kept_buffer_is_valid_until_it_is_released() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Final
 
@@ -23,6 +25,10 @@ log: Final = logging.getLogger(__name__)
 
 #: How many bytes to read from a client at a time.
 CHUNK: Final = 1 << 16
+#: The same of a socket: a unix socket holds as many by default.
+_LARGE_CHUNK: Final = 1 << 18
+#: Smaller data is queued, so that many small pieces are sent in one call.
+_WORTH_SENDING: Final = 1 << 12
 
 
 class Client(ABC):
@@ -51,6 +57,9 @@ class Client(ABC):
         An OSError means that it is gone, too, unless the error is temporary (`is_passing`).
         """
 
+    #: Takes guest data at once, like `PortSide.sink`; what is queued waits for `take_from`.
+    sink: Callable[[memoryview], int] | None = None
+
     def unread(self) -> int:
         """Return how many bytes that the client took it would lose if it was left now."""
         return 0
@@ -67,7 +76,7 @@ async def serve(port: PortSide, client: Client) -> bool:
     """
     with hang_up_scope(port) as scope:
         port.connect()
-        port.unread = client.unread
+        port.unread, port.sink = client.unread, client.sink
         try:
             async with trio.open_nursery() as nursery:
                 gone = trio.Event()
@@ -78,7 +87,7 @@ async def serve(port: PortSide, client: Client) -> bool:
                 await gone.wait()
                 nursery.cancel_scope.cancel()
         finally:
-            port.unread = None
+            port.unread = port.sink = None
             port.lost(client.leave())
             port.disconnect()
     return not scope.cancelled_caught
@@ -93,7 +102,9 @@ async def _listen(port: PortSide, client: Client) -> bool:
             return False
         if not len(data):
             return True
-        await port.send(data)
+        sent = 0 if scope.cancel_called else port.send_nowait(data)
+        if sent < len(data):
+            await port.send(memoryview(data)[sent:])
 
 
 @contextmanager
@@ -190,6 +201,7 @@ class SocketClient(Client):
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._sock = sock
         self._takes_rights = takes_rights(sock)
+        self.sink = self._sink
         #: The error that said that the client closed without reading all; the kernel says it once.
         self._reset: OSError | None = None
 
@@ -197,18 +209,39 @@ class SocketClient(Client):
     async def receive(self) -> Buffer:
         try:
             if self._takes_rights:
-                return await receive_bytes(self._sock, CHUNK)
-            return await self._sock.recv(CHUNK)
+                return await receive_bytes(self._sock, _LARGE_CHUNK)
+            return await self._sock.recv(_LARGE_CHUNK)
         except OSError as error:
             self._reset = error
             return b""
 
     @override
     async def take_from(self, port: PortSide) -> None:
-        await trio.lowlevel.wait_writable(self._sock)
+        await port.wait_for_data()
         try:
-            await pass_on(port, self._sock.send)
+            sent = self._send_nowait(port.peek(_LARGE_CHUNK))
+        except BlockingIOError:
+            return await trio.lowlevel.wait_writable(self._sock)
+        port.took(sent)
+        await trio.lowlevel.checkpoint()
+
+    def _sink(self, data: memoryview) -> int:
+        if len(data) < _WORTH_SENDING:
+            return 0
+        try:
+            return self._send_nowait([data])
+        except OSError:  # `take_from` will report it
+            return 0
+
+    def _send_nowait(self, pieces: Sequence[Buffer]) -> int:
+        try:
+            return os.writev(self._sock.fileno(), pieces)
+        except ConnectionResetError as error:
+            self._reset = error
+            raise
         except BrokenPipeError as error:
+            if code := self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                self._reset = OSError(code, os.strerror(code))
             raise self._reset or error from None
 
     @override

@@ -97,6 +97,20 @@ class FakePort:
         if len(data):
             self.queue.appendleft(bytes(data))
 
+    async def wait_for_data(self) -> None:
+        await self.until(lambda: bool(self.queue))
+
+    def peek(self, size: int) -> list[Buffer]:
+        first = self.queue[0]
+        assert first is not None
+        return [first[:size]]
+
+    def took(self, size: int) -> None:
+        first = self.queue.popleft()
+        assert first is not None
+        if len(first) > size:
+            self.queue.appendleft(first[size:])
+
     async def send(self, data: Buffer) -> None:
         await self.until(lambda: not self.throttled)
         self._send(data)

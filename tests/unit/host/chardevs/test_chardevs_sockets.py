@@ -6,8 +6,10 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import AsyncExitStack, closing, suppress
 from pathlib import Path
+from random import Random
 
 import pytest
 import trio
@@ -19,6 +21,7 @@ from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs import tcp
 from vconfs.host.chardevs.sockets import Unix
+from vconfs.protocol.events import Buffer
 
 PIECE = bytes(range(256)) * 256
 #: From <asm-generic/socket.h>: root may have more than net.core.wmem_max.
@@ -41,6 +44,14 @@ async def fill(client: trio.socket.SocketType) -> bytes:
         return sent
 
 
+async def received(client: trio.socket.SocketType, size: int) -> bytes:
+    """Receive this many bytes."""
+    got = b""
+    while len(got) < size:
+        got += await client.recv(size - len(got))
+    return got
+
+
 # --- unix ---------------------------------------------------------------------------------
 
 
@@ -58,6 +69,36 @@ async def test_all_that_a_client_sent_arrives_when_it_can_receive_no_more(tmp_pa
         port.throttle(False)
         await port.until_connected(False)
         assert port.received == said
+
+
+async def test_much_data_is_sent_at_once_and_little_is_gathered(tmp_path: Path) -> None:
+    async with serving(f"unix:{tmp_path}/s") as port:
+        client = await connected(f"{tmp_path}/s")
+        await port.until_connected()
+        much, little = PIECE[:8192], b"little"
+        port.write(much)
+        assert os.read(client.fileno(), 1 << 20) == much
+        port.write(little)
+        assert list(port.queue) == [little]
+        port.write(much)  # must not overtake
+        assert await received(client, len(little + much)) == little + much
+        client.close()
+
+
+async def test_a_client_that_reads_in_small_steps_gets_everything_in_order(tmp_path: Path) -> None:
+    async with serving(f"unix:{tmp_path}/s") as port:
+        client = await connected(f"{tmp_path}/s")
+        await port.until_connected()
+        numbers = Random(3)
+        said, got = [], b""
+        for number in range(300):
+            said.append(bytes([number & 0xFF]) * numbers.choice((1, 100, 5000, 70_000)))
+            port.write(said[-1])
+            if numbers.random() < 0.5:
+                got += await client.recv(numbers.choice((10, 3000, 100_000)))
+        everything = b"".join(said)
+        assert got + await received(client, len(everything) - len(got)) == everything
+        client.close()
 
 
 async def test_what_a_slow_client_does_not_take_stays_in_the_port(tmp_path: Path) -> None:
@@ -293,25 +334,31 @@ async def test_connect_to_a_socket_that_comes_later(
 async def test_a_system_short_of_memory_and_descriptors_keeps_the_client(
     kind: str, tmp_path: Path, unused_tcp_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    send, dup = trio._socket._SocketType.send, os.dup
+    send, writev, dup = trio._socket._SocketType.send, os.writev, os.dup
     failures: list[int] = []
 
+    def fail_twice(code: int) -> None:
+        if failures.count(code) < 2:
+            failures.append(code)
+            raise OSError(code, os.strerror(code))
+
     async def send_later(sock: trio._socket._SocketType, data: bytes) -> int:
-        if failures.count(105) < 2:
-            failures.append(105)
-            raise OSError(105, os.strerror(105))
+        fail_twice(105)
         return await send(sock, data)
 
+    def writev_later(descriptor: int, pieces: Sequence[Buffer]) -> int:
+        fail_twice(105)
+        return writev(descriptor, pieces)
+
     def dup_later(descriptor: int) -> int:
-        if failures.count(24) < 2:
-            failures.append(24)
-            raise OSError(24, os.strerror(24))
+        fail_twice(24)
         return dup(descriptor)
 
     where = f"127.0.0.1:{unused_tcp_port}" if kind == "tcp" else f"{tmp_path}/s"
     how = socket.SOCK_SEQPACKET if kind == "seqpacket" else socket.SOCK_STREAM
     async with serving(f"{kind}:{where}") as port:
         monkeypatch.setattr("trio._socket._SocketType.send", send_later)
+        monkeypatch.setattr("vconfs.host.chardevs._client.os.writev", writev_later)
         monkeypatch.setattr("vconfs.system.edges.os.dup", dup_later)
         client = await (tcp_client(unused_tcp_port) if kind == "tcp" else connected(where, how))
         with client:
