@@ -105,8 +105,8 @@ class PortSide(Protocol):
     def peek(self, size: int) -> Sequence[Buffer]:
         """Return up to `size` bytes from the guest in pieces, and keep them in the port.
 
-        The pieces are valid until something is awaited or `took` is called. This is for a chardev
-        that does not `keeps_sessions`.
+        Call `took` for those that the far side has. This is for a chardev that does not
+        `keeps_sessions`.
         """
 
     def took(self, size: int) -> None:

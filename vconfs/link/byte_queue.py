@@ -117,13 +117,15 @@ class ByteQueue:
     def peek(self, size: int) -> list[Buffer]:
         """Return up to `size` bytes, not past a mark, in pieces, and keep them in the queue.
 
-        The pieces are valid until the queue is used again.
+        The pieces are valid until they are removed, and those that are not lent also afterwards.
         """
         pieces: list[Buffer] = []
         at = self._offset
-        for chunk in self._chunks:
+        for index, chunk in enumerate(self._chunks):
             if chunk is None or not size:
                 break
+            if isinstance(chunk, bytearray):
+                chunk = self._chunks[index] = bytes(chunk)  # it cannot grow while there is a view
             piece = memoryview(chunk)[at : at + size]
             pieces.append(piece)
             size -= len(piece)

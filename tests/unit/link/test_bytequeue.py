@@ -57,6 +57,16 @@ def test_pieces_given_out_do_not_change_when_more_comes() -> None:
     assert drain(queue, 100) == b"defghi"
 
 
+def test_pieces_that_are_looked_at_do_not_keep_more_from_coming() -> None:
+    queue = ByteQueue()
+    queue.put(b"abcdef")
+    pieces = queue.peek(3)
+    queue.put(b"ghi")
+    queue.skip(3)
+    assert b"".join(pieces) == b"abc"
+    assert drain(queue, 100) == b"defghi"
+
+
 def test_a_flood_of_single_bytes_is_stored_in_few_chunks() -> None:
     queue = ByteQueue()
     for _ in range(200_000):

@@ -21,7 +21,9 @@ from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs import tcp
 from vconfs.host.chardevs.sockets import Unix
+from vconfs.host.port import HostPort, HostPortSpec
 from vconfs.protocol.events import Buffer
+from vconfs.system.tasks import open_background
 
 PIECE = bytes(range(256)) * 256
 #: From <asm-generic/socket.h>: root may have more than net.core.wmem_max.
@@ -99,6 +101,24 @@ async def test_a_client_that_reads_in_small_steps_gets_everything_in_order(tmp_p
         everything = b"".join(said)
         assert got + await received(client, len(everything) - len(got)) == everything
         client.close()
+
+
+async def test_more_comes_while_a_client_takes_nothing(tmp_path: Path) -> None:
+    spec = HostPortSpec(b"port", parse_chardev(f"unix:{tmp_path}/s"))
+    port = HostPort(0, spec)
+    async with open_background() as nursery:
+        await nursery.start(spec.chardev.run, port)
+        client = await connected(f"{tmp_path}/s")
+        await until(lambda: port.connected)
+        pieces = [bytes([number & 0xFF]) * 1000 for number in range(1000)]
+        for piece in pieces:
+            port.feed(memoryview(piece), len(piece))
+            await trio.lowlevel.checkpoint()
+        assert port.queued
+        assert await received(client, 1_000_000) == b"".join(pieces)
+        assert port.delivered_bytes == 1_000_000
+        client.close()
+        await until(lambda: not port.connected)
 
 
 async def test_what_a_slow_client_does_not_take_stays_in_the_port(tmp_path: Path) -> None:
