@@ -21,13 +21,7 @@ from vconfs.syntax.addresses import bracketed, tcp_address
 from vconfs.syntax.paths import socket_path
 from vconfs.syntax.url_options import split_options
 from vconfs.system.listening import Door, listening_at, listening_on
-from vconfs.system.unix_sockets import (
-    closing,
-    connected_to,
-    read_bytes,
-    set_send_buffer,
-    takes_rights,
-)
+from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
 #: The buffer size that we request for a unix socket: a write of 1 MiB is sent at once.
@@ -109,7 +103,7 @@ class UnixAddress(SocketAddress):
         return cls(socket_path("unix", path), window=window_option(options))
 
     def _wire(self, sock: trio.socket.SocketType) -> Wire:
-        set_send_buffer(sock, _BUFFER_SIZE)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_SIZE)
         return super()._wire(sock)
 
     @property

@@ -23,8 +23,7 @@ from vconfs.system.queue_sizes import bytes_to_read
 
 S = TypeVar("S", socket.socket, trio.socket.SocketType)
 
-_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no names for these
-_SO_PASSRIGHTS: Final = 83
+_SO_PASSRIGHTS: Final = 83  # asm-generic/socket.h; Python has no name for it
 _INT: Final = array.array("i").itemsize
 #: Space for the most descriptors that Linux allows in a message.
 _RIGHTS_SPACE: Final = socket.CMSG_SPACE(253 * _INT)
@@ -59,17 +58,6 @@ async def connected_to(
         else:
             return sock
         await trio.sleep(_BACKLOG_PAUSE)
-
-
-def set_send_buffer(sock: socket.socket | trio.socket.SocketType, size: int) -> None:
-    """Let a socket keep `size` sent bytes that the peer has not read, or as many as we may.
-
-    Without CAP_NET_ADMIN that is limited by net.core.wmem_max, 208 KiB by default.
-    """
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
-    except PermissionError:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
 
 
 def refuse_rights(sock: socket.socket | trio.socket.SocketType) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import select
+import socket
 from typing import Final
 
 import trio
@@ -17,9 +18,11 @@ from vconfs.protocol.events import Buffer
 from vconfs.system.edges import wait_hang_up
 from vconfs.system.log_once import LogOnce
 from vconfs.system.queue_sizes import bytes_to_read
-from vconfs.system.unix_sockets import receive_packet, set_send_buffer
+from vconfs.system.unix_sockets import receive_packet
 
 log: Final = logging.getLogger(__name__)
+
+_SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; Python has no name for it
 
 
 class PacketClient(Client):
@@ -30,7 +33,7 @@ class PacketClient(Client):
         self._port = port
         self._buffer = bytearray(MESSAGE_MAX)
         self._trouble = LogOnce(log)
-        set_send_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead, too
+        _large_buffer(sock, 2 * MESSAGE_MAX)  # the kernel counts its own overhead, too
 
     @override
     async def receive(self) -> Buffer:
@@ -79,3 +82,11 @@ class PacketClient(Client):
     def _warn(self, whence: str, size: int) -> None:
         message = "port %d: a packet of %d bytes %s is too large, dropped"
         self._trouble.warning("dropped", message, self._port.id, size, whence)
+
+
+def _large_buffer(sock: trio.socket.SocketType, size: int) -> None:
+    """Let a socket take a packet of this size, or the largest that we are allowed."""
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+    except PermissionError:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
