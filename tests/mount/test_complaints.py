@@ -125,11 +125,11 @@ async def test_writing_to_a_host_that_does_not_read_freezes_the_guest(
 async def test_output_is_dropped_without_a_word_when_the_host_is_slow(
     mounted: OpenMount, tmp_path: Path
 ) -> None:
-    numbers = "".join(f"{number}\n" for number in range(20_000)).encode()
+    numbers = "".join(f"{number}\n" for number in range(100_000)).encode()
     async with mounted(f"port=unix:{tmp_path}/sock,host-limit=4096", throttle="block") as it:
         async with await trio.open_unix_socket(f"{tmp_path}/sock") as host:
             await it.until(lambda: it.port().host_connected)
-            async with program("sh", "-c", f"seq 0 19999 >{it.file()}") as writer:
+            async with program("sh", "-c", f"seq 0 99999 >{it.file()}") as writer:
                 await it.until(lambda: it.port().host_throttled)  # the slow host
                 received = b""
                 while len(received) < len(numbers):

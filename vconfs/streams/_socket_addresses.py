@@ -24,7 +24,8 @@ from vconfs.system.listening import Door, listening_at, listening_on
 from vconfs.system.unix_sockets import closing, connected_to, read_bytes, takes_rights
 
 _CID_MAX: Final = (1 << 32) - 1
-#: The buffer size that we request for a unix socket: a write of 1 MiB is sent at once.
+#: The buffer size that we request for a unix socket, so that a write of 1 MiB is sent at once. The
+#: kernel gives us no more than net.core.wmem_max.
 _BUFFER_SIZE: Final = 1 << 20
 #: How many guests can wait to be let in: after a fault all of a fleet may come at once.
 _BACKLOG: Final = 128
