@@ -82,13 +82,12 @@ class Outbox:
 
         `sent` is how many of its bytes the stream has taken already (first frame only).
         """
-        waiting = _Waiting(_kept(frame), frame.port, frame.port_data, frame.size)
-        self.size += frame.size
+        waiting = _Waiting(_kept(frame, sent), frame.port, frame.port_data, frame.size)
+        self.size += frame.size - sent
         if waiting.data and frame.port is not None:
             self.data[frame.port] += waiting.data
         if sent:
             self._begin(waiting)
-            self.remove(sent)
         elif frame.urgent and frame.port not in self._ports:
             self._urgent.append(waiting)
         else:
@@ -169,9 +168,13 @@ class Outbox:
         return frame
 
 
-def _kept(frame: OutgoingFrame) -> list[Buffer]:
-    """Return a frame's bytes in pieces that do not change. Large bytes objects are not copied."""
-    data = frame.data
-    if len(data) >= _LARGE and isinstance(getattr(data, "obj", data), bytes):
-        return [frame.head, data]
-    return [b"".join((frame.head, data))]
+def _kept(frame: OutgoingFrame, sent: int) -> list[Buffer]:
+    """Return what is left of a frame after `sent` bytes, in pieces that do not change.
+
+    Large bytes objects are not copied.
+    """
+    head = frame.head[sent:]
+    data = memoryview(frame.data)[max(0, sent - len(frame.head)) :]
+    if len(data) < _LARGE or not isinstance(data.obj, bytes):
+        return [b"".join((head, data))]
+    return [head, data] if head else [data]

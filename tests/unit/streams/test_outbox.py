@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -66,6 +67,23 @@ def test_a_port_all_of_whose_data_is_under_way_can_be_hung_up_next() -> None:
     outbox.remove(1)
     outbox.put(control(1, b"close."))
     assert drained(outbox) == b"ne.close.two."
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+@pytest.mark.parametrize("sent", [0, 1, 4, 5, 100, 20_003])
+def test_the_rest_of_a_frame_is_kept(kind: type[bytes | bytearray], sent: int) -> None:
+    content = kind(bytes(range(250)) * 80)
+    whole = b"head" + bytes(content)
+    outbox = Outbox()
+    outbox.put(OutgoingFrame(b"head", memoryview(content), 1), sent)
+    if isinstance(content, bytearray):
+        content[:] = bytes(len(content))  # the buffer is used again
+    assert b"".join(outbox.head()) == whole[sent:]
+    assert outbox.size == len(whole) - sent
+    assert outbox.owed(sent) == {1: 20_000}
+    outbox.remove(outbox.size)
+    assert not outbox.size
+    assert not outbox.untaken(0)
 
 
 frames = st.builds(
