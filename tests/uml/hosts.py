@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
@@ -30,8 +31,19 @@ class HostEnd:
         return self.folder / "device"
 
     async def connect(self, name: str) -> trio.SocketStream:
-        """Connect to the port with that name."""
-        return await trio.open_unix_socket(self.folder / name)
+        """Connect to the port with that name, and wait until it serves a client.
+
+        Until then, what the guest sends is dropped.
+        """
+        stream = await trio.open_unix_socket(self.folder / name)
+        while not (await self.ports())[name]["host"]:
+            pass
+        return stream
+
+    async def ports(self) -> dict[str, dict[str, object]]:
+        """Return what `ctl list` says of each port."""
+        lines = (await self.ctl("list", "--json")).splitlines()
+        return {str(port["name"]): port for port in map(json.loads, lines)}
 
     async def ctl(self, *words: str) -> str:
         """Control it by command."""

@@ -6,7 +6,6 @@ User-mode Linux is the front-end of vhost-user, and the dialect is virtio1.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import select
 from pathlib import Path
@@ -36,11 +35,9 @@ async def opened(remote: Remote, name: str) -> int:
 
 async def guest_state(host: HostEnd, name: str, state: str) -> None:
     """Wait until the guest has the port in that state."""
-    seen = ""
     with trio.fail_after(10):
-        while seen != state:
-            ports = map(json.loads, (await host.ctl("list", "--json")).splitlines())
-            seen = next(port["guest"] for port in ports if port["name"] == name)
+        while (await host.ports())[name]["guest"] != state:
+            pass
 
 
 async def test_names(remote: Remote) -> None:
