@@ -92,7 +92,7 @@ class RingLink(Link):
         self._device_beside = device_beside
         self._came = 0  # bytes received since `look_again`, headers included
         #: Tests replace it.
-        self.looks: Looks = Looks(SHARED, PATIENCE)
+        self.looks: Looks = Looks(SHARED)
         self._dead = False
         self._closed = False
         self._failing = False
@@ -281,7 +281,7 @@ class RingLink(Link):
         came, self._came = self._came, 0
         if self._dead or not self._device_beside or queue not in self._receive:
             return False
-        if not self.looks.begin(came):
+        if not self.looks.begin(came, PATIENCE):
             return False
         ring = self._receive[queue].ring
         ring.suppress_calls()

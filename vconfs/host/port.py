@@ -20,6 +20,7 @@ from trio.lowlevel import ParkingLot
 from vconfs.host._inbox import HostCounters, HostInbox, HostPortLine
 from vconfs.host._messages import MessageQueue
 from vconfs.host.chardev import Chardev, PortSide, ServeAsFile
+from vconfs.link.busy_polling import SHARED
 from vconfs.link.draining import DRAIN_TIME
 from vconfs.link.taps import PortTap
 from vconfs.overrides import override
@@ -412,6 +413,7 @@ class HostPort(PortSide):
             return
         inbox.put(data[taken:], size)
         self._arrived.unpark()
+        SHARED.others_wait = True
         inbox.throttle_when_full()
 
     def pump(self) -> None:

@@ -119,8 +119,9 @@ class DeviceLink(Link):
         self._seen: list[Callable[[], None]] = []  # what to call now
         self._effort = Effort(self._go_on)
         self._moved = 0  # bytes sent and received, headers included
+        self._came = 0  # those of them that were received
         #: Tests replace it.
-        self.looks: Looks = Looks(SHARED, PATIENCE)
+        self.looks: Looks = Looks(SHARED)
         #: Queues to look at in the next turn; first those that got nothing of this turn.
         self._put_off: dict[int, None] = {}
         for number, ring in queues.items():
@@ -176,8 +177,10 @@ class DeviceLink(Link):
         sending = [queue for queue in queues if queue % 2 and queue in self._queues]
         for queue in sending:
             self._queues[queue].suppress_kicks()
-        moved = self._move(queues)
-        self.looks.begin(moved)
+        SHARED.others_wait = False
+        came, moved = self._came, self._move(queues)
+        # We are patient with a guest that sends. If we send, a chardev may have more for it.
+        self.looks.begin(moved, PATIENCE if self._came > came else 0.0)
         while self.looks.again(found=moved > 0):
             moved = self._move([queue for queue in queues if self.arrived(queue)])
         for queue in sending:
@@ -267,6 +270,7 @@ class DeviceLink(Link):
             return None
         self._effort.spend(BUFFER + chain.parts * PART + size)
         self._moved += size
+        self._came += size
         self._received[queue].append(chain.head)
         if len(chain.readable) == 1:
             return chain.readable[0]

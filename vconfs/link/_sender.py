@@ -17,6 +17,7 @@ from typing import Protocol
 import trio
 from attrs import define, field, frozen
 
+from vconfs.link.busy_polling import SHARED
 from vconfs.link.link import Link
 from vconfs.link.taps import PortTap
 from vconfs.protocol.events import Buffer, Message
@@ -76,6 +77,7 @@ class _Waiter(_Turn):
     def sent(self, size: int) -> bool:
         self.went = size
         trio.lowlevel.reschedule(self.task)
+        SHARED.others_wait = True
         return False
 
 

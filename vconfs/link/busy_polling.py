@@ -51,6 +51,8 @@ class BusyPolling:
     ) -> None:
         self.now = now
         self._let_others_run = let_others_run
+        #: True if a task was woken since a peer was looked at first. It needs its turn soon.
+        self.others_wait: bool = False
         self._busy: dict[int, float] = {}  # when each peer was busy last, in this order
         self._not_before = 0.0
 
@@ -76,13 +78,12 @@ class Looks:
     """The decision whether to look again at one peer.
 
     Call `begin` when something has moved. Call `again` before each further look, until it returns
-    False or you have found enough. Looks in vain end when they have cost `patience` seconds,
-    without the time of other programs; with 0, after the first.
+    False or you have found enough.
     """
 
-    def __init__(self, polling: BusyPolling, patience: float = 0.0) -> None:
-        self.patience = patience
+    def __init__(self, polling: BusyPolling) -> None:
         self._polling = polling
+        self._patience = 0.0
         self._deadline = 0.0  # 0 if no looks have begun
         self._is_first = False  # True if there was no look since `begin`
         self._left = 0.0  # seconds of the patience
@@ -91,8 +92,12 @@ class Looks:
         #: How often `begin` does nothing now, and after the next looks in vain.
         self._skips, self._skips_next = 0, 1
 
-    def begin(self, moved: int) -> bool:
-        """Return True if it is worth looking again at the peer, now that `moved` bytes moved."""
+    def begin(self, moved: int, patience: float = 0.0) -> bool:
+        """Return True if it is worth looking again at the peer, now that `moved` bytes moved.
+
+        Looks in vain end when they have cost `patience` seconds, without the time of other
+        programs, or when a task waits for its turn; with 0, after the first.
+        """
         self._deadline = 0.0
         if moved < _BUSY:
             return False
@@ -103,7 +108,7 @@ class Looks:
         if self._skips or not deadline:
             self._skips = max(0, self._skips - 1)
             return False
-        self._deadline, self._left = deadline, self.patience
+        self._deadline, self._left, self._patience = deadline, patience, patience
         self._is_first = self._in_vain = True
         return True
 
@@ -124,10 +129,11 @@ class Looks:
             self._is_first = False
         elif found:
             self.found()
-            self._left = self.patience
+            self._left = self._patience
         else:
             self._left -= before - self._resumed
-        if before >= self._deadline or self._left < 0:
+        others_wait = self._polling.others_wait and not found
+        if before >= self._deadline or self._left < 0 or others_wait:
             self._deadline = 0.0
             return False
         self._resumed = self._polling.let_others_run(before)

@@ -207,7 +207,7 @@ class StreamLink(Link):
         self.in_flight = window
         if connection.role is Role.HOST:
             # Not on a guest end: programs wait for it meanwhile, whose requests it has to serve.
-            wire.looks.patience = PATIENCE
+            wire.patience = PATIENCE
         self._wire = wire
         self._connection = connection
         self._config = hello.config

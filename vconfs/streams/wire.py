@@ -49,6 +49,8 @@ class Wire:
         self._has_waited = False  # since the last read
         #: An emptied stream is read again before we wait. Tests replace this.
         self.looks: Looks = Looks(SHARED)
+        #: That of `looks`.
+        self.patience: float = 0.0
         self._found = False  # True if the last read has found something
         #: When bytes of the peer's hello came last; None if none have come yet.
         self.heard_at: float | None = None
@@ -73,7 +75,8 @@ class Wire:
             self._found = True
             if self._has_waited:
                 self._has_waited = False
-                self.looks.begin(len(data))
+                SHARED.others_wait = False
+                self.looks.begin(len(data), self.patience)
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0
             return data

@@ -15,7 +15,7 @@ from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
 from vconfs.device._slots import QueueSpec, lay_out, memory_for, set_up_queues
 from vconfs.device.pci import plan_queues
-from vconfs.link.busy_polling import PATIENCE, BusyPolling, Looks
+from vconfs.link.busy_polling import BusyPolling, Looks
 from vconfs.link.byte_queue import Lent
 from vconfs.protocol.virtqueue import DeviceQueue, GuestMemory
 
@@ -410,7 +410,7 @@ def test_a_busy_device_is_looked_at_again_without_an_interrupt(event_idx: bool) 
         if waits == 3:
             ends.use(0)
 
-    ends.link.looks = Looks(BusyPolling(let_others_run=let_the_device_run), PATIENCE)
+    ends.link.looks = Looks(BusyPolling(let_others_run=let_the_device_run))
     assert not ends.link.look_again(0)  # nothing has come before
     assert waits == 0
     receive_much(ends)
@@ -432,7 +432,7 @@ def test_a_device_that_is_not_busy_any_more_is_not_waited_for() -> None:
         nonlocal now
         now += 1e-4
 
-    ends.link.looks = Looks(BusyPolling(lambda: now, wait), PATIENCE)
+    ends.link.looks = Looks(BusyPolling(lambda: now, wait))
     receive_much(ends)
     assert not ends.link.look_again(0)
     assert now == pytest.approx(0.001, abs=2e-4)
@@ -451,7 +451,7 @@ def test_a_device_that_sends_now_and_then_is_rarely_waited_for() -> None:
         now += 1.0
         looks += 1
 
-    ends.link.looks = Looks(BusyPolling(lambda: now, wait), PATIENCE)
+    ends.link.looks = Looks(BusyPolling(lambda: now, wait))
     for _ in range(1000):
         now += 1.0
         receive_much(ends)

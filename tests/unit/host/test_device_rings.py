@@ -6,7 +6,7 @@ import pytest
 import trio.testing
 
 from vconfs.host.rings import DeviceLink
-from vconfs.link.busy_polling import PATIENCE, BusyPolling, Looks
+from vconfs.link.busy_polling import BusyPolling, Looks
 from vconfs.protocol.virtqueue import DeviceQueue, DriverQueue, GuestMemory, Layout
 
 SIZE, BUFFER = 4, 64
@@ -153,7 +153,7 @@ async def test_a_guest_that_keeps_sending_need_not_notify(event_idx: bool) -> No
         if len(sent) < 6:
             sent.append(guest.send())
 
-    guest.link.looks = Looks(BusyPolling(let_others_run=let_the_guest_run), PATIENCE)
+    guest.link.looks = Looks(BusyPolling(let_others_run=let_the_guest_run))
     guest.link.kicked_all([1])
     assert guest.came == 6
     assert sent == [True] + [False] * 5

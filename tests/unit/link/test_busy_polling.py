@@ -32,9 +32,10 @@ class Cpu:
 
     def looks(self, peer: str = "peer", moved: int = MUCH, finds: int = 0) -> int:
         """Return how often a peer is looked at again, of which the next looks find something."""
-        looks = self.peers.setdefault(peer, Looks(self.polling, self.patience))
+        looks = self.peers.setdefault(peer, Looks(self.polling))
         before = self.yields
-        looks.begin(moved)
+        self.polling.others_wait = False
+        looks.begin(moved, self.patience)
         found = True
         while looks.again(found=found):
             self.now += self.own
@@ -61,6 +62,17 @@ def test_looks_in_vain_end_soon(others: float, own: float, most: int) -> None:
 def test_without_patience_the_first_look_in_vain_is_the_last(finds: int) -> None:
     cpu = Cpu(patience=0)
     assert cpu.looks(finds=finds) == finds + 1
+
+
+def test_looks_in_vain_end_when_a_task_waits_for_its_turn() -> None:
+    cpu = Cpu()
+    looks = Looks(cpu.polling)
+    looks.begin(MUCH, PATIENCE)
+    assert looks.again(found=True)
+    cpu.polling.others_wait = True
+    assert looks.again(found=True)
+    assert not looks.again(found=False)
+    assert not looks.again(found=True)
 
 
 def test_after_looks_in_vain_some_are_skipped() -> None:
@@ -100,7 +112,7 @@ def test_a_program_that_keeps_the_cpu_gets_no_more_of_our_time() -> None:
 
 
 def test_nothing_is_looked_at_that_has_not_begun() -> None:
-    looks = Looks(BusyPolling(), PATIENCE)
+    looks = Looks(BusyPolling())
     assert not looks.again(found=True)
     looks.found()
     assert not looks.again(found=False)
