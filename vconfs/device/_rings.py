@@ -21,13 +21,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
+from math import inf
 from typing import Final
 
 import trio
 from attrs import define
 
 from vconfs.device._slots import Queues, ReceiveQueue, SendQueue, SlotQueue
-from vconfs.link.busy_polling import PATIENCE, SHARED, Looks
+from vconfs.link.busy_polling import SHARED, Looks
 from vconfs.link.byte_queue import Lent
 from vconfs.link.link import Link, call_soon
 from vconfs.overrides import override
@@ -281,7 +282,7 @@ class RingLink(Link):
         came, self._came = self._came, 0
         if self._dead or not self._device_beside or queue not in self._receive:
             return False
-        if not self.looks.begin(came, PATIENCE):
+        if not self.looks.begin(came, inf):  # a read waits, so only the deadline ends them
             return False
         ring = self._receive[queue].ring
         ring.suppress_calls()

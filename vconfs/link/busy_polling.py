@@ -30,7 +30,7 @@ _MOST: Final = 0.001
 _TAKEN: Final = 0.002
 _PAUSE: Final = 0.05
 #: Seconds of the CPU's time for looks in vain at a peer. It may be making its next buffer.
-PATIENCE: Final = 75e-6
+PATIENCE: Final = 20e-6
 #: A yield of more seconds than this has switched to another program, which costs this much time.
 _SWITCHED: Final = 3e-6
 _SWITCHES: Final = 5e-6
