@@ -350,9 +350,9 @@ class Sender:
         size = len(view)
         if self._taps and (tap := self._taps.get(port_id)) is not None:
             tap.sent(view)
-        sent = link.send(queue, end.data_header(port_id, size), view, port_id=port_id)
+        sent = 0
         while sent < size:
-            header = end.data_header(port_id, 0)
+            header = end.data_header(port_id, 0 if sent else size)
             sent += link.send(queue, header, view[sent:], port_id=port_id)
         link.flush(queue)
         return size

@@ -129,7 +129,7 @@ class DriverQueue:
 
         A buffer without writable parts returns 0, whatever the device says.
         """
-        if self._seen == self._used[1]:
+        if self._seen == self._used[1]:  # the end of most loops, without another call
             return None
         used = self.pop_kept()
         if used is not None:

@@ -86,6 +86,12 @@ def test_data_is_cut_into_buffers_and_the_first_has_its_size() -> None:
     assert link.flushed == 1
 
 
+def test_no_data_makes_no_buffer() -> None:
+    link = FakeLink(free=10)
+    assert Sender(link, FakeEnd()).send_nowait(5, b"") == 0
+    assert link.sent == []
+
+
 def test_a_short_send_says_the_size_that_was_taken() -> None:
     link = FakeLink(free=1)
     sender = Sender(link, FakeEnd())

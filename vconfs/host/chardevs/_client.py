@@ -25,7 +25,7 @@ log: Final = logging.getLogger(__name__)
 
 #: How many bytes to read from a client at a time.
 CHUNK: Final = 1 << 16
-#: The same of a socket: a unix socket holds as many by default.
+#: The same of a socket. By default a unix socket holds a little less.
 _LARGE_CHUNK: Final = 1 << 18
 #: Smaller data is queued, so that many small pieces are sent in one call.
 _WORTH_SENDING: Final = 1 << 12
@@ -38,16 +38,19 @@ class Client(ABC):
     different events.
     """
 
+    #: Takes guest data at once, like `PortSide.sink`. What it does not take waits for `take_from`.
+    sink: Callable[[memoryview], int] | None = None
+
     @abstractmethod
     async def receive(self) -> Buffer:
         """Wait for data from the client; return none at its end. Valid until the next call."""
 
     @abstractmethod
     async def take_from(self, port: PortSide) -> None:
-        """Wait until the client takes data, then until the port has some, and hand it over.
+        """Wait until the client takes data and the port has some, and hand it over.
 
-        The order matters: what the client does not take stays in the port, also if this raises.
-        An OSError means that the client is gone, unless the error is temporary (`is_passing`).
+        What the client does not take stays in the port, also if this raises. An OSError means that
+        the client is gone, unless the error is temporary (`is_passing`).
         """
 
     @abstractmethod
@@ -56,9 +59,6 @@ class Client(ABC):
 
         An OSError means that it is gone, too, unless the error is temporary (`is_passing`).
         """
-
-    #: Takes guest data at once, like `PortSide.sink`; what is queued waits for `take_from`.
-    sink: Callable[[memoryview], int] | None = None
 
     def unread(self) -> int:
         """Return how many bytes that the client took it would lose if it was left now."""
