@@ -177,10 +177,12 @@ class DeviceLink(Link):
         sending = [queue for queue in queues if queue % 2 and queue in self._queues]
         for queue in sending:
             self._queues[queue].suppress_kicks()
-        SHARED.others_wait = False
+        polling = self.looks.polling
+        polling.others_wait = False
         came, moved = self._came, self._move(queues)
         # We are patient with a guest that sends. If we send, a chardev may have more for it.
-        self.looks.begin(moved, PATIENCE if self._came > came else 0.0)
+        is_patient = self._came > came and not polling.others_wait
+        self.looks.begin(moved, PATIENCE if is_patient else 0.0)
         while self.looks.again(found=moved > 0):
             moved = self._move([queue for queue in queues if self.arrived(queue)])
         for queue in sending:

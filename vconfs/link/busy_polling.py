@@ -51,7 +51,7 @@ class BusyPolling:
     ) -> None:
         self.now = now
         self._let_others_run = let_others_run
-        #: True if a task was woken since a peer was looked at first. It needs its turn soon.
+        #: True if a task was woken since this was set to False. It needs its turn soon.
         self.others_wait: bool = False
         self._busy: dict[int, float] = {}  # when each peer was busy last, in this order
         self._not_before = 0.0
@@ -82,7 +82,7 @@ class Looks:
     """
 
     def __init__(self, polling: BusyPolling) -> None:
-        self._polling = polling
+        self.polling: BusyPolling = polling
         self._patience = 0.0
         self._deadline = 0.0  # 0 if no looks have begun
         self._is_first = False  # True if there was no look since `begin`
@@ -96,15 +96,16 @@ class Looks:
         """Return True if it is worth looking again at the peer, now that `moved` bytes moved.
 
         Looks in vain end when they have cost `patience` seconds, without the time of other
-        programs, or when a task waits for its turn; with 0, after the first.
+        programs, or when a task was woken meanwhile; with 0, after the first.
         """
+        self.polling.others_wait = False
         self._deadline = 0.0
         if moved < _BUSY:
             return False
         if self._in_vain:
             self._in_vain = False
             self._skips, self._skips_next = self._skips_next, min(2 * self._skips_next, _SKIPS_MAX)
-        deadline = self._polling.deadline(self)
+        deadline = self.polling.deadline(self)
         if self._skips or not deadline:
             self._skips = max(0, self._skips - 1)
             return False
@@ -124,7 +125,7 @@ class Looks:
         """
         if not self._deadline:
             return False
-        before = self._polling.now()
+        before = self.polling.now()
         if self._is_first:
             self._is_first = False
         elif found:
@@ -132,11 +133,11 @@ class Looks:
             self._left = self._patience
         else:
             self._left -= before - self._resumed
-        others_wait = self._polling.others_wait and not found
+        others_wait = self.polling.others_wait and not found
         if before >= self._deadline or self._left < 0 or others_wait:
             self._deadline = 0.0
             return False
-        self._resumed = self._polling.let_others_run(before)
+        self._resumed = self.polling.let_others_run(before)
         if self._resumed - before > _SWITCHED:
             self._left -= _SWITCHES
         return True

@@ -75,7 +75,6 @@ class Wire:
             self._found = True
             if self._has_waited:
                 self._has_waited = False
-                SHARED.others_wait = False
                 self.looks.begin(len(data), self.patience)
             # A short read has emptied the stream.
             self._reads = self._reads - 1 if len(data) == _READ_SIZE else 0

@@ -121,6 +121,7 @@ class Sender:
         self.link.owner = self
         self.came = 0
         self.takes = True
+        self.wakes = False
 
     def send(self) -> bool:
         """Send a buffer; return True if the host wants to be notified."""
@@ -133,6 +134,7 @@ class Sender:
         while self.takes and self.link.receive(queue) is not None:
             self.came += 1
             self.link.done(queue)
+            self.link.looks.polling.others_wait = self.wakes
         self.link.flush(queue)
 
     def room(self, queue: int) -> None: ...
@@ -186,3 +188,23 @@ async def test_buffers_that_the_owner_leaves_are_not_looked_at_for_ever() -> Non
     guest.link.kicked_all([1])
     assert guest.came == 0
     assert guest.ring.has_available()
+
+
+async def test_a_guest_that_wakes_a_task_is_looked_at_only_once_more() -> None:
+    looks = 0
+
+    def let_others_run() -> None:
+        nonlocal looks
+        looks += 1
+
+    def looks_after_a_buffer(*, wakes: bool) -> int:
+        nonlocal looks
+        guest, looks = Sender(event_idx=True), 0
+        guest.wakes = wakes
+        guest.link.looks = Looks(BusyPolling(let_others_run=let_others_run))
+        guest.send()
+        guest.link.kicked_all([1])
+        return looks
+
+    assert looks_after_a_buffer(wakes=False) > 1
+    assert looks_after_a_buffer(wakes=True) == 1

@@ -34,7 +34,6 @@ class Cpu:
         """Return how often a peer is looked at again, of which the next looks find something."""
         looks = self.peers.setdefault(peer, Looks(self.polling))
         before = self.yields
-        self.polling.others_wait = False
         looks.begin(moved, self.patience)
         found = True
         while looks.again(found=found):
@@ -67,6 +66,7 @@ def test_without_patience_the_first_look_in_vain_is_the_last(finds: int) -> None
 def test_looks_in_vain_end_when_a_task_waits_for_its_turn() -> None:
     cpu = Cpu()
     looks = Looks(cpu.polling)
+    cpu.polling.others_wait = True  # in an earlier turn
     looks.begin(MUCH, PATIENCE)
     assert looks.again(found=True)
     cpu.polling.others_wait = True
