@@ -163,7 +163,7 @@ PROGRAMS = {
     "python": f"{sys.executable} -c '{_PYTHON}' $P",
     "stdio": "$STDIO $P",
 }
-LINES = "".join(f"{number}\n" for number in range(50_000)).encode()
+LINES = "".join(f"{number}\n" for number in range(100_000)).encode()
 
 
 @pytest.fixture(scope="module")
