@@ -141,7 +141,7 @@ _STDIO = """
 #include <stdio.h>
 int main(int count, char **arguments) {
     FILE *port = fopen(arguments[1], "a");
-    for (int line = 0; port && line < 50000; line++)
+    for (int line = 0; port && line < 100000; line++)
         if (fprintf(port, "%d\\n", line) < 0) break;
     if (!port || ferror(port) || fclose(port)) { perror(arguments[1]); return 1; }
     return 0;
@@ -150,16 +150,16 @@ int main(int count, char **arguments) {
 _PYTHON = """
 import sys
 with open(sys.argv[1], "ab") as port:
-    for line in range(50000):
+    for line in range(100000):
         port.write(b"%d\\n" % line)
 """
-#: Programs that append the numbers below 50000, a line each, to $P.
+#: Programs that append the numbers below 100000, a line each, to $P.
 PROGRAMS = {
-    "bash": "printf '%s\\n' {0..49999} >>$P",
-    "seq": "seq 0 49999 >>$P",
-    "tee": "set -o pipefail; seq 0 49999 | tee -a $P >/dev/null",
-    "dd": "set -o pipefail; seq 0 49999 | dd bs=1000 oflag=append conv=notrunc of=$P status=none",
-    "busybox": "set -o pipefail; seq 0 49999 | busybox tee -a $P >/dev/null",
+    "bash": "printf '%s\\n' {0..99999} >>$P",
+    "seq": "seq 0 99999 >>$P",
+    "tee": "set -o pipefail; seq 0 99999 | tee -a $P >/dev/null",
+    "dd": "set -o pipefail; seq 0 99999 | dd bs=1000 oflag=append conv=notrunc of=$P status=none",
+    "busybox": "set -o pipefail; seq 0 99999 | busybox tee -a $P >/dev/null",
     "python": f"{sys.executable} -c '{_PYTHON}' $P",
     "stdio": "$STDIO $P",
 }
