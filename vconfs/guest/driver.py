@@ -170,12 +170,10 @@ class Driver(LinkEnd[Port, Guest]):
     def send_nowait(self, port_id: int, data: Buffer) -> int:
         """If not everything was sent, the port is told when there is room again."""
         try:
-            sent = self._sender.send_nowait(port_id, data)
+            sent = super().send_nowait(port_id, data)
         except trio.WouldBlock:
             self.want_room(port_id)
             raise
-        if self._without_room:
-            self._tell_room()
         if sent < len(data):
             self.want_room(port_id)
         return sent

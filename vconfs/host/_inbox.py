@@ -127,7 +127,7 @@ class HostInbox:
 
     def took_first(self, size: int) -> None:
         """Note that the far side has taken the first `size` bytes of the queue."""
-        self.queue.skip(size)
+        self.queue.take(size)
         self.delivered_bytes += size
         self.took()
 

@@ -115,7 +115,7 @@ class ByteQueue:
         return pieces
 
     def peek(self, size: int) -> list[Buffer]:
-        """Return up to `size` bytes, not past a mark, in pieces, and keep them in the queue.
+        """Return what `take` would, and keep it in the queue.
 
         The pieces are valid until they are removed, and those that are not lent also afterwards.
         """
@@ -131,21 +131,6 @@ class ByteQueue:
             size -= len(piece)
             at = 0
         return pieces
-
-    def skip(self, size: int) -> None:
-        """Remove `size` bytes, of those that `peek` returns."""
-        while size:
-            chunk = self._chunks[0]
-            assert chunk is not None
-            step = min(size, len(chunk) - self._offset)
-            self._offset += step
-            self.size -= step
-            size -= step
-            if self._offset == len(chunk):
-                self._chunks.popleft()
-                self._offset = 0
-                if isinstance(chunk, memoryview):
-                    self.spent.append(self._lent.popleft())
 
     @property
     def cost(self) -> int:

@@ -16,10 +16,10 @@ def drain(queue: ByteQueue, size: int) -> bytes:
     return b"".join(queue.take(size))
 
 
-def peek_and_skip(queue: ByteQueue, size: int) -> bytes:
+def peek_and_take(queue: ByteQueue, size: int) -> bytes:
     data = b"".join(queue.peek(size))
     assert b"".join(queue.peek(size)) == data
-    queue.skip(len(data))
+    queue.take(len(data))
     return data
 
 
@@ -62,7 +62,7 @@ def test_pieces_that_are_looked_at_do_not_keep_more_from_coming() -> None:
     queue.put(b"abcdef")
     pieces = queue.peek(3)
     queue.put(b"ghi")
-    queue.skip(3)
+    queue.take(3)
     assert b"".join(pieces) == b"abc"
     assert drain(queue, 100) == b"defghi"
 
@@ -111,7 +111,7 @@ _STEPS = st.lists(
 )
 
 
-@pytest.mark.parametrize("remove", [drain, peek_and_skip])
+@pytest.mark.parametrize("remove", [drain, peek_and_take])
 @given(steps=_STEPS)
 def test_agrees_with_a_list(
     remove: Callable[[ByteQueue, int], bytes], steps: list[bytes | int | None]
@@ -161,11 +161,11 @@ class Lender:
         self.flushes += 1
 
 
-def test_a_buffer_that_was_skipped_can_be_given_back() -> None:
+def test_a_buffer_of_which_all_was_taken_can_be_given_back() -> None:
     queue, first, second = ByteQueue(), Lender(b"abc"), Lender(b"def")
     first.lend(queue)
     second.lend(queue)
-    queue.skip(4)
+    queue.take(4)
     queue.give_back()
     assert first.has_it
     assert not second.has_it
