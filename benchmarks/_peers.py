@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,11 +40,14 @@ class Served:
         return port if port.exists() else self.folder / "null"
 
 
-def prepare(place: Path) -> Path:
-    """Compile the programs and make the mountpoint below a folder; return the client."""
-    build("null_libfuse.c", place, "fuse3")
-    (place / "mnt").mkdir()
-    return build("client.c", place)
+@contextmanager
+def prepared() -> Iterator[tuple[Path, Path]]:
+    """Yield a folder with the compiled programs and a mountpoint, and the client of them."""
+    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
+        place = Path(folder)
+        build("null_libfuse.c", place, "fuse3")
+        (place / "mnt").mkdir()
+        yield place, build("client.c", place)
 
 
 def serve(name: str, place: Path, specs: Sequence[str] = SPECS) -> AbstractContextManager[Served]:

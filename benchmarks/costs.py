@@ -8,12 +8,11 @@ one, so that its figures are the same for both. A message is a block.
 from __future__ import annotations
 
 import os
-import tempfile
 from itertools import product
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import LIBFUSE, MOUNTS, Served, prepare, serve
+from benchmarks._peers import LIBFUSE, MOUNTS, Served, prepared, serve
 from benchmarks._processes import Cost, spent
 from benchmarks._tables import Ratio, Table, shown
 from benchmarks.many_ports import EMBEDDED
@@ -57,9 +56,7 @@ def _table(title: str, unit: str) -> Table:
 
 def main() -> list[Table]:
     tables: list[Table] = []
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
-        place = Path(folder)
-        client = prepare(place)
+    with prepared() as (place, client):
         for count in (1, 2):
             costs = {direction: Costs(direction, count) for direction in DIRECTIONS}
             with cpus(count):

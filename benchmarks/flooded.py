@@ -5,12 +5,11 @@ The peer is a device of C libfuse that echoes and discards in one thread. One CP
 
 from __future__ import annotations
 
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import BESIDE_LIBFUSE, MOUNTS, Served, prepare, serve
+from benchmarks._peers import BESIDE_LIBFUSE, MOUNTS, Served, prepared, serve
 from benchmarks._tables import Table, shown
 from benchmarks.costs import REPETITIONS
 from benchmarks.measure import ask, one_cpu
@@ -27,9 +26,7 @@ def main() -> list[Table]:
     work = "flooded ports"
     middle = Table("Echo of a byte beside floods, median, 1 CPU", "us", work, BESIDE_LIBFUSE)
     late = Table("Echo of a byte beside floods, p99, 1 CPU", "us", work, BESIDE_LIBFUSE)
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, one_cpu():
-        place = Path(folder)
-        client = prepare(place)
+    with prepared() as (place, client), one_cpu():
         for _ in range(REPETITIONS):
             for peer in MOUNTS:
                 with serve(peer, place, _SPECS) as served:

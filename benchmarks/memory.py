@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import prepare, serve
+from benchmarks._peers import prepared, serve
 from benchmarks._processes import own_memory
 from benchmarks._tables import Ratio, Table, shown
 from benchmarks.many_ports import EMBEDDED
@@ -33,9 +32,7 @@ def main() -> list[Table]:
     title, unit = "Memory of what is queued", "MiB per MiB"
     by_size = Table(f"{title}, {_USUAL_AMOUNT} MiB", unit, "bytes per write", RATIOS)
     by_amount = Table(f"{title}, {_USUAL_SIZE} bytes per write", unit, "MiB", RATIOS)
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
-        place = Path(folder)
-        prepare(place)
+    with prepared() as (place, _):
         for peer in PEERS:
             for size in SIZES:
                 by_size.add(size, peer, measure(peer, place, size, _USUAL_AMOUNT))

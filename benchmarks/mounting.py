@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import LIBFUSE, prepare
+from benchmarks._peers import LIBFUSE, prepared
 from benchmarks._tables import Ratio, Table, shown
 from benchmarks.costs import REPETITIONS
 from benchmarks.many_ports import EMBEDDED, host, timed
@@ -29,9 +28,7 @@ IMPORTS: Final = "import attrs, click, rich, trio"
 def main() -> list[Table]:
     ratios = [Ratio(name, PYTHON) for name in OURS]
     tables = {step: Table(f"Time of {step}", "s", "ports", ratios) for step in STEPS}
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
-        place = Path(folder)
-        prepare(place)
+    with prepared() as (place, _):
         for _ in range(REPETITIONS):
             for count in COUNTS:
                 for table in tables.values():

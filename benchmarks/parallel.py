@@ -7,13 +7,12 @@ each port, which discards as well. Two CPUs.
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import BESIDE_LIBFUSE, MOUNTS, prepare, serve
+from benchmarks._peers import BESIDE_LIBFUSE, MOUNTS, prepared, serve
 from benchmarks._tables import Ratio, Table, shown
 from benchmarks.costs import REPETITIONS
 from benchmarks.measure import cpus
@@ -28,9 +27,7 @@ _SECONDS: Final = "1"
 def main() -> list[Table]:
     total = Table("Written to all ports at once, 2 CPUs", "MB/s", "ports", RATIOS)
     slowest = Table("The slowest port, 2 CPUs", "of the mean", "ports", RATIOS)
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, cpus(2):
-        place = Path(folder)
-        client = prepare(place)
+    with prepared() as (place, client), cpus(2):
         for _ in range(REPETITIONS):
             for peer in (*MOUNTS, SOCAT):
                 with files(peer, place) as paths:

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 from typing import Final
 
-from benchmarks._peers import LIBFUSE, Served, prepare, serve
+from benchmarks._peers import LIBFUSE, Served, prepared, serve
 from benchmarks.costs import measure as measure_blocks
 from benchmarks.many_ports import EMBEDDED, timed
 from benchmarks.measure import HERE, Samples, ask, one_cpu
@@ -35,9 +34,7 @@ _PORTS: Final = 64
 def measure() -> dict[str, float]:
     """Return the ratios of a run."""
     samples: Samples = defaultdict(list)
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder, one_cpu():
-        place = Path(folder)
-        client = prepare(place)
+    with prepared() as (place, client), one_cpu():
         for _ in range(_REPETITIONS):
             for peer in (LIBFUSE, *_OURS):
                 with serve(peer, place) as served:

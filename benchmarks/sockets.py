@@ -8,13 +8,12 @@ that its figures are the same for both.
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from itertools import product
 from pathlib import Path
 from typing import Final
 
-from benchmarks._peers import prepare, serve
+from benchmarks._peers import prepared, serve
 from benchmarks._tables import Ratio, Table, shown
 from benchmarks.costs import BLOCKS, DIRECTIONS, REPETITIONS, SECONDS
 from benchmarks.many_ports import EMBEDDED
@@ -30,9 +29,7 @@ _LONGEST: Final = "60"
 
 def main() -> list[Table]:
     tables: list[Table] = []
-    with tempfile.TemporaryDirectory(prefix="vconfs-bench-") as folder:
-        place = Path(folder)
-        client = prepare(place)
+    with prepared() as (place, client):
         for count in (1, 2):
             rates = {direction: _table(direction, count) for direction in DIRECTIONS}
             with cpus(count):
