@@ -158,9 +158,14 @@ def test_a_hang_up_opens_the_log_anew(daemon: Daemon) -> None:
 
 
 def test_a_hang_up_opens_the_files_of_ports_anew(daemon: Daemon, tmp_path: Path) -> None:
-    (tmp_path / "file").rename(tmp_path / "file.1")
+    _hang_up(daemon, tmp_path / "file")
+
+
+def _hang_up(daemon: Daemon, file: Path) -> None:
+    """Send HUP, and wait until the file of a port is open anew."""
+    file.rename(file.with_suffix(".old"))
     daemon.kill(signal.SIGHUP)
-    daemon.wait_until((tmp_path / "file").exists)
+    daemon.wait_until(file.exists)
 
 
 def test_a_log_that_cannot_be_opened_anew_goes_on_as_it_was(daemon: Daemon, tmp_path: Path) -> None:
@@ -203,12 +208,13 @@ def test_signals_that_end_a_daemon_in_order(daemon: Daemon, number: signal.Signa
     assert not daemon.leftovers()
 
 
-def test_a_full_log_stops_nothing(daemon: Daemon) -> None:
+def test_a_full_log_stops_nothing(daemon: Daemon, tmp_path: Path) -> None:
     """As at the limit of a file's size, where the kernel sends XFSZ as well."""
     size = daemon.log.stat().st_size
     resource.prlimit(daemon.pid, resource.RLIMIT_FSIZE, (size + 10, resource.RLIM_INFINITY))
     for _ in range(3):
         daemon.kill(signal.SIGUSR1)
+        _hang_up(daemon, tmp_path / "file")  # so that the log was written to
         daemon.serves()
     resource.prlimit(
         daemon.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)

@@ -79,11 +79,12 @@ _PRIORITIES: Final = {
 _SYSLOG: Final = "/dev/log"
 
 
-def set_log_format(name: str = "text") -> None:
-    """Log to stderr from now on, in this format."""
+def set_log_format(name: str = "text", *, limits_lines: bool = False) -> None:
+    """Log to stderr from now on, in this format; limit alike lines if `limits_lines` is true."""
     handler = logging.StreamHandler()
     handler.setFormatter(_FORMATS[name]())
-    handler.addFilter(_LINE_LIMIT)
+    if limits_lines:
+        handler.addFilter(_LINE_LIMIT)
     logging.basicConfig(handlers=[handler], force=True)
     logging.getLogger("vconfs").setLevel(logging.INFO)
 
@@ -162,7 +163,7 @@ def _log_failure(
 
 
 def _choose(ctx: click.Context, param: click.Parameter, name: str) -> None:
-    set_log_format(name)
+    set_log_format(name, limits_lines=True)
 
 
 #: The option of every daemon.

@@ -28,7 +28,7 @@ class LogFile(logging.Handler):
         self._descriptor = os.open(self._path, _HOW, _MODE)
         self._is_stderr = False
         self._lost = 0  # lines lost since the last one that was written
-        self._torn = False  # True if the last line was written only in part
+        self._torn = False  # True if the file ends with a part of a line
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write a line. If lines before it were lost, first write one that says how many."""
@@ -54,9 +54,9 @@ class LogFile(logging.Handler):
         except OSError as error:
             log.warning("the log %s cannot be opened anew: %s", self._path, error.strerror)
             return
+        self._torn &= os.path.sameopenfile(new, self._descriptor)
         os.dup2(new, self._descriptor, inheritable=False)
         os.close(new)
-        self._torn = False
         if self._is_stderr:
             os.dup2(self._descriptor, _STDERR)
 

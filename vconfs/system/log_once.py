@@ -27,6 +27,8 @@ _LINES_MAX: Final = 20
 
 _REPEATED: Final = "%s (%d more times)"
 _PASSES: Final = "vconfs_passes"
+#: The `extra` of a line that every `LineLimit` passes.
+UNLIMITED: Final = {_PASSES: True}
 _LEFT_OUT: Final = "%d more lines like this one were left out: %s"
 
 

@@ -22,6 +22,7 @@ import trio
 
 from vconfs.system._places import place_in
 from vconfs.system.log_file import reopen_log_files
+from vconfs.system.log_once import UNLIMITED
 from vconfs.system.tasks import open_background
 
 log: Final = logging.getLogger(__name__)
@@ -79,7 +80,7 @@ def log_tasks() -> None:
     lines = _task_lines(root, 1)
     log.info("SIGUSR1: the tasks are")
     for line in islice(lines, _LINES_MAX):
-        log.info("%s", line)
+        log.info("%s", line, extra=UNLIMITED)
     if more := sum(1 for _ in lines):
         log.info("and %d tasks more", more)
 

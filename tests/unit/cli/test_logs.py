@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import re
+import resource
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import pytest
 from vconfs.cli._logs import log_in_background, open_log, set_log_format
 from vconfs.errors import VconfsError
 from vconfs.system.log_file import reopen_log_files
+from vconfs.system.log_once import UNLIMITED
 
 log = logging.getLogger("vconfs.test")
 
@@ -50,6 +52,18 @@ def test_lines_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "vconfs: the device\\x0ais lost\n"
 
 
+def test_only_a_daemon_limits_alike_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines of another command are answers to what it was asked."""
+    set_log_format()
+    for number in range(100):
+        log.warning("mount %d does not answer", number)
+    assert capsys.readouterr().err.count("\n") == 100
+    set_log_format(limits_lines=True)
+    for number in range(100):
+        log.warning("mount %d does not answer", number)
+    assert 0 < capsys.readouterr().err.count("\n") < 100
+
+
 def test_lines_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     set_log_format("json")
     log.info("é\n%d", 1)
@@ -78,7 +92,7 @@ def test_a_full_log_of_the_system_loses_lines_and_stops_nothing(
     set_log_format()
     log_in_background(syslog.getsockname())
     for _ in range(2000):
-        log.warning("x" * 1000)
+        log.warning("x" * 1000, extra=UNLIMITED)
     taken = 0
     syslog.setblocking(False)
     with suppress(BlockingIOError):
@@ -188,6 +202,30 @@ def test_lines_that_a_full_disk_does_not_take_are_counted(
         "warning: after",
     ]
     assert capsys.readouterr().err.count("\n") == 5  # stderr has all of it
+
+
+@pytest.mark.parametrize("is_rotated", [False, True])
+def test_a_line_after_a_part_of_a_line_begins_anew(tmp_path: Path, is_rotated: bool) -> None:
+    set_log_format()
+    path = tmp_path / "log"
+    open_log(f"{path}")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        log.warning("torn")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.stat().st_size == 10
+    if is_rotated:
+        path.rename(tmp_path / "old")
+    reopen_log_files()
+    log.warning("after")
+    lines = path.read_text().splitlines()
+    assert [line.partition(": ")[2] for line in lines] == [
+        *([] if is_rotated else [""]),
+        "warning: 1 lines are missing here: they could not be written",
+        "warning: after",
+    ]
 
 
 def test_a_fifo_without_a_reader_is_not_a_log(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import trio.testing
 from vconfs.guest.devices import Embedded
 from vconfs.guest.ports import PortManager
 from vconfs.host.host import Host
+from vconfs.system.log_once import LineLimit
 from vconfs.system.signals import ENDING, answering_signals, log_tasks
 
 
@@ -67,8 +68,11 @@ async def test_tasks_are_logged_with_the_place_where_they_wait(
     assert ". vconfs.system.signals._answer, in _answer at vconfs/system/signals.py:" in line
 
 
-async def test_thousands_of_tasks_do_not_fill_the_log(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_tasks_that_are_logged_have_a_limit_of_their_own(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level("INFO")
+    monkeypatch.setattr(caplog.handler, "filters", [LineLimit()])
     async with trio.open_nursery() as nursery:
         for _ in range(1500):
             nursery.start_soon(trio.sleep_forever)
