@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import mmap
 import os
 import socket
 import struct
@@ -226,11 +228,14 @@ async def test_another_driver_begins_anew(tmp_path: Path, ask_where: bool) -> No
 
 
 def notifier(kind: str, *, they_write: bool) -> tuple[int, int]:
-    """Our end and the back-end's of something to notify by."""
+    """Our end and the back-end's of something to notify by, which holds a page at most."""
     if kind == "socket":
         ours, theirs = socket.socketpair()
+        for sock in (ours, theirs):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, mmap.PAGESIZE)
         return ours.detach(), theirs.detach()
     reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, mmap.PAGESIZE)
     return (reader, writer) if they_write else (writer, reader)
 
 
@@ -248,7 +253,7 @@ async def test_kicks_and_calls_by_what_is_no_eventfd(tmp_path: Path, kind: str) 
         await front.ask(front.codec.set_vring_call(0, their_calls))
         os.close(their_kicks)
         os.close(their_calls)
-        for _ in range(3000):  # more than a pipe or a socket holds, without a reader
+        for _ in range(mmap.PAGESIZE // len(ONE) + 100):  # more than is held without a reader
             front.put_quietly(1, control(0, NAME, 0))
             os.write(kicks, ONE)
             while not front.rings[0].has_used() or not front.rings[1].has_used():
