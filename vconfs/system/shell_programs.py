@@ -54,7 +54,7 @@ class Program:
 
     @property
     def failure(self) -> str:
-        """Why the program failed, after `end`; "" if it succeeded or was forced to end."""
+        """Why the program failed, after `end`; "" if it succeeded or was made to end."""
         code = self._process.returncode
         if not code or self._forced:
             return ""
@@ -96,10 +96,11 @@ class Program:
 
         SIGKILL follows if SIGTERM does not end it in time.
         """
+        runs = not self.has_ended
         await self.close_input()
         self._news.close()
         await self._stdout.aclose()
-        if not self.has_ended:
+        if runs:  # it may have ended since: by SIGPIPE, because we have closed its output
             self.force(signal.SIGTERM)
             with trio.move_on_after(_PATIENCE):
                 await self.wait_end()
