@@ -183,7 +183,10 @@ async def _setattr(request: Request) -> bytes:
     fields = request.unpack(wire.SETATTR_IN)
     valid, fh, size, atime, mtime, ctime = SetattrValid(fields[0]), *fields[2:4], *fields[5:8]
     attr = pyfuse3.EntryAttributes()
-    attr.st_size = size
+    try:
+        attr.st_size = size
+    except OverflowError:  # more than 2**63 - 1, which no file has
+        raise FUSEError(errno.EINVAL) from None
     attr.st_atime_ns = atime * 10**9 + fields[8]
     attr.st_mtime_ns = mtime * 10**9 + fields[9]
     attr.st_ctime_ns = ctime * 10**9 + fields[10]
