@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.support.looks import steady_looks
 from vconfs.device._device_memory import DeviceMemory, Run
 from vconfs.device._queue_shapes import RECEIVE_QUEUE
 from vconfs.device._rings import RingLink
@@ -410,7 +411,7 @@ def test_a_busy_device_is_looked_at_again_without_an_interrupt(event_idx: bool) 
         if waits == 3:
             ends.use(0)
 
-    ends.link.looks = Looks(BusyPolling(let_others_run=let_the_device_run))
+    ends.link.looks = steady_looks(let_the_device_run)
     assert not ends.link.look_again(0)  # nothing has come before
     assert waits == 0
     receive_much(ends)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio.testing
 
+from tests.support.looks import steady_looks
 from vconfs.host.rings import DeviceLink
-from vconfs.link.busy_polling import BusyPolling, Looks
 from vconfs.protocol.virtqueue import DeviceQueue, DriverQueue, GuestMemory, Layout
 
 SIZE, BUFFER = 4, 64
@@ -155,7 +155,7 @@ async def test_a_guest_that_keeps_sending_need_not_notify(event_idx: bool) -> No
         if len(sent) < 6:
             sent.append(guest.send())
 
-    guest.link.looks = Looks(BusyPolling(let_others_run=let_the_guest_run))
+    guest.link.looks = steady_looks(let_the_guest_run)
     guest.link.kicked_all([1])
     assert guest.came == 6
     assert sent == [True] + [False] * 5
@@ -201,7 +201,7 @@ async def test_a_guest_that_wakes_a_task_is_looked_at_only_once_more() -> None:
         nonlocal looks
         guest, looks = Sender(event_idx=True), 0
         guest.wakes = wakes
-        guest.link.looks = Looks(BusyPolling(let_others_run=let_others_run))
+        guest.link.looks = steady_looks(let_others_run)
         guest.send()
         guest.link.kicked_all([1])
         return looks

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import trio
 
-from vconfs.link.busy_polling import BusyPolling, Looks
+from tests.support.looks import steady_looks
 from vconfs.streams.wire import Wire
 
 MUCH = bytes(4096)
@@ -33,7 +33,7 @@ async def test_a_peer_that_keeps_sending_is_read_without_waiting(
             theirs.send(MUCH)
             left -= 1
 
-    ours.looks = Looks(BusyPolling(let_others_run=let_the_peer_run))
+    ours.looks = steady_looks(let_the_peer_run)
     theirs.send(MUCH)
     turns = 0
 
@@ -63,7 +63,7 @@ async def test_a_peer_that_pauses_is_waited_for(ends: tuple[Wire, socket.socket]
         nonlocal yields
         yields += 1
 
-    ours.looks = Looks(BusyPolling(let_others_run=nothing_comes))
+    ours.looks = steady_looks(nothing_comes)
     for _ in range(2):
         theirs.send(MUCH)
         assert await ours.receive() == MUCH

@@ -11,6 +11,7 @@ import trio
 from attrs import define, field
 from trio.lowlevel import ParkingLot
 
+from tests.support.waiting import until
 from vconfs.host.chardev import Chardev, parse_chardev
 from vconfs.protocol.events import Buffer
 from vconfs.system.tasks import open_background
@@ -177,6 +178,13 @@ def descriptors() -> dict[str, str]:
     """Return the open descriptors, except inotify, which is kept for a second after its use."""
     opened = all_descriptors().items()
     return {number: path for number, path in opened if path != "anon_inode:inotify"}
+
+
+async def until_only_open(before: dict[str, str]) -> None:
+    """Wait until the descriptors are those of `before`: threads close theirs when they end."""
+    with trio.move_on_after(10):
+        await until(lambda: descriptors() == before)
+    assert descriptors() == before
 
 
 def all_descriptors() -> dict[str, str]:

@@ -16,7 +16,7 @@ import trio.testing
 from attrs import frozen
 from inotify_simple import INotify, flags
 
-from tests.unit.host.chardevs.chardev_port import descriptors
+from tests.unit.host.chardevs.chardev_port import descriptors, until_only_open
 from vconfs.errors import VconfsError
 from vconfs.guest.port import Opener, Port, PortOptions
 from vconfs.host.chardev import parse_chardev
@@ -448,10 +448,10 @@ async def test_exec_outlives_a_program_that_does_not_read_and_ignores_signals(
 @pytest.mark.expect_log("trying again")
 async def test_ending_leaves_no_descriptor(kind: str, tmp_path: Path) -> None:
     argument = {"exec": ":cat", "pty": "", "echo": ""}.get(kind, f":{tmp_path}/x")
-    before = len(descriptors())
+    before = descriptors()
     async with joined(kind + argument) as it:
         it.port.poll()
         await trio.testing.wait_all_tasks_blocked()
-    assert len(descriptors()) == before
+    await until_only_open(before)
     if kind != "file":
         assert list(tmp_path.iterdir()) == []

@@ -16,7 +16,12 @@ import trio
 import trio.testing
 
 from tests.support.waiting import until
-from tests.unit.host.chardevs.chardev_port import FakePort, descriptors, serving
+from tests.unit.host.chardevs.chardev_port import (
+    FakePort,
+    descriptors,
+    serving,
+    until_only_open,
+)
 from vconfs.errors import VconfsError
 from vconfs.host.chardev import parse_chardev
 from vconfs.host.chardevs import tcp
@@ -572,6 +577,6 @@ async def test_cancelled_amid_both_ways(
             port.write(PIECE)
         await fill(client)
     client.close()
-    assert descriptors() == before
+    await until_only_open(before)
     assert not list(tmp_path.iterdir())
     assert not caplog.records
