@@ -192,13 +192,13 @@ def test_a_flood_of_a_port_without_a_reader_is_bounded(tmp_path: Path, who: str,
     try:
         before = resident(daemon)
         flood(tmp_path / "sock" if who == "host" else folder / "vcon0", size, FLOOD)
-        check_bounded(daemon, before, folder, on_its_way=1 << 17)
+        check_bounded(daemon, before, folder, on_its_way=2 * PIECE)
     finally:
         umount(folder)
 
 
-#: How many bytes a ring holds.
-RING = 5 << 20
+#: How many bytes a ring holds, and how many are read from a client at once.
+RING, PIECE = 5 << 20, 1 << 18
 
 
 def check_bounded(daemon: int, before: int, folder: Path, on_its_way: int) -> None:
