@@ -16,7 +16,7 @@ import trio
 from tests.support.threads import error_of, in_thread
 from tests.support.waiting import until
 
-from .programs import Both
+from .programs import Both, Program
 
 ends = pytest.mark.parametrize(
     "how", [signal.SIGKILL, signal.SIGTERM], ids=["the host is killed", "the host ends"]
@@ -185,19 +185,33 @@ async def test_tries_are_logged_once(both: Both) -> None:
     assert sum("trying again" in line for line in mount.lines) == 2  # the loss, and no host
 
 
+async def mount_with_client(both: Both) -> tuple[Program, trio.SocketStream]:
+    """Start a guest end, and connect to the host's port `bulk`."""
+    mount = await both.mount("-o", "throttle=block")
+    client = await trio.open_unix_socket(f"{both.folder}/bulk")
+    await both.until_connected()
+    return mount, client
+
+
+async def receive(client: trio.SocketStream, size: int) -> int:
+    """Receive until `size` bytes have come, and return how many came."""
+    received = 0
+    while received < size:
+        data = await client.receive_some(1 << 16)
+        assert data, f"the port ended after {received} of {size} bytes"
+        received += len(data)
+    return received
+
+
 async def test_the_host_serves_the_next_guest_after_one_vanished_inside_a_buffer(
     both: Both,
 ) -> None:
     await both.host(f"bulk=unix:{both.folder}/bulk", "echo=echo")
     for _ in range(3):
-        mount = await both.mount("-o", "throttle=block")
-        client = await trio.open_unix_socket(f"{both.folder}/bulk")
-        await both.until_connected()
+        mount, client = await mount_with_client(both)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(in_thread, lambda: write_until_it_fails(both.file()))
-            received = 0
-            while received < 3 << 20:
-                received += len(await client.receive_some(1 << 16))
+            await receive(client, 3 << 20)
             await mount.kill()
         await client.aclose()
     await both.mount()
@@ -212,17 +226,12 @@ async def test_what_a_killed_guest_had_accepted_is_delivered(both: Both) -> None
     """What a `write` took is in the rings, or in the socket, which outlast the guest's process."""
     host = await both.host(f"bulk=unix:{both.folder}/bulk")
     for size in (1, 4096, 100_000):
-        mount = await both.mount("-o", "throttle=block")
-        client = await trio.open_unix_socket(f"{both.folder}/bulk")
-        await both.until_connected()
+        mount, client = await mount_with_client(both)
         os.kill(host.pid, signal.SIGSTOP)
         accepted = await in_thread(partial(write_some, both.file(), size))
         await mount.kill()
         os.kill(host.pid, signal.SIGCONT)
-        received = 0
-        while received < accepted:
-            received += len(await client.receive_some(1 << 16))
-        assert received == accepted
+        assert await receive(client, accepted) == accepted
         await client.aclose()
     assert not [line for line in host.lines if "dropped" in line]
 
@@ -238,20 +247,15 @@ async def test_a_guest_that_is_killed_while_it_writes(both: Both) -> None:
     waits_max = 1 << 18 if both.url.startswith("stream:") else 0
     host = await both.host(f"bulk=unix:{both.folder}/bulk")
     for size in (1, 4096, 100_000):
-        mount = await both.mount("-o", "throttle=block")
-        client = await trio.open_unix_socket(f"{both.folder}/bulk")
-        await both.until_connected()
+        mount, client = await mount_with_client(both)
         accepted: list[int] = []
-        received = 0
         async with trio.open_nursery() as nursery:
             nursery.start_soon(in_thread, partial(write_and_count, both.file(), size, accepted))
-            while received < 100 * size:
-                received += len(await client.receive_some(1 << 16))
+            received = await receive(client, 100 * size)
             await mount.kill()
         assert len(accepted) >= 100
         lost_max = waits_max and waits_max + 2 * size  # with a frame that is begun, and one more
-        while received < sum(accepted) - lost_max:
-            received += len(await client.receive_some(1 << 16))
+        received += await receive(client, sum(accepted) - lost_max - received)
         assert received <= sum(accepted) + size  # the guest was killed within a write
         await client.aclose()
     assert not [line for line in host.lines if "dropped" in line]
